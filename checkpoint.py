@@ -1,0 +1,128 @@
+"""Save, find and load the state of a training run, so that it can be unplugged at any moment.
+
+A checkpoint is a folder RUN/checkpoints/STAGE-STEP:
+
+    *.distcp, .metadata   trained parameters and optimizer moments (torch.distributed.checkpoint: N processes write,
+                          M may read). Frozen weights are not here: they stand unchanged in the stage's start directory.
+    counters.json         step, tokens, the data loader's position; and the size of every other file
+
+Two rules make it trustworthy. It is written under a temporary name and renamed last, so a kill at any moment leaves
+either no new checkpoint or a whole one. And nothing is believed on reading: a folder whose files are missing or short
+is passed over, with a warning that names it, for the one before.
+
+A signal (SIGTERM from a scheduler, Ctrl-C) only raises a flag; the loop finishes its step, saves, and leaves with 0.
+"""
+import fcntl
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+
+from cli import UserError, new_folder, read_json, write_json
+
+TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
+
+
+class StopSignal:
+    """`with StopSignal() as stop:` then `stop.asked` after every step. A second Ctrl-C kills, as people expect."""
+
+    def __enter__(self) -> "StopSignal":
+        self.asked, self._old = False, {}
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._old[number] = signal.signal(number, self._raise_flag)
+        return self
+
+    def _raise_flag(self, number, frame):
+        self.asked = True
+        signal.signal(number, signal.SIG_DFL)
+
+    def __exit__(self, *exception):
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+def lock(run: Path):
+    """Hold RUN for this process; UserError if another one trains there. Keep the returned file open."""
+    file = open(run / ".lock", "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UserError(f"another process is training in {run}; stop it first, or choose another --out") from None
+    return file
+
+
+def save(run: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer, counters: dict, keep: int) -> Path:
+    """Write RUN/checkpoints/STAGE-STEP whole or not at all, then delete all but the newest `keep`.
+
+    UserError if it cannot be written (a full disk): the checkpoints before it stay usable."""
+    folder = run / "checkpoints" / f"{counters['stage']:02d}-{counters['step']:08d}"
+    parameters, moments = get_state_dict(llama, optimizer, options=TRAINED_ONLY)
+    try:
+        with new_folder(folder) as temporary:
+            dcp.save({"parameters": parameters, "optimizer": moments}, checkpoint_id=temporary, no_dist=True)
+            sizes = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
+            write_json(temporary / "counters.json", {**counters, "files": sizes})
+    except OSError as error:
+        raise UserError(f"cannot write checkpoint {folder}: {error.strerror or error}; the ones before it are whole, "
+                        f"and --resume {run} goes on from the newest") from None
+    for old in find(run)[keep:]:
+        shutil.rmtree(old)
+    return folder
+
+
+def find(run: Path) -> list[Path]:
+    """The checkpoints of a run, newest first (by stage and step, not by the clock). Temporary names are no checkpoints."""
+    return sorted((p for p in (run / "checkpoints").glob("[0-9]*-[0-9]*") if p.is_dir()), reverse=True)
+
+
+def newest(run: Path) -> tuple[Path, dict] | None:
+    """The newest whole checkpoint and its counters, or None. A broken one is passed over with a warning."""
+    for folder in find(run):
+        problem = None
+        try:
+            counters = read_json(folder / "counters.json")
+            for name, size in counters["files"].items():
+                if not (folder / name).exists() or (folder / name).stat().st_size != size:
+                    problem = f"{name} is missing or has another size"
+        except (UserError, KeyError) as error:
+            problem = str(error)
+        if problem is None:
+            return folder, counters
+        print(f"warning: checkpoint {folder} is broken ({problem}); passing over it", file=sys.stderr)
+    return None
+
+
+def load(folder: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's parameters and moments into the model and optimizer of the same stage."""
+    parameters, moments = get_state_dict(llama, optimizer, options=TRAINED_ONLY)
+    state = {"parameters": parameters, "optimizer": moments}
+    dcp.load(state, checkpoint_id=folder, no_dist=True)
+    set_state_dict(llama, optimizer, model_state_dict=state["parameters"], optim_state_dict=state["optimizer"],
+                   options=TRAINED_ONLY)
+
+
+def rewind_metrics(file: Path, stage: int, step: int) -> None:
+    """Drop the lines of metrics.jsonl that a resumed run will write again, and a last line that a kill cut short."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if (record["stage"], record["step"]) <= (stage, step):
+            kept.append(line + "\n")
+    temporary = file.with_suffix(".partial")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, file)

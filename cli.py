@@ -1,0 +1,141 @@
+"""How the programs talk to people: flags, one-line errors, and outputs that are whole or absent.
+
+Every program here is used the same way, so the manners live in one place:
+
+- a flag that does not exist stops the program and names the nearest one that does (no silent typo);
+- what a person got wrong is a `UserError`: one line on stderr, exit status 2, no traceback.
+  A traceback means that *we* got something wrong, so nothing else is caught;
+- an output is written under a temporary name beside its place and renamed when it is whole.
+  A rename is atomic on POSIX, so a reader (or a rerun after kill -9) sees the old output or the new one.
+"""
+import argparse
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something that the person at the keyboard can mend. The message says what, where, and what to do."""
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Show each default, and leave the module docstring's line breaks alone."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with no abbreviations, and a hint for a misspelt flag. Pass the module's docstring as `description`."""
+
+    def __init__(self, description: str | None = None, **kwargs):
+        super().__init__(description=description, formatter_class=_Help, allow_abbrev=False, **kwargs)
+
+    def flags(self) -> list[str]:
+        """Every flag of this parser and of its sub-commands."""
+        names = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                names += [flag for sub in action.choices.values() for flag in sub.flags()]
+        return names
+
+    def error(self, message: str):
+        unknown = re.search(r"unrecognized arguments: .*?(--?[^\s=]+)", message)
+        if unknown:
+            message = f"unknown flag {unknown[1]}"
+            near = difflib.get_close_matches(unknown[1], self.flags(), n=1)
+            message += f"; did you mean {near[0]}?" if near else "; --help lists the known ones"
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(main) -> None:
+    """Call `main()`; turn a UserError into one line on stderr and exit status 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `... | head` closed our stdout; Python would complain again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def settings(args: argparse.Namespace) -> dict:
+    """Print the effective settings, once, on one line; return them for saving beside the result."""
+    values = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
+              if not callable(value)}
+    print("settings: " + " ".join(f"{key}={value}" for key, value in values.items()))
+    return values
+
+
+def read_json(path: str | Path) -> dict:
+    """Read a JSON file. UserError if it is missing or broken."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); was it cut short? write it again") from None
+
+
+def _partial(path: Path) -> Path:
+    """A temporary name beside `path`, after removing what dead processes left under such names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for old in path.parent.glob(f".{path.name}.*.partial"):
+        pid = old.name.split(".")[-2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+@contextlib.contextmanager
+def new_file(path: str | Path):
+    """`with new_file(p) as temporary:` write to `temporary`; it becomes `p` if the block ends well, else it is gone."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; a file is to be written there")
+    temporary = _partial(path)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path):
+    """The same for a folder. One that stands there already is replaced only when the new one is whole."""
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is a file; a folder is to be written there")
+    temporary = _partial(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if path.exists():  # a folder cannot be renamed onto a full one: move the old one aside first
+            aside = temporary.with_suffix(".old.partial")
+            os.rename(path, aside)
+            os.rename(temporary, path)
+            shutil.rmtree(aside)
+        else:
+            os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: str | Path, value) -> None:
+    """Write JSON, whole or not at all. Korean stays Korean (no \\u escapes)."""
+    with new_file(path) as temporary:
+        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

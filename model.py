@@ -1,0 +1,429 @@
+"""A Llama, written out by hand, that reads and writes Hugging Face model directories.
+
+One legend of letters for every shape below:
+
+    B  sequences in a batch      D  hidden size (model width)      H  query heads       V  vocabulary
+    T  positions in a sequence   F  feed-forward width             K  key-value heads   E  one head's width
+
+Llama (Touvron et al., 2302.13971 and 2307.09288) is a GPT with three changes, each one line here: RMSNorm before every
+block in place of LayerNorm, rotary positions on queries and keys in place of a position table, and a gated feed-forward
+(SwiGLU). Grouped-query attention (2305.13245) lets H/K query heads share one key-value head. LoRA (2106.09685) learns
+a low-rank correction beside a frozen matrix.
+
+Modules carry the Hugging Face parameter names, so there is no mapping table: `model.layers.0.self_attn.q_proj.weight`
+is the path here, in the file, and in transformers.
+
+    llama = model.load("DIR")                       # config.json, *.safetensors
+    logits = llama(tokens)                          # (B, T) int64 → (B, T, V)
+    loss_sum, count = llama(tokens, targets)        # nats summed over targets that are not -100, and their number
+    model.save(llama, "OUT")
+"""
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.utils.checkpoint import checkpoint
+
+import kernels
+from cli import UserError, read_json, write_json
+
+MAX_SHARD_BYTES = 5 * 10**9
+
+
+@dataclasses.dataclass
+class Config:
+    """The shape of a Llama, under the names that config.json uses."""
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: dict | None = None            # Llama 3.1's, or None
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2    # Llama 3 ends on any of several
+    dtype: str = "float32"                      # of the file
+    base_vocab_size: int | None = None          # set by init.py: size of the base tokenizer, before its new pieces
+    unpadded_vocab_size: int | None = None      # set by init.py: the tokenizer's pieces; rows past them are padding
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Config":
+        """Read a config.json, or the one in a model directory. UserError for what this Llama would compute wrongly."""
+        path = Path(path)
+        path = path / "config.json" if path.is_dir() else path
+        hf = read_json(path)
+
+        def refuse(what: str):
+            raise UserError(f"{path}: {what}")
+
+        architectures = hf.get("architectures") or ["LlamaForCausalLM"]
+        if architectures[0] not in ("LlamaForCausalLM", "MistralForCausalLM"):
+            refuse(f"architecture {architectures[0]} is not a Llama; LlamaForCausalLM and MistralForCausalLM are read")
+        positions = hf.get("max_position_embeddings", 2048)
+        if (hf.get("sliding_window") or positions) < positions and hf.get("use_sliding_window", True):
+            refuse(f"sliding_window {hf['sliding_window']} is in use; set it to null and max_position_embeddings to "
+                   f"{hf['sliding_window']} (below that length the two are the same)")
+        for bias in ("attention_bias", "mlp_bias"):
+            if hf.get(bias):
+                refuse(f"{bias} is set; this Llama has no biases")
+        if hf.get("hidden_act", "silu") != "silu":
+            refuse(f"hidden_act {hf['hidden_act']} is not supported; only silu is")
+        rope = {**(hf.get("rope_parameters") or {}), **(hf.get("rope_scaling") or {})}  # the new spelling, the old one
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind not in ("default", "llama3"):
+            refuse(f"rope type {kind!r} is not supported; default and llama3 are")
+        try:
+            heads = hf["num_attention_heads"]
+            values = dict(hf, rope_theta=hf.get("rope_theta", rope.get("rope_theta", 10000.0)),
+                          rope_scaling=rope if kind == "llama3" else None,
+                          num_key_value_heads=hf.get("num_key_value_heads") or heads,
+                          head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
+                          dtype=hf.get("dtype") or hf.get("torch_dtype") or "float32")
+            config = cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})
+        except (KeyError, TypeError) as error:
+            refuse(f"is not a Llama configuration: missing {error}")
+        if config.num_attention_heads % config.num_key_value_heads:
+            refuse(f"{heads} attention heads cannot share {config.num_key_value_heads} key-value heads evenly")
+        if not hasattr(torch, config.dtype):
+            refuse(f"dtype {config.dtype!r} is unknown")
+        return config
+
+    def write(self, path: str | Path) -> None:
+        """Write a config.json that old and new versions of transformers read alike (both spellings of rope and dtype)."""
+        rope = {**(self.rope_scaling or {"rope_type": "default"}), "rope_theta": self.rope_theta}
+        known = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        write_json(path, {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+                          "attention_bias": False, "mlp_bias": False, **known, "torch_dtype": self.dtype,
+                          "rope_parameters": rope, "rope_scaling": self.rope_scaling})
+
+
+class Linear(nn.Linear):
+    """x Wᵀ. The weight may be a float32 master while x is bfloat16: the cast is explicit, and autograd undoes it."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class LoRALinear(Linear):
+    """x Wᵀ + (alpha / rank) · (x Aᵀ) Bᵀ with W frozen (Hu et al., 2106.09685). B starts at zero: no change at step 0."""
+
+    def __init__(self, base: Linear, rank: int, alpha: float):
+        nn.Module.__init__(self)                                  # W is the base's own tensor, not a copy
+        self.in_features, self.out_features, self.bias = base.in_features, base.out_features, None
+        self.weight, self.scale = base.weight, alpha / rank
+        new = dict(device=base.weight.device, dtype=torch.float32)
+        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, **new))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, **new))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        low = F.linear(x, self.lora_A.to(x.dtype))                # (B, T, rank)
+        return super().forward(x) + self.scale * F.linear(low, self.lora_B.to(x.dtype))
+
+    def merged(self) -> Linear:
+        """W + (alpha / rank) B A as a plain layer: summed in float32, rounded once to W's dtype."""
+        plain = Linear.__new__(Linear)
+        nn.Module.__init__(plain)
+        plain.in_features, plain.out_features, plain.bias = self.in_features, self.out_features, None
+        weight = self.weight.float() + self.scale * (self.lora_B.float() @ self.lora_A.float())
+        plain.weight = nn.Parameter(weight.to(self.weight.dtype))
+        return plain
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return kernels.rms_norm(x, self.weight, self.eps)
+
+
+class Cache:
+    """Keys and values of the positions seen so far, for each layer: room for `length` positions, `used` of them filled."""
+
+    def __init__(self, config: Config, batch: int, length: int, device, dtype):
+        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length, config.head_dim)
+        self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
+        self.used = 0
+
+    def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor):
+        """Append k and v (B, K, T, E) to a layer; return all its keys and values (B, K, used + T, E)."""
+        end = self.used + k.shape[2]
+        self.keys[layer, :, :, self.used:end], self.values[layer, :, :, self.used:end] = k, v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class Attention(nn.Module):
+    def __init__(self, c: Config, layer: int):
+        super().__init__()
+        self.heads, self.groups, self.width, self.layer = (c.num_attention_heads, c.num_key_value_heads, c.head_dim,
+                                                           layer)
+        self.q_proj = Linear(c.hidden_size, self.heads * self.width)
+        self.k_proj = Linear(c.hidden_size, self.groups * self.width)
+        self.v_proj = Linear(c.hidden_size, self.groups * self.width)
+        self.o_proj = Linear(self.heads * self.width, c.hidden_size)
+
+    def forward(self, x, cos, sin, cache: Cache | None = None):
+        B, T, _ = x.shape
+        q = self.q_proj(x).view(B, T, self.heads, self.width).transpose(1, 2)       # (B, H, T, E)
+        k = self.k_proj(x).view(B, T, self.groups, self.width).transpose(1, 2)      # (B, K, T, E)
+        v = self.v_proj(x).view(B, T, self.groups, self.width).transpose(1, 2)      # (B, K, T, E)
+        q, k = kernels.rope(q, k, cos, sin)
+        mask = None
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)
+            if T > 1 and cache.used:  # new position i sees the cached ones and the new ones up to itself
+                mask = torch.ones(T, k.shape[2], dtype=torch.bool, device=x.device).tril(cache.used)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
+                                           enable_gqa=self.heads != self.groups)    # (B, H, T, E)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    def __init__(self, c: Config):
+        super().__init__()
+        self.gate_proj = Linear(c.hidden_size, c.intermediate_size)
+        self.up_proj = Linear(c.hidden_size, c.intermediate_size)
+        self.down_proj = Linear(c.intermediate_size, c.hidden_size)
+
+    def forward(self, x):
+        return self.down_proj(kernels.swiglu(self.gate_proj(x), self.up_proj(x)))   # (B, T, F) → (B, T, D)
+
+
+class Block(nn.Module):
+    """One layer: attention, then feed-forward, each on a normalised copy of the stream x and added back to it."""
+
+    def __init__(self, c: Config, layer: int):
+        super().__init__()
+        self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.self_attn = Attention(c, layer)
+        self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.mlp = MLP(c)
+
+    def forward(self, x, cos, sin, cache: Cache | None = None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Head(Linear):
+    """Logits, or the loss straight from the hidden states. The loss is computed *inside* the forward of the module that
+    owns the weight, so that a sharded weight (FSDP) is whole at that moment."""
+
+    def forward(self, x, targets=None):
+        if targets is None:
+            return super().forward(x)                                               # (B, T, V)
+        return kernels.linear_cross_entropy(x.flatten(0, 1), self.weight, targets.flatten())
+
+
+class Decoder(nn.Module):
+    """Everything but the head; the level that Hugging Face calls `model`."""
+
+    def __init__(self, c: Config):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.layers = nn.ModuleList(Block(c, i) for i in range(c.num_hidden_layers))
+        self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+
+
+class Llama(nn.Module):
+    """See the module docstring. `compute_dtype` is the type of activations and products, whatever the weights are in;
+    `recompute` drops each block's activations and computes them again in the backward pass (Chen et al., 1604.06174)."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config, self.compute_dtype, self.recompute = config, torch.float32, False
+        self.model = Decoder(config)
+        self.lm_head = Head(config.hidden_size, config.vocab_size)
+        self._rope: tuple[torch.Tensor, torch.Tensor] | None = None
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        for name, p in self.named_parameters():
+            if p.dim() == 2 and not p.is_meta:  # what writes into the stream starts smaller, as in GPT-2
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                std = config.initializer_range / (math.sqrt(2 * config.num_hidden_layers) if residual else 1)
+                nn.init.normal_(p, std=std)
+
+    def rope_tables(self, start: int, end: int, device) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin of position × frequency for positions start…end-1: (T, E/2) float32, kept for the next call."""
+        if self._rope is None or len(self._rope[0]) < end or self._rope[0].device != torch.device(device):
+            length = max(end, min(self.config.max_position_embeddings, 4096))
+            angles = torch.outer(torch.arange(length, device=device).float(), rope_frequencies(self.config).to(device))
+            self._rope = angles.cos(), angles.sin()
+        return self._rope[0][start:end], self._rope[1][start:end]
+
+    def hidden(self, tokens: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+        """tokens (B, T) → the normed states that the head reads, (B, T, D). A cache is read, and extended by T."""
+        start = cache.used if cache else 0
+        x = self.model.embed_tokens(tokens).to(self.compute_dtype)
+        cos, sin = self.rope_tables(start, start + tokens.shape[1], x.device)
+        for block in self.model.layers:
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, cos, sin, use_reentrant=False)
+            else:
+                x = block(x, cos, sin, cache)
+        if cache:
+            cache.used += tokens.shape[1]
+        return self.model.norm(x)
+
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None):
+        """tokens (B, T) → logits (B, T, V); with targets (B, T) → (summed loss in nats, number of targets ≠ -100)."""
+        return self.lm_head(self.hidden(tokens), targets)
+
+    @torch.inference_mode()
+    def generate(self, tokens: torch.Tensor, max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0,
+                 generator: torch.Generator | None = None, eos: int | None = None) -> torch.Tensor:
+        """Continue tokens (B, T) by sampling → (B, T + n), n ≤ max_new_tokens. Temperature 0 takes the likeliest token;
+        top_p keeps the fewest tokens that hold that probability (Holtzman et al., 1904.09751). Stops when every
+        sequence has ended in `eos`, with which the shorter ones are filled. Padded rows of the vocabulary never come."""
+        B, T = tokens.shape
+        cache = Cache(self.config, B, T + max_new_tokens, tokens.device, self.compute_dtype)
+        ended = torch.zeros(B, dtype=torch.bool, device=tokens.device)
+        fresh = tokens
+        for _ in range(max_new_tokens):
+            logits = self.lm_head(self.hidden(fresh, cache)[:, -1]).float()         # (B, V)
+            logits = logits[:, :self.config.unpadded_vocab_size]
+            if temperature == 0:
+                fresh = logits.argmax(-1, keepdim=True)                             # (B, 1)
+            else:
+                p, order = torch.softmax(logits / temperature, -1).sort(-1, descending=True)
+                p[p.cumsum(-1) - p >= top_p] = 0                                    # the first one always stays
+                fresh = order.gather(1, torch.multinomial(p, 1, generator=generator))
+            if eos is not None:
+                fresh[ended] = eos
+                ended |= fresh[:, 0] == eos
+            tokens = torch.cat((tokens, fresh), 1)
+            if ended.all():
+                break
+        return tokens
+
+
+def rope_frequencies(config: Config) -> torch.Tensor:
+    """Radians a position for each pair of a head: θ^(-2i/E), (E/2,) float32. Llama 3.1 stretches the slow ones.
+
+    Llama 3.1 was trained on 8k positions and extended: pairs whose wavelength is longer than the old context turn
+    `factor` times slower, short ones stay, and the band between is interpolated (2407.21783; rope type "llama3").
+    """
+    exponent = torch.arange(0, config.head_dim, 2).float() / config.head_dim
+    frequency = 1.0 / config.rope_theta**exponent
+    if not config.rope_scaling:
+        return frequency
+    s = config.rope_scaling
+    turns = s["original_max_position_embeddings"] * frequency / (2 * math.pi)      # full turns within the old context
+    low, high = s["low_freq_factor"], s["high_freq_factor"]
+    keep = ((turns - low) / (high - low)).clamp(0, 1)                               # 1: as it was; 0: stretched
+    return frequency * (keep + (1 - keep) / s["factor"])
+
+
+def add_lora(llama: Llama, rank: int, alpha: float) -> None:
+    """Put a LoRA beside all seven matrices of every block, in place. The caller says which parameters are trained."""
+    for block in llama.model.layers:
+        for part in (block.self_attn, block.mlp):
+            for name, layer in list(part.named_children()):
+                setattr(part, name, LoRALinear(layer, rank, alpha))
+
+
+def merge_lora(llama: Llama) -> None:
+    """Fold every LoRA into its matrix, in place."""
+    for block in llama.model.layers:
+        for part in (block.self_attn, block.mlp):
+            for name, layer in list(part.named_children()):
+                if isinstance(layer, LoRALinear):
+                    setattr(part, name, layer.merged())
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Where each tensor of a model directory lies: name → file."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = {name: folder / file for name, file in read_json(index)["weight_map"].items()}
+    elif (folder / "model.safetensors").exists():
+        names = dict.fromkeys(_open(folder / "model.safetensors").keys(), folder / "model.safetensors")
+    else:
+        raise UserError(f"{folder} holds no model.safetensors and no model.safetensors.index.json; is it a model "
+                        "directory in the Hugging Face layout? (.bin files: convert them to safetensors first)")
+    return {name: file for name, file in names.items() if not name.endswith("rotary_emb.inv_freq")}  # old, derived
+
+
+def _open(file: Path):
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {file}: {error}; is it missing or cut short?") from None
+
+
+def load(folder: str | Path, device: str = "cpu",
+         dtype: torch.dtype | Callable[[str], torch.dtype] = torch.float32) -> Llama:
+    """Read a model directory, tensor by tensor to its place. `dtype` may be a function of the parameter's name.
+
+    UserError names a key that is missing, unknown or of the wrong shape: nothing is skipped in silence.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no model directory {folder}")
+    config = Config.read(folder)
+    with torch.device("meta"):
+        llama = Llama(config)
+    wanted, files = dict(llama.named_parameters()), _files(folder)
+    extra = sorted(set(files) - set(wanted) - ({"lm_head.weight"} if config.tie_word_embeddings else set()))
+    missing = sorted(set(wanted) - set(files))
+    if missing or extra:
+        what = f"has no tensor {missing[0]}" if missing else f"holds an unknown tensor {extra[0]}"
+        raise UserError(f"{folder} {what} ({len(missing)} missing, {len(extra)} unknown): config.json describes "
+                        "another model than the weights")
+    opened = {file: _open(file) for file in set(files.values())}
+    for name, meta in wanted.items():
+        piece = opened[files[name]].get_slice(name)
+        if tuple(piece.get_shape()) != tuple(meta.shape):
+            raise UserError(f"{files[name]}: {name} has shape {tuple(piece.get_shape())}, config.json says "
+                            f"{tuple(meta.shape)}; was the vocabulary grown without its embedding? (init.py does both)")
+        owner, _, leaf = name.rpartition(".")
+        wide = dtype(name) if callable(dtype) else dtype
+        setattr(llama.get_submodule(owner), leaf, nn.Parameter(piece[:].to(device=device, dtype=wide)))
+    if config.tie_word_embeddings:
+        llama.lm_head.weight = llama.model.embed_tokens.weight
+    llama.compute_dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
+    return llama
+
+
+def save(llama: Llama, folder: str | Path) -> None:
+    """Write config.json, generation_config.json and the weights, in config.dtype, into an existing folder.
+
+    Above 5 GB the weights go to shards with an index, in the layout that Hugging Face reads."""
+    folder, config = Path(folder), llama.config
+    dtype = getattr(torch, config.dtype)
+    shards, size = [[]], 0
+    for name, p in llama.named_parameters():  # a tied head appears once, under the embedding's name
+        if size and size + p.numel() * dtype.itemsize > MAX_SHARD_BYTES:
+            shards, size = [*shards, []], 0
+        shards[-1].append((name, p))
+        size += p.numel() * dtype.itemsize
+    where = {}
+    for i, shard in enumerate(shards, 1):
+        file = "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        save_file({name: p.detach().to("cpu", dtype).contiguous() for name, p in shard}, folder / file,
+                  metadata={"format": "pt"})
+        where.update(dict.fromkeys((name for name, _ in shard), file))
+    if len(shards) > 1:
+        total = sum(p.numel() for p in llama.parameters()) * dtype.itemsize
+        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+    config.write(folder / "config.json")
+    padded = range(config.unpadded_vocab_size or config.vocab_size, config.vocab_size)
+    write_json(folder / "generation_config.json", {"bos_token_id": config.bos_token_id,
+                                                   "eos_token_id": config.eos_token_id,
+                                                   **({"suppress_tokens": list(padded)} if padded else {})})

@@ -1,0 +1,339 @@
+"""Staged continual pretraining: the RedWhale recipe (2408.11294, section 3.4) in one flat loop.
+
+Each stage trains a part of the model on the same stream of data, from the model directory that the stage before it
+wrote, and writes one itself. A stage is therefore a unit that can be restarted, swapped or run alone:
+
+    start directory → load → freeze → train → RUN/stages/N-what/ → the next stage's start directory
+
+    python train.py                                  # the built-in world, after `bash speedrun.sh --prepare`
+    python train.py --model DIR --data KO=0.75 EN=0.25 --out RUN --stages embed:200M:2e-4 odd:300M:1e-4 \\
+                    even:300M:1e-4 lora:200M:1e-4    # RedWhale on your own weights and shards
+    python train.py --stages full:1B:1e-4 ...        # plain continual pretraining
+    python train.py --config F --tokenizer T ...     # from scratch: random weights of a shape
+    python train.py --plan ...                       # what each stage trains, in bytes and FLOPs; allocates nothing
+    python train.py --resume RUN                     # goes on where RUN stopped, bit for bit on a CPU
+
+RUN holds config.json (the settings), metrics.jsonl (a line a step), checkpoints/, stages/, and at the end model/.
+The arithmetic of stages is in plan.py, what survives a power cut in checkpoint.py, the order of the data in data.py.
+"""
+import argparse
+import json
+import math
+import os
+import resource
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import checkpoint
+import cli
+import data
+import kernels
+import model
+import plan
+import tokenizer
+from cli import UserError
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The flags. Defaults train the recipe on the built-in world; `64 windows` are 131,072 tokens at --seq_len 2048."""
+    p = cli.Parser(description=__doc__, prog="train.py")
+    flag = p.add_argument
+    flag("--model", default="out/grown", help="model directory to start from")
+    flag("--config", default=None, help="config.json of a model to start from random weights, in place of --model")
+    flag("--tokenizer", default=None, help="tokenizer.model that goes with --config")
+    flag("--data", nargs="+", default=["out/shards/ko=0.75", "out/shards/en=0.25"], metavar="SHARDS=WEIGHT",
+         help="folders of token shards and their shares of the windows")
+    flag("--out", default="out/run", help="run folder to write")
+    flag("--stages", nargs="+", metavar="WHAT:TOKENS:PEAK_LR",
+         default=["embed:400k:4e-3", "odd:400k:3e-3", "even:400k:3e-3", "lora:300k:3e-3"],
+         help="what: embed new_rows odd even body lora full, or a union (odd+embed)")
+    flag("--seq_len", type=int, default=0, help="tokens a window; 0: the model's positions, at most 2048")
+    flag("--batch_tokens", type=int, default=0, help="tokens an optimizer step; 0: 64 windows")
+    flag("--micro_batch", type=int, default=0, help="windows a forward pass; 0: about 16,384 tokens")
+    flag("--warmup", type=float, default=0.01, help="share of a stage's steps with a rising learning rate")
+    flag("--schedule", default="cosine", choices=["cosine", "wsd"], help="wsd: constant, then linear over the last fifth")
+    flag("--min_lr", type=float, default=0.1, help="final learning rate, as a share of the peak")
+    flag("--weight_decay", type=float, default=0.1, help="on the layers' matrices; never on norms, embedding, head")
+    flag("--betas", type=float, nargs=2, default=[0.9, 0.95], help="Adam's decay rates")
+    flag("--clip", type=float, default=1.0, help="largest norm of the whole gradient; 0: no clipping")
+    flag("--lora_rank", type=int, default=128, help="rank of a lora stage")
+    flag("--lora_alpha", type=float, default=128, help="a LoRA counts alpha / rank times")
+    flag("--eval_every", type=int, default=0, help="steps between validations; 0: at the ends of stages only")
+    flag("--eval_bytes", type=int, default=1_000_000, help="bytes of validation text, at most, of each source")
+    flag("--save_every", type=int, default=500, help="steps between checkpoints")
+    flag("--keep", type=int, default=2, help="newest checkpoints kept")
+    flag("--checkpoint", default="none", choices=["none", "full"], help="activations computed again, to save memory")
+    flag("--kernels", default="auto", choices=["auto", *kernels.IMPLEMENTATIONS], help="implementation of kernels/")
+    flag("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"], help="where to run")
+    flag("--dtype", default=None, choices=["float32", "bfloat16"],
+         help="type of products and frozen weights (default: bfloat16 on cuda, float32 on cpu)")
+    flag("--seed", type=int, default=0, help="of the data order, the LoRA's and random weights")
+    flag("--deterministic", action="store_true", help="bit-exact on a GPU too, and slower")
+    flag("--plan", action="store_true", help="print the table of stages and stop")
+    flag("--resume", default=None, metavar="RUN", help="go on with this run, with its own settings")
+    args = p.parse_args(argv)
+    if args.resume:
+        given = [a for a in (sys.argv[1:] if argv is None else argv) if a.startswith("--")]
+        if len(given) > 1:
+            raise UserError(f"--resume takes its settings from {args.resume}/config.json; leave the other flags away")
+        saved = cli.read_json(Path(args.resume) / "config.json")
+        args = argparse.Namespace(**{**vars(args), **saved, "resume": args.resume, "out": args.resume})
+    if args.config and not (args.tokenizer or args.plan):
+        raise UserError("--config needs --tokenizer: the tokenizer.model that the shards were packed with")
+    args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
+    return args
+
+
+def derive(args: argparse.Namespace, config: model.Config) -> None:
+    """Fill in the sizes left at 0, and check that they divide: a derived number is never asked for twice."""
+    args.seq_len = args.seq_len or min(config.max_position_embeddings, 2048)
+    if args.seq_len > config.max_position_embeddings:
+        raise UserError(f"--seq_len {args.seq_len} is more than the model's {config.max_position_embeddings} positions")
+    args.batch_tokens = args.batch_tokens or 64 * args.seq_len
+    windows, rest = divmod(args.batch_tokens, args.seq_len)
+    if rest or not windows:
+        raise UserError(f"--batch_tokens {args.batch_tokens} is not a multiple of --seq_len {args.seq_len}")
+    args.micro_batch = args.micro_batch or math.gcd(windows, max(1, 2**14 // args.seq_len))
+    if windows % args.micro_batch:
+        raise UserError(f"--batch_tokens {args.batch_tokens} is {windows} windows of {args.seq_len} tokens, not a multiple"
+                        f" of --micro_batch {args.micro_batch}")
+
+
+def sources(args: argparse.Namespace, config: model.Config, tokenizer_file: Path) -> tuple[dict, list[float]]:
+    """The shards by name and their weights, checked against the model's tokenizer. UserError names what does not fit."""
+    shards, weights = {}, []
+    for entry in args.data:
+        folder, _, weight = entry.partition("=")
+        try:
+            weights.append(float(weight or 1))
+        except ValueError:
+            raise UserError(f"--data {entry}: {weight!r} is not a weight; write FOLDER=0.75") from None
+        if not weights[-1] > 0:
+            raise UserError(f"--data {entry}: a weight is above 0")
+        source = data.Shards(folder)
+        if source.tokenizer_sha256 != cli.sha256(tokenizer_file):
+            raise UserError(f"{folder} was packed with another tokenizer than {tokenizer_file}; pack it again with "
+                            f"data.py pack --tokenizer {tokenizer_file}")
+        if source.index["vocab_size"] > config.vocab_size:
+            raise UserError(f"{folder} has ids up to {source.index['vocab_size']}, the model {config.vocab_size} rows; "
+                            "grow it with init.py")
+        if source.windows(args.seq_len) < 1:
+            raise UserError(f"{folder} holds {source.tokens} tokens, less than one window of {args.seq_len}")
+        name = Path(folder).name
+        shards[name if name not in shards else folder] = source
+    return shards, weights
+
+
+def learning_rate(step: int, steps: int, peak: float, args: argparse.Namespace) -> float:
+    """The rate of a stage's step 0 … steps-1: a linear rise, then cosine decay, or constant with a linear end (wsd)."""
+    warmup = max(1, round(args.warmup * steps))
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - 1 - warmup)  # 0 … 1
+    fall = (1 + math.cos(math.pi * done)) / 2 if args.schedule == "cosine" else min(1.0, (1 - done) / 0.2)
+    return peak * (args.min_lr + (1 - args.min_lr) * fall)
+
+
+def load_for(stage: plan.Stage, start: Path, args: argparse.Namespace, number: int) -> model.Llama:
+    """The start directory as a stage wants it: trained weights as float32 masters, frozen ones in the compute type."""
+    compute = getattr(torch, args.dtype)
+    llama = model.load(start, args.device, lambda name: torch.float32 if plan.is_trained(name, stage.what) else compute)
+    llama.compute_dtype, llama.recompute = compute, args.checkpoint == "full"
+    if "lora" in stage.parts:
+        torch.manual_seed(args.seed + number)
+        model.add_lora(llama, args.lora_rank, args.lora_alpha)
+    for name, p in llama.named_parameters():
+        p.requires_grad_(plan.is_trained(name, stage.what))
+        if "new_rows" in stage.parts and name in plan.TABLES:
+            if llama.config.base_vocab_size is None:
+                raise UserError(f"a new_rows stage needs base_vocab_size in {start}/config.json; init.py writes it")
+            p.register_hook(lambda grad, old=llama.config.base_vocab_size: grad.index_fill(
+                0, torch.arange(old, device=grad.device), 0))  # Adam moves nothing whose gradient was always zero
+    return llama
+
+
+def make_optimizer(llama: model.Llama, args: argparse.Namespace) -> torch.optim.AdamW:
+    """AdamW over the trained parameters; only matrices of the layers decay (norms and tables hold their scale)."""
+    trained = [(name, p) for name, p in llama.named_parameters() if p.requires_grad]
+    decay = [p for name, p in trained if p.dim() == 2 and name not in plan.TABLES]
+    rest = [p for name, p in trained if p.dim() != 2 or name in plan.TABLES]
+    groups = [{"params": decay, "weight_decay": args.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=tuple(args.betas), fused=True)
+
+
+def finish(llama: model.Llama, stage: plan.Stage, start: Path, folder: Path, args: argparse.Namespace, state: dict):
+    """Write a stage's model directory. Frozen weights come from the start directory, not from their copies in the
+    compute type, so that they pass through every stage unchanged; a LoRA is added to them in float32, rounded once."""
+    config = llama.config
+    whole = model.load(start, dtype=getattr(torch, config.dtype))
+    if "lora" in stage.parts:
+        model.add_lora(whole, args.lora_rank, args.lora_alpha)
+    trained = {name: p for name, p in llama.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for name, p in whole.named_parameters():
+            if name in trained:
+                p.copy_(trained[name])
+        model.merge_lora(whole)
+    with cli.new_folder(folder) as temporary:
+        model.save(whole, temporary)
+        tokenizer.save(start / "tokenizer.model", temporary)
+        cli.write_json(temporary / "training_state.json", state)
+
+
+def validate(llama, shards: dict, args, stage: int, step: int, tokens: int, log) -> None:
+    """Bits per byte of every source that has validation documents: one line of metrics, and one on the screen."""
+    scores = {name: data.bits_per_byte(llama, source, args.seq_len, args.eval_bytes, device=args.device)
+              for name, source in shards.items() if source.index["val"]["documents"]}
+    log({"stage": stage, "step": step, "tokens": tokens, "validation": scores})
+    tqdm.write(f"stage {stage} step {step}: " + "  ".join(
+        f"{name} {s['bits_per_byte']:.4f} bits a byte (loss {s['loss']:.4f})" for name, s in scores.items()))
+
+
+def blame(llama, rows: torch.Tensor, origin, names: list[str]) -> str:
+    """The source of the first window of a batch whose own loss is not finite; said when a run is stopped for it."""
+    with torch.no_grad():
+        for row, source in zip(rows, origin, strict=True):
+            if not llama(row[None, :-1], row[None, 1:])[0].isfinite():
+                return f"a window of {names[source]}"
+    return "a gradient (every window's loss is finite), so the learning rate may be too high"
+
+
+def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: dict, loader: data.Loader,
+                args: argparse.Namespace, stop: checkpoint.StopSignal, before: int) -> int:
+    """Train one stage from `start` and write its directory; `before` tokens were trained in earlier stages.
+
+    Returns the tokens trained in all. Exits with 0 after a checkpoint if a signal asked to stop."""
+    llama = load_for(stage, start, args, number)
+    optimizer = make_optimizer(llama, args)
+    steps = max(1, round(stage.tokens / args.batch_tokens))
+    windows, names, metrics = args.batch_tokens // args.seq_len, list(shards), run / "metrics.jsonl"
+    flops = [plan.flops_per_token(llama.config, stage.what, args.lora_rank, args.seq_len, recompute)
+             for recompute in (False, llama.recompute)]
+    peak = plan.matmul_rate(args.device, getattr(torch, args.dtype))
+    found, first = checkpoint.newest(run) if args.resume else None, 0
+    if found and found[1]["stage"] == number:
+        folder, counters = found
+        checkpoint.load(folder, llama, optimizer)
+        loader.load_state_dict(counters["loader"])
+        first = counters["step"]
+        print(f"going on from {folder}")
+    checkpoint.rewind_metrics(metrics, number, first if first else -1)
+
+    def log(record: dict) -> None:
+        with open(metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    if number == 1 and first == 0:
+        validate(llama, shards, args, number, 0, before, log)
+    bar = tqdm(total=steps, initial=first, desc=f"{number}-{stage.what}", unit="step", mininterval=1)
+    for step in range(first, steps):
+        began = time.perf_counter()
+        lr = learning_rate(step, steps, stage.peak_lr, args)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        rows, origin = loader.next(windows)                                         # (windows, seq_len + 1)
+        rows = torch.from_numpy(rows).to(args.device)
+        total = torch.zeros((), device=args.device)
+        count = (rows[:, 1:] != -100).sum()                                         # known before the first backward
+        for micro in rows.split(args.micro_batch):
+            loss, _ = llama(micro[:, :-1], micro[:, 1:])
+            (loss / count).backward()
+            total += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_([p for p in llama.parameters() if p.requires_grad],
+                                              args.clip or math.inf)
+        mean_loss, grad_norm = (total / count).item(), norm.item()                  # the step's one synchronisation
+        if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
+            raise UserError(f"stage {number} step {step + 1}: loss {mean_loss}, gradient norm {grad_norm}; the cause is "
+                            f"{blame(llama, rows, origin, names)}. Nothing was updated; lower the learning rate, or look "
+                            f"at the data; --resume {run} goes on from the last checkpoint")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        done, seconds = step + 1, time.perf_counter() - began
+        tokens = before + done * args.batch_tokens
+        speed = args.batch_tokens / seconds
+        memory = (torch.cuda.max_memory_allocated() if args.device == "cuda"
+                  else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        log({"stage": number, "step": done, "tokens": tokens, "loss": mean_loss, "lr": lr, "grad_norm": grad_norm,
+             "tokens_per_second": speed, "mfu": speed * flops[0] / peak, "hfu": speed * flops[1] / peak,
+             "peak_memory": memory})
+        bar.set_postfix_str(f"loss {mean_loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+        bar.update()
+        if args.eval_every and done % args.eval_every == 0 and done < steps:
+            validate(llama, shards, args, number, done, tokens, log)
+        if done < steps and (stop.asked or done % args.save_every == 0):
+            state = {"stage": number, "step": done, "tokens": tokens, "loader": loader.state_dict()}
+            checkpoint.save(run, llama, optimizer, state, args.keep)
+        if stop.asked and done < steps:
+            bar.close()
+            print(f"stopped after stage {number} step {done}; go on with: train.py --resume {run}")
+            sys.exit(0)
+    bar.close()
+    validate(llama, shards, args, number, steps, tokens, log)
+    finish(llama, stage, start, run / "stages" / f"{number}-{stage.what}", args,
+           {"stage": number, "tokens": tokens, "loader": loader.state_dict()})
+    return tokens
+
+
+def begin(args: argparse.Namespace, run: Path) -> Path:
+    """The directory that the first stage starts from. With --config, one of random weights is written as stage 0."""
+    if not args.config:
+        return Path(args.model)
+    start = run / "stages" / "0-random"
+    if not start.exists():
+        torch.manual_seed(args.seed)
+        llama = model.Llama(model.Config.read(args.config))
+        pieces = tokenizer.load(args.tokenizer).get_piece_size()
+        if pieces > llama.config.vocab_size:
+            raise UserError(f"{args.tokenizer} has {pieces} pieces, {args.config} a vocab_size of {llama.config.vocab_size}")
+        with cli.new_folder(start) as temporary:
+            model.save(llama, temporary)
+            tokenizer.save(args.tokenizer, temporary)
+    return start
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse, check everything that can be checked before the first step, then train stage after stage."""
+    args = parse(argv)
+    stages = [plan.parse_stage(text) for text in args.stages]
+    config = model.Config.read(args.config or args.model)
+    derive(args, config)
+    settings = cli.settings(args)
+    print(plan.table(config, stages, args.lora_rank, args.seq_len, getattr(torch, args.dtype)))
+    if args.plan:
+        return
+    run, tokenizer_file = Path(args.out), Path(args.tokenizer or Path(args.model) / "tokenizer.model")
+    tokenizer.load(tokenizer_file)
+    shards, weights = sources(args, config, tokenizer_file)
+    if not args.resume and (run / "config.json").exists():
+        raise UserError(f"{run} is a run already; --resume {run} goes on with it, or choose another --out")
+    run.mkdir(parents=True, exist_ok=True)
+    held = checkpoint.lock(run)
+    cli.write_json(run / "config.json", {k: v for k, v in settings.items() if k not in ("resume", "plan", "out")})
+    kernels.use(args.kernels)
+    torch.use_deterministic_algorithms(args.deterministic)
+    loader = data.Loader(list(shards.values()), weights, args.seq_len, args.seed)
+    start, tokens = begin(args, run), 0
+    with checkpoint.StopSignal() as stop:
+        for number, stage in enumerate(stages, 1):
+            folder = run / "stages" / f"{number}-{stage.what}"
+            if folder.exists():  # finished before this run was stopped
+                state = cli.read_json(folder / "training_state.json")
+                tokens = state["tokens"]
+                loader.load_state_dict(state["loader"])
+            else:
+                tokens = train_stage(number, stage, start, run, shards, loader, args, stop, tokens)
+            start = folder
+        with cli.new_folder(run / "model") as temporary:  # the last stage under a name that does not depend on it
+            shutil.copytree(start, temporary, copy_function=os.link, dirs_exist_ok=True)
+            (temporary / "training_state.json").unlink()
+    held.close()
+    print(f"{tokens:,} tokens trained; the model is in {run / 'model'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
