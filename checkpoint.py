@@ -12,12 +12,14 @@ is passed over, with a warning that names it, for the one before.
 
 A signal (SIGTERM from a scheduler, Ctrl-C) only raises a flag; the loop finishes its step, saves, and leaves with 0.
 """
+import contextlib
 import fcntl
 import json
 import os
 import shutil
 import signal
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -30,6 +32,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from cli import UserError, new_folder, read_json, write_json
 
+warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is a usual case here, not a mistake
 TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
@@ -51,14 +54,15 @@ class StopSignal:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
 def lock(run: Path):
-    """Hold RUN for this process; UserError if another one trains there. Keep the returned file open."""
-    file = open(run / ".lock", "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UserError(f"another process is training in {run}; stop it first, or choose another --out") from None
-    return file
+    """`with lock(run):` holds RUN for this process; UserError if another one trains there. A kill lets go of it too."""
+    with open(run / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is training in {run}; stop it first, or choose another --out") from None
+        yield
 
 
 def save(run: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer, counters: dict, keep: int) -> Path:
@@ -81,7 +85,7 @@ def save(run: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer, co
 
 
 def find(run: Path) -> list[Path]:
-    """The checkpoints of a run, newest first (by stage and step, not by the clock). Temporary names are no checkpoints."""
+    """The checkpoints of a run, newest first: by stage and step, not by the clock."""
     return sorted((p for p in (run / "checkpoints").glob("[0-9]*-[0-9]*") if p.is_dir()), reverse=True)
 
 

@@ -6,26 +6,26 @@ prediction (Brown et al., 2005.14165, section 2.4):
 
     log p(answer | context) = Σ_t log p(answer token t | context, answer tokens before t)
 
-A figure is worth something only beside others' figures. Prompts, spaces, BOS, truncation and metrics are therefore those
-of lm-evaluation-harness 0.4.13 (its kobest tasks, version 1.0), odd ones included; they are said where they occur.
+A score means something only beside other people's. Prompts, blanks, BOS, truncation and metrics are therefore those of
+lm-evaluation-harness 0.4.13 (its kobest tasks, version 1.0), odd ones included.
 
-The time goes into running contexts. An answer's last token is never fed to the model, so one-token answers have the same
-input, the context alone; and the model is causal, so an input that begins another one is answered by the same run.
+The time goes into running contexts. An answer's last token is never fed to the model, so all one-token answers have the
+same input: the context. And the model is causal, so an input that begins another one is answered by the same run.
 
     python eval_kobest.py --model DIR --data KOBEST_DIR                            # the test split of all five tasks
     python eval_kobest.py --model DIR --data KOBEST_DIR --split dev --tasks copa hellaswag --out scores.json
     python eval_kobest.py --model DIR --data KOBEST_DIR --answer_only              # control: what the answers give away
 """
-import argparse
 import csv
 import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import sentencepiece
+import numpy as np
 import torch
 import torch.nn.functional as F
+from sentencepiece import SentencePieceProcessor
 from tqdm import tqdm
 
 import cli
@@ -77,65 +77,50 @@ class Example:
     label: int
 
 
-def find(data: Path, task: Task, split: str) -> Path:
-    """The TSV of a split. `data` is the folder that holds v1.0, or v1.0 itself."""
-    folder = (data / "v1.0" if (data / "v1.0").is_dir() else data) / task.folder
-    if not folder.is_dir():
-        raise cli.UserError(f"no folder {folder}; --data takes the folder of KoBEST that holds v1.0/BoolQ, v1.0/COPA, …")
-    file = folder / f"{split}.tsv"
-    if not file.is_file():
-        present = sorted(path.stem for path in folder.glob("*.tsv"))
-        raise cli.UserError(f"no file {file}" + (f"; try --split {present[0]}" if present else ""))
-    return file
-
-
-def read(file: Path, task: Task, limit: int | None = None) -> list[Example]:
-    """The examples of a TSV, in the order of the file, the first `limit` of them.
+def read(data: Path, task: Task, split: str, limit: int | None = None) -> list[Example]:
+    """The first `limit` examples of a split, in the order of its TSV. `data` is the folder that holds v1.0, or v1.0.
 
     Python's csv with its default quoting gives the same cells as pandas, through which Hugging Face's loader reads:
-    twelve rows of BoolQ hold quotes that it strips. UserError names the file and the row.
+    twelve rows of BoolQ hold quotes that both strip. UserError names the file and the row.
     """
+    folder = (data / "v1.0" if (data / "v1.0").is_dir() else data) / task.folder
+    file = folder / f"{split}.tsv"
+    if not folder.is_dir():
+        raise cli.UserError(f"no folder {folder}; --data takes the KoBEST folder that holds v1.0/BoolQ, v1.0/COPA, …")
+    if not file.is_file():
+        present = "".join(sorted(f"; try --split {path.stem}" for path in folder.glob("*.tsv"))[:1])
+        raise cli.UserError(f"no file {file}{present}")
     try:
         with open(file, encoding="utf-8-sig", newline="") as lines:
             header, *table = [cells for cells in csv.reader(lines, delimiter="\t") if cells] or [[]]
     except (csv.Error, UnicodeDecodeError) as error:
         raise cli.UserError(f"{file} is not a table in UTF-8 with tabs between its columns: {error}") from None
     missing = [column for column in task.columns.values() if column not in header]
-    if missing:
-        raise cli.UserError(f"{file} has no column {missing[0]!r}; its first line names {', '.join(header) or 'none'}")
-    if not table:
-        raise cli.UserError(f"{file} has no rows below its header")
+    if missing or not table:
+        raise cli.UserError(f"{file} has no column {missing[0]!r}; its first line names {', '.join(header) or 'none'}"
+                            if missing else f"{file} has no rows below its header")
     examples = []
     for row, cells in enumerate(table[:limit], 1):
-        cell = dict(zip(header, cells, strict=False))           # a short row is caught as an empty cell
-        fields = {field: cell.get(column, "") for field, column in task.columns.items()}
+        cell, fields = dict(zip(header, cells, strict=False)), {}
         for field, column in task.columns.items():
-            known = task.values.get(field)
-            if not fields[field].strip():
+            text, known = cell.get(column, ""), task.values.get(field)   # a short row lacks its last columns
+            if not text.strip():
                 raise cli.UserError(f"{file}, row {row}: column {column!r} is empty")
-            if known and (fields[field].strip().lower() not in known):
-                raise cli.UserError(f"{file}, row {row}: {column!r} is {fields[field]!r}, not one of {', '.join(known)}")
-            if known:
-                fields[field] = known[fields[field].strip().lower()]
+            if known and text.strip().lower() not in known:
+                raise cli.UserError(f"{file}, row {row}: {column!r} is {text!r}, not one of {', '.join(known)}")
+            fields[field] = known[text.strip().lower()] if known else text
         choices = [choice.format(**fields) for choice in task.choices]
         examples.append(Example(row, task.prompt.format(**fields), choices, fields["label"]))
     return examples
 
 
-def adds_bos(folder: Path) -> bool:
-    """Whether the model directory's tokenizer puts BOS in front; Llama's does where nothing is said."""
-    file = folder / "tokenizer_config.json"
-    return cli.read_json(file).get("add_bos_token", True) if file.exists() else True
-
-
-def encode(sp: sentencepiece.SentencePieceProcessor, example: Example, bos: bool,
+def encode(sp: SentencePieceProcessor, example: Example, bos: bool,
            answer_only: bool = False) -> list[tuple[list[int], list[int]]]:
     """The tokens of (context, continuation), for each choice.
 
-    A continuation is a blank and the choice. Blanks that end the context move to it, because "답변: " + "예" and
-    "답변:" + " 예" are other tokens, and text in the wild looks like the second. Both are encoded together and cut at
-    the length of the context alone, so that the choice is segmented as it would be in running text. With `answer_only`
-    the context is BOS.
+    A continuation is a blank and the choice. Blanks that end the context move to it, because the tokens of running text
+    begin with their blank: "답변:" + " 예", not "답변: " + "예" (yes). Both are encoded together, then cut after as
+    many tokens as the context has alone. With `answer_only` the context is BOS.
     """
     def tokens(text: str) -> list[int]:  # SentencePiece prepends a blank always; transformers only where there is none
         return tokenizer.encode(sp, text.removeprefix(" "), bos=bos)
@@ -149,7 +134,7 @@ def encode(sp: sentencepiece.SentencePieceProcessor, example: Example, bos: bool
 
 
 def share(inputs: list[list[int]]) -> list[list[int]]:
-    """Group the inputs that one run answers: each group is a longest input and those that begin it, as indices.
+    """Group the inputs that one run answers, as indices: in each group a longest input, then those that begin it.
 
     In lexicographic order an input stands right before those that it begins, so one pass in reverse finds them all.
 
@@ -174,23 +159,22 @@ def loglikelihoods(llama: model.Llama, requests: list[tuple[list[int], list[int]
     different numbers). Batches hold up to `batch_tokens` tokens, padding included, longest inputs first: neighbours are
     alike in length, and what does not fit into memory fails at once. Logits are made at the answers' positions alone.
     """
-    device = llama.lm_head.weight.device
-    limit = llama.config.max_position_embeddings
+    device, limit = llama.lm_head.weight.device, llama.config.max_position_embeddings
     inputs = [(context + continuation)[-(limit + 1):-1] for context, continuation in requests]
+    answers = [continuation for _, continuation in requests]
     groups = sorted(share(inputs), key=lambda group: -len(inputs[group[0]]))
     total = torch.zeros(len(requests), dtype=torch.float64, device=device)
     bar = tqdm(total=len(requests), desc=name, unit="answer", leave=False, disable=None)
     while groups:
         longest = len(inputs[groups[0][0]])
-        size = max(1, batch_tokens // longest)
-        batch, groups = groups[:size], groups[size:]
+        batch = groups[:max(1, batch_tokens // longest)]
+        groups = groups[len(batch):]
         tokens = torch.tensor([inputs[first] + [0] * (longest - len(inputs[first])) for first, *_ in batch])
-        picks = [(b, len(inputs[i]) - len(requests[i][1]) + t, token, i)     # position t of the answer i is predicted
-                 for b, group in enumerate(batch) for i in group              # one place before where it stands
-                 for t, token in enumerate(requests[i][1])]
-        b, position, target, i = torch.tensor(picks, device=device).unbind(1)
-        hidden = llama.hidden(tokens.to(device))[b, position]                 # (N, D): right padding is never looked at
-        for part in torch.arange(len(picks), device=device).split(1024):      # bounds the logits: 1024 · V
+        picks = [(b, len(inputs[i]) - len(answers[i]) + t, token, i)       # each token is predicted by the place before
+                 for b, group in enumerate(batch) for i in group for t, token in enumerate(answers[i])]
+        b, position, target, i = torch.tensor(picks, device=device).unbind(1)                   # (N,) each
+        hidden = llama.hidden(tokens.to(device))[b, position]              # (N, D); causal: the padding is never seen
+        for part in torch.arange(len(picks), device=device).split(1024):   # bounds the logits to 1024 · V
             loss = F.cross_entropy(llama.lm_head(hidden[part]).float(), target[part], reduction="none")
             total.index_add_(0, i[part], -loss.double())
         bar.update(sum(map(len, batch)))
@@ -210,54 +194,47 @@ def macro_f1(labels: list[int], predictions: list[int]) -> float:
 
 
 def wilson(p: float, n: int, z: float = 1.959964) -> list[float]:
-    """95 % interval of a share p of n (Wilson, 1927): unlike p ± z·stderr it stays within 0…1, and p = 0 has a width.
-
-    >>> [round(x, 4) for x in wilson(0.5, 100)]
-    [0.4038, 0.5962]
-    """
+    """95 % interval of a share p of n (Wilson, 1927): unlike p ± z·stderr it stays within 0…1, and p = 0 has width."""
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return [(centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)]
-
-
-def argmax(values: list[float]) -> int:
-    """The place of the largest value; of equal ones the first, as numpy has it."""
-    return max(range(len(values)), key=values.__getitem__)
 
 
 def metrics(examples: list[Example], scores: list[list[float]], by_length: bool) -> dict:
     """What the harness reports of a task, and every example. `by_length` adds acc_norm: log-likelihood a character."""
     labels, n = [example.label for example in examples], len(examples)
-    predictions = [argmax(values) for values in scores]
+    predictions = [int(np.argmax(values)) for values in scores]           # of equal ones the first
     acc = sum(map(int.__eq__, labels, predictions)) / n
     result = {"acc": acc, "macro_f1": macro_f1(labels, predictions), "ci95": wilson(acc, n),
-              "acc_stderr": math.sqrt(acc * (1 - acc) / (n - 1)) if n > 1 else None}  # sample deviation / √n of 0s and 1s
+              "acc_stderr": math.sqrt(acc * (1 - acc) / (n - 1)) if n > 1 else None}     # sample deviation / √n
     if by_length:
-        normed = [argmax([value / len(choice) for value, choice in zip(values, example.choices, strict=True)])
-                  for values, example in zip(scores, examples, strict=True)]
+        lengths = [[len(choice) for choice in example.choices] for example in examples]
+        normed = [int(np.argmax(np.divide(*pair))) for pair in zip(scores, lengths, strict=True)]
         result["acc_norm"] = sum(map(int.__eq__, labels, normed)) / n
-    result["examples"] = [{"id": example.row, "label": example.label, "loglikelihoods": values, "prediction": prediction}
-                          for example, values, prediction in zip(examples, scores, predictions, strict=True)]
+    result["examples"] = [
+        {"id": example.row, "label": example.label, "loglikelihoods": values, "prediction": prediction}
+        for example, values, prediction in zip(examples, scores, predictions, strict=True)]
     return result
 
 
-def evaluate(llama: model.Llama, sp: sentencepiece.SentencePieceProcessor, name: str, file: Path,
-             examples: list[Example], bos: bool, batch_tokens: int, answer_only: bool) -> dict:
-    """Score one task. UserError where an answer does not fit, or the model returns no number."""
-    encoded = [encode(sp, example, bos, answer_only) for example in examples]
-    for example, pairs in zip(examples, encoded, strict=True):
-        longest = max(len(continuation) for _, continuation in pairs)
-        if longest > llama.config.max_position_embeddings:
-            raise cli.UserError(f"{file}, row {example.row}: an answer of {longest} tokens does not fit into the "
-                                f"model's {llama.config.max_position_embeddings} positions")
-    flat = iter(loglikelihoods(llama, [pair for pairs in encoded for pair in pairs], batch_tokens, name))
-    scores = [[next(flat) for _ in pairs] for pairs in encoded]
+def evaluate(llama: model.Llama, sp: SentencePieceProcessor, name: str, examples: list[Example], bos: bool,
+             batch_tokens: int, answer_only: bool = False) -> dict:
+    """Score one task: its `metrics`. UserError where an answer does not fit, or the model returns no number."""
+    requests = [encode(sp, example, bos, answer_only) for example in examples]
+    limit = llama.config.max_position_embeddings
+    for example, pairs in zip(examples, requests, strict=True):
+        lengths = [len(answer) for _, answer in pairs]
+        if not 1 <= min(lengths) <= max(lengths) <= limit:
+            raise cli.UserError(f"{name}, row {example.row}: answers of {lengths} tokens; the model takes 1 to {limit}")
+    flat = iter(loglikelihoods(llama, [pair for pairs in requests for pair in pairs], batch_tokens, name))
+    scores = [[next(flat) for _ in pairs] for pairs in requests]
     for example, values in zip(examples, scores, strict=True):
-        if not all(map(math.isfinite, values)):
-            raise cli.UserError(f"{file}, row {example.row}: the log-likelihoods are {values}; are the weights broken?")
+        if not np.isfinite(values).all():
+            raise cli.UserError(f"{name}, row {example.row}: log-likelihoods {values}; are the model's weights broken?")
     return metrics(examples, scores, by_length=name == "hellaswag")
 
 
 def line(name: str, result: dict) -> str:
+    """A task's scores on one line, with the 95 % interval of its accuracy."""
     low, high = result["ci95"]
     norm = f"   acc_norm {result['acc_norm']:.4f}" if "acc_norm" in result else ""
     return (f"{name:10} {len(result['examples']):6}   acc {result['acc']:.4f} [{low:.4f}, {high:.4f}]   "
@@ -265,48 +242,48 @@ def line(name: str, result: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    cuda = torch.cuda.is_available()
     parser = cli.Parser(description=__doc__, prog="eval_kobest.py")
-    add = parser.add_argument
-    add("--model", type=Path, required=True, help="model directory, with its tokenizer")
-    add("--data", type=Path, required=True, help="folder of KoBEST: the one that holds v1.0, or v1.0")
-    add("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), help="which of the five")
-    add("--split", default="test", choices=["test", "dev", "train"], help="which TSV of each task")
-    add("--limit", type=int, default=None, help="the first N examples of each task (default: all)")
-    add("--answer_only", action="store_true", help="control: score the answers without their context")
-    add("--batch_tokens", type=int, default=4096, help="tokens a forward pass, padding included")
-    add("--dtype", choices=["float32", "bfloat16"], default="bfloat16" if cuda else "float32", help="of weights and sums")
-    add("--device", choices=["cpu", "cuda"], default="cuda" if cuda else "cpu", help="where the model runs")
-    add("--out", type=Path, default=None, help="JSON file for the scores, every example included")
+    flag = parser.add_argument
+    flag("--model", type=Path, required=True, help="model directory, with its tokenizer")
+    flag("--data", type=Path, required=True, help="folder of KoBEST: the one that holds v1.0, or v1.0")
+    flag("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), help="which of the five")
+    flag("--split", default="test", choices=["test", "dev", "train"], help="which TSV of each task")
+    flag("--limit", type=int, default=None, help="the first N examples of each task (default: all)")
+    flag("--answer_only", action="store_true", help="control: score the answers without their context")
+    flag("--batch_tokens", type=int, default=2048, help="tokens a forward pass, padding included")
+    flag("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"], help="place")
+    flag("--dtype", default=None, choices=["float32", "bfloat16"],
+         help="type of weights and products (default: bfloat16 on cuda, float32 on cpu)")
+    flag("--out", type=Path, default=None, help="JSON file for the scores, every example included")
     args = parser.parse_args(argv)
+    args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
     if args.limit is not None and args.limit < 1:
         raise cli.UserError(f"--limit {args.limit}: give 1 or more examples")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise cli.UserError("--device cuda: PyTorch finds no GPU here; use --device cpu")
     if args.out and args.out.is_dir():
         raise cli.UserError(f"--out {args.out} is a folder; name a file in it")
     settings = cli.settings(args)
-    files = {name: find(args.data, TASKS[name], args.split) for name in args.tasks}     # all read before the weights:
-    examples = {name: read(file, TASKS[name], args.limit) for name, file in files.items()}   # errors come at once
-    sp, bos = tokenizer.load(args.model), adds_bos(args.model)
+    examples = {name: read(args.data, TASKS[name], args.split, args.limit) for name in args.tasks}
+    sp, said = tokenizer.load(args.model), args.model / "tokenizer_config.json"
+    bos = not said.exists() or cli.read_json(said).get("add_bos_token", True)     # as Llama does, if nothing is said
     llama = model.load(args.model, device=args.device, dtype=getattr(torch, args.dtype))
     if sp.get_piece_size() > llama.config.vocab_size:
         raise cli.UserError(f"{args.model}: its tokenizer has {sp.get_piece_size()} pieces, its embedding "
                             f"{llama.config.vocab_size} rows; they are of two models")
     tasks = {}
-    for name, file in files.items():
+    for name in examples:
         start = time.perf_counter()
-        tasks[name] = evaluate(llama, sp, name, file, examples[name], bos, args.batch_tokens, args.answer_only)
+        tasks[name] = evaluate(llama, sp, name, examples[name], bos, args.batch_tokens, args.answer_only)
         print(f"{line(name, tasks[name])}   {time.perf_counter() - start:.1f} s", flush=True)
-    results = list(tasks.values())
-    sizes = [len(result["examples"]) for result in results]
-    report = {"settings": settings, "tasks": tasks,
-              "mean_acc": sum(result["acc"] for result in results) / len(results),
-              "mean_macro_f1": sum(result["macro_f1"] for result in results) / len(results),
-              "weighted_acc": sum(r["acc"] * n for r, n in zip(results, sizes, strict=True)) / sum(sizes)}
+    acc, f1, size = zip(*((r["acc"], r["macro_f1"], len(r["examples"])) for r in tasks.values()), strict=True)
+    means = {"mean_acc": float(np.mean(acc)), "mean_macro_f1": float(np.mean(f1)),
+             "weighted_acc": float(np.average(acc, weights=size))}
     print(f"\nKoBEST {args.split}, zero-shot{', answers only' if args.answer_only else ''} (95 % Wilson intervals)")
     print("\n".join(line(name, result) for name, result in tasks.items()))
-    print("   ".join(f"{key} {report[key]:.4f}" for key in ("mean_acc", "mean_macro_f1", "weighted_acc")))
+    print("   ".join(f"{key} {value:.4f}" for key, value in means.items()))
     if args.out:
-        cli.write_json(args.out, report)
+        cli.write_json(args.out, {"settings": settings, "tasks": tasks, **means})
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ block in place of LayerNorm, rotary positions on queries and keys in place of a 
 (SwiGLU). Grouped-query attention (2305.13245) lets H/K query heads share one key-value head. LoRA (2106.09685) learns
 a low-rank correction beside a frozen matrix.
 
-Modules carry the Hugging Face parameter names, so there is no mapping table: `model.layers.0.self_attn.q_proj.weight`
-is the path here, in the file, and in transformers.
+Modules carry the Hugging Face parameter names: `model.layers.0.self_attn.q_proj.weight` here, there, and in the file.
 
     llama = model.load("DIR")                       # config.json, *.safetensors
     logits = llama(tokens)                          # (B, T) int64 → (B, T, V)
@@ -20,7 +19,7 @@ is the path here, in the file, and in transformers.
 """
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -32,8 +31,10 @@ from torch.utils.checkpoint import checkpoint
 
 import kernels
 from cli import UserError, read_json, write_json
+from kernels.rope import rope_frequencies
 
 MAX_SHARD_BYTES = 5 * 10**9
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass
@@ -61,47 +62,37 @@ class Config:
     @classmethod
     def read(cls, path: str | Path) -> "Config":
         """Read a config.json, or the one in a model directory. UserError for what this Llama would compute wrongly."""
-        path = Path(path)
-        path = path / "config.json" if path.is_dir() else path
+        path = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
         hf = read_json(path)
-
-        def refuse(what: str):
-            raise UserError(f"{path}: {what}")
-
-        architectures = hf.get("architectures") or ["LlamaForCausalLM"]
-        if architectures[0] not in ("LlamaForCausalLM", "MistralForCausalLM"):
-            refuse(f"architecture {architectures[0]} is not a Llama; LlamaForCausalLM and MistralForCausalLM are read")
-        positions = hf.get("max_position_embeddings", 2048)
-        if (hf.get("sliding_window") or positions) < positions and hf.get("use_sliding_window", True):
-            refuse(f"sliding_window {hf['sliding_window']} is in use; set it to null and max_position_embeddings to "
-                   f"{hf['sliding_window']} (below that length the two are the same)")
-        for bias in ("attention_bias", "mlp_bias"):
-            if hf.get(bias):
-                refuse(f"{bias} is set; this Llama has no biases")
-        if hf.get("hidden_act", "silu") != "silu":
-            refuse(f"hidden_act {hf['hidden_act']} is not supported; only silu is")
+        heads, architecture = hf.get("num_attention_heads"), (hf.get("architectures") or ["LlamaForCausalLM"])[0]
+        positions, window = hf.get("max_position_embeddings", 2048), hf.get("sliding_window")
         rope = {**(hf.get("rope_parameters") or {}), **(hf.get("rope_scaling") or {})}  # the new spelling, the old one
         kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind not in ("default", "llama3"):
-            refuse(f"rope type {kind!r} is not supported; default and llama3 are")
-        try:
-            heads = hf["num_attention_heads"]
-            values = dict(hf, rope_theta=hf.get("rope_theta", rope.get("rope_theta", 10000.0)),
-                          rope_scaling=rope if kind == "llama3" else None,
-                          num_key_value_heads=hf.get("num_key_value_heads") or heads,
-                          head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
-                          dtype=hf.get("dtype") or hf.get("torch_dtype") or "float32")
-            config = cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})
-        except (KeyError, TypeError) as error:
-            refuse(f"is not a Llama configuration: missing {error}")
-        if config.num_attention_heads % config.num_key_value_heads:
-            refuse(f"{heads} attention heads cannot share {config.num_key_value_heads} key-value heads evenly")
-        if not hasattr(torch, config.dtype):
-            refuse(f"dtype {config.dtype!r} is unknown")
-        return config
+        values = dict(hf, rope_theta=hf.get("rope_theta", rope.get("rope_theta", 10000.0)),
+                      rope_scaling=rope if kind == "llama3" else None,
+                      num_key_value_heads=hf.get("num_key_value_heads") or heads,
+                      head_dim=hf.get("head_dim") or hf.get("hidden_size", 0) // (heads or 1),
+                      dtype=hf.get("dtype") or hf.get("torch_dtype") or "float32")
+        fields = dataclasses.fields(cls)
+        missing = [f.name for f in fields if f.default is dataclasses.MISSING and not values.get(f.name)]
+        refusals = {
+            f"is not a Llama configuration: it has no {', '.join(missing)}": missing,
+            f"architecture {architecture} is neither LlamaForCausalLM nor MistralForCausalLM":
+                architecture not in ("LlamaForCausalLM", "MistralForCausalLM"),
+            f"sliding_window {window} is in use; set it to null and max_position_embeddings to {window} (below that "
+            "length the two are the same)": window and window < positions and hf.get("use_sliding_window", True),
+            "attention_bias or mlp_bias is set; this Llama has none": hf.get("attention_bias") or hf.get("mlp_bias"),
+            f"hidden_act {hf.get('hidden_act')} is not supported; silu is": hf.get("hidden_act", "silu") != "silu",
+            f"rope type {kind!r} is not supported; default and llama3 are": kind not in ("default", "llama3"),
+            f"{heads} attention heads cannot share {values['num_key_value_heads']} key-value heads evenly":
+                heads and heads % values["num_key_value_heads"],
+            f"dtype {values['dtype']!r} is none of {', '.join(DTYPES)}": values["dtype"] not in DTYPES}
+        for what in (what for what, wrong in refusals.items() if wrong):
+            raise UserError(f"{path}: {what}")
+        return cls(**{f.name: values[f.name] for f in fields if f.name in values})
 
     def write(self, path: str | Path) -> None:
-        """Write a config.json that old and new versions of transformers read alike (both spellings of rope and dtype)."""
+        """Write a config.json with both spellings of rope and dtype: old and new transformers read it alike."""
         rope = {**(self.rope_scaling or {"rope_type": "default"}), "rope_theta": self.rope_theta}
         known = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
         write_json(path, {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
@@ -112,20 +103,16 @@ class Config:
 class Linear(nn.Linear):
     """x Wᵀ. The weight may be a float32 master while x is bfloat16: the cast is explicit, and autograd undoes it."""
 
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__(inputs, outputs, bias=False)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight.to(x.dtype))
 
 
 class LoRALinear(Linear):
-    """x Wᵀ + (alpha / rank) · (x Aᵀ) Bᵀ with W frozen (Hu et al., 2106.09685). B starts at zero: no change at step 0."""
+    """x Wᵀ + (alpha / rank) · (x Aᵀ) Bᵀ with W frozen (2106.09685). B starts at zero: step 0 is unchanged."""
 
     def __init__(self, base: Linear, rank: int, alpha: float):
-        nn.Module.__init__(self)                                  # W is the base's own tensor, not a copy
-        self.in_features, self.out_features, self.bias = base.in_features, base.out_features, None
-        self.weight, self.scale = base.weight, alpha / rank
+        super().__init__(base.in_features, base.out_features, bias=False, device="meta")
+        self.weight, self.scale = base.weight, alpha / rank       # W is the base's own tensor, not a copy
         new = dict(device=base.weight.device, dtype=torch.float32)
         self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, **new))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, **new))
@@ -137,9 +124,7 @@ class LoRALinear(Linear):
 
     def merged(self) -> Linear:
         """W + (alpha / rank) B A as a plain layer: summed in float32, rounded once to W's dtype."""
-        plain = Linear.__new__(Linear)
-        nn.Module.__init__(plain)
-        plain.in_features, plain.out_features, plain.bias = self.in_features, self.out_features, None
+        plain = Linear(self.in_features, self.out_features, bias=False, device="meta")
         weight = self.weight.float() + self.scale * (self.lora_B.float() @ self.lora_A.float())
         plain.weight = nn.Parameter(weight.to(self.weight.dtype))
         return plain
@@ -155,7 +140,7 @@ class RMSNorm(nn.Module):
 
 
 class Cache:
-    """Keys and values of the positions seen so far, for each layer: room for `length` positions, `used` of them filled."""
+    """Keys and values of the positions seen so far, layer by layer: room for `length` positions, `used` are filled."""
 
     def __init__(self, config: Config, batch: int, length: int, device, dtype):
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length, config.head_dim)
@@ -172,12 +157,12 @@ class Cache:
 class Attention(nn.Module):
     def __init__(self, c: Config, layer: int):
         super().__init__()
-        self.heads, self.groups, self.width, self.layer = (c.num_attention_heads, c.num_key_value_heads, c.head_dim,
-                                                           layer)
-        self.q_proj = Linear(c.hidden_size, self.heads * self.width)
-        self.k_proj = Linear(c.hidden_size, self.groups * self.width)
-        self.v_proj = Linear(c.hidden_size, self.groups * self.width)
-        self.o_proj = Linear(self.heads * self.width, c.hidden_size)
+        self.heads, self.groups, self.width = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        self.layer = layer
+        self.q_proj = Linear(c.hidden_size, self.heads * self.width, bias=False)
+        self.k_proj = Linear(c.hidden_size, self.groups * self.width, bias=False)
+        self.v_proj = Linear(c.hidden_size, self.groups * self.width, bias=False)
+        self.o_proj = Linear(self.heads * self.width, c.hidden_size, bias=False)
 
     def forward(self, x, cos, sin, cache: Cache | None = None):
         B, T, _ = x.shape
@@ -198,9 +183,9 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
-        self.gate_proj = Linear(c.hidden_size, c.intermediate_size)
-        self.up_proj = Linear(c.hidden_size, c.intermediate_size)
-        self.down_proj = Linear(c.intermediate_size, c.hidden_size)
+        self.gate_proj = Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.up_proj = Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.down_proj = Linear(c.intermediate_size, c.hidden_size, bias=False)
 
     def forward(self, x):
         return self.down_proj(kernels.swiglu(self.gate_proj(x), self.up_proj(x)))   # (B, T, F) → (B, T, D)
@@ -232,7 +217,7 @@ class Head(Linear):
 
 
 class Decoder(nn.Module):
-    """Everything but the head; the level that Hugging Face calls `model`."""
+    """Everything but the head."""
 
     def __init__(self, c: Config):
         super().__init__()
@@ -242,28 +227,29 @@ class Decoder(nn.Module):
 
 
 class Llama(nn.Module):
-    """See the module docstring. `compute_dtype` is the type of activations and products, whatever the weights are in;
-    `recompute` drops each block's activations and computes them again in the backward pass (Chen et al., 1604.06174)."""
+    """The whole model. `compute_dtype` is the type of activations and products, whatever the weights are in;
+    `recompute` drops a block's activations and computes them again in the backward pass (1604.06174)."""
 
     def __init__(self, config: Config):
         super().__init__()
         self.config, self.compute_dtype, self.recompute = config, torch.float32, False
         self.model = Decoder(config)
-        self.lm_head = Head(config.hidden_size, config.vocab_size)
+        self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
         self._rope: tuple[torch.Tensor, torch.Tensor] | None = None
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         for name, p in self.named_parameters():
             if p.dim() == 2 and not p.is_meta:  # what writes into the stream starts smaller, as in GPT-2
-                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                std = config.initializer_range / (math.sqrt(2 * config.num_hidden_layers) if residual else 1)
-                nn.init.normal_(p, std=std)
+                writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+                smaller = math.sqrt(2 * config.num_hidden_layers) if writes else 1
+                nn.init.normal_(p, std=config.initializer_range / smaller)
 
     def rope_tables(self, start: int, end: int, device) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin of position × frequency for positions start…end-1: (T, E/2) float32, kept for the next call."""
         if self._rope is None or len(self._rope[0]) < end or self._rope[0].device != torch.device(device):
             length = max(end, min(self.config.max_position_embeddings, 4096))
-            angles = torch.outer(torch.arange(length, device=device).float(), rope_frequencies(self.config).to(device))
+            frequency = rope_frequencies(self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
+            angles = torch.outer(torch.arange(length, device=device).float(), frequency.to(device))
             self._rope = angles.cos(), angles.sin()
         return self._rope[0][start:end], self._rope[1][start:end]
 
@@ -288,9 +274,9 @@ class Llama(nn.Module):
     @torch.inference_mode()
     def generate(self, tokens: torch.Tensor, max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0,
                  generator: torch.Generator | None = None, eos: int | None = None) -> torch.Tensor:
-        """Continue tokens (B, T) by sampling → (B, T + n), n ≤ max_new_tokens. Temperature 0 takes the likeliest token;
-        top_p keeps the fewest tokens that hold that probability (Holtzman et al., 1904.09751). Stops when every
-        sequence has ended in `eos`, with which the shorter ones are filled. Padded rows of the vocabulary never come."""
+        """Continue tokens (B, T) by sampling → (B, T + n), n ≤ max_new_tokens. Temperature 0 takes the likeliest; top_p
+        keeps the fewest tokens that hold that probability (Holtzman et al., 1904.09751). Stops when every sequence has
+        ended in `eos`, with which the shorter ones are filled. Padded rows of the vocabulary never come."""
         B, T = tokens.shape
         cache = Cache(self.config, B, T + max_new_tokens, tokens.device, self.compute_dtype)
         ended = torch.zeros(B, dtype=torch.bool, device=tokens.device)
@@ -313,38 +299,25 @@ class Llama(nn.Module):
         return tokens
 
 
-def rope_frequencies(config: Config) -> torch.Tensor:
-    """Radians a position for each pair of a head: θ^(-2i/E), (E/2,) float32. Llama 3.1 stretches the slow ones.
-
-    Llama 3.1 was trained on 8k positions and extended: pairs whose wavelength is longer than the old context turn
-    `factor` times slower, short ones stay, and the band between is interpolated (2407.21783; rope type "llama3").
-    """
-    exponent = torch.arange(0, config.head_dim, 2).float() / config.head_dim
-    frequency = 1.0 / config.rope_theta**exponent
-    if not config.rope_scaling:
-        return frequency
-    s = config.rope_scaling
-    turns = s["original_max_position_embeddings"] * frequency / (2 * math.pi)      # full turns within the old context
-    low, high = s["low_freq_factor"], s["high_freq_factor"]
-    keep = ((turns - low) / (high - low)).clamp(0, 1)                               # 1: as it was; 0: stretched
-    return frequency * (keep + (1 - keep) / s["factor"])
+def _matrices(llama: Llama) -> Iterator[tuple[nn.Module, str, Linear]]:
+    """The seven matrices of every block: (module that holds it, its name there, the layer)."""
+    for block in llama.model.layers:
+        for part in (block.self_attn, block.mlp):
+            for name, layer in list(part.named_children()):
+                yield part, name, layer
 
 
 def add_lora(llama: Llama, rank: int, alpha: float) -> None:
     """Put a LoRA beside all seven matrices of every block, in place. The caller says which parameters are trained."""
-    for block in llama.model.layers:
-        for part in (block.self_attn, block.mlp):
-            for name, layer in list(part.named_children()):
-                setattr(part, name, LoRALinear(layer, rank, alpha))
+    for part, name, layer in _matrices(llama):
+        setattr(part, name, LoRALinear(layer, rank, alpha))
 
 
 def merge_lora(llama: Llama) -> None:
     """Fold every LoRA into its matrix, in place."""
-    for block in llama.model.layers:
-        for part in (block.self_attn, block.mlp):
-            for name, layer in list(part.named_children()):
-                if isinstance(layer, LoRALinear):
-                    setattr(part, name, layer.merged())
+    for part, name, layer in _matrices(llama):
+        if isinstance(layer, LoRALinear):
+            setattr(part, name, layer.merged())
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -355,12 +328,12 @@ def _files(folder: Path) -> dict[str, Path]:
     elif (folder / "model.safetensors").exists():
         names = dict.fromkeys(_open(folder / "model.safetensors").keys(), folder / "model.safetensors")
     else:
-        raise UserError(f"{folder} holds no model.safetensors and no model.safetensors.index.json; is it a model "
-                        "directory in the Hugging Face layout? (.bin files: convert them to safetensors first)")
+        raise UserError(f"{folder} holds no model.safetensors, whole or in shards with model.safetensors.index.json; "
+                        "is it a Hugging Face model directory? (.bin files: convert them to safetensors first)")
     return {name: file for name, file in names.items() if not name.endswith("rotary_emb.inv_freq")}  # old, derived
 
 
-def _open(file: Path):
+def _open(file: Path) -> safe_open:
     try:
         return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:

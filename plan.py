@@ -96,7 +96,7 @@ def shapes(config: model.Config, what: str, lora_rank: int) -> dict[str, tuple[i
 
 def flops_per_token(config: model.Config, what: str, lora_rank: int, seq_len: int, recompute: bool = False) -> float:
     """FLOPs of one token, forward and backward, at this sequence length; see the module docstring for the factors."""
-    sizes: dict[int, list[tuple[int, bool]]] = {}  # layer → (matrix elements, trained?); the head counts as one past the last
+    sizes: dict[int, list[tuple[int, bool]]] = {}  # layer → (elements, trained?) of each matrix; the head comes last
     head = config.num_hidden_layers
     for name, shape in shapes(config, what, lora_rank).items():
         layer = re.match(r"model\.layers\.(\d+)\.", name)

@@ -1,83 +1,72 @@
-"""Train a Korean SentencePiece model, merge it into the base model's, and measure what that buys.
+"""Train a Korean SentencePiece model, merge it into the base's, and measure what that buys.
 
-An English base spells Korean in bytes and single syllables, two to four tokens an eojeol (a word between blanks) too
-many. RedWhale (arXiv 2408.11294, section 3.2) appends pieces of a Korean BPE model. Three facts make that simple:
+An English base spells Korean in bytes and single syllables: twice the tokens. RedWhale (arXiv 2408.11294, section 3.2)
+appends the pieces of a Korean BPE model. Three facts make that a small program:
 
-- BPE training needs words and their counts, no more: `train` feeds the counted Hangul runs, not the text.
+- BPE training needs words and their counts, no more: `train` feeds counted Hangul runs, not the text.
 - A SentencePiece model is a protobuf message, and protobuf messages concatenate: `merge` appends bytes.
-- SentencePiece merges the neighbours whose concatenation has the highest score, wherever the piece came from. New
-  scores below all the base's, and pieces of Hangul only, leave every text without Hangul segmented as it was.
+- SentencePiece joins the two neighbours whose concatenation has the highest score. Pieces of Hangul only, scored below
+  all the base's, leave the segmentation of every text without Hangul as it was.
 
     python tokenizer.py train  --input out/clean/ko --vocab_size 20000 --out korean.model
     python tokenizer.py merge  --base base.model --korean korean.model --out merged.model
     python tokenizer.py report --tokenizers base.model merged.model --input held_out.jsonl english.jsonl
     python tokenizer.py report --tokenizers base.model --korean korean.model --sizes 8000 16000 --input held_out.jsonl
 """
-import argparse
-import collections
-import dataclasses
 import gzip
 import io
 import itertools
 import json
 import math
-import shutil
+import operator
 import struct
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import regex
 import sentencepiece
 
 import cli
 
-HANGUL = "ㄱ-ㅣㅥ-ㆎ가-힣"  # compatibility jamo (without the invisible filler U+3164) and the 11,172 syllables
-HANGUL_RUN = regex.compile(f" ?[{HANGUL}]+")
-HANGUL_PIECE = regex.compile(f"▁?[{HANGUL}]+")
-LINE = 4096  # characters; longer lines are cut, for SentencePiece drops lines over max_sentence_length in silence
+HANGUL = "ㄱ-ㅣㅥ-ㆎ가-힣"  # compatibility jamo (without U+3164, an invisible filler) and the 11,172 syllables
+HANGUL_RUN, HANGUL_PIECE = regex.compile(f" ?[{HANGUL}]+"), regex.compile(f"▁?[{HANGUL}]+")
+LINE = 4096  # characters; longer lines are cut, for SentencePiece drops those over max_sentence_length in silence
 
-# ---- The file: protobuf, as far as a vocabulary needs it (sentencepiece_model.proto) ------------------------------
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # SentencePiece.type
-PIECES, TRAINER_SPEC, NORMALIZER_SPEC = 1, 2, 3  # fields of the file; below, fields of the two specifications
-MODEL_TYPE, VOCAB_SIZE, WHITESPACE_SUFFIX, BYTE_FALLBACK = 3, 4, 24, 35
-CHARSMAP, ADD_DUMMY_PREFIX, REMOVE_EXTRA_WHITESPACES, ESCAPE_WHITESPACES = 2, 3, 4, 5
-BPE = 2
+# ---- The file: protobuf, as far as a vocabulary needs it. Field numbers of sentencepiece_model.proto ---------------
+PIECES, TRAINER, NORMALIZER = 1, 2, 3               # parts of the file
+MODEL_TYPE, VOCAB_SIZE, DUMMY_PREFIX = 3, 4, 3      # fields of TRAINER, TRAINER and NORMALIZER
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # types of pieces (5 is unused, 6 a byte)
 
 
-@dataclasses.dataclass
-class Piece:
+class Piece(NamedTuple):
     text: str
-    score: float = 0.0
+    score: float
     type: int = NORMAL
 
 
-@dataclasses.dataclass
-class Model:
-    """A SentencePiece file: its bytes, its pieces in the order of their ids, and two of its specifications."""
+class Model(NamedTuple):
+    """A SentencePiece file: its bytes, its pieces in the order of their ids, and a processor that uses them."""
     raw: bytes
     pieces: list[Piece]
-    trainer: dict[int, int | bytes]
-    normalizer: dict[int, int | bytes]
+    sp: sentencepiece.SentencePieceProcessor
 
 
 def varint(value: int) -> bytes:
-    """Seven bits a byte, lowest first; the eighth bit says that more follow.
+    """Seven bits a byte, lowest first; the top bit says that more follow. 300 = 2 · 128 + 44.
 
-    >>> varint(300).hex()  # 300 = 2 * 128 + 44
+    >>> varint(300).hex()
     'ac02'
     """
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes(out) + bytes([value])
+    return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
 
 
 def field(number: int, value: int | float | bytes) -> bytes:
-    """One field: a key (number and wire type), then the value: varint (0), bytes with their length (2), float32 (5).
+    """One field: a key (number and wire type), then the value: varint (0), bytes after their length (2), float32 (5).
 
-    >>> field(PIECES, field(1, "한".encode()) + field(2, -3.0)).hex(" ", -4)  # 한: "Korean"
-    '0a0a0a03 ed959c15 000040c0'
+    >>> field(PIECES, field(1, "한".encode()) + field(2, -3.0)).hex(" ", -2)  # 한: "Korean"
+    '0a0a 0a03 ed95 9c15 0000 40c0'
     """
     if isinstance(value, bytes):
         return varint(number << 3 | 2) + varint(len(value)) + value
@@ -87,103 +76,75 @@ def field(number: int, value: int | float | bytes) -> bytes:
 
 
 def fields(message: bytes) -> Iterator[tuple[int, int | float | bytes]]:
-    """The inverse: (number, value) of every field in turn. ValueError where the bytes are no such message."""
-    at = 0
+    """The inverse: (number, value) of every field. ValueError or LookupError where the bytes are no such message."""
+    stream = io.BytesIO(message)
 
     def number() -> int:
-        nonlocal at
-        for shift in range(0, 70, 7):
-            at += 1
-            if at > len(message):
-                break
-            if message[at - 1] < 128:
-                return sum((byte & 127) << 7 * i for i, byte in enumerate(message[at - 1 - shift // 7:at]))
-        raise ValueError("a number breaks off")
+        byte = stream.read(1)[0]
+        return byte if byte < 128 else byte - 128 + (number() << 7)
 
-    while at < len(message):
-        key = number()
-        wire = key & 7
-        if wire == 0:
-            yield key >> 3, number()
-            continue
-        if wire not in (1, 2, 5):
-            raise ValueError(f"wire type {wire}")
-        size = number() if wire == 2 else 8 if wire == 1 else 4
-        value = message[at:at + size]
-        at += size
-        if at > len(message):
+    while stream.tell() < len(message):
+        key, wire = divmod(number(), 8)
+        size = 0 if wire == 0 else number() if wire == 2 else {1: 8, 5: 4}[wire]
+        value = stream.read(size)
+        if len(value) < size:
             raise ValueError("a field breaks off")
-        yield key >> 3, struct.unpack("<f", value)[0] if wire == 5 else value
+        yield key, number() if wire == 0 else struct.unpack("<f", value)[0] if wire == 5 else value
 
 
-def parse(raw: bytes) -> Model:
-    """Read a file's bytes. A field that comes twice keeps its last value, and two messages in one place are one."""
-    model = Model(raw, [], {MODEL_TYPE: 1}, {})
-    for number, value in fields(raw):
-        if number == PIECES:
+def parse(raw: bytes) -> tuple[list[Piece], int]:
+    """The pieces in a file's bytes, and the model type. Where a field comes twice, the last one counts."""
+    pieces, kind = [], 1
+    for key, value in fields(raw):
+        if key == PIECES:
             piece = dict(fields(value))
-            model.pieces.append(Piece(piece[1].decode(), piece.get(2, 0.0), piece.get(3, NORMAL)))
-        elif number == TRAINER_SPEC:
-            model.trainer |= dict(fields(value))
-        elif number == NORMALIZER_SPEC:
-            model.normalizer |= dict(fields(value))
-    return model
+            pieces.append(Piece(piece[1].decode(), piece.get(2, 0.0), piece.get(3, NORMAL)))
+        elif key == TRAINER:
+            kind = dict(fields(value)).get(MODEL_TYPE, kind)
+    return pieces, kind
 
 
 def read(path: str | Path) -> Model:
-    """Read a SentencePiece BPE model from a file or a model directory. UserError, with a reason, for anything else."""
-    path = Path(path)
-    if path.is_dir():
-        if not (path / "tokenizer.model").exists():
-            raise cli.UserError(f"{path} holds no tokenizer.model: nanowhale needs a SentencePiece BPE tokenizer "
-                                "(Llama 1/2, TinyLlama, Mistral v0.1, SOLAR); Llama 3's kind cannot be merged")
-        path /= "tokenizer.model"
+    """Read a SentencePiece BPE model: a file, or a model directory's. UserError, with the reason, for other kinds."""
+    path = Path(path) / "tokenizer.model" if Path(path).is_dir() else Path(path)
+    instead = "take a base with a SentencePiece BPE model (Llama 2, TinyLlama, Mistral v0.1, SOLAR)"
     try:
         raw = path.read_bytes()
+        if regex.match(rb"[\w+/]+=* \d+\n", raw):
+            raise cli.UserError(f"{path} is in tiktoken's format (Llama 3), whose merges of bytes cannot take new pieces: "
+                                f"{instead}")
+        (pieces, kind), sp = parse(raw), processor(raw)
     except OSError as error:
-        raise cli.UserError(f"cannot read {path}: {error.strerror}") from None
-    if regex.match(rb"[A-Za-z0-9+/]+=* \d+\n", raw):
-        raise cli.UserError(f"{path} is a tiktoken file (Llama 3): its merges are over bytes, so no pieces can be "
-                            "appended; take a base with a SentencePiece BPE model (Llama 2, Mistral v0.1, SOLAR)")
-    try:
-        model = parse(raw)
-        assert model.pieces
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
+        raise cli.UserError(f"cannot read {path}: {error.strerror}; where it never was, {instead}") from None
+    except (ValueError, LookupError, AttributeError, TypeError, RuntimeError):
         raise cli.UserError(f"{path} is no SentencePiece model, or a damaged one: fetch or train it again") from None
-    if model.trainer[MODEL_TYPE] != BPE:
-        kind = {1: "Unigram", 3: "word", 4: "character"}.get(model.trainer[MODEL_TYPE], "unknown")
-        raise cli.UserError(f"{path} is a SentencePiece {kind} model; only BPE models can be merged (the scores of "
-                            "other kinds mean something else): take a BPE base, train with `tokenizer.py train`")
+    if kind != 2:
+        raise cli.UserError(f"{path} is a SentencePiece {'Unigram' if kind == 1 else 'word or character'} model, not BPE; "
+                            f"its scores are no merge ranks: {instead}, and a Korean model of `tokenizer.py train`")
+    return Model(raw, pieces, sp)
+
+
+def read_base(path: str | Path) -> Model:
+    """Read a model that can take new pieces. UserError where they would not work, or tokenizer.json could not follow."""
+    model = read(path)
+    probe = "  ㅋ  ﬁ\n"  # ㅋ: a letter that the default normaliser, nmt_nfkc, replaces; ﬁ: a ligature, so too
+    if model.sp.decode(model.sp.encode(probe)) != probe or any(map(model.sp.is_unused, range(len(model.pieces)))):
+        raise cli.UserError(f"{path} changes or loses text (a normaliser other than identity, repeated blanks removed, no "
+                            "byte fallback, or unused pieces): take Llama 2's, Mistral v0.1's or SOLAR's tokenizer, or "
+                            "make one by `tokenizer.py train --text all`")
     return model
 
 
-def check_base(model: Model, path: str | Path) -> None:
-    """UserError where new pieces would not work in this base, or transformers could not be told its ways."""
-    reasons = {
-        "has no byte fallback, so characters it lacks are lost": not model.trainer.get(BYTE_FALLBACK, 0),
-        "writes blanks behind words": model.trainer.get(WHITESPACE_SUFFIX, 0),
-        "rewrites characters (its normaliser is not identity: ㅋ becomes another)": model.normalizer.get(CHARSMAP),
-        "removes repeated blanks": model.normalizer.get(REMOVE_EXTRA_WHITESPACES, 1),
-        "does not write blanks as ▁": not model.normalizer.get(ESCAPE_WHITESPACES, 1),
-        "has pieces marked unused": any(piece.type == UNUSED for piece in model.pieces),
-        "lacks <unk>, BOS or EOS": sum(piece.type in (UNKNOWN, CONTROL) for piece in model.pieces) < 3,
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise cli.UserError(f"{path} {reason}: take a Llama 2, Mistral v0.1 or SOLAR tokenizer, or one made by "
-                                "`tokenizer.py train --text all`")
-
-
 def processor(raw: bytes, dummy_prefix: bool = True) -> sentencepiece.SentencePieceProcessor:
-    """A processor from a file's bytes; `dummy_prefix=False` switches off the ▁ put before every text, by appending
-    an overriding field, so that a piece can be encoded as it stands inside a word."""
-    override = b"" if dummy_prefix else field(NORMALIZER_SPEC, field(ADD_DUMMY_PREFIX, 0))
+    """A processor from a file's bytes. `dummy_prefix=False` appends a field that takes away the ▁ before every text, so
+    that a piece can be encoded as it stands inside a word."""
+    override = b"" if dummy_prefix else field(NORMALIZER, field(DUMMY_PREFIX, 0))
     return sentencepiece.SentencePieceProcessor(model_proto=raw + override)
 
 
 def load(path: str | Path) -> sentencepiece.SentencePieceProcessor:
     """Load a .model file, or the tokenizer.model of a model directory."""
-    return processor(read(path).raw)
+    return read(path).sp
 
 
 def encode(sp: sentencepiece.SentencePieceProcessor, text: str | list[str], *, bos: bool, eos: bool = False) -> list:
@@ -191,184 +152,267 @@ def encode(sp: sentencepiece.SentencePieceProcessor, text: str | list[str], *, b
     return sp.encode(text, add_bos=bos, add_eos=eos)
 
 
-# ---- Train --------------------------------------------------------------------------------------------------------
-def texts(paths: Iterable[str | Path], sample_bytes: int | None = None) -> Iterator[str]:
-    """Documents of .jsonl, .jsonl.gz and .txt files, or of the folders that hold them; unreadable ones are counted.
-
-    `sample_bytes`: of all files' bytes, about so many are read, as every k-th document of each file. (data.py has the
-    full reader; this one serves clean files, and data.py imports this module, so it cannot import data.py.)
-    """
-    files, bad = [], collections.Counter()
+# ---- Train ---------------------------------------------------------------------------------------------------------
+def files(paths: list[str]) -> list[Path]:
+    """The files among `paths`, and the document files in the folders among them (data.py's records apart)."""
+    found = []
     for path in map(Path, paths):
-        names = sorted(path.iterdir()) if path.is_dir() else [path]
-        files += [p for p in names if p == path or p.name.endswith((".jsonl", ".jsonl.gz", ".txt"))
-                  and p.name != "rejected.jsonl"]
-    try:
-        step = max(1, round(sum(path.stat().st_size for path in files) / (sample_bytes or math.inf)))
-        for path in files:
-            whole = path.suffix == ".txt"
+        found += [path] if not path.is_dir() else sorted(
+            name for name in path.iterdir() if name.name.endswith((".jsonl", ".jsonl.gz", ".txt"))
+            and name.name not in ("rejected.jsonl", "removed.jsonl", "masked.jsonl"))
+    return found
+
+
+def texts(paths: list[Path], sample_bytes: int | None = None) -> Iterator[str]:
+    """Texts of .jsonl, .jsonl.gz and .txt files; about `sample_bytes` of their bytes, as every k-th document. (data.py
+    has the full reader. It imports this module, so this one reads for itself; what it cannot read, it counts.)"""
+    def documents() -> Iterator[tuple[bytes, Callable[[bytes], str]]]:
+        for path in paths:
             with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-                for line in itertools.islice([file.read()] if whole else file, 0, None, step):
-                    try:
-                        text = line.decode() if whole else json.loads(line)["text"]
-                        text.encode()  # half a surrogate pair is valid JSON and no text
-                        yield text
-                    except (ValueError, KeyError, TypeError, AttributeError):
-                        bad[str(path)] += 1
-    except OSError as error:
-        raise cli.UserError(f"cannot read {error.filename or path}: {error.strerror or error}") from None
-    for path, count in bad.items():
-        print(f"skipped {count} unreadable documents of {path} (data.py clean names them)")
+                yield from ([(file.read(), bytes.decode)] if path.suffix == ".txt" else
+                            ((line, lambda line: json.loads(line)["text"]) for line in file))
+
+    bad = 0
+    try:
+        step = max(1, round(sum(path.stat().st_size for path in paths) / (sample_bytes or math.inf)))
+        for raw, text_of in itertools.islice(documents(), 0, None, step):
+            try:
+                text = text_of(raw)
+                text.encode()  # half a surrogate pair is valid JSON but no text
+            except (ValueError, LookupError, TypeError, AttributeError):
+                bad += 1
+            else:
+                yield text
+    except (OSError, EOFError) as error:
+        raise cli.UserError(f"cannot read --input: {error}") from None
+    if bad:
+        print(f"skipped {bad} documents that cannot be read (data.py clean names them)")
 
 
 def hangul_counts(documents: Iterable[str]) -> Iterator[str]:
-    """The Hangul runs with their counts, as lines of SentencePiece's TSV format. A run takes the one blank before it,
-    which becomes ▁; so does the start of a document, where the base puts one.
+    """The Hangul runs with their counts, in SentencePiece's TSV format. A run takes along the one blank before it,
+    which becomes ▁; the start of a document counts as one, as it does in the base.
 
     >>> list(hangul_counts(["나는 2권 나는", "2권"]))  # 나는: "I"; 2권: "2 volumes"
     [' 나는\\t2', '권\\t2']
     """
-    counts = collections.Counter()
-    for text in documents:
-        counts.update(HANGUL_RUN.findall(" " + text))
+    counts = Counter(run for text in documents for run in HANGUL_RUN.findall(" " + text))
     for run, count in counts.most_common():
         yield from (f"{run[i:i + LINE]}\t{count}" for i in range(0, len(run), LINE))
 
 
-def lines(documents: Iterable[str]) -> Iterator[str]:
-    """The lines of documents, none longer than LINE characters."""
-    for text in documents:
-        for line in text.split("\n"):
-            yield from (line[i:i + LINE] for i in range(0, len(line), LINE))
-
-
-def train(inputs: list[Path], vocab_size: int, text: str = "hangul", character_coverage: float = 0.9999,
+def train(inputs: list[str], vocab_size: int, text: str = "hangul", character_coverage: float = 0.9999,
           sample_bytes: int | None = None) -> bytes:
-    """Train a BPE model. `hangul`: vocab_size pieces of Hangul (and ▁ and <unk>, which a merge leaves behind); `all`: a
-    base tokenizer of vocab_size pieces, as Llama's: byte fallback, single digits, <unk> <s> </s> = 0 1 2."""
-    options = dict(  # identity: the default normaliser, nmt_nfkc, turns the letter ㅋ (a laugh) into another one
-        model_type="bpe", normalization_rule_name="identity", remove_extra_whitespaces=False,
-        character_coverage=character_coverage, max_sentence_length=8 * LINE, minloglevel=2)
+    """Train a BPE model; returns the file's bytes. UserError where vocab_size does not suit the corpus.
+
+    `hangul`: vocab_size pieces of Hangul, beside <unk> and ▁, which no merge takes over. `all`: a base tokenizer of
+    vocab_size pieces like Llama's: byte fallback, single digits, runs of blanks, <unk> <s> </s> = 0 1 2.
+    """
+    documents = texts(files(inputs), sample_bytes)
+    options = dict(model_type="bpe", normalization_rule_name="identity", remove_extra_whitespaces=False,
+                   character_coverage=character_coverage, max_sentence_length=8 * LINE, minloglevel=2)
     if text == "hangul":
-        source = hangul_counts(texts(inputs, sample_bytes))
-        options |= dict(input_format="tsv", add_dummy_prefix=False, bos_id=-1, eos_id=-1, vocab_size=vocab_size + 2)
+        lines = hangul_counts(documents)
+        options |= dict(vocab_size=vocab_size + 2, input_format="tsv", add_dummy_prefix=False, bos_id=-1, eos_id=-1)
     else:
-        source = lines(texts(inputs, sample_bytes))
-        options |= dict(byte_fallback=True, split_digits=True, allow_whitespace_only_pieces=True, vocab_size=vocab_size)
-    first = next(source, None)
+        lines = (line[i:i + LINE] for text in documents for line in text.split("\n") for i in range(0, len(line), LINE))
+        options |= dict(vocab_size=vocab_size, byte_fallback=True, split_digits=True, allow_whitespace_only_pieces=True)
+    first, out = next(lines, None), io.BytesIO()
     if first is None:
-        raise cli.UserError(f"no {'Hangul' if text == 'hangul' else 'text'} in {' '.join(map(str, inputs))}")
-    out = io.BytesIO()
+        raise cli.UserError(f"--input {' '.join(map(str, inputs))} holds no {'Hangul' if text == 'hangul' else 'text'}")
     try:
-        sentencepiece.SentencePieceTrainer.train(sentence_iterator=itertools.chain([first], source), model_writer=out,
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=itertools.chain([first], lines), model_writer=out,
                                                  **options)
     except RuntimeError as error:
-        if "ocabulary size" not in str(error):
+        reason = regex.search("Vocabulary size.*", str(error))
+        if not reason:
             raise
-        reason = regex.search("[Vv]ocabulary size.*", str(error))[0]
-        raise cli.UserError(f"--vocab_size {vocab_size} does not suit this corpus; SentencePiece says: {reason}") from None
+        raise cli.UserError(f"--vocab_size {vocab_size} does not suit this corpus; SentencePiece, which counts "
+                            f"{options['vocab_size'] - vocab_size} pieces more, says: {reason[0]}") from None
     return out.getvalue()
 
 
-# ---- Merge --------------------------------------------------------------------------------------------------------
+# ---- Merge ---------------------------------------------------------------------------------------------------------
 def smaller(pieces: list[Piece], size: int) -> list[Piece]:
-    """The Hangul pieces that a model of `size` of them would have had, out of a larger one: BPE learns its merges one
-    by one and files them in that order, *then* the characters. So the last merges go and the characters stay."""
+    """The Hangul pieces that a model of `size` of them would have had, from a larger model: BPE files its merges in the
+    order in which it learns them, *then* the single characters. So the last merges go and the characters stay."""
     hangul = [piece for piece in pieces if HANGUL_PIECE.fullmatch(piece.text)]
-    merges = [piece for piece in hangul if len(piece.text) > 1]
     characters = [piece for piece in hangul if len(piece.text) == 1]
     if not len(characters) <= size <= len(hangul):
-        raise cli.UserError(f"size {size}: the Korean model can give {len(characters)} (its characters alone) to "
-                            f"{len(hangul)} pieces")
-    return merges[:size - len(characters)] + characters
+        raise cli.UserError(f"--sizes {size}: the Korean model has {len(hangul)} pieces of Hangul, {len(characters)} of "
+                            "them single characters, which stay; choose a size between the two")
+    return [piece for piece in hangul if len(piece.text) > 1][:size - len(characters)] + characters
 
 
 def merge(base: Model, korean: list[Piece]) -> bytes:
-    """Append the pure-Hangul pieces that the base lacks; returns the bytes of the merged model.
+    """Append the pure-Hangul pieces that the base lacks; returns the merged file's bytes.
 
-    What a piece is built from is a substring of it, so Hangul as well, so kept: nothing becomes unreachable. Scores
-    go on below the base's lowest (Mistral's runs of blanks, at -1e9, are no rank: going on from there, float32 would
-    make all scores equal). Steps of 1 are exact in float32 down to -2^24.
+    A piece's parts are substrings, so Hangul, so kept: nothing becomes unreachable. Scores go on below the base's
+    lowest rank; Mistral's -1e9 for runs of blanks is no rank (from there float32 would make all new scores equal),
+    while steps of 1 are exact down to -2^24. New fields override the base's: vocab_size is set to the truth.
     """
     known = {piece.text for piece in base.pieces}
     new = [piece.text for piece in korean if HANGUL_PIECE.fullmatch(piece.text) and piece.text not in known]
     lowest = math.floor(min((p.score for p in base.pieces if p.type == NORMAL and p.score > -1e6), default=0.0))
-    assert lowest - len(new) > -2 ** 24
     appended = [field(PIECES, field(1, text.encode()) + field(2, float(lowest - 1 - i))) for i, text in enumerate(new)]
-    size = field(TRAINER_SPEC, field(VOCAB_SIZE, len(base.pieces) + len(new)))  # overrides the base's
-    return b"".join([base.raw, *appended, size])
+    return base.raw + b"".join(appended) + field(TRAINER, field(VOCAB_SIZE, len(base.pieces) + len(new)))
 
 
-# ---- Save, for transformers ---------------------------------------------------------------------------------------
+# ---- Save, for transformers ----------------------------------------------------------------------------------------
 def ranked_merges(pieces: list[Piece]) -> list[tuple[str, str]]:
-    """What SentencePiece does by score, as the list of pairs, best first, that transformers' BPE wants.
+    """SentencePiece's scores as the list of pairs, best first, that transformers' BPE wants.
 
-    SentencePiece joins any two neighbours that make a piece: every split of a piece is a pair, ranked by the piece's
-    score. Equal scores, it joins leftmost first; a list cannot say that. It matters only for runs of one character
-    with scores in common (Mistral's blanks, all -1e9), which grow from the left if the longer piece ranks first and,
-    of its splits, the one with the longer left part.
+    SentencePiece joins any neighbours that make a piece, so every split of a piece is a pair, ranked by the piece's
+    score. Of equal scores it joins the leftmost pair, which no list can say. Equal are, in practice, runs of one
+    character (Mistral's blanks, all -1e9), and those grow from the left when the longer piece ranks first.
 
-    >>> ranked_merges([Piece(t, s) for t, s in [("a", -3), ("aa", -1), ("aaa", -1), ("aaaa", -2)]])
-    [('aa', 'a'), ('a', 'aa'), ('a', 'a'), ('aaa', 'a'), ('aa', 'aa'), ('a', 'aaa')]
+    >>> ranked_merges([Piece("a", -3), Piece("aa", -1), Piece("aaa", -1), Piece("ab", -2), Piece("b", -4)])
+    [('a', 'aa'), ('aa', 'a'), ('a', 'a'), ('a', 'b')]
     """
     normal = {piece.text: piece.score for piece in pieces if piece.type == NORMAL}
-    pairs = [(-score, -len(text), -cut, text[:cut], text[cut:]) for text, score in normal.items()
+    pairs = [(-score, -len(text), text[:cut], text[cut:]) for text, score in normal.items()
              for cut in range(1, len(text)) if text[:cut] in normal and text[cut:] in normal]
-    return [pair[3:] for pair in sorted(pairs)]
+    return [pair[2:] for pair in sorted(pairs)]
 
 
 def tokenizer_json(model: Model) -> dict:
-    """The tokenizer in the format of Hugging Face's `tokenizers` library.
+    """The model in the format of Hugging Face's `tokenizers`.
 
-    transformers reads tokenizer.model too, but ranks merges by *id*, and so segments runs of blanks otherwise.
-    User-defined pieces are cut out before the merges and found whole (ignore_merges), as SentencePiece does; as
-    `added_tokens` they would get a ▁ behind them. Control pieces are added tokens: a literal "</s>" in a text is the
-    token to transformers and four characters to SentencePiece, the one difference between the two.
+    transformers can read tokenizer.model, but ranks merges by id, and then segments runs of blanks otherwise.
+    User-defined pieces are split off first and found whole (ignore_merges); as added tokens they would get a ▁ after
+    them. Control pieces are added tokens: a literal "</s>" in a text is EOS to transformers, as with every Llama, and
+    four characters to SentencePiece. That is the one difference between the two.
     """
-    specials = [(i, piece.text) for i, piece in enumerate(model.pieces) if piece.type in (UNKNOWN, CONTROL)]
-    own = sorted((p.text for p in model.pieces if p.type == USER_DEFINED), key=len, reverse=True)
-    prefix = model.normalizer.get(ADD_DUMMY_PREFIX, 1)
-    sp = processor(model.raw)
-    bos, bos_id = sp.id_to_piece(sp.bos_id()), sp.bos_id()
-    start = {"SpecialToken": {"id": bos, "type_id": 0}}
-    blanks = [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
-    decoders = [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
-                {"type": "Fuse"}]
-    if prefix:
-        blanks.insert(0, {"type": "Prepend", "prepend": "▁"})
-        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    own = sorted((piece.text for piece in model.pieces if piece.type == USER_DEFINED), key=len, reverse=True)
+    split = {"type": "Split", "pattern": {"Regex": "|".join(map(regex.escape, own))}, "behavior": "Isolated",
+             "invert": False}
+    prefix = "".join(model.sp.encode("a", out_type=str)).startswith("▁")
+    before = [{"type": "Prepend", "prepend": "▁"}] if prefix else []
+    after = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
+    bos_id, bos = model.sp.bos_id(), model.sp.id_to_piece(model.sp.bos_id())
+    start, a, b = {"SpecialToken": {"id": bos, "type_id": 0}}, *({"Sequence": {"id": i, "type_id": 0}} for i in "AB")
     return {
         "version": "1.0", "truncation": None, "padding": None,
-        "added_tokens": [{"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False,
-                          "normalized": False, "special": True} for i, text in specials],
-        "normalizer": {"type": "Sequence", "normalizers": blanks},
-        "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "|".join(map(regex.escape, own))},
-                          "behavior": "Isolated", "invert": False} if own else None,
-        "post_processor": {
-            "type": "TemplateProcessing", "single": [start, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [start, {"Sequence": {"id": "A", "type_id": 0}}, start, {"Sequence": {"id": "B", "type_id": 0}}],
-            "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}}},
-        "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": {"type": "BPE", "dropout": None, "unk_token": sp.id_to_piece(sp.unk_id()),
-                  "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True,
-                  "byte_fallback": True, "ignore_merges": bool(own),
-                  "vocab": {piece.text: i for i, piece in enumerate(model.pieces)},
-                  "merges": ranked_merges(model.pieces)},
-    }
+        "added_tokens": [dict(id=i, content=piece.text, special=True, normalized=False, single_word=False, lstrip=False,
+                              rstrip=False) for i, piece in enumerate(model.pieces) if piece.type in (UNKNOWN, CONTROL)],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            *before, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "pre_tokenizer": split if own else None,
+        "post_processor": {"type": "TemplateProcessing", "single": [start, a], "pair": [start, a, start, b],
+                           "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}}},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+            *after]},
+        "model": dict(type="BPE", byte_fallback=True, fuse_unk=True, ignore_merges=bool(own), dropout=None,
+                      unk_token=model.sp.id_to_piece(model.sp.unk_id()), continuing_subword_prefix=None,
+                      end_of_word_suffix=None, vocab={piece.text: i for i, piece in enumerate(model.pieces)},
+                      merges=ranked_merges(model.pieces))}
 
 
 def save(model_file: str | Path, folder: str | Path) -> None:
     """Write tokenizer.model, tokenizer.json and tokenizer_config.json into a model directory.
 
-    The class is PreTrainedTokenizerFast, which takes tokenizer.json as it stands; transformers 5's LlamaTokenizer
-    keeps only the merges, and drops the ▁ before a text that begins with a blank.
+    The class is PreTrainedTokenizerFast, which takes tokenizer.json as it stands: transformers 5's LlamaTokenizer
+    keeps its merges only, and puts no ▁ before a text that begins with a blank.
     """
-    model, folder = read(model_file), Path(folder)
-    check_base(model, model_file)
-    sp = processor(model.raw)
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, "add_eos_token": False,
-              "bos_token": sp.id_to_piece(sp.bos_id()), "eos_token": sp.id_to_piece(sp.eos_id()),
-              "unk_token": sp.id_to_piece(sp.unk_id()), "clean_up_tokenization_spaces": False}
+    model, folder = read_base(model_file), Path(folder)
+    bos, eos, unk = map(model.sp.id_to_piece, (model.sp.bos_id(), model.sp.eos_id(), model.sp.unk_id()))
     (folder / "tokenizer.model").write_bytes(model.raw)
     cli.write_json(folder / "tokenizer.json", tokenizer_json(model))
-    cli.write_json(folder / "tokenizer_config.json", config)
+    cli.write_json(folder / "tokenizer_config.json", {
+        "tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, "add_eos_token": False,
+        "clean_up_tokenization_spaces": False, "bos_token": bos, "eos_token": eos, "unk_token": unk})
+
+
+# ---- Report --------------------------------------------------------------------------------------------------------
+def measure(processors: list[sentencepiece.SentencePieceProcessor], documents: Iterator[str]) -> list[dict]:
+    """Counts of the documents under each tokenizer, and what differs from the first, the base: lines without Hangul
+    that are segmented otherwise, documents that no longer decode to themselves. Fertility is tokens an eojeol."""
+    size, counts = Counter(), [Counter() for _ in processors]
+    for batch in iter(lambda: list(itertools.islice(documents, 500)), []):
+        other = [line for text in batch for line in text.split("\n") if not regex.search(f"[{HANGUL}]", line)]
+        size.update(documents=len(batch), characters=sum(map(len, batch)), bytes=sum(len(t.encode()) for t in batch),
+                    eojeol=sum(len(text.split()) for text in batch), lines_without_hangul=len(other))
+        seen = []
+        for sp, count in zip(processors, counts, strict=True):
+            ids, lines = encode(sp, batch, bos=False), encode(sp, other, bos=False)
+            seen.append((lines, [a == b for a, b in zip(sp.decode(ids), batch, strict=True)]))
+            count.update(tokens=sum(map(len, ids)), lines_changed=sum(map(operator.ne, seen[0][0], lines)),
+                         round_trips_lost=sum(map(operator.gt, seen[0][1], seen[-1][1])))
+    return [dict(token_ratio=count["tokens"] / max(1, counts[0]["tokens"]),
+                 tokens_per_character=count["tokens"] / max(1, size["characters"]),
+                 bytes_per_token=size["bytes"] / max(1, count["tokens"]),
+                 fertility=count["tokens"] / max(1, size["eojeol"]), **count, **size) for count in counts]
+
+
+def table(title: str, rows: dict[str, dict]) -> None:
+    """Print rows of numbers under the names that they have in the JSON file."""
+    names = [key for key, value in next(iter(rows.values())).items() if isinstance(value, int | float)]
+    print(f"\n{title:30}", *names)
+    for name, row in rows.items():
+        print(f"{name[-30:]:30}", *(f"{row[k]:{len(k)},{'.4f' * isinstance(row[k], float)}}" for k in names))
+
+
+def report(models: dict[str, Model], inputs: list[str]) -> dict:
+    """Measure every input file under every tokenizer, the base's first; print and return the tables."""
+    rows, summary = {}, {}
+    for path in files(inputs):
+        found = measure([model.sp for model in models.values()], texts([path]))
+        if not found[0]:
+            raise cli.UserError(f"{path} holds no documents: nothing to measure")
+        rows[str(path)] = dict(zip(models, found, strict=True))
+        table(str(path), rows[str(path)])
+    base = len(next(iter(models.values())).pieces)
+    for name, (raw, pieces, _) in models.items():
+        sp = processor(raw, dummy_prefix=False)
+        lost = [p.text for i, p in enumerate(pieces[base:], base) if encode(sp, p.text, bos=False) != [i]]
+        summary[name] = dict(
+            pieces=len(pieces), added=len(pieces) - base, unreachable=len(lost), embedding_growth=len(pieces) / base,
+            mean_token_ratio=sum(row[name]["token_ratio"] for row in rows.values()) / max(1, len(rows)),
+            unreachable_pieces=lost, inputs={path: row[name] for path, row in rows.items()})
+    table("all inputs", summary)
+    return summary
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = cli.Parser(description=__doc__, prog="tokenizer.py")
+    commands = parser.add_subparsers(dest="command", required=True)
+    flag = commands.add_parser("train", help="train a BPE model").add_argument
+    flag("--input", nargs="+", required=True, help=".jsonl, .jsonl.gz or .txt files, or folders of them")
+    flag("--vocab_size", type=int, default=20000, help="pieces of Hangul; with --text all, pieces in all")
+    flag("--out", required=True, help="the .model file to write")
+    flag("--text", choices=("hangul", "all"), default="hangul", help="Hangul runs, to be merged; or all, for a base")
+    flag("--character_coverage", type=float, default=0.9999, help="share of characters that get a piece of their own")
+    flag("--sample_bytes", type=int, help="train on about so many bytes of the files; without it, on all")
+    flag = commands.add_parser("merge", help="append a Korean model's Hangul pieces to a base").add_argument
+    flag("--base", required=True, help="the base's tokenizer.model, or its model directory")
+    flag("--korean", required=True, help="what `train` wrote")
+    flag("--out", required=True, help="the .model file to write")
+    flag = commands.add_parser("report", help="compare tokenizers with the base's").add_argument
+    flag("--tokenizers", nargs="+", required=True, help=".model files or model directories, the base's first")
+    flag("--input", nargs="+", required=True, help="held-out documents; each file gets its table")
+    flag("--korean", help="a large Korean model, from which --sizes are cut")
+    flag("--sizes", type=int, nargs="+", default=[], help="numbers of its pieces to merge; each becomes a row")
+    flag("--out", help="a JSON file for the numbers")
+    args = parser.parse_args(argv)
+    settings = cli.settings(args)
+    if args.command == "report":
+        if bool(args.sizes) != bool(args.korean):
+            raise cli.UserError("--sizes and --korean go together: the sizes are cut from that Korean model")
+        models = {path: read(path) for path in args.tokenizers}
+        for size in args.sizes:
+            raw = merge(models[args.tokenizers[0]], smaller(read(args.korean).pieces, size))
+            models[f"{size} pieces"] = Model(raw, parse(raw)[0], processor(raw))
+        result = {"settings": settings, "tokenizers": report(models, args.input)}
+        if args.out:
+            cli.write_json(args.out, result)
+        return
+    raw = (train(args.input, args.vocab_size, args.text, args.character_coverage, args.sample_bytes)
+           if args.command == "train" else merge(read_base(args.base), read(args.korean).pieces))
+    with cli.new_file(args.out) as temporary:
+        temporary.write_bytes(raw)
+    print(f"{args.out}: {len(parse(raw)[0])} pieces")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -56,7 +56,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     flag("--batch_tokens", type=int, default=0, help="tokens an optimizer step; 0: 64 windows")
     flag("--micro_batch", type=int, default=0, help="windows a forward pass; 0: about 16,384 tokens")
     flag("--warmup", type=float, default=0.01, help="share of a stage's steps with a rising learning rate")
-    flag("--schedule", default="cosine", choices=["cosine", "wsd"], help="wsd: constant, then linear over the last fifth")
+    flag("--schedule", default="cosine", choices=["cosine", "wsd"], help="wsd: constant, then a linear last fifth")
     flag("--min_lr", type=float, default=0.1, help="final learning rate, as a share of the peak")
     flag("--weight_decay", type=float, default=0.1, help="on the layers' matrices; never on norms, embedding, head")
     flag("--betas", type=float, nargs=2, default=[0.9, 0.95], help="Adam's decay rates")
@@ -69,7 +69,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     flag("--keep", type=int, default=2, help="newest checkpoints kept")
     flag("--checkpoint", default="none", choices=["none", "full"], help="activations computed again, to save memory")
     flag("--kernels", default="auto", choices=["auto", *kernels.IMPLEMENTATIONS], help="implementation of kernels/")
-    flag("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"], help="where to run")
+    flag("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"], help="place")
     flag("--dtype", default=None, choices=["float32", "bfloat16"],
          help="type of products and frozen weights (default: bfloat16 on cuda, float32 on cpu)")
     flag("--seed", type=int, default=0, help="of the data order, the LoRA's and random weights")
@@ -100,12 +100,12 @@ def derive(args: argparse.Namespace, config: model.Config) -> None:
         raise UserError(f"--batch_tokens {args.batch_tokens} is not a multiple of --seq_len {args.seq_len}")
     args.micro_batch = args.micro_batch or math.gcd(windows, max(1, 2**14 // args.seq_len))
     if windows % args.micro_batch:
-        raise UserError(f"--batch_tokens {args.batch_tokens} is {windows} windows of {args.seq_len} tokens, not a multiple"
-                        f" of --micro_batch {args.micro_batch}")
+        raise UserError(f"--batch_tokens {args.batch_tokens} is {windows} windows of {args.seq_len} tokens, not a "
+                        f"multiple of --micro_batch {args.micro_batch}")
 
 
 def sources(args: argparse.Namespace, config: model.Config, tokenizer_file: Path) -> tuple[dict, list[float]]:
-    """The shards by name and their weights, checked against the model's tokenizer. UserError names what does not fit."""
+    """The shards by name, and their weights, checked against the model's tokenizer. UserError names a misfit."""
     shards, weights = {}, []
     for entry in args.data:
         folder, _, weight = entry.partition("=")
@@ -248,9 +248,9 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
                                               args.clip or math.inf)
         mean_loss, grad_norm = (total / count).item(), norm.item()                  # the step's one synchronisation
         if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
-            raise UserError(f"stage {number} step {step + 1}: loss {mean_loss}, gradient norm {grad_norm}; the cause is "
-                            f"{blame(llama, rows, origin, names)}. Nothing was updated; lower the learning rate, or look "
-                            f"at the data; --resume {run} goes on from the last checkpoint")
+            raise UserError(f"stage {number} step {step + 1}: loss {mean_loss}, gradient norm {grad_norm}; the cause "
+                            f"is {blame(llama, rows, origin, names)}. Nothing was updated. Lower the learning rate or "
+                            f"look at the data; --resume {run} goes on from the last checkpoint")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         done, seconds = step + 1, time.perf_counter() - began
@@ -289,7 +289,7 @@ def begin(args: argparse.Namespace, run: Path) -> Path:
         llama = model.Llama(model.Config.read(args.config))
         pieces = tokenizer.load(args.tokenizer).get_piece_size()
         if pieces > llama.config.vocab_size:
-            raise UserError(f"{args.tokenizer} has {pieces} pieces, {args.config} a vocab_size of {llama.config.vocab_size}")
+            raise UserError(f"{args.tokenizer} has {pieces} pieces, more than {args.config}'s vocab_size")
         with cli.new_folder(start) as temporary:
             model.save(llama, temporary)
             tokenizer.save(args.tokenizer, temporary)
@@ -312,13 +312,12 @@ def main(argv: list[str] | None = None) -> None:
     if not args.resume and (run / "config.json").exists():
         raise UserError(f"{run} is a run already; --resume {run} goes on with it, or choose another --out")
     run.mkdir(parents=True, exist_ok=True)
-    held = checkpoint.lock(run)
-    cli.write_json(run / "config.json", {k: v for k, v in settings.items() if k not in ("resume", "plan", "out")})
     kernels.use(args.kernels)
     torch.use_deterministic_algorithms(args.deterministic)
-    loader = data.Loader(list(shards.values()), weights, args.seq_len, args.seed)
-    start, tokens = begin(args, run), 0
-    with checkpoint.StopSignal() as stop:
+    loader, tokens = data.Loader(list(shards.values()), weights, args.seq_len, args.seed), 0
+    with checkpoint.lock(run), checkpoint.StopSignal() as stop:
+        cli.write_json(run / "config.json", {k: v for k, v in settings.items() if k not in ("resume", "plan", "out")})
+        start = begin(args, run)
         for number, stage in enumerate(stages, 1):
             folder = run / "stages" / f"{number}-{stage.what}"
             if folder.exists():  # finished before this run was stopped
@@ -331,7 +330,6 @@ def main(argv: list[str] | None = None) -> None:
         with cli.new_folder(run / "model") as temporary:  # the last stage under a name that does not depend on it
             shutil.copytree(start, temporary, copy_function=os.link, dirs_exist_ok=True)
             (temporary / "training_state.json").unlink()
-    held.close()
     print(f"{tokens:,} tokens trained; the model is in {run / 'model'}")
 
 

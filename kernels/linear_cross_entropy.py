@@ -13,7 +13,7 @@ The upstream gradient is one number that multiplies everything, so it can wait f
 logits there instead would cost a third matrix product.) What remains of memory is one chunk of logits.
 
 Chunks come from a budget of bytes, not of rows: thin chunks starve the matrix products. dW is accumulated in float32
-whatever the dtype: hundreds of bfloat16 additions would lose the small ones. Rows whose target is -100 count for nothing.
+whatever the dtype: hundreds of bfloat16 additions would lose the small ones. Rows whose target is -100 do not count.
 Worked by hand: two classes, z = (0, 0): loss log 2 = 0.6931, dz = (½, ½) - onehot.
 """
 import torch
@@ -84,7 +84,7 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
                          chunk_bytes: int = CHUNK_BYTES) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed cross-entropy of `hidden @ weight.T`, holding at most `chunk_bytes` of logits.
 
-    hidden (N, D), weight (V, D; cast to hidden's dtype for the products), targets (N,) int64, -100 = ignored → (loss in nats, a float32 or float64
-    scalar; number of targets counted). A frozen weight costs no gradient; the result does not depend on threads' order.
+    hidden (N, D), weight (V, D; cast to hidden's dtype for the products), targets (N,) int64, -100 = ignored →
+    (loss in nats, a float32 or float64 scalar; number of targets counted). A frozen weight costs no gradient.
     """
     return _LinearCrossEntropy.apply(hidden, weight, targets, chunk_bytes), (targets != IGNORE).sum()

@@ -8,7 +8,7 @@ The backward pass, with g_i = w_i dy_i and x̂ = x / r:
 
     dx = (g - x̂ mean(g x̂)) / r,    dw = Σ_rows dy x̂
 
-so r (one float a row) is all that must be kept beside x; the definition's autograd graph keeps four tensors of x's size.
+so r (one float a row) is all that must be kept beside x; the definition's graph keeps four tensors of x's size.
 """
 import torch
 

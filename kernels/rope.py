@@ -12,7 +12,25 @@ inner product that depends on s - t alone.
 
 A rotation's inverse is the rotation by -angle, so the backward pass is the forward one with sin negated.
 """
+import math
+
 import torch
+
+
+def rope_frequencies(width: int, theta: float, scaling: dict | None = None) -> torch.Tensor:
+    """Radians a position for each pair of a head of `width` components: theta^(-2i/width), (width/2,) float32.
+
+    `scaling` is Llama 3.1's ("llama3"; 2407.21783): that model was trained on 8k positions and extended. Pairs that
+    turn slowly (fewer than low_freq_factor turns in the old context) turn `factor` times slower still, fast ones (more
+    than high_freq_factor turns) stay as they were, and the band between is interpolated.
+    """
+    frequency = 1.0 / theta ** (torch.arange(0, width, 2).float() / width)
+    if not scaling:
+        return frequency
+    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)  # within the old context
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    keep = ((turns - low) / (high - low)).clamp(0, 1)                                 # 1: as it was; 0: stretched
+    return frequency * (keep + (1 - keep) / scaling["factor"])
 
 
 def rope_reference(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor):
@@ -20,7 +38,7 @@ def rope_reference(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: tor
 
     >>> turn = torch.tensor([[0.0]]), torch.tensor([[1.0]])                       # cos 90°, sin 90°
     >>> rope_reference(torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 2.0]]]]), *turn)
-    (tensor([[[[0., 1.]]]]), tensor([[[[-2., 0.]]]]))
+    (tensor([[[[0., 1.]]]]), tensor([[[[-2.,  0.]]]]))
     """
     def turn(x):
         wide = x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,177 @@
+"""Step 3, rules: cheap measurements of a document, and cut-offs that tell text from junk. (kept, reason) for each.
+
+The measurements are Gopher's (Rae et al. 2021, arXiv 2112.11446, table A1) and FineWeb-2's (arXiv 2506.20920), but a
+Korean word is an *eojeol*, a noun with its particles between two blanks: about two of their words. So their limits for
+English drop most Korean, and FineWeb-2's for Korean, which count morphemes, are looser here than there. Where a limit is
+ours, the comment says what was measured: Wikipedia, court rulings, statutes, periodicals of the 1920s, manuals.
+
+Hanja counts as Korean: a third of the letters in a periodical of 1925 is hanja. Code, formulas, addresses and tags are
+set aside first: they are a third of a technical manual, and a language of their own.
+
+Profiles: `web` for pages nobody vouches for; `formal` for edited text, whose tables, headings and repeated clauses a
+web filter takes for menus; `short` for reviews and comments, which are short by nature.
+"""
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Limits(NamedTuple):
+    """The cut-offs of a language and a profile. Shares lie between 0 and 1; None switches a rule off."""
+    characters: int                   # at least so many letters and signs, white space apart
+    share: float                      # letters of the language among all letters, at least
+    word: tuple[float, float]         # mean length of a word (eojeol), signs included
+    symbols: float                    # signs that are neither letter nor digit, at most
+    no_letters: float                 # words of digits alone among all words, at most
+    garbled: float | None             # Korean syllables that no Korean word uses, at most
+    function_words: float | None      # ko: eojeol that end like one; en: function words; at least
+    line_ends: float | None           # lines that end in a full stop or the like, at least
+    same_lines: float | None          # lines that stood there before, at most
+    top_ngrams: tuple | None          # characters in the most frequent 2-, 3- and 4-gram of words, at most
+    same_ngrams: dict[int, float]     # {n: characters in n-grams of words that stood there before, at most}
+
+
+KO_WEB = Limits(
+    characters=50,         # Polyglot-Ko's cleaner: 50 characters
+    share=0.3,             # ours: 99 % of Wikipedia is above 0.5, manuals without their code above 0.26. Polyglot-Ko: 0.25
+    word=(1.5, 12),        # ours: all sources lie between 2.4 and 8.8. Polyglot-Ko 3-10, FineWeb-2 1-6 (morphemes)
+    symbols=0.4,           # ours: 99 % of every source but comments is below 0.34
+    no_letters=0.209,      # FineWeb-2 for Korean: 0.791 of the words have a letter (the option's name says the reverse)
+    garbled=0.2,           # ours: 99.9 % of the documents are below 0.05; text read in a wrong encoding is above 0.5
+    function_words=0.15,   # ours: 99.5 % of every source is above 0.3, random syllables are at 0.02
+    line_ends=0.062,       # FineWeb-2 for Korean
+    same_lines=0.374,      # FineWeb-2 for Korean
+    top_ngrams=(0.282, 0.228, 0.185),                                             # FineWeb-2 for Korean
+    same_ngrams={5: 0.201, 6: 0.184, 7: 0.168, 8: 0.154, 9: 0.14, 10: 0.127})     # FineWeb-2 for Korean
+# Rulings repeat their holdings word for word (5-grams up to 0.46), statutes their lines (0.41), tables have no stops.
+KO_FORMAL = KO_WEB._replace(no_letters=0.5, line_ends=None, same_lines=0.5, same_ngrams={10: 0.5})
+# A review may be 재밌어요 ("it's fun"), may have no blanks (1 % have a mean above 20) and be half ㅋㅋ!!!; what repetition
+# there can mean is one phrase over and over.
+KO_SHORT = KO_FORMAL._replace(characters=4, word=(1.5, 25), symbols=0.5, function_words=None, same_lines=None,
+                              top_ngrams=(0.5, 0.5, 0.5), same_ngrams={})
+EN_WEB = Limits(
+    characters=200,        # Gopher: 50 words
+    share=0.8,             # ours: Latin letters; other languages in Latin letters fail at function_words
+    word=(3, 10),          # Gopher
+    symbols=0.3,           # ours: Gopher limits # and ... to 0.1 a word
+    no_letters=0.2,        # Gopher: 80 % of words with a letter
+    garbled=None,
+    function_words=0.1,    # ours: Gopher wants two of its eight in a document, however long
+    line_ends=0.12,        # FineWeb (arXiv 2406.17557)
+    same_lines=0.3,        # Gopher, as are the rest
+    top_ngrams=(0.20, 0.18, 0.16),
+    same_ngrams={5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10})
+EN_FORMAL = EN_WEB._replace(characters=50, line_ends=None, same_lines=0.5, no_letters=0.5, same_ngrams={10: 0.5})
+EN_SHORT = EN_FORMAL._replace(characters=8, symbols=0.5, function_words=None, same_lines=None,
+                              top_ngrams=(0.5, 0.5, 0.5), same_ngrams={})
+LIMITS = {"ko": {"web": KO_WEB, "formal": KO_FORMAL, "short": KO_SHORT},
+          "en": {"web": EN_WEB, "formal": EN_FORMAL, "short": EN_SHORT}}
+
+NOT_PROSE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|https?://\S+|</?[a-zA-Z][^<>]{0,500}>|\$[^$\n]+\$", re.DOTALL)
+FEW = 20  # function words are judged from so many words on, and
+REPEATS = 3  # an n-gram is frequent from so many times on: a stub names its subject twice
+# The last syllables of particles and verb endings: topic, subject, object, place, 'and', plain and polite endings, ...
+ENDINGS = "다이은는을를의에서로고지도만면며한인할과와가자기음게해까요라나들어아네데적던된년월일부터"
+# Gopher's eight, and the eight that are as frequent.
+STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with", "a", "in", "is", "was", "for", "on", "as", "it"}
+
+MARK, DIGIT, SPACE, HANGUL, HANJA, LATIN, OTHER = range(7)  # classes of characters; from HANGUL on they are letters
+
+
+def _classes() -> np.ndarray:
+    """The class of every code point, as a table: a document is measured by looking up its characters all at once."""
+    table = np.zeros(0x110000, np.uint8)
+    for code in range(0x30000):
+        char = chr(code)
+        table[code] = OTHER if char.isalpha() else DIGIT if char.isdecimal() else SPACE if char.isspace() else MARK
+    for first, last in ((0xAC00, 0xD7A3), (0x1100, 0x11FF), (0x3131, 0x318E)):
+        table[first:last + 1] = HANGUL
+    for first, last in ((0x3400, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2FFFF)):
+        table[first:last + 1] = HANJA
+    for first, last in ((0x41, 0x5A), (0x61, 0x7A), (0xC0, 0x24F)):
+        table[first:last + 1] = LATIN
+    return table
+
+
+CLASS = _classes()
+IS_ENDING = np.isin(np.arange(0x110000), [ord(c) for c in ENDINGS])
+# KS X 1001 has the 2,350 syllables of Korean words; 뷁쀍 is something else read as CP949. (Python's euc_kr spells the
+# other 8,822 out in eight bytes.)
+IS_RARE = np.zeros(0x110000, bool)
+IS_RARE[0xAC00:0xD7A4] = [len(chr(code).encode("euc_kr")) != 2 for code in range(0xAC00, 0xD7A4)]
+
+
+def repetition(words: list[str], limits: Limits) -> str:
+    """The reason to drop a text whose words repeat themselves, or "".
+
+    An n-gram is a number made from its words' numbers, so that all of a document are counted by sorting once. Shares are
+    characters covered over all characters; words that several n-grams cover count once."""
+    numbers: dict[str, int] = {}
+    ids = np.array([numbers.setdefault(word, len(numbers) + 1) for word in words], np.uint64)
+    lengths = np.array([len(word) for word in words])
+    total, grams = lengths.sum(), ids
+    for n in range(2, 11):
+        grams = grams[:-1] * np.uint64(0x9E3779B97F4A7C15) + ids[n - 1:]
+        if n > 4 and n not in limits.same_ngrams or not len(grams):
+            continue
+        _, first, inverse, counts = np.unique(grams, return_index=True, return_inverse=True, return_counts=True)
+        if n <= 4:
+            covering, limit = inverse == counts.argmax(), limits.top_ngrams[n - 2] if counts.max() >= REPEATS else 1
+        else:
+            covering, limit = np.ones(len(grams), bool), limits.same_ngrams[n]
+            covering[first] = False
+        covered = np.convolve(covering, np.ones(n, int))[:len(words)] > 0  # an n-gram at i covers words i ... i + n - 1
+        share = lengths[covered].sum() / total
+        if share > limit:
+            return "repeated_ngrams"
+        if n >= 5 and share <= min(limits.same_ngrams.values()):  # longer n-grams repeat where their beginnings do
+            break
+    return ""
+
+
+def check(text: str, limits: Limits, lang: str = "ko") -> tuple[bool, str]:
+    """(kept, reason) of a document; the reason is "" where it is kept.
+
+    >>> check("짧다", LIMITS["ko"]["formal"])  # 'it is short'
+    (False, 'too_short')
+    """
+    prose = NOT_PROSE.sub(" ", text)
+    codes = np.frombuffer(prose.encode("utf-32-le"), np.uint32)
+    kinds = CLASS[codes]
+    count = np.bincount(kinds, minlength=7)
+    letters, visible = int(count[HANGUL:].sum()), len(codes) - int(count[SPACE])
+    own = int(count[HANGUL] + count[HANJA]) if lang == "ko" else int(count[LATIN])
+    if visible < limits.characters:
+        return False, "too_short"
+    # Korean with long quotations or many names in another language is still worth its 200 characters of Hangul.
+    if own < (0.15 if lang == "ko" and count[HANGUL] >= 200 else limits.share) * letters or not own:
+        return False, "wrong_language"
+    if not limits.word[0] <= visible / (n_words := len(words := prose.split())) <= limits.word[1]:
+        return False, "word_length"
+    if visible - letters - count[DIGIT] > limits.symbols * visible:
+        return False, "symbols"
+    starts = np.flatnonzero((kinds != SPACE) & np.append(True, kinds[:-1] == SPACE))
+    with_letter = np.count_nonzero(np.logical_or.reduceat(kinds >= HANGUL, starts))
+    with_either = np.count_nonzero(np.logical_or.reduceat((kinds >= HANGUL) | (kinds == DIGIT), starts))
+    if with_either - with_letter > limits.no_letters * with_either:  # a lone | or - is no word
+        return False, "no_letters"
+    if limits.garbled is not None and IS_RARE[codes].sum() > limits.garbled * count[HANGUL]:
+        return False, "garbled"
+    if limits.function_words is not None and n_words >= FEW:
+        if lang == "ko":
+            last = codes[:-1][(kinds[:-1] == HANGUL) & (kinds[1:] != HANGUL)]
+            share = IS_ENDING[last].mean() if len(last) >= FEW else 1
+        else:
+            share = sum(word.lower() in STOP_WORDS for word in words) / n_words
+        if share < limits.function_words:
+            return False, "function_words"
+    lines = [line.strip() for line in prose.split("\n") if line.strip()]
+    n_ends = sum(line[-1] in '.!?。…"\'”’)' for line in lines)
+    if limits.line_ends is not None and n_ends < limits.line_ends * len(lines):
+        return False, "line_ends"
+    if limits.same_lines is not None and 1 - len(set(lines)) / len(lines) > limits.same_lines:
+        return False, "repeated_lines"
+    if n_words >= FEW and repetition(words, limits):
+        return False, "repeated_ngrams"
+    return True, ""

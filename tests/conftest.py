@@ -1,0 +1,72 @@
+"""What several test files share: a tiny world (corpus, tokenizer, model, shards) made once, in a few seconds."""
+import json
+import random
+import sys
+
+import pytest
+import torch
+
+import cli
+import data
+import model
+import tokenizer
+
+torch.set_num_threads(1)  # tiny tensors: threads cost more than they bring, and one thread is always reproducible
+
+
+def syllables(rng: random.Random, n: int) -> str:
+    return "".join(chr(rng.choice(range(0xAC00, 0xAC00 + 400))) for _ in range(n))
+
+
+def korean(rng: random.Random, words: int) -> str:
+    return " ".join(syllables(rng, rng.randint(1, 4)) for _ in range(words)) + "."
+
+
+def english(rng: random.Random, words: int) -> str:
+    return " ".join("".join(rng.choice("etaoinshrdlu") for _ in range(rng.randint(2, 6))) for _ in range(words)) + "."
+
+
+def tiny_config(**changes) -> model.Config:
+    """The smallest Llama with every feature: grouped queries, an untied head, four layers."""
+    values = dict(vocab_size=512, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+                  num_key_value_heads=2, head_dim=8, max_position_embeddings=64)
+    return model.Config(**{**values, **changes})
+
+
+def write_jsonl(path, texts):
+    path.write_text("".join(json.dumps({"id": str(i), "text": t}, ensure_ascii=False) + "\n"
+                            for i, t in enumerate(texts)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """Folder with ko.jsonl, en.jsonl, base.model (a byte-fallback BPE), model/ (random), shards/{ko,en}."""
+    root, rng = tmp_path_factory.mktemp("world"), random.Random(7)
+    write_jsonl(root / "ko.jsonl", [korean(rng, 40) for _ in range(150)])
+    write_jsonl(root / "en.jsonl", [english(rng, 40) for _ in range(150)])
+    tokenizer.main(["train", "--input", str(root / "en.jsonl"), "--vocab_size", "400", "--text", "all",
+                    "--out", str(root / "base.model")])
+    torch.manual_seed(0)
+    (root / "model").mkdir()
+    model.save(model.Llama(tiny_config()), root / "model")
+    tokenizer.save(root / "base.model", root / "model")
+    for language in ("ko", "en"):
+        data.main(["pack", "--input", str(root / f"{language}.jsonl"), "--tokenizer", str(root / "base.model"),
+                   "--out", str(root / "shards" / language), "--val_fraction", "0.05"])
+    return root
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch):
+    """Call a program's main as the command line would; assert exit status 2 and one line that holds `part`."""
+    def check(program, argv: list[str], part: str):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", [program.__name__ + ".py", *argv])
+        with pytest.raises(SystemExit) as exit:
+            cli.run(program.main)
+        line = capsys.readouterr().err.strip().split("\n")[-1]
+        assert exit.value.code == 2, line
+        assert part in line, f"{part!r} is not in {line!r}"
+        assert "Traceback" not in line
+    return check

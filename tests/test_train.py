@@ -1,0 +1,277 @@
+"""train.py and checkpoint.py: what a stage changes, what it leaves, and that it can be unplugged."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import checkpoint
+import data
+import model
+import tokenizer
+import train
+from cli import UserError
+
+SMALL = ["--seq_len", "32", "--batch_tokens", "128", "--micro_batch", "2", "--lora_rank", "4", "--lora_alpha", "4",
+         "--save_every", "3", "--device", "cpu"]
+
+
+def flags(world, out, *stages, more=()):
+    shards = [f"{world}/shards/ko=0.75", f"{world}/shards/en=0.25"]
+    return ["--model", f"{world}/model", "--data", *shards, "--out", str(out), "--stages", *stages, *SMALL, *more]
+
+
+def weights(folder) -> dict:
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def records(run, key="loss") -> list[dict]:
+    lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    return [r for r in lines if key in r]
+
+
+@pytest.mark.parametrize("what", ["embed", "odd", "even", "body", "lora", "lora+embed", "full", "odd+embed"])
+def test_a_stage_changes_what_it_trains_and_nothing_else(what, world, tmp_path):
+    train.main(flags(world, tmp_path / "run", f"{what}:400:1e-2"))
+    before, after = weights(world / "model"), weights(tmp_path / "run/model")
+    assert before.keys() == after.keys()
+    for name, old in before.items():
+        trained = "lora" in what and name.endswith("_proj.weight") or train.plan.is_trained(name, what)
+        assert torch.equal(old, after[name]) != bool(trained), name
+
+
+def test_new_rows_leaves_old_rows_bit_identical(world, tmp_path):
+    grown = tmp_path / "grown"
+    grown.mkdir()
+    llama = model.load(world / "model")
+    llama.config.base_vocab_size = 300
+    model.save(llama, grown)
+    tokenizer.save(world / "base.model", grown)
+    train.main(flags(world, tmp_path / "run", "new_rows:800:1e-2") + ["--model", str(grown)])
+    before, after = weights(grown), weights(tmp_path / "run/model")
+    for name in train.plan.TABLES:
+        assert torch.equal(before[name][:300], after[name][:300])
+        assert (before[name][300:] != after[name][300:]).any()
+
+
+def test_the_loss_falls_and_metrics_say_so(world, tmp_path):
+    train.main(flags(world, tmp_path / "run", "full:12000:1e-2", more=["--eval_every", "40"]))
+    lines, scores = records(tmp_path / "run"), records(tmp_path / "run", "validation")
+    assert [r["step"] for r in lines] == list(range(1, 95)) and lines[-1]["tokens"] == 94 * 128
+    assert [r["step"] for r in scores] == [0, 40, 80, 94]
+    for language in ("ko", "en"):
+        assert scores[-1]["validation"][language]["bits_per_byte"] < 0.8 * scores[0]["validation"][language]["bits_per_byte"]
+    assert all(r["tokens_per_second"] > 0 and 0 < r["mfu"] <= r["hfu"] and r["peak_memory"] > 1e7 for r in lines)
+
+
+def test_micro_batches_give_the_loss_and_gradient_of_the_whole_batch(world, tmp_path):
+    for name, micro in (("whole", "4"), ("parts", "1")):
+        train.main(flags(world, tmp_path / name, "full:1300:1e-3", more=["--micro_batch", micro]))
+    for a, b in zip(records(tmp_path / "whole"), records(tmp_path / "parts"), strict=True):
+        assert abs(a["loss"] - b["loss"]) < 1e-4 and abs(a["grad_norm"] - b["grad_norm"]) < 1e-3
+
+
+def test_full_stage_equals_an_independent_loop(world, tmp_path):
+    """Ten steps against transformers' Llama, torch's AdamW and clipping, written out again here."""
+    transformers = pytest.importorskip("transformers")
+    train.main(flags(world, tmp_path / "run", "full:1280:1e-3"))
+    peer = transformers.AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
+    shards = [data.Shards(world / "shards/ko"), data.Shards(world / "shards/en")]
+    loader = data.Loader(shards, [0.75, 0.25], 32, 0)
+    decay = [p for n, p in peer.named_parameters() if p.dim() == 2 and "embed" not in n and "lm_head" not in n]
+    rest = [p for n, p in peer.named_parameters() if not (p.dim() == 2 and "embed" not in n and "lm_head" not in n)]
+    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
+                                  betas=(0.9, 0.95))
+    for record in records(tmp_path / "run"):
+        rows = torch.from_numpy(loader.next(4)[0])
+        logits = peer(rows[:, :-1]).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = record["lr"]
+        optimizer.step()
+        assert abs(loss.item() - record["loss"]) < 1e-4
+
+
+@pytest.mark.parametrize("schedule, at_half", [("cosine", (0.4, 0.7)), ("wsd", (1.0, 1.0))])
+def test_learning_rate(schedule, at_half):
+    args = train.parse(["--schedule", schedule, "--warmup", "0.1", "--min_lr", "0.1"])
+    rates = [train.learning_rate(step, 100, 1.0, args) for step in range(100)]
+    assert rates[0] == 0.1 and rates[9] == rates[10] == 1.0 and abs(rates[-1] - 0.1) < 1e-12
+    assert at_half[0] <= rates[50] <= at_half[1]
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert train.learning_rate(0, 1, 1.0, args) == 1.0
+
+
+def test_a_bfloat16_start_passes_through_frozen_stages_unchanged(world, tmp_path):
+    start = tmp_path / "start"
+    start.mkdir()
+    llama = model.load(world / "model")
+    llama.config.dtype = "bfloat16"
+    model.save(llama, start)
+    tokenizer.save(world / "base.model", start)
+    train.main(flags(world, tmp_path / "run", "odd:400:1e-2", "lora:400:1e-2") + ["--model", str(start)])
+    a, b = weights(start), weights(tmp_path / "run/stages/1-odd")
+    assert all(torch.equal(a[n], b[n]) for n in a if ".layers.1." not in n and ".layers.3." not in n)
+    assert all(t.dtype == torch.bfloat16 for t in weights(tmp_path / "run/model").values())
+
+
+def test_frozen_float32_weights_survive_bfloat16_compute(world, tmp_path):
+    train.main(flags(world, tmp_path / "run", "odd:400:1e-2", more=["--dtype", "bfloat16"]))
+    before, after = weights(world / "model"), weights(tmp_path / "run/model")
+    assert torch.equal(before["lm_head.weight"], after["lm_head.weight"])
+    assert not torch.equal(before["lm_head.weight"], before["lm_head.weight"].bfloat16().float())
+
+
+def test_stages_go_on_with_the_data_and_not_from_its_start(world, tmp_path):
+    train.main(flags(world, tmp_path / "run", "odd:640:1e-3", "even:640:1e-3"))
+    state = json.loads((tmp_path / "run/stages/2-even/training_state.json").read_text())
+    assert sum(state["loader"]["counts"]) == 10 * 4 and state["tokens"] == 1280
+
+
+def test_from_scratch_with_a_config(world, tmp_path):
+    argv = flags(world, tmp_path / "run", "full:400:1e-2")[2:]
+    train.main(["--config", f"{world}/model/config.json", "--tokenizer", f"{world}/base.model", *argv])
+    assert weights(tmp_path / "run/stages/0-random").keys() == weights(tmp_path / "run/model").keys()
+
+
+# ---------------------------------------------------------------------------------------------- stopping and going on
+
+STAGES = ["embed:1280:5e-3", "odd:1280:5e-3", "lora:1280:5e-3"]  # ten steps each, checkpoints after 3, 6 and 9
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+INJECTIONS = {
+    "at a checkpoint": f"""
+save = checkpoint.save
+def stop(run, llama, optimizer, counters, keep):
+    save(run, llama, optimizer, counters, keep)
+    if (counters["stage"], counters["step"]) == (2, 6): {KILL}
+checkpoint.save = stop""",
+    "in the middle of a step": f"""
+clip, calls = torch.nn.utils.clip_grad_norm_, []
+def stop(*args):
+    calls.append(1)
+    if len(calls) == 18: {KILL}  # stage 2 step 8: gradients are there, the update is not
+    return clip(*args)
+torch.nn.utils.clip_grad_norm_ = stop""",
+    "while a checkpoint is written": f"""
+def stop(path, value):
+    if path.name == "counters.json" and "partial" in str(path) and value["stage"] == 2 and value["step"] == 6: {KILL}
+    write(path, value)
+write = checkpoint.write_json
+checkpoint.write_json = stop""",
+    "before a stage is renamed": f"""
+def stop(model_file, folder):
+    tokenizer_save(model_file, folder)
+    if "2-odd" in str(folder): {KILL}
+tokenizer_save = train.tokenizer.save
+train.tokenizer.save = stop""",
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world, tmp_path_factory):
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    train.main(flags(world, run, *STAGES))
+    return run
+
+
+def exact(run) -> list[tuple]:
+    return [tuple(r[k] for k in ("stage", "step", "tokens", "loss", "lr", "grad_norm")) for r in records(run)]
+
+
+@pytest.mark.parametrize("moment", INJECTIONS)
+def test_a_killed_run_ends_in_the_same_bits(moment, world, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    code = f"import os, signal, torch, checkpoint, train\ntorch.set_num_threads(1)\n{INJECTIONS[moment]}\n" \
+           f"train.main({flags(world, run, *STAGES)!r})"
+    root = Path(train.__file__).parent
+    killed = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120,
+                            env={**os.environ, "PYTHONPATH": str(root)})
+    assert killed.returncode == -9, killed.stderr
+    assert not (run / "model").exists()
+    train.main(["--resume", str(run)])
+    assert exact(run) == exact(undisturbed)
+    for name, tensor in weights(undisturbed / "model").items():
+        assert torch.equal(tensor, weights(run / "model")[name]), name
+
+
+def test_a_signal_saves_and_leaves_with_zero(world, undisturbed, tmp_path, monkeypatch):
+    step = torch.optim.AdamW.step
+
+    def interrupted(self, *args, **kwargs):
+        interrupted.calls += 1
+        if interrupted.calls == 5:
+            os.kill(os.getpid(), 15)
+        return step(self, *args, **kwargs)
+    interrupted.calls = 0
+    monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
+    with pytest.raises(SystemExit) as leaving:
+        train.main(flags(world, tmp_path / "run", *STAGES))
+    assert not leaving.value.code and checkpoint.newest(tmp_path / "run")[1]["step"] == 5
+    train.main(["--resume", str(tmp_path / "run")])
+    assert exact(tmp_path / "run") == exact(undisturbed)
+
+
+def test_a_broken_checkpoint_is_passed_over_by_name(undisturbed, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    newest, older = checkpoint.find(run)[:2]
+    shard = newest / "__0_0.distcp"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    assert checkpoint.newest(run)[0] == older
+    assert str(newest) in capsys.readouterr().err
+    (older / "counters.json").write_text("{")
+    assert checkpoint.newest(run) is None
+
+
+def test_only_the_newest_checkpoints_are_kept(world, undisturbed):
+    assert [p.name for p in checkpoint.find(undisturbed)] == ["03-00000009", "03-00000006"]
+
+
+def test_resuming_a_finished_run_changes_nothing(world, undisturbed):
+    before = (undisturbed / "metrics.jsonl").read_bytes(), weights(undisturbed / "model")
+    train.main(["--resume", str(undisturbed)])
+    assert (undisturbed / "metrics.jsonl").read_bytes() == before[0]
+    assert all(torch.equal(a, weights(undisturbed / "model")[n]) for n, a in before[1].items())
+
+
+def test_a_second_process_is_turned_away(world, undisturbed):
+    with checkpoint.lock(undisturbed), pytest.raises(UserError, match="another process"):
+        train.main(["--resume", str(undisturbed)])
+
+
+def test_a_non_finite_loss_stops_before_the_update_and_names_the_source(world, tmp_path):
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    llama = model.load(world / "model")
+    model.save(llama, bad)
+    tokenizer.save(world / "base.model", bad)
+    tensors = weights(bad)
+    tensors["model.norm.weight"][0] = float("inf")
+    save_file(tensors, bad / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="stage 1 step 1: loss .* a window of (ko|en)"):
+        train.main(flags(world, tmp_path / "run", "full:400:1e-3") + ["--model", str(bad)])
+    assert not records(tmp_path / "run")
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it(world, undisturbed, tmp_path, monkeypatch):
+    save = checkpoint.dcp.save
+
+    def full(state, checkpoint_id, **kwargs):
+        if "00000006" in str(checkpoint_id):
+            raise OSError(28, "No space left on device")
+        return save(state, checkpoint_id=checkpoint_id, **kwargs)
+    monkeypatch.setattr(checkpoint.dcp, "save", full)
+    with pytest.raises(UserError, match="No space left"):
+        train.main(flags(world, tmp_path / "run", *STAGES))
+    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["01-00000003"]
+    monkeypatch.undo()
+    train.main(["--resume", str(tmp_path / "run")])
+    assert exact(tmp_path / "run") == exact(undisturbed)
