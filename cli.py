@@ -64,6 +64,23 @@ def run(main) -> None:
         sys.exit(1)
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The two flags of every program that runs a model."""
+    flag = parser.add_argument
+    flag("--device", default=None, choices=["cpu", "cuda"], help="where to run (default: cuda if there is one)")
+    flag("--dtype", default=None, choices=["float32", "bfloat16"],
+         help="type of products and of weights that are not trained (default: bfloat16 on cuda, float32 on cpu)")
+
+
+def set_device(args: argparse.Namespace) -> None:
+    """Settle --device and --dtype; UserError for a GPU that is not there."""
+    import torch  # here, because most programs have no use for it, and it takes seconds to import
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no GPU here; use --device cpu")
+
+
 def settings(args: argparse.Namespace) -> dict:
     """Print the effective settings, once, on one line; return them for saving beside the result."""
     values = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()

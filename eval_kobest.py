@@ -19,6 +19,7 @@ same input: the context. And the model is causal, so an input that begins anothe
 import csv
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,13 +84,11 @@ def read(data: Path, task: Task, split: str, limit: int | None = None) -> list[E
     Python's csv with its default quoting gives the same cells as pandas, through which Hugging Face's loader reads:
     twelve rows of BoolQ hold quotes that both strip. UserError names the file and the row.
     """
-    folder = (data / "v1.0" if (data / "v1.0").is_dir() else data) / task.folder
-    file = folder / f"{split}.tsv"
-    if not folder.is_dir():
-        raise cli.UserError(f"no folder {folder}; --data takes the KoBEST folder that holds v1.0/BoolQ, v1.0/COPA, …")
+    file = (data / "v1.0" if (data / "v1.0").is_dir() else data) / task.folder / f"{split}.tsv"
     if not file.is_file():
-        present = "".join(sorted(f"; try --split {path.stem}" for path in folder.glob("*.tsv"))[:1])
-        raise cli.UserError(f"no file {file}{present}")
+        others = sorted(path.stem for path in file.parent.glob("*.tsv"))
+        raise cli.UserError(f"no file {file}; " + (f"try --split {others[0]}" if others else "--data takes the folder "
+                                                   "of KoBEST, which holds v1.0/BoolQ, v1.0/COPA, …"))
     try:
         with open(file, encoding="utf-8-sig", newline="") as lines:
             header, *table = [cells for cells in csv.reader(lines, delimiter="\t") if cells] or [[]]
@@ -114,22 +113,26 @@ def read(data: Path, task: Task, split: str, limit: int | None = None) -> list[E
     return examples
 
 
-def encode(sp: SentencePieceProcessor, example: Example, bos: bool,
-           answer_only: bool = False) -> list[tuple[list[int], list[int]]]:
+def encoder(sp: SentencePieceProcessor, folder: Path) -> Callable[[str], list[int]]:
+    """text → tokens, BOS included, as transformers 5 makes them from this model directory.
+
+    SentencePiece puts a blank before every text, and so does the tokenizer.json that `tokenizer.save` writes; but
+    transformers' own LlamaTokenizer puts none where there is one already.
+    """
+    file = folder / "tokenizer_config.json"
+    said = cli.read_json(file) if file.exists() else {}
+    bos, own = said.get("add_bos_token", True), "LlamaTokenizer" in said.get("tokenizer_class", "LlamaTokenizer")
+    return lambda text: tokenizer.encode(sp, text.removeprefix(" ") if own else text, bos=bos)
+
+
+def encode(tokens: Callable[[str], list[int]], example: Example) -> list[tuple[list[int], list[int]]]:
     """The tokens of (context, continuation), for each choice.
 
-    A continuation is a blank and the choice. Blanks that end the context move to it, because the tokens of running text
-    begin with their blank: "답변:" + " 예", not "답변: " + "예" (yes). Both are encoded together, then cut after as
-    many tokens as the context has alone. With `answer_only` the context is BOS.
+    A continuation is a blank and the choice. Blanks that end the context move to it: tokens of running text begin with
+    their blank, "답변:" + " 예" (answer: yes). Both are encoded together, then cut where the context alone would end.
     """
-    def tokens(text: str) -> list[int]:  # SentencePiece prepends a blank always; transformers only where there is none
-        return tokenizer.encode(sp, text.removeprefix(" "), bos=bos)
-
-    if answer_only:
-        return [([sp.bos_id()], tokenizer.encode(sp, choice, bos=False)) for choice in example.choices]
     body = example.context.rstrip()
-    blanks = example.context[len(body):] + " "
-    context = tokens(body)
+    context, blanks = tokens(body), example.context[len(body):] + " "
     return [(context, tokens(body + blanks + choice)[len(context):]) for choice in example.choices]
 
 
@@ -143,10 +146,9 @@ def share(inputs: list[list[int]]) -> list[list[int]]:
     """
     groups: list[list[int]] = []
     for i in sorted(range(len(inputs)), key=inputs.__getitem__, reverse=True):
-        if groups and inputs[groups[-1][0]][:len(inputs[i])] == inputs[i]:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
+        if not groups or inputs[groups[-1][0]][:len(inputs[i])] != inputs[i]:
+            groups.append([])
+        groups[-1].append(i)
     return groups
 
 
@@ -210,16 +212,15 @@ def metrics(examples: list[Example], scores: list[list[float]], by_length: bool)
         lengths = [[len(choice) for choice in example.choices] for example in examples]
         normed = [int(np.argmax(np.divide(*pair))) for pair in zip(scores, lengths, strict=True)]
         result["acc_norm"] = sum(map(int.__eq__, labels, normed)) / n
-    result["examples"] = [
-        {"id": example.row, "label": example.label, "loglikelihoods": values, "prediction": prediction}
-        for example, values, prediction in zip(examples, scores, predictions, strict=True)]
+    result["examples"] = [dict(id=example.row, label=example.label, loglikelihoods=values, prediction=prediction)
+                          for example, values, prediction in zip(examples, scores, predictions, strict=True)]
     return result
 
 
-def evaluate(llama: model.Llama, sp: SentencePieceProcessor, name: str, examples: list[Example], bos: bool,
-             batch_tokens: int, answer_only: bool = False) -> dict:
-    """Score one task: its `metrics`. UserError where an answer does not fit, or the model returns no number."""
-    requests = [encode(sp, example, bos, answer_only) for example in examples]
+def evaluate(llama: model.Llama, tokens: Callable[[str], list[int]], name: str, examples: list[Example],
+             batch_tokens: int, context: list[int] | None = None) -> dict:
+    """Score one task. A `context` replaces everyone's own. UserError for what does not fit, or scores that are NaN."""
+    requests = [[(context or own, answer) for own, answer in encode(tokens, example)] for example in examples]
     limit = llama.config.max_position_embeddings
     for example, pairs in zip(examples, requests, strict=True):
         lengths = [len(answer) for _, answer in pairs]
@@ -248,13 +249,12 @@ def main(argv: list[str] | None = None) -> None:
     flag("--data", type=Path, required=True, help="folder of KoBEST: the one that holds v1.0, or v1.0")
     flag("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), help="which of the five")
     flag("--split", default="test", choices=["test", "dev", "train"], help="which TSV of each task")
-    flag("--limit", type=int, default=None, help="the first N examples of each task (default: all)")
+    flag("--limit", type=int, help="the first N examples of each task; None: all")
     flag("--answer_only", action="store_true", help="control: score the answers without their context")
     flag("--batch_tokens", type=int, default=2048, help="tokens a forward pass, padding included")
     flag("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"], help="place")
-    flag("--dtype", default=None, choices=["float32", "bfloat16"],
-         help="type of weights and products (default: bfloat16 on cuda, float32 on cpu)")
-    flag("--out", type=Path, default=None, help="JSON file for the scores, every example included")
+    flag("--dtype", choices=["float32", "bfloat16"], help="of the model; None: bfloat16 on cuda, float32 on cpu")
+    flag("--out", type=Path, help="JSON file for the scores, every example included")
     args = parser.parse_args(argv)
     args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
     if args.limit is not None and args.limit < 1:
@@ -265,8 +265,8 @@ def main(argv: list[str] | None = None) -> None:
         raise cli.UserError(f"--out {args.out} is a folder; name a file in it")
     settings = cli.settings(args)
     examples = {name: read(args.data, TASKS[name], args.split, args.limit) for name in args.tasks}
-    sp, said = tokenizer.load(args.model), args.model / "tokenizer_config.json"
-    bos = not said.exists() or cli.read_json(said).get("add_bos_token", True)     # as Llama does, if nothing is said
+    sp = tokenizer.load(args.model)
+    tokens, context = encoder(sp, args.model), [sp.bos_id()] if args.answer_only else None     # BOS: nothing is asked
     llama = model.load(args.model, device=args.device, dtype=getattr(torch, args.dtype))
     if sp.get_piece_size() > llama.config.vocab_size:
         raise cli.UserError(f"{args.model}: its tokenizer has {sp.get_piece_size()} pieces, its embedding "
@@ -274,7 +274,7 @@ def main(argv: list[str] | None = None) -> None:
     tasks = {}
     for name in examples:
         start = time.perf_counter()
-        tasks[name] = evaluate(llama, sp, name, examples[name], bos, args.batch_tokens, args.answer_only)
+        tasks[name] = evaluate(llama, tokens, name, examples[name], args.batch_tokens, context)
         print(f"{line(name, tasks[name])}   {time.perf_counter() - start:.1f} s", flush=True)
     acc, f1, size = zip(*((r["acc"], r["macro_f1"], len(r["examples"])) for r in tasks.values()), strict=True)
     means = {"mean_acc": float(np.mean(acc)), "mean_macro_f1": float(np.mean(f1)),

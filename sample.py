@@ -27,8 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     flag("--top_p", type=float, default=0.95, help="keep the likeliest tokens up to this probability; 1 keeps all")
     flag("--seed", type=int, default=0, help="of the random draws; the same seed gives the same text")
     flag("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"], help="place")
-    flag("--dtype", default=None, choices=["float32", "bfloat16"],
-         help="type of weights and products (default: bfloat16 on cuda, float32 on cpu)")
+    flag("--dtype", choices=["float32", "bfloat16"], help="of the model; None: bfloat16 on cuda, float32 on cpu")
     args = parser.parse_args(argv)
     args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
     if args.device == "cuda" and not torch.cuda.is_available():

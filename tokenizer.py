@@ -21,7 +21,7 @@ import math
 import operator
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,8 +35,8 @@ HANGUL_RUN, HANGUL_PIECE = regex.compile(f" ?[{HANGUL}]+"), regex.compile(f"▁?
 LINE = 4096  # characters; longer lines are cut, for SentencePiece drops those over max_sentence_length in silence
 
 # ---- The file: protobuf, as far as a vocabulary needs it. Field numbers of sentencepiece_model.proto ---------------
-PIECES, TRAINER, NORMALIZER = 1, 2, 3               # parts of the file
-MODEL_TYPE, VOCAB_SIZE, DUMMY_PREFIX = 3, 4, 3      # fields of TRAINER, TRAINER and NORMALIZER
+PIECES, TRAINER, NORMALIZER = 1, 2, 3                # parts of the file
+MODEL_TYPE, VOCAB_SIZE, DUMMY_PREFIX = 3, 4, 3       # fields of TRAINER, TRAINER and NORMALIZER
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # types of pieces (5 is unused, 6 a byte)
 
 
@@ -54,11 +54,7 @@ class Model(NamedTuple):
 
 
 def varint(value: int) -> bytes:
-    """Seven bits a byte, lowest first; the top bit says that more follow. 300 = 2 · 128 + 44.
-
-    >>> varint(300).hex()
-    'ac02'
-    """
+    """Seven bits a byte, lowest first; the top bit says that more follow: 300 = 2 · 128 + 44 is ac 02."""
     return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
 
 
@@ -68,11 +64,9 @@ def field(number: int, value: int | float | bytes) -> bytes:
     >>> field(PIECES, field(1, "한".encode()) + field(2, -3.0)).hex(" ", -2)  # 한: "Korean"
     '0a0a 0a03 ed95 9c15 0000 40c0'
     """
-    if isinstance(value, bytes):
-        return varint(number << 3 | 2) + varint(len(value)) + value
-    if isinstance(value, float):
-        return varint(number << 3 | 5) + struct.pack("<f", value)
-    return varint(number << 3) + varint(value)
+    wire, body = ((2, varint(len(value)) + value) if isinstance(value, bytes) else
+                  (5, struct.pack("<f", value)) if isinstance(value, float) else (0, varint(value)))
+    return varint(number << 3 | wire) + body
 
 
 def fields(message: bytes) -> Iterator[tuple[int, int | float | bytes]]:
@@ -93,7 +87,7 @@ def fields(message: bytes) -> Iterator[tuple[int, int | float | bytes]]:
 
 
 def parse(raw: bytes) -> tuple[list[Piece], int]:
-    """The pieces in a file's bytes, and the model type. Where a field comes twice, the last one counts."""
+    """The pieces in a file's bytes, and the model type (2 is BPE). Where a field comes twice, the last one counts."""
     pieces, kind = [], 1
     for key, value in fields(raw):
         if key == PIECES:
@@ -104,42 +98,35 @@ def parse(raw: bytes) -> tuple[list[Piece], int]:
     return pieces, kind
 
 
-def read(path: str | Path) -> Model:
-    """Read a SentencePiece BPE model: a file, or a model directory's. UserError, with the reason, for other kinds."""
-    path = Path(path) / "tokenizer.model" if Path(path).is_dir() else Path(path)
-    instead = "take a base with a SentencePiece BPE model (Llama 2, TinyLlama, Mistral v0.1, SOLAR)"
-    try:
-        raw = path.read_bytes()
-        if regex.match(rb"[\w+/]+=* \d+\n", raw):
-            raise cli.UserError(f"{path} is in tiktoken's format (Llama 3), whose merges of bytes cannot take new pieces: "
-                                f"{instead}")
-        (pieces, kind), sp = parse(raw), processor(raw)
-    except OSError as error:
-        raise cli.UserError(f"cannot read {path}: {error.strerror}; where it never was, {instead}") from None
-    except (ValueError, LookupError, AttributeError, TypeError, RuntimeError):
-        raise cli.UserError(f"{path} is no SentencePiece model, or a damaged one: fetch or train it again") from None
-    if kind != 2:
-        raise cli.UserError(f"{path} is a SentencePiece {'Unigram' if kind == 1 else 'word or character'} model, not BPE; "
-                            f"its scores are no merge ranks: {instead}, and a Korean model of `tokenizer.py train`")
-    return Model(raw, pieces, sp)
-
-
-def read_base(path: str | Path) -> Model:
-    """Read a model that can take new pieces. UserError where they would not work, or tokenizer.json could not follow."""
-    model = read(path)
-    probe = "  ㅋ  ﬁ\n"  # ㅋ: a letter that the default normaliser, nmt_nfkc, replaces; ﬁ: a ligature, so too
-    if model.sp.decode(model.sp.encode(probe)) != probe or any(map(model.sp.is_unused, range(len(model.pieces)))):
-        raise cli.UserError(f"{path} changes or loses text (a normaliser other than identity, repeated blanks removed, no "
-                            "byte fallback, or unused pieces): take Llama 2's, Mistral v0.1's or SOLAR's tokenizer, or "
-                            "make one by `tokenizer.py train --text all`")
-    return model
-
-
 def processor(raw: bytes, dummy_prefix: bool = True) -> sentencepiece.SentencePieceProcessor:
     """A processor from a file's bytes. `dummy_prefix=False` appends a field that takes away the ▁ before every text, so
     that a piece can be encoded as it stands inside a word."""
     override = b"" if dummy_prefix else field(NORMALIZER, field(DUMMY_PREFIX, 0))
     return sentencepiece.SentencePieceProcessor(model_proto=raw + override)
+
+
+def read(path: str | Path, base: bool = False) -> Model:
+    """Read a SentencePiece BPE model: a file, or a model directory's. UserError, with the reason, for other kinds, and
+    with `base` for a model that cannot take new pieces, or whose ways tokenizer.json cannot follow."""
+    path = Path(path) / "tokenizer.model" if Path(path).is_dir() else Path(path)
+    instead = "take a SentencePiece BPE model (Llama 2, TinyLlama, Mistral v0.1, SOLAR, or `tokenizer.py train`)"
+    try:
+        raw = path.read_bytes()
+        if regex.match(rb"[\w+/]+=* \d+\n", raw):
+            raise cli.UserError(f"{path} is tiktoken's format (Llama 3), which has no pieces to add to: {instead}")
+        (pieces, kind), sp = parse(raw), processor(raw)
+    except OSError as error:
+        raise cli.UserError(f"cannot read {path}: {error.strerror}; if it never was there, {instead}") from None
+    except (ValueError, LookupError, AttributeError, TypeError, RuntimeError):
+        raise cli.UserError(f"{path} is no SentencePiece model, or a damaged one: fetch or train it again") from None
+    if kind != 2:
+        name = {1: "Unigram", 3: "word"}.get(kind, "character")
+        raise cli.UserError(f"{path} is a SentencePiece {name} model; its scores are no merge ranks: {instead}")
+    probe = "  ㅋ  ﬁ\n"  # ㅋ and ﬁ: the default normaliser, nmt_nfkc, replaces them by other letters
+    if base and (sp.decode(sp.encode(probe)) != probe or any(map(sp.is_unused, range(len(sp))))):
+        raise cli.UserError(f"{path} changes or loses text (a normaliser other than identity, repeated blanks removed, "
+                            f"no byte fallback, or unused pieces): {instead}")
+    return Model(raw, pieces, sp)
 
 
 def load(path: str | Path) -> sentencepiece.SentencePieceProcessor:
@@ -155,34 +142,29 @@ def encode(sp: sentencepiece.SentencePieceProcessor, text: str | list[str], *, b
 # ---- Train ---------------------------------------------------------------------------------------------------------
 def files(paths: list[str]) -> list[Path]:
     """The files among `paths`, and the document files in the folders among them (data.py's records apart)."""
-    found = []
-    for path in map(Path, paths):
-        found += [path] if not path.is_dir() else sorted(
-            name for name in path.iterdir() if name.name.endswith((".jsonl", ".jsonl.gz", ".txt"))
-            and name.name not in ("rejected.jsonl", "removed.jsonl", "masked.jsonl"))
-    return found
+    records = ("rejected.jsonl", "removed.jsonl", "masked.jsonl")
+    return [file for path in map(Path, paths) for file in ([path] if not path.is_dir() else sorted(path.iterdir()))
+            if file == path or file.name.endswith((".jsonl", ".jsonl.gz", ".txt")) and file.name not in records]
 
 
 def texts(paths: list[Path], sample_bytes: int | None = None) -> Iterator[str]:
     """Texts of .jsonl, .jsonl.gz and .txt files; about `sample_bytes` of their bytes, as every k-th document. (data.py
     has the full reader. It imports this module, so this one reads for itself; what it cannot read, it counts.)"""
-    def documents() -> Iterator[tuple[bytes, Callable[[bytes], str]]]:
+    def documents() -> Iterator[tuple[Path, bytes]]:
         for path in paths:
             with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-                yield from ([(file.read(), bytes.decode)] if path.suffix == ".txt" else
-                            ((line, lambda line: json.loads(line)["text"]) for line in file))
+                yield from ((path, raw) for raw in ([file.read()] if path.suffix == ".txt" else file))
 
     bad = 0
     try:
         step = max(1, round(sum(path.stat().st_size for path in paths) / (sample_bytes or math.inf)))
-        for raw, text_of in itertools.islice(documents(), 0, None, step):
+        for path, raw in itertools.islice(documents(), 0, None, step):
             try:
-                text = text_of(raw)
+                text = raw.decode() if path.suffix == ".txt" else json.loads(raw)["text"]
                 text.encode()  # half a surrogate pair is valid JSON but no text
+                yield text
             except (ValueError, LookupError, TypeError, AttributeError):
                 bad += 1
-            else:
-                yield text
     except (OSError, EOFError) as error:
         raise cli.UserError(f"cannot read --input: {error}") from None
     if bad:
@@ -201,28 +183,27 @@ def hangul_counts(documents: Iterable[str]) -> Iterator[str]:
         yield from (f"{run[i:i + LINE]}\t{count}" for i in range(0, len(run), LINE))
 
 
-def train(inputs: list[str], vocab_size: int, text: str = "hangul", character_coverage: float = 0.9999,
-          sample_bytes: int | None = None) -> bytes:
+def train(inputs: list[str], vocab_size: int, text: str, character_coverage: float, sample_bytes: int | None) -> bytes:
     """Train a BPE model; returns the file's bytes. UserError where vocab_size does not suit the corpus.
 
     `hangul`: vocab_size pieces of Hangul, beside <unk> and ▁, which no merge takes over. `all`: a base tokenizer of
     vocab_size pieces like Llama's: byte fallback, single digits, runs of blanks, <unk> <s> </s> = 0 1 2.
     """
     documents = texts(files(inputs), sample_bytes)
-    options = dict(model_type="bpe", normalization_rule_name="identity", remove_extra_whitespaces=False,
-                   character_coverage=character_coverage, max_sentence_length=8 * LINE, minloglevel=2)
     if text == "hangul":
         lines = hangul_counts(documents)
-        options |= dict(vocab_size=vocab_size + 2, input_format="tsv", add_dummy_prefix=False, bos_id=-1, eos_id=-1)
+        options = dict(vocab_size=vocab_size + 2, input_format="tsv", add_dummy_prefix=False, bos_id=-1, eos_id=-1)
     else:
         lines = (line[i:i + LINE] for text in documents for line in text.split("\n") for i in range(0, len(line), LINE))
-        options |= dict(vocab_size=vocab_size, byte_fallback=True, split_digits=True, allow_whitespace_only_pieces=True)
+        options = dict(vocab_size=vocab_size, byte_fallback=True, split_digits=True, allow_whitespace_only_pieces=True)
     first, out = next(lines, None), io.BytesIO()
     if first is None:
         raise cli.UserError(f"--input {' '.join(map(str, inputs))} holds no {'Hangul' if text == 'hangul' else 'text'}")
     try:
-        sentencepiece.SentencePieceTrainer.train(sentence_iterator=itertools.chain([first], lines), model_writer=out,
-                                                 **options)
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=itertools.chain([first], lines), model_writer=out, model_type="bpe", **options,
+            normalization_rule_name="identity", remove_extra_whitespaces=False, character_coverage=character_coverage,
+            max_sentence_length=8 * LINE, minloglevel=2)
     except RuntimeError as error:
         reason = regex.search("Vocabulary size.*", str(error))
         if not reason:
@@ -239,8 +220,8 @@ def smaller(pieces: list[Piece], size: int) -> list[Piece]:
     hangul = [piece for piece in pieces if HANGUL_PIECE.fullmatch(piece.text)]
     characters = [piece for piece in hangul if len(piece.text) == 1]
     if not len(characters) <= size <= len(hangul):
-        raise cli.UserError(f"--sizes {size}: the Korean model has {len(hangul)} pieces of Hangul, {len(characters)} of "
-                            "them single characters, which stay; choose a size between the two")
+        raise cli.UserError(f"--sizes {size}: choose from {len(characters)}, the Korean model's single characters, to "
+                            f"{len(hangul)}, all its pieces of Hangul")
     return [piece for piece in hangul if len(piece.text) > 1][:size - len(characters)] + characters
 
 
@@ -284,25 +265,23 @@ def tokenizer_json(model: Model) -> dict:
     four characters to SentencePiece. That is the one difference between the two.
     """
     own = sorted((piece.text for piece in model.pieces if piece.type == USER_DEFINED), key=len, reverse=True)
-    split = {"type": "Split", "pattern": {"Regex": "|".join(map(regex.escape, own))}, "behavior": "Isolated",
-             "invert": False}
-    prefix = "".join(model.sp.encode("a", out_type=str)).startswith("▁")
-    before = [{"type": "Prepend", "prepend": "▁"}] if prefix else []
-    after = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
+    split = dict(type="Split", pattern={"Regex": "|".join(map(regex.escape, own))}, behavior="Isolated", invert=False)
+    prefix = "".join(model.sp.encode("a", out_type=str)).startswith("▁")  # add_dummy_prefix
     bos_id, bos = model.sp.bos_id(), model.sp.id_to_piece(model.sp.bos_id())
     start, a, b = {"SpecialToken": {"id": bos, "type_id": 0}}, *({"Sequence": {"id": i, "type_id": 0}} for i in "AB")
     return {
         "version": "1.0", "truncation": None, "padding": None,
         "added_tokens": [dict(id=i, content=piece.text, special=True, normalized=False, single_word=False, lstrip=False,
-                              rstrip=False) for i, piece in enumerate(model.pieces) if piece.type in (UNKNOWN, CONTROL)],
-        "normalizer": {"type": "Sequence", "normalizers": [
-            *before, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+                              rstrip=False) for i, piece in enumerate(model.pieces)
+                         if piece.type in (UNKNOWN, CONTROL)],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}] * prefix + [
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
         "pre_tokenizer": split if own else None,
         "post_processor": {"type": "TemplateProcessing", "single": [start, a], "pair": [start, a, start, b],
                            "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}}},
         "decoder": {"type": "Sequence", "decoders": [
             {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
-            *after]},
+            *[{"type": "Strip", "content": " ", "start": 1, "stop": 0}] * prefix]},
         "model": dict(type="BPE", byte_fallback=True, fuse_unk=True, ignore_merges=bool(own), dropout=None,
                       unk_token=model.sp.id_to_piece(model.sp.unk_id()), continuing_subword_prefix=None,
                       end_of_word_suffix=None, vocab={piece.text: i for i, piece in enumerate(model.pieces)},
@@ -315,7 +294,7 @@ def save(model_file: str | Path, folder: str | Path) -> None:
     The class is PreTrainedTokenizerFast, which takes tokenizer.json as it stands: transformers 5's LlamaTokenizer
     keeps its merges only, and puts no ▁ before a text that begins with a blank.
     """
-    model, folder = read_base(model_file), Path(folder)
+    model, folder = read(model_file, base=True), Path(folder)
     bos, eos, unk = map(model.sp.id_to_piece, (model.sp.bos_id(), model.sp.eos_id(), model.sp.unk_id()))
     (folder / "tokenizer.model").write_bytes(model.raw)
     cli.write_json(folder / "tokenizer.json", tokenizer_json(model))
@@ -339,39 +318,33 @@ def measure(processors: list[sentencepiece.SentencePieceProcessor], documents: I
             seen.append((lines, [a == b for a, b in zip(sp.decode(ids), batch, strict=True)]))
             count.update(tokens=sum(map(len, ids)), lines_changed=sum(map(operator.ne, seen[0][0], lines)),
                          round_trips_lost=sum(map(operator.gt, seen[0][1], seen[-1][1])))
-    return [dict(token_ratio=count["tokens"] / max(1, counts[0]["tokens"]),
-                 tokens_per_character=count["tokens"] / max(1, size["characters"]),
-                 bytes_per_token=size["bytes"] / max(1, count["tokens"]),
-                 fertility=count["tokens"] / max(1, size["eojeol"]), **count, **size) for count in counts]
-
-
-def table(title: str, rows: dict[str, dict]) -> None:
-    """Print rows of numbers under the names that they have in the JSON file."""
-    names = [key for key, value in next(iter(rows.values())).items() if isinstance(value, int | float)]
-    print(f"\n{title:30}", *names)
-    for name, row in rows.items():
-        print(f"{name[-30:]:30}", *(f"{row[k]:{len(k)},{'.4f' * isinstance(row[k], float)}}" for k in names))
+    if not counts[0]["tokens"]:
+        raise cli.UserError("--input holds a file without text: nothing to measure")
+    return [dict(token_ratio=n["tokens"] / counts[0]["tokens"], tokens_per_character=n["tokens"] / size["characters"],
+                 bytes_per_token=size["bytes"] / n["tokens"], fertility=n["tokens"] / size["eojeol"], **n, **size)
+            for n in counts]
 
 
 def report(models: dict[str, Model], inputs: list[str]) -> dict:
     """Measure every input file under every tokenizer, the base's first; print and return the tables."""
-    rows, summary = {}, {}
-    for path in files(inputs):
-        found = measure([model.sp for model in models.values()], texts([path]))
-        if not found[0]:
-            raise cli.UserError(f"{path} holds no documents: nothing to measure")
-        rows[str(path)] = dict(zip(models, found, strict=True))
-        table(str(path), rows[str(path)])
-    base = len(next(iter(models.values())).pieces)
+    def table(title: str, rows: dict[str, dict]) -> dict:
+        names = [key for key, value in next(iter(rows.values())).items() if isinstance(value, int | float)]
+        print(f"\n{title:30}", *names)
+        for name, row in rows.items():
+            print(f"{name[-30:]:30}", *(f"{row[k]:{len(k)},{'.4f' * isinstance(row[k], float)}}" for k in names))
+        return rows
+
+    base, sps, summary = len(next(iter(models.values())).pieces), [model.sp for model in models.values()], {}
+    found = {str(path): table(str(path), dict(zip(models, measure(sps, texts([path])), strict=True)))
+             for path in files(inputs)}
     for name, (raw, pieces, _) in models.items():
         sp = processor(raw, dummy_prefix=False)
         lost = [p.text for i, p in enumerate(pieces[base:], base) if encode(sp, p.text, bos=False) != [i]]
-        summary[name] = dict(
-            pieces=len(pieces), added=len(pieces) - base, unreachable=len(lost), embedding_growth=len(pieces) / base,
-            mean_token_ratio=sum(row[name]["token_ratio"] for row in rows.values()) / max(1, len(rows)),
-            unreachable_pieces=lost, inputs={path: row[name] for path, row in rows.items()})
-    table("all inputs", summary)
-    return summary
+        summary[name] = dict(pieces=len(pieces), added=len(pieces) - base, embedding_growth=len(pieces) / base,
+                             mean_token_ratio=sum(rows[name]["token_ratio"] for rows in found.values()) / len(found),
+                             unreachable=len(lost), unreachable_pieces=lost,
+                             inputs={path: rows[name] for path, rows in found.items()})
+    return table("all inputs", summary)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -408,7 +381,7 @@ def main(argv: list[str] | None = None) -> None:
             cli.write_json(args.out, result)
         return
     raw = (train(args.input, args.vocab_size, args.text, args.character_coverage, args.sample_bytes)
-           if args.command == "train" else merge(read_base(args.base), read(args.korean).pieces))
+           if args.command == "train" else merge(read(args.base, base=True), read(args.korean).pieces))
     with cli.new_file(args.out) as temporary:
         temporary.write_bytes(raw)
     print(f"{args.out}: {len(parse(raw)[0])} pieces")

@@ -69,13 +69,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     flag("--keep", type=int, default=2, help="newest checkpoints kept")
     flag("--checkpoint", default="none", choices=["none", "full"], help="activations computed again, to save memory")
     flag("--kernels", default="auto", choices=["auto", *kernels.IMPLEMENTATIONS], help="implementation of kernels/")
-    flag("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"], help="place")
-    flag("--dtype", default=None, choices=["float32", "bfloat16"],
-         help="type of products and frozen weights (default: bfloat16 on cuda, float32 on cpu)")
     flag("--seed", type=int, default=0, help="of the data order, the LoRA's and random weights")
     flag("--deterministic", action="store_true", help="bit-exact on a GPU too, and slower")
     flag("--plan", action="store_true", help="print the table of stages and stop")
     flag("--resume", default=None, metavar="RUN", help="go on with this run, with its own settings")
+    cli.add_device(p)
     args = p.parse_args(argv)
     if args.resume:
         given = [a for a in (sys.argv[1:] if argv is None else argv) if a.startswith("--")]
@@ -85,7 +83,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args = argparse.Namespace(**{**vars(args), **saved, "resume": args.resume, "out": args.resume})
     if args.config and not (args.tokenizer or args.plan):
         raise UserError("--config needs --tokenizer: the tokenizer.model that the shards were packed with")
-    args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
+    cli.set_device(args)
     return args
 
 

@@ -2,8 +2,8 @@
 
 The measurements are Gopher's (Rae et al. 2021, arXiv 2112.11446, table A1) and FineWeb-2's (arXiv 2506.20920), but a
 Korean word is an *eojeol*, a noun with its particles between two blanks: about two of their words. So their limits for
-English drop most Korean, and FineWeb-2's for Korean, which count morphemes, are looser here than there. Where a limit is
-ours, the comment says what was measured: Wikipedia, court rulings, statutes, periodicals of the 1920s, manuals.
+English drop most Korean, and FineWeb-2's for Korean, which count morphemes, are looser here than there. Where a limit
+is ours, the comment says what was measured: Wikipedia, court rulings, statutes, periodicals of the 1920s, manuals.
 
 Hanja counts as Korean: a third of the letters in a periodical of 1925 is hanja. Code, formulas, addresses and tags are
 set aside first: they are a third of a technical manual, and a language of their own.
@@ -37,7 +37,7 @@ KO_WEB = Limits(
     share=0.3,             # ours: 99 % of Wikipedia is above 0.5, manuals without their code above 0.26. Polyglot-Ko: 0.25
     word=(1.5, 12),        # ours: all sources lie between 2.4 and 8.8. Polyglot-Ko 3-10, FineWeb-2 1-6 (morphemes)
     symbols=0.4,           # ours: 99 % of every source but comments is below 0.34
-    no_letters=0.209,      # FineWeb-2 for Korean: 0.791 of the words have a letter (the option's name says the reverse)
+    no_letters=0.209,      # FineWeb-2 for Korean: 0.791 of the words have a letter (its name says the reverse)
     garbled=0.2,           # ours: 99.9 % of the documents are below 0.05; text read in a wrong encoding is above 0.5
     function_words=0.15,   # ours: 99.5 % of every source is above 0.3, random syllables are at 0.02
     line_ends=0.062,       # FineWeb-2 for Korean
@@ -46,8 +46,8 @@ KO_WEB = Limits(
     same_ngrams={5: 0.201, 6: 0.184, 7: 0.168, 8: 0.154, 9: 0.14, 10: 0.127})     # FineWeb-2 for Korean
 # Rulings repeat their holdings word for word (5-grams up to 0.46), statutes their lines (0.41), tables have no stops.
 KO_FORMAL = KO_WEB._replace(no_letters=0.5, line_ends=None, same_lines=0.5, same_ngrams={10: 0.5})
-# A review may be 재밌어요 ("it's fun"), may have no blanks (1 % have a mean above 20) and be half ㅋㅋ!!!; what repetition
-# there can mean is one phrase over and over.
+# A review may be 재밌어요 ("it's fun"), have no blanks (1 % have a mean above 20), be half ㅋㅋ!!!; repetition can only mean
+# one phrase over and over there.
 KO_SHORT = KO_FORMAL._replace(characters=4, word=(1.5, 25), symbols=0.5, function_words=None, same_lines=None,
                               top_ngrams=(0.5, 0.5, 0.5), same_ngrams={})
 EN_WEB = Limits(
@@ -96,8 +96,8 @@ def _classes() -> np.ndarray:
 
 CLASS = _classes()
 IS_ENDING = np.isin(np.arange(0x110000), [ord(c) for c in ENDINGS])
-# KS X 1001 has the 2,350 syllables of Korean words; 뷁쀍 is something else read as CP949. (Python's euc_kr spells the
-# other 8,822 out in eight bytes.)
+# KS X 1001 has the 2,350 syllables of Korean words; 뷁쀍 is something else read as CP949. (euc_kr spells the other 8,822
+# out in eight bytes.)
 IS_RARE = np.zeros(0x110000, bool)
 IS_RARE[0xAC00:0xD7A4] = [len(chr(code).encode("euc_kr")) != 2 for code in range(0xAC00, 0xD7A4)]
 

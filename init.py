@@ -1,0 +1,265 @@
+"""Grow a model's vocabulary: the rows of the embedding and of the head for the pieces that a merge has added.
+
+The merged tokenizer keeps the base's ids and adds new ones, so the two tables keep their rows, bit for bit, and get
+more below. RedWhale (arXiv 2408.11294, section 3.3) compares five ways to fill them; EEVE (2402.14714) is the sixth.
+The material is what the base did before: it read 한국 ("Korea") as 한 and 국, or as six bytes, and has rows for those.
+
+    method          new row of the embedding (input)    new row of the head (output)
+    random          N(0, s²)                            N(0, s²)
+    mean            mean of all the base's rows         N(0, s²)
+    mean_both       mean of all the base's rows         mean of all the base's rows
+    subtoken        mean of its pieces' rows            N(0, s²)
+    subtoken_both   mean of its pieces' rows            mean of its pieces' rows
+    eeve            mean of its pieces' rows            row of its first piece that is not a bare ▁
+
+`s` is the standard deviation of that table, not config.json's `initializer_range`, which training leaves behind: among
+rows that it made short, long random ones would be heard first. Means are taken in float64. A tied model has one table,
+made by the input's rule.
+
+    python init.py --model base --tokenizer merged.model --out grown --method subtoken_both
+    python init.py --model base --tokenizer merged.model --probe out/shards/ko    # which method? train each a little
+"""
+import argparse
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+import cli
+import data
+import model
+import tokenizer
+
+METHODS = {"random": ("random", "random"), "mean": ("mean", "random"), "mean_both": ("mean", "mean"),
+           "subtoken": ("subtoken", "random"), "subtoken_both": ("subtoken", "subtoken"), "eeve": ("subtoken", "first")}
+TABLES = ("model.embed_tokens.weight", "lm_head.weight")  # a method's two rules, in this order
+INDEX = "model.safetensors.index.json"
+
+
+class Growth(NamedTuple):
+    """What is to be added: rows base … size - 1 are new pieces, size … padded - 1 are padding."""
+    base: int
+    size: int
+    padded: int
+    parts: list[list[int]]  # for each new piece: the base ids that have spelt it so far
+    blank: int              # the id of a bare ▁
+
+
+def growth(folder: str | Path, merged_file: str | Path, pad_to: int) -> Growth:
+    """Compare the model's tokenizer with the merged one. UserError where the latter does not extend the former.
+
+    The base cuts each piece as it stands, without the ▁ that SentencePiece puts before a text: 한국 ("Korea") is
+    한 국, ▁한국 is ▁ 한 국.
+    """
+    base, merged = tokenizer.read(folder, base=True), tokenizer.read(merged_file, base=True)
+    instead = f"merge into the model's own: tokenizer.py merge --base {folder}"
+    for i, (old, new) in enumerate(zip(base.pieces, merged.pieces, strict=False)):
+        if old != new:
+            raise cli.UserError(f"{merged_file} does not extend the tokenizer of {folder}: id {i} is {new.text!r} "
+                                f"(score {new.score:g}), in the model {old.text!r} ({old.score:g}); {instead}")
+    rows = model.Config.read(folder).vocab_size
+    if len(merged.pieces) < max(rows, len(base.pieces)):
+        raise cli.UserError(f"{merged_file} has {len(merged.pieces)} pieces, fewer than the model's {rows} rows, "
+                            f"which can only grow; {instead}")
+    if rows < len(base.pieces):
+        raise cli.UserError(f"{folder}: config.json says vocab_size {rows}, tokenizer.model has {len(base.pieces)} "
+                            "pieces; the two belong to different models")
+    if rows > len(base.pieces):
+        print(f"rows {len(base.pieces)} to {rows - 1} of {folder} have no piece in its tokenizer.model: replaced")
+    if pad_to < 1:
+        raise cli.UserError(f"--pad_to {pad_to} must be at least 1, which pads nothing")
+    plain = tokenizer.processor(base.raw, dummy_prefix=False)
+    new = [piece.text for piece in merged.pieces[len(base.pieces):]]
+    return Growth(len(base.pieces), len(merged.pieces), math.ceil(len(merged.pieces) / pad_to) * pad_to,
+                  tokenizer.encode(plain, new, bos=False), plain.piece_to_id("▁"))
+
+
+def new_rows(name: str, table: torch.Tensor, method: str, tied: bool, grow: Growth, seed: int) -> torch.Tensor:
+    """The rows below row grow.base of the table (V, D) called `name`: (padded - base, D), in the table's dtype.
+
+    Padding rows are the mean of the base's: their logit is then the mean of the base's logits, and no softmax gives one
+    more than 1 / base, whatever the hidden state (log-sum-exp ≥ mean + log base). Zeros could be the likeliest token.
+    """
+    which = 0 if tied else TABLES.index(name)
+    rule, generator = METHODS[method][which], torch.Generator().manual_seed(2 * seed + which)
+    table = table[:grow.base]
+    mean = sum(part.double().sum(0) for part in table.split(4096)) / grow.base  # in slices: float64 is four bfloat16
+    square = sum(part.double().square().sum().item() for part in table.split(4096)) / table.numel()
+    std = math.sqrt(square - mean.mean().item() ** 2)
+    new = mean.to(table.dtype).repeat(grow.padded - grow.base, 1)
+    for row, ids in zip(new, grow.parts, strict=False):
+        if rule == "random":
+            row[:] = torch.randn(len(row), generator=generator) * std
+        elif rule == "subtoken":
+            row[:] = table[ids].double().mean(0)
+        elif rule == "first":
+            row[:] = table[next((i for i in ids if i != grow.blank), ids[0])]
+    return new
+
+
+# ---- Model directories: the new rows apart, bytes are copied, a buffer at a time -----------------------------------
+def header(file: Path) -> tuple[dict, int]:
+    """The header of a safetensors file (name → dtype, shape, data_offsets), in the order of the data, and where the
+    data begins. The file: the header's length (8 bytes, little-endian), the header (JSON), the tensors' bytes."""
+    try:
+        with safe_open(file, framework="pt"), open(file, "rb") as stream:  # safe_open checks that the file is whole
+            size = int.from_bytes(stream.read(8), "little")
+            entries = json.loads(stream.read(size))
+    except (OSError, SafetensorError) as error:
+        raise cli.UserError(f"cannot read {file}: {error}; is it missing or cut short? fetch it again") from None
+    entries.pop("__metadata__", None)
+    return dict(sorted(entries.items(), key=lambda item: item[1]["data_offsets"])), 8 + size
+
+
+def grow_file(source: Path, target: Path, keep: int, tables: dict[str, torch.Tensor]) -> int:
+    """Copy a safetensors file, with the first `keep` rows of each of `tables` followed by the new ones given. Old rows
+    are copied as bytes: they stay what they were, and no tensor is held in memory. Returns the bytes of all tensors."""
+    (old, start), new, end = header(source), {"__metadata__": {"format": "pt"}}, 0
+    kept = {name: entry["data_offsets"][1] - entry["data_offsets"][0] for name, entry in old.items()}
+    for name, entry in old.items():
+        new[name], size = entry, kept[name]
+        if name in tables:
+            kept[name] = size // entry["shape"][0] * keep
+            new[name], size = entry | {"shape": [keep + len(tables[name]), *entry["shape"][1:]]}, (
+                kept[name] + tables[name].nbytes)
+        new[name] = new[name] | {"data_offsets": [end, end := end + size]}
+    text = json.dumps(new).encode()
+    text += b" " * (-len(text) % 8)
+    with open(source, "rb") as reader, open(target, "wb") as writer:
+        writer.write(len(text).to_bytes(8, "little") + text)
+        for name, entry in old.items():
+            reader.seek(start + entry["data_offsets"][0])
+            while kept[name]:
+                kept[name] -= writer.write(reader.read(min(kept[name], 1 << 24)))
+            if name in tables:
+                writer.write(tables[name].view(torch.uint8).numpy())
+    return end
+
+
+def find_tables(folder: Path, vocab_size: int, tied: bool) -> tuple[list[str], dict[str, str]]:
+    """The weight files of a model directory, and the file of each table. UserError where one is missing or has another
+    shape than config.json says."""
+    files = (sorted(set(cli.read_json(folder / INDEX)["weight_map"].values())) if (folder / INDEX).exists() else
+             ["model.safetensors"])
+    found = {name: (file, entry["shape"]) for file in files for name, entry in header(folder / file)[0].items()
+             if name in TABLES}
+    for name in TABLES[:1] if tied else TABLES:
+        if name not in found:
+            raise cli.UserError(f"{folder} has no tensor {name}; is it a Llama in the Hugging Face layout?")
+    for name, (file, shape) in found.items():
+        if shape[0] != vocab_size or shape != found[TABLES[0]][1]:
+            raise cli.UserError(f"{folder / file}: {name} has shape {shape}, the embedding {found[TABLES[0]][1]}, and "
+                                f"config.json says {vocab_size} rows; the files belong to different models")
+    return files, {name: file for name, (file, _) in found.items()}
+
+
+def grow_folder(folder: Path, merged_file: Path, out: Path, method: str, pad_to: int, seed: int) -> Growth:
+    """Write the grown model directory `out`. At most one table and its new rows are in memory."""
+    if out.resolve() == folder.resolve():
+        raise cli.UserError(f"--out {out} is the base model itself, which would be lost; choose another folder")
+    grow, config = growth(folder, merged_file, pad_to), cli.read_json(folder / "config.json")
+    tied = config.get("tie_word_embeddings", False)
+    files, where = find_tables(folder, config["vocab_size"], tied)
+    with cli.new_folder(out) as temporary:
+        total = 0
+        for file in files:
+            tables = {}
+            for name in [name for name in where if where[name] == file]:
+                with safe_open(folder / file, framework="pt") as weights:
+                    tables[name] = new_rows(name, weights.get_tensor(name), method, tied, grow, seed)
+            total += grow_file(folder / file, temporary / file, grow.base, tables)
+        if (folder / INDEX).exists():
+            cli.write_json(temporary / INDEX, cli.read_json(folder / INDEX) | {"metadata": {"total_size": total}})
+        cli.write_json(temporary / "config.json", config | dict(
+            vocab_size=grow.padded, base_vocab_size=grow.base, unpadded_vocab_size=grow.size))
+        generation = folder / "generation_config.json"
+        padding = {"suppress_tokens": list(range(grow.size, grow.padded))} if grow.padded > grow.size else {}
+        cli.write_json(temporary / generation.name,
+                       (cli.read_json(generation) if generation.exists() else {}) | padding)
+        tokenizer.save(merged_file, temporary)
+    return grow
+
+
+# ---- The probe ------------------------------------------------------------------------------------------------------
+def probe(folder: Path, merged_file: Path, args: argparse.Namespace) -> dict:
+    """Bits per byte of the validation documents, by method and step, when embedding and head alone are trained on the
+    same batches. Step 0 misleads: rows that predict badly may learn fast (2608.03494), so compare the last column."""
+    grow, shards = growth(folder, merged_file, args.pad_to), data.Shards(args.probe)
+    if shards.tokenizer_sha256 != cli.sha256(merged_file):
+        raise cli.UserError(f"{args.probe} was packed with another tokenizer than {merged_file}; data.py pack it again")
+    steps = [step for step in (0, 10, 50) if step < args.probe_steps] + [args.probe_steps]
+    print(f"{'bits per byte at step':22}", *(f"{step:>8}" for step in steps))
+    table = {}
+    for method in METHODS:
+        llama = model.load(folder)
+        tied = llama.config.tie_word_embeddings
+        for name in TABLES[:1] if tied else TABLES:
+            old = llama.get_parameter(name).detach()
+            grown = torch.cat([old[:grow.base], new_rows(name, old, method, tied, grow, args.seed)])
+            llama.get_submodule(name.removesuffix(".weight")).weight = torch.nn.Parameter(grown)
+        if tied:
+            llama.lm_head.weight = llama.model.embed_tokens.weight
+        llama.config = dataclasses.replace(llama.config, vocab_size=grow.padded, base_vocab_size=grow.base,
+                                           unpadded_vocab_size=grow.size)
+        table[method] = dict(zip(map(str, steps), train_tables(llama, shards, steps, args), strict=True))
+        print(f"{method:22}", *(f"{value:8.4f}" for value in table[method].values()), flush=True)
+    best = min(table, key=lambda method: table[method][str(steps[-1])])
+    print(f"lowest after {steps[-1]} steps: {best}")
+    return {"bits_per_byte": table, "best": best}
+
+
+def train_tables(llama: model.Llama, shards: data.Shards, steps: list[int], args) -> Iterator[float]:
+    """Train embedding and head; yield the validation bits per byte at each of `steps`."""
+    for name, parameter in llama.named_parameters():
+        parameter.requires_grad = name in TABLES
+    optimizer = torch.optim.AdamW([p for p in llama.parameters() if p.requires_grad], lr=args.lr,
+                                  betas=(0.9, 0.95), weight_decay=0.0)
+    loader = data.Loader([shards], [1.0], args.seq_len, args.seed)
+    for step in range(steps[-1] + 1):
+        if step in steps:
+            yield data.bits_per_byte(llama, shards, args.seq_len, args.probe_bytes, args.probe_batch)["bits_per_byte"]
+        if step == steps[-1]:
+            return
+        tokens = torch.from_numpy(loader.next(args.probe_batch)[0])
+        loss, count = llama(tokens[:, :-1], tokens[:, 1:])
+        optimizer.zero_grad()
+        (loss / count).backward()
+        optimizer.step()
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = cli.Parser(description=__doc__, prog="init.py")
+    flag = parser.add_argument
+    flag("--model", type=Path, required=True, help="the base's model directory")
+    flag("--tokenizer", type=Path, required=True, help="the merged .model file (tokenizer.py merge)")
+    flag("--out", type=Path, help="the grown model directory to write; with --probe, a JSON file for its numbers")
+    flag("--method", choices=METHODS, default="subtoken_both", help="how the new rows are made; see above")
+    flag("--pad_to", type=int, default=64, help="make the number of rows a multiple of this")
+    flag("--seed", type=int, default=0, help="of the random rows, and of the probe's batches")
+    flag("--probe", type=Path, help="compare all methods: train each a little on these token shards")
+    flag("--probe_steps", type=int, default=50, help="steps of training, each method")
+    flag("--probe_batch", type=int, default=8, help="windows a step")
+    flag("--probe_bytes", type=int, default=200_000, help="bytes of validation text to measure on")
+    flag("--seq_len", type=int, default=512, help="tokens a window, in the probe")
+    flag("--lr", type=float, default=1e-3, help="the probe's learning rate, constant, of AdamW")
+    args = parser.parse_args(argv)
+    settings = cli.settings(args)
+    merged_file = args.tokenizer / "tokenizer.model" if args.tokenizer.is_dir() else args.tokenizer
+    if args.probe:
+        result = probe(args.model, merged_file, args)
+        cli.write_json(args.out or "probe.json", {"settings": settings, **result})
+        return
+    if not args.out:
+        raise cli.UserError("--out is missing: the folder for the grown model")
+    grow = grow_folder(args.model, merged_file, args.out, args.method, args.pad_to, args.seed)
+    print(f"{args.out}: {grow.base} rows kept, {grow.size - grow.base} new by {args.method}, "
+          f"{grow.padded - grow.size} of padding")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,85 @@
+"""cli.py: flags that hint, errors on one line, outputs that are whole or absent."""
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import cli
+
+
+def parser() -> cli.Parser:
+    p = cli.Parser(description="teaches 100 % of it", prog="x.py")
+    p.add_argument("--input", default="a", help="what to read")
+    commands = p.add_subparsers()
+    commands.add_parser("pack").add_argument("--tokenizer", type=int)
+    return p
+
+
+@pytest.mark.parametrize("argv, part", [
+    (["--inptu=b"], "unknown flag --inptu; did you mean --input?"),
+    (["pack", "--tokenzier", "3"], "unknown flag --tokenzier; did you mean --tokenizer?"),
+    (["pack", "--tokeniser", "3"], "did you mean --tokenizer?"),
+    (["--inp=b"], "unknown flag --inp"),  # no abbreviations: a new flag must not change what an old command means
+    (["--zzz"], "--help lists"), (["pack", "--tokenizer", "x"], "invalid int value")])
+def test_a_wrong_flag_is_one_line_and_status_2(argv, part, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        parser().parse_args(argv)
+    error = capsys.readouterr().err
+    assert leaving.value.code == 2 and part in error and error.count("\n") == 1
+
+
+def test_help_shows_the_docstring_and_each_default(capsys):
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--help"])
+    text = capsys.readouterr().out
+    assert "teaches 100 % of it" in text and "what to read (default: a)" in text
+
+
+def test_run_hides_no_error_of_ours():
+    def broken():
+        raise KeyError("a defect of the program")
+    with pytest.raises(KeyError):
+        cli.run(broken)
+
+
+def test_a_failing_block_leaves_what_was_there(tmp_path):
+    (tmp_path / "f").write_text("old")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/keep").write_text("old")
+    for new, path in ((cli.new_file, "f"), (cli.new_folder, "d")):
+        with pytest.raises(ZeroDivisionError), new(tmp_path / path) as temporary:
+            (temporary if path == "f" else temporary / "keep").write_text("half")
+            raise ZeroDivisionError
+    assert (tmp_path / "f").read_text() == (tmp_path / "d/keep").read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "f"]
+
+
+def test_a_good_block_replaces_file_and_folder(tmp_path):
+    for text in ("one", "two"):
+        with cli.new_file(tmp_path / "f") as temporary:
+            temporary.write_text(text)
+        with cli.new_folder(tmp_path / "d") as temporary:
+            (temporary / text).write_text(text)
+    assert (tmp_path / "f").read_text() == "two"
+    assert [p.name for p in (tmp_path / "d").iterdir()] == ["two"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "f"]
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
+    code = f"import cli, os, signal\nwith cli.new_folder({str(tmp_path / 'd')!r}) as t:\n" \
+           "    (t / 'half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
+    killed = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.path.dirname(cli.__file__)})
+    assert killed.returncode == -signal.SIGKILL and len(list(tmp_path.iterdir())) == 1
+    with cli.new_folder(tmp_path / "d") as temporary:
+        (temporary / "whole").write_text("x")
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_broken_json_is_named(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": ')
+    with pytest.raises(cli.UserError, match="a.json is not valid JSON"):
+        cli.read_json(tmp_path / "a.json")
+    with pytest.raises(cli.UserError, match="cannot read .*b.json"):
+        cli.read_json(tmp_path / "b.json")

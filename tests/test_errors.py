@@ -1,0 +1,160 @@
+"""What a person can get wrong, program by program: each ends in exit status 2 and one line that says what and where.
+
+The list is the test: a name, the command, and a part of the message. `{w}` is a whole little world, `{b}` the same with
+one thing broken in it."""
+import json
+import shutil
+
+import pytest
+import sentencepiece
+import torch
+from conftest import tiny_config
+from safetensors.torch import load_file, save_file
+
+import data
+import eval_kobest
+import init
+import model
+import sample
+import tokenizer
+import toy
+import train
+
+PROGRAMS = {p.__name__: p for p in (data, eval_kobest, init, sample, tokenizer, toy, train)}
+TRAIN = "train --device cpu --model {w}/model --data {w}/shards/ko --out {b}/run --seq_len 32 --stages full:1k:1e-3 "
+KOBEST = "eval_kobest --device cpu --model {w}/model --data {b}/kobest --tasks copa "
+CLEAN = "data clean --input {w}/ko.jsonl --out {b}/clean "
+PACK = "data pack --input {w}/ko.jsonl --out {b}/packed --tokenizer {w}/base.model "
+
+WRONG = {
+    # flags
+    "an unknown flag": ("train --modle x", "did you mean --model?"),
+    "an unknown flag of a command": ("data pack --inptu x", "did you mean --input?"),
+    "no command": ("data", "required"),
+    "a missing required flag": ("tokenizer merge --base {w}/base.model", "--korean"),
+    "a choice that there is not": (CLEAN + "--profile novel", "invalid choice"),
+    # cleaning and packing
+    "an input that is not there": ("data clean --input {b}/none.jsonl --out {b}/clean", "none.jsonl does not exist"),
+    "an input of another kind": ("data pack --input {w}/base.model --out {b}/p --tokenizer {w}/base.model", "is none of"),
+    "an empty folder": ("data pack --input {b}/empty --out {b}/p --tokenizer {w}/base.model", "holds no"),
+    "an empty corpus": ("data clean --input {b}/nothing.jsonl --out {b}/clean", "nothing.jsonl"),
+    "an empty corpus to pack": ("data pack --input {b}/nothing.jsonl --out {b}/p --tokenizer {w}/base.model", "document"),
+    "no tokenizer file": (PACK + "--tokenizer {b}/none.model", "none.model"),
+    "a share of validation above 1": (PACK + "--val_fraction 2", "--val_fraction 2"),
+    "no KoBEST to decontaminate against": (CLEAN + "--decontaminate {b}/empty", "{b}/empty"),
+    "a step that there is not": (CLEAN + "--steps rinse", "rinse"),
+    "an output folder that is a file": ("data pack --input {w}/ko.jsonl --tokenizer {w}/base.model --out {w}/ko.jsonl",
+                                        "is a file"),
+    # tokenizers
+    "more pieces than the corpus has": ("tokenizer train --input {w}/ko.jsonl --vocab_size 90000 --out {b}/t.model",
+                                        "--vocab_size 90000"),
+    "a corpus without Hangul": ("tokenizer train --input {w}/en.jsonl --vocab_size 500 --out {b}/t.model", "Hangul"),
+    "a Unigram base": ("tokenizer merge --base {b}/unigram.model --korean {w}/base.model --out {b}/m.model", "Unigram"),
+    "a tiktoken base": ("tokenizer merge --base {b}/tiktoken.model --korean {w}/base.model --out {b}/m.model", "tiktoken"),
+    "a damaged base": ("tokenizer merge --base {b}/damaged.model --korean {w}/base.model --out {b}/m.model", "damaged"),
+    # initialisation
+    "a tokenizer that does not extend the model's": (
+        "init --model {w}/model --tokenizer {b}/other.model --out {b}/grown --method mean", "does not extend"),
+    "a method that there is not": ("init --model {w}/model --tokenizer {w}/base.model --out {b}/g --method best",
+                                   "invalid choice"),
+    "growing a model onto itself": ("init --model {b}/model --tokenizer {b}/model --out {b}/model --method mean",
+                                    "choose another"),
+    # model directories
+    "no model directory": (TRAIN + "--model {b}/none", "{b}/none"),
+    "a model without weights": ("sample --device cpu --prompt a --model {b}/weightless", "model.safetensors"),
+    "weights cut short": ("sample --device cpu --prompt a --model {b}/cut", "cut short"),
+    "a tensor too few": ("sample --device cpu --prompt a --model {b}/missing", "no tensor model.norm.weight"),
+    "a tensor too many": ("sample --device cpu --prompt a --model {b}/extra", "unknown tensor model.extra"),
+    "a vocabulary grown without its embedding": ("sample --device cpu --prompt a --model {b}/shape", "init.py"),
+    "a config.json cut short": ("sample --device cpu --prompt a --model {b}/half", "not valid JSON"),
+    "a model without tokenizer": ("sample --device cpu --prompt a --model {b}/untokenized", "tokenizer.model"),
+    "another architecture": (TRAIN + "--model {b}/gpt", "GPT2LMHeadModel"),
+    # shards
+    "a folder that is no shards": (TRAIN + "--data {b}/empty", "no folder of token shards"),
+    "a shard cut short": (TRAIN + "--data {b}/short", "cut short"),
+    "a shard changed after packing": (TRAIN + "--data {b}/changed", "has changed"),
+    "a shard gone": (TRAIN + "--data {b}/gone", "is missing"),
+    "shards of another tokenizer": (TRAIN + "--data {b}/foreign", "another tokenizer"),
+    "a weight that is no number": (TRAIN + "--data {w}/shards/ko=much", "'much'"),
+    "a weight of nothing": (TRAIN + "--data {w}/shards/ko=0", "above 0"),
+    # training
+    "a stage without its fields": (TRAIN + "--stages embed", "what:tokens:peak_lr"),
+    "a part that there is not": (TRAIN + "--stages middle:1M:1e-4", "middle"),
+    "a LoRA beside trained layers": (TRAIN + "--stages odd+lora:1M:1e-4", "lora joins only"),
+    "a learning rate of 3": (TRAIN + "--stages odd:1M:3", "learning rate"),
+    "new_rows of a model that was never grown": (TRAIN + "--stages new_rows:1k:1e-3", "base_vocab_size"),
+    "a batch that is no whole number of windows": (TRAIN + "--batch_tokens 100", "--batch_tokens 100"),
+    "a batch that micro-batches do not divide": (TRAIN + "--batch_tokens 96 --micro_batch 2", "--micro_batch 2"),
+    "windows longer than the model's positions": (TRAIN + "--seq_len 65", "64 positions"),
+    "a run that is there already": (TRAIN + "--out {b}/old_run", "is a run already"),
+    "resuming what is no run": ("train --resume {b}/empty", "config.json"),
+    "resuming with other settings": ("train --resume {b}/old_run --seed 3", "leave the other flags"),
+    "a configuration without tokenizer": (TRAIN + "--config {w}/model/config.json", "--tokenizer"),
+    # scoring
+    "no KoBEST": (KOBEST + "--data {b}/empty", "{b}/empty"),
+    "a split that is not there": (KOBEST + "--split test", "--split train"),
+    "a column too few": (KOBEST + "--split train", "'question'"),
+    "a label out of range": (KOBEST + "--split dev", "row 2"),
+    "a limit of 0": (KOBEST + "--limit 0", "--limit 0"),
+    # sampling
+    "a prompt longer than the model": ("sample --device cpu --model {w}/model --prompt " + "가" * 99, "64 positions"),
+    "a temperature below 0": ("sample --device cpu --model {w}/model --prompt a --temperature -1", "--temperature"),
+}
+
+
+@pytest.fixture(scope="module")
+def broken(world, tmp_path_factory):
+    """A folder in which each thing is wrong in one way."""
+    b = tmp_path_factory.mktemp("broken")
+    (b / "empty").mkdir()
+    (b / "nothing.jsonl").write_text("\n")
+    texts = [json.loads(line)["text"] for line in (world / "ko.jsonl").read_text().splitlines()]
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_prefix=f"{b}/unigram", minloglevel=2,
+                                             model_type="unigram", vocab_size=450, character_coverage=1.0)
+    (b / "tiktoken.model").write_text("IQ== 0\nIg== 1\n")
+    (b / "damaged.model").write_bytes((world / "base.model").read_bytes()[:-7])
+    tokenizer.main(["train", "--text", "all", "--vocab_size", "350", "--input", f"{world}/en.jsonl",
+                    "--out", f"{b}/other.model"])
+    for name in ("model", "weightless", "cut", "missing", "extra", "shape", "half", "untokenized", "gpt"):
+        shutil.copytree(world / "model", b / name)
+    (b / "weightless/model.safetensors").unlink()
+    (b / "untokenized/tokenizer.model").unlink()
+    weights = world / "model/model.safetensors"
+    (b / "cut/model.safetensors").write_bytes(weights.read_bytes()[:-1000])
+    tensors = load_file(weights)
+    save_file({k: v for k, v in tensors.items() if k != "model.norm.weight"}, b / "missing/model.safetensors")
+    save_file({**tensors, "model.extra": torch.zeros(1)}, b / "extra/model.safetensors")
+    tiny_config(vocab_size=576).write(b / "shape/config.json")
+    (b / "half/config.json").write_text((world / "model/config.json").read_text()[:100])
+    config = json.loads((world / "model/config.json").read_text())
+    (b / "gpt/config.json").write_text(json.dumps({**config, "architectures": ["GPT2LMHeadModel"]}))
+    for name in ("short", "changed", "gone"):
+        shutil.copytree(world / "shards/ko", b / name)
+    shard = (world / "shards/ko/train-00000.npy").read_bytes()
+    (b / "short/train-00000.npy").write_bytes(shard[:-2])
+    (b / "changed/train-00000.npy").write_bytes(shard[:-2] + bytes([shard[-2] ^ 1, shard[-1]]))
+    (b / "gone/train-00000.npy").unlink()
+    data.main(["pack", "--input", f"{world}/ko.jsonl", "--tokenizer", f"{b}/other.model", "--out", f"{b}/foreign"])
+    (b / "old_run").mkdir()
+    (b / "old_run/config.json").write_text("{}")
+    copa = b / "kobest/v1.0/COPA"
+    copa.mkdir(parents=True)
+    (copa / "train.tsv").write_text("ID\tsentence\t1\t2\tAnswer\n1\ta\tb\tc\t1\n")
+    (copa / "dev.tsv").write_text("ID\tsentence\tquestion\t1\t2\tAnswer\n1\ta\t원인\tb\tc\t1\n2\ta\t원인\tb\tc\t3\n")  # cause
+    return b
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_input_is_one_clear_line(name, world, broken, refused):
+    command, part = (text.replace("{w}", str(world)).replace("{b}", str(broken)) for text in WRONG[name])
+    program, *argv = command.split()
+    before = sorted(p.name for p in broken.iterdir())
+    refused(PROGRAMS[program], argv, part)
+    left = set(p.name for p in broken.iterdir()) - set(before) - {"run"}
+    assert not left, f"half an output was left: {left}"
+
+
+def test_the_model_fixture_itself_is_fine(world, capsys):
+    """The commands above fail for the reason they name: without the fault they run."""
+    sample.main(["--device", "cpu", "--model", str(world / "model"), "--prompt", "a", "--max_new_tokens", "2"])
+    assert model.load(world / "model").config.vocab_size == 512 and capsys.readouterr().out
