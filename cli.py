@@ -14,7 +14,6 @@ import difflib
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -42,12 +41,18 @@ class Parser(argparse.ArgumentParser):
                 names += [flag for sub in action.choices.values() for flag in sub.flags()]
         return names
 
+    def parse_args(self, args: list[str] | None = None, namespace=None) -> argparse.Namespace:
+        """As argparse's, but a misspelt flag is named as such before anything is said to be missing."""
+        for argument in sys.argv[1:] if args is None else args:
+            name = argument.partition("=")[0]
+            if name.startswith("--") and name not in self.flags():
+                near = difflib.get_close_matches(name, self.flags(), n=1)
+                hint = f"did you mean {near[0]}?" if near else "--help lists the known ones"
+                self.error(f"unknown flag {name}; {hint}")
+        return super().parse_args(args, namespace)
+
     def error(self, message: str):
-        unknown = re.search(r"unrecognized arguments: .*?(--?[^\s=]+)", message)
-        if unknown:
-            message = f"unknown flag {unknown[1]}"
-            near = difflib.get_close_matches(unknown[1], self.flags(), n=1)
-            message += f"; did you mean {near[0]}?" if near else "; --help lists the known ones"
+        """One line on stderr and exit status 2; argparse would print the whole usage before it."""
         print(f"{self.prog}: {message}", file=sys.stderr)
         sys.exit(2)
 

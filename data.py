@@ -13,13 +13,11 @@ Three ideas, in the order in which text meets them:
     python data.py pack  --input out/clean --tokenizer out/merged.model --out out/shards
 """
 import argparse
-import gzip
 import hashlib
 import heapq
 import json
 import math
-import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -27,91 +25,9 @@ import numpy as np
 from tqdm import tqdm
 
 import cli
-
-SUFFIXES = (".jsonl", ".jsonl.gz", ".txt")
-RECORDS = ("rejected.jsonl", "removed.jsonl", "masked.jsonl")  # what `clean` writes beside the documents
-
-
-# ---------------------------------------------------------------------------------------------- reading documents
-
-def files(paths: Iterable[str | Path]) -> list[Path]:
-    """The document files under `paths` (files or folders), folders in sorted order. UserError if there is none."""
-    found = []
-    for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
-        if path.is_dir():
-            inside = [p for p in sorted(path.rglob("*")) if p.name.endswith(SUFFIXES) and p.name not in RECORDS]
-            if not inside:
-                raise cli.UserError(f"{path} holds no {', '.join(SUFFIXES)} file")
-            found += inside
-        elif not path.exists():
-            raise cli.UserError(f"{path} does not exist; --input takes files or folders of {', '.join(SUFFIXES)}")
-        elif not path.name.endswith(SUFFIXES):
-            raise cli.UserError(f"{path} is none of {', '.join(SUFFIXES)}")
-        else:
-            found.append(path)
-    return found
-
-
-def lines(path: Path) -> Iterator[tuple[int, bytes | Exception]]:
-    """(line number, raw bytes) of every line that is not blank; a .txt file is a single one.
-
-    A compressed file that breaks off gives the error in place of the line: what came before it still counts."""
-    number = 0
-    try:
-        if path.suffix == ".txt":
-            yield 1, path.read_bytes()
-            return
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            for number, raw in enumerate(file, 1):
-                if raw.strip():
-                    yield number, raw
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        yield number + 1, error
-    except OSError as error:
-        raise cli.UserError(f"cannot read {path}: {error.strerror}") from None
-
-
-def parse(raw: bytes | Exception, path: Path, encoding: str = "utf-8") -> dict:
-    """One document, a dict with a `text`. ValueError says why these bytes are none.
-
-    >>> parse(b'{"id": 7, "text": "\\\\uac00"}', Path("a.jsonl"))
-    {'id': 7, 'text': '가'}
-    """
-    if isinstance(raw, Exception):
-        raise ValueError(f"broken gzip: {raw}")
-    try:
-        text = raw.decode(encoding).removeprefix("\ufeff")
-    except UnicodeDecodeError:
-        raise ValueError(f"bytes that are not {encoding}") from None
-    if path.suffix == ".txt":
-        document = {"text": text}
-    else:
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError):
-            raise ValueError("broken JSON") from None
-    if not isinstance(document, dict) or not isinstance(document.get("text"), str):
-        raise ValueError("no text field")
-    if not document["text"].strip():
-        raise ValueError("empty text")
-    try:  # JSON may carry half a surrogate pair (\ud83d): a Python string, but no Unicode text; in any field
-        json.dumps(document, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise ValueError("lone surrogate") from None
-    return document
-
-
-def documents(paths: Iterable[str | Path], encoding: str = "utf-8",
-              rejected: Callable[[dict], None] | None = None) -> Iterator[dict]:
-    """Every document of files or folders, in order. Bad lines go to `rejected` as {"file", "line", "reason"}."""
-    for path in files(paths):
-        for number, raw in lines(path):
-            try:
-                yield parse(raw, path, encoding)
-            except ValueError as error:
-                if rejected:
-                    rejected({"file": str(path), "line": number, "reason": str(error)})
-
+import tokenizer
+from cleaning import STEPS, clean
+from cleaning.read import SUFFIXES, documents
 
 # ------------------------------------------------------------------------------------------------- packing tokens
 
@@ -189,7 +105,6 @@ def describe(folder: Path, sizes: dict[str, int]) -> dict:
 def pack(args: argparse.Namespace) -> dict:
     """Tokenise documents into shards; return the index. The corpus is read twice: hashing is far faster than
     tokenising, and the first pass settles which documents are for validation. Memory: a batch, whatever the corpus."""
-    import tokenizer  # here, because `clean`'s many processes have no use for it
     model = Path(args.tokenizer) / "tokenizer.model" if Path(args.tokenizer).is_dir() else Path(args.tokenizer)
     sp = tokenizer.load(model)
     if not 0 < args.val_fraction < 1:
@@ -414,9 +329,21 @@ def main(argv: list[str] | None = None) -> None:
     """`clean` and `pack` on the command line; flags as `python data.py pack --help` lists them."""
     parser = cli.Parser(description=__doc__, prog="data.py")
     commands = parser.add_subparsers(required=True, metavar="clean|pack", parser_class=cli.Parser)
+    add = commands.add_parser("clean", prog="data.py clean", description=clean.__doc__)
+    add.set_defaults(run=clean)
+    add.add_argument("--input", nargs="+", required=True, help=f"files or folders of {', '.join(SUFFIXES)} documents")
+    add.add_argument("--out", required=True, help="folder for the results; replaced only when the new one is whole")
+    add.add_argument("--encoding", choices=["utf-8", "cp949", "euc-kr"], default="utf-8", help="of the input")
+    add.add_argument("--lang", choices=["ko", "en"], default="ko", help="language that the rules expect")
+    add.add_argument("--profile", choices=["web", "formal", "short"], default="web", help="web pages; edited text; "
+                     "reviews and comments: how strict the rules are")
+    add.add_argument("--steps", nargs="+", choices=STEPS, help="only these, in this order; none given: all of them")
+    add.add_argument("--sample", type=float, default=1.0, help="share of the documents to start from, by hash")
+    add.add_argument("--decontaminate", metavar="KOBEST_DIR", help="folder of the benchmark's .tsv files")
+    add.add_argument("--workers", type=int, default=1, help="processes; the results are the same for any number")
     add = commands.add_parser("pack", prog="data.py pack", description=pack.__doc__)
     add.set_defaults(run=pack)
-    add.add_argument("--input", nargs="+", required=True, help=f"files or folders of {', '.join(SUFFIXES)}")
+    add.add_argument("--input", nargs="+", required=True, help=f"files or folders of {', '.join(SUFFIXES)} documents")
     add.add_argument("--tokenizer", required=True, help="a SentencePiece .model file, or a model folder that has one")
     add.add_argument("--out", required=True, help="folder for the shards; replaced only when the new one is whole")
     add.add_argument("--encoding", choices=["utf-8", "cp949", "euc-kr"], default="utf-8", help="of the input")

@@ -56,12 +56,12 @@ run train.py --out out/run
 
 say "   rivals on the same bytes: one full stage; and the base's own tokenizer, at equal bytes and at equal time"
 run train.py --stages full:1.5M:3e-3 --out out/run_full
-run studies/speedrun.py plain
+run -m studies.plain --run out/run --model $BASE --data out/shards_base --out out/run_plain
 say "KoBEST: every arm, and the control that scores the answers without their context"
-for arm in base:$BASE plain:out/run_plain/model full:out/run_full/model nanowhale:out/run/model; do
+for arm in base:$BASE plain:out/run_plain/model plain_equal_time:out/run_plain_equal_time/model full:out/run_full/model nanowhale:out/run/model; do
     run eval_kobest.py --model ${arm#*:} --data out/world/kobest --out out/kobest/${arm%%:*}.json
     run eval_kobest.py --model ${arm#*:} --data out/world/kobest --out out/kobest/${arm%%:*}.answer_only.json --answer_only >/dev/null
 done
 
 say "report"
-run studies/report.py --seconds $SECONDS
+run -m studies.report --out out --seconds $SECONDS

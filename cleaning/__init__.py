@@ -1,9 +1,8 @@
 """Cleaning a corpus: the steps in their order, over many files and processes, and the report.
 
 RedWhale (arXiv 2408.11294) goes from 121.6 GB to 43.9 GB in about this order, cheap steps first: sample, normalise, mask,
-rules, exact duplicates, near duplicates, decontaminate. A step on one document is a function text -> (text or None,
-reason): None removes the document; a reason beside a text says what was masked. Duplicates concern all documents at once, so
-there are two passes, and between them the hashes of all documents in memory and their texts in a scratch file:
+rules, exact duplicates, near duplicates, decontaminate; each step but the duplicates takes one document at a time. Those
+concern all documents at once, so there are two passes, and a scratch file that holds the texts between them:
 
     files ─▶ sample, normalise, mask, rules, hash ─▶ scratch ─▶ exact, near ─▶ decontaminate ─▶ OUT/*.jsonl
              (many processes)                                   (one)          (many)
@@ -31,56 +30,38 @@ from cleaning.corpus import CHUNK, Scratch, Step, Tally, where
 STEPS = ("normalise", "mask", "rules", "exact", "near", "decontaminate")
 
 
-def _sample(text: str, share: float) -> tuple[str | None, str]:
-    """By a hash of the text: the same documents on every run. Not by the hash with which `pack` chooses the validation
-    documents, or a sample of 1 % would be half made of those."""
+def sample(text: str, share: float) -> tuple[bool, str]:
+    """Keep that share of all texts, by a hash: the same ones on every run. Not the hash by which `pack` chooses the
+    validation documents, or half of a sample of 1 % would be those."""
     key = hashlib.blake2b(text.encode(), digest_size=8, person=b"sample").digest()
-    return (text, "") if int.from_bytes(key, "big") < share * 2**64 else (None, "not_sampled")
+    return (True, "") if int.from_bytes(key, "big") < share * 2**64 else (False, "not_sampled")
 
 
-def _normalise(text: str) -> tuple[str | None, str]:
-    text = normalise.normalise(text)
-    return (text, "") if text else (None, "empty")
-
-
-def _mask(text: str) -> tuple[str | None, str]:
-    text, found = mask.mask(text)
-    return text, "+".join(found)
-
-
-def _rules(text: str, limits: rules.Limits, lang: str) -> tuple[str | None, str]:
-    kept, reason = rules.check(text, limits, lang)
-    return (text if kept else None), reason
-
-
-def _decontaminate(text: str, benchmark: decontaminate.Benchmark) -> tuple[str | None, str]:
-    reason = benchmark.found_in(text)
-    return (None if reason else text), reason
-
-
-def _steps(args: argparse.Namespace) -> tuple[list[str], dict[str, Step]]:
-    """The names of the steps in their order, and the functions of those that take one document at a time."""
-    chosen = args.steps or [step for step in STEPS if args.decontaminate or step != "decontaminate"]
-    if ("decontaminate" in chosen) != bool(args.decontaminate):
-        raise cli.UserError("the step decontaminate and --decontaminate KOBEST_DIR need each other; give both or none")
+def choose_steps(args: argparse.Namespace) -> tuple[list[str], dict[str, Step]]:
+    """The names of all steps of this run, in order, and the functions of those that take one document at a time."""
+    names = [step for step in STEPS if step in (args.steps or STEPS)]
+    if not args.steps and not args.decontaminate:
+        names.remove("decontaminate")
+    if ("decontaminate" in names) != bool(args.decontaminate):
+        raise cli.UserError("the step decontaminate and --decontaminate KOBEST_DIR need each other: give both or none")
     if not 0 < args.sample <= 1:
         raise cli.UserError(f"--sample {args.sample} is not a share above 0, up to 1")
-    steps: dict[str, Step] = {}
-    if args.sample < 1:
-        steps["sample"] = functools.partial(_sample, share=args.sample)
-    steps |= {"normalise": _normalise, "mask": _mask}
-    steps["rules"] = functools.partial(_rules, limits=rules.LIMITS[args.lang][args.profile], lang=args.lang)
+    steps = {"sample": functools.partial(sample, share=args.sample), "normalise": normalise.normalise, "mask": mask.mask,
+             "rules": functools.partial(rules.check, limits=rules.LIMITS[args.lang][args.profile], lang=args.lang)}
     if args.decontaminate:
-        benchmark = decontaminate.Benchmark(decontaminate.fields(args.decontaminate))
-        steps["decontaminate"] = functools.partial(_decontaminate, benchmark=benchmark)
-    names = ["sample"] * (args.sample < 1) + [step for step in STEPS if step in chosen]
+        steps["decontaminate"] = decontaminate.Benchmark(decontaminate.fields(args.decontaminate)).check
+    names = ["sample"] * (args.sample < 1) + names
     return names, {name: step for name, step in steps.items() if name in names}
 
 
-_job: dict = {}  # what the passes of this process do; set once, for a benchmark is too large to send with every chunk
+_job: dict = {}  # what the passes of this process do; sent once, for a benchmark is too large to go with every chunk
 
 
-def _first_pass(chunk: tuple[Path, list]) -> tuple:
+def _start(job: dict) -> None:
+    _job.update(job)
+
+
+def first_pass(chunk: tuple[Path, list]) -> tuple:
     """Raw lines -> what Scratch.append takes, and a Tally."""
     path, lines = chunk
     tally, texts, out = Tally(), [], []
@@ -90,36 +71,35 @@ def _first_pass(chunk: tuple[Path, list]) -> tuple:
         except ValueError as error:
             tally.record("rejected.jsonl", "read", str(error), {"file": str(path), "line": number}, repr(raw)[:100])
             continue
-        tally.passed(str(path), "input", "in", len(document["text"].encode()))
-        text = tally.take(document["text"], _job["first"], where(str(path), number, document))
-        if text is not None:
+        tally.passed(str(path), "read", "in", len(document["text"].encode()))
+        if text := tally.take(document["text"], _job["first"], where(str(path), number, document)):
             texts.append(text)
             out.append(f"{number}\t{json.dumps(document | {'text': text}, ensure_ascii=False)}\n".encode())
     keys = b"".join(map(duplicates.exact_key, texts))
     return str(path), out, keys, duplicates.band_hashes(texts).tobytes(), [len(text.encode()) for text in texts], tally
 
 
-def _last_pass(chunk: tuple[str, list[bytes]]) -> tuple[str, list[bytes], Tally]:
+def last_pass(chunk: tuple[str, list[bytes]]) -> tuple[str, list[bytes], Tally]:
     """Scratch lines -> (source, lines of output, Tally)."""
     source, lines = chunk
     tally, out = Tally(), []
-    for line in lines:
-        number, _, line = line.partition(b"\t")
+    for scratch_line in lines:
+        number, _, line = scratch_line.partition(b"\t")
         document = json.loads(line)
-        if tally.take(document["text"], _job["last"], where(source, int(number), document)) is not None:
-            tally.passed(source, "output", "out", len(document["text"].encode()))
+        if tally.take(document["text"], _job["last"], where(source, int(number), document)):
+            tally.passed(source, "write", "out", len(document["text"].encode()))
             out.append(line)
     return source, out, tally
 
 
-def _ordered(function: Callable, items: Iterable, workers: int, job: dict) -> Iterator:
+def ordered(function: Callable, items: Iterable, workers: int, job: dict) -> Iterator:
     """map(function, items) in `workers` processes, in order; a few items are under way at a time, not all."""
     if workers == 1:
-        _job.update(job)
+        _start(job)
         yield from map(function, items)
         return
     # spawn: a forked copy of a process that has threads (PyTorch's, in the tests) may hang
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _job.update, (job,)) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (job,)) as pool:
         waiting = deque()
         for item in items:
             waiting.append(pool.submit(function, item))
@@ -129,7 +109,8 @@ def _ordered(function: Callable, items: Iterable, workers: int, job: dict) -> It
             yield waiting.popleft().result()
 
 
-def _chunks(paths: list[Path], bar: tqdm) -> Iterator[tuple[Path, list]]:
+def chunks(paths: list[Path], bar: tqdm) -> Iterator[tuple[Path, list]]:
+    """(path, [(line number, raw line)]) of about CHUNK bytes; moves the bar."""
     for path in paths:
         chunk, size = [], 0
         for number, raw in read.lines(path):
@@ -160,35 +141,33 @@ def output_names(paths: list[Path]) -> dict[str, str]:
 def clean(args: argparse.Namespace) -> dict:
     """Clean documents: one output file for each input file, and beside them report.json, and a line in removed.jsonl,
     masked.jsonl or rejected.jsonl for each document that was taken out, changed, or could not be read."""
-    names, steps = _steps(args)
-    job = {"encoding": args.encoding, "first": {k: v for k, v in steps.items() if k != "decontaminate"},
-           "last": {k: v for k, v in steps.items() if k == "decontaminate"}}
-    paths, total = read.files(args.input), Tally()
-    outputs = output_names(paths)
-    n_bytes = sum(path.stat().st_size for path in paths)
+    names, steps = choose_steps(args)
+    first = {name: step for name, step in steps.items() if name != "decontaminate"}
+    job = {"encoding": args.encoding, "first": first, "last": {k: v for k, v in steps.items() if k not in first}}
+    paths = read.files(args.input)
+    outputs, total = output_names(paths), Tally()
     with cli.new_folder(args.out) as folder, contextlib.ExitStack() as stack:
-        scratch = Scratch(folder / "scratch")
-        with tqdm(total=n_bytes, desc="clean", unit="B", unit_scale=True) as bar:
-            for *documents, tally in _ordered(_first_pass, _chunks(paths, bar), args.workers, job):
+        scratch = Scratch(folder / "scratch", list(outputs))
+        with tqdm(total=sum(p.stat().st_size for p in paths), desc="clean", unit="B", unit_scale=True) as bar:
+            for *documents, tally in ordered(first_pass, chunks(paths, bar), args.workers, job):
                 scratch.append(*documents)
                 total.add(tally, folder)
         alive = np.arange(len(scratch.size))
-        for step in ("exact", "near"):
-            if step in names:
-                tally = Tally()
-                alive = scratch.duplicates(step, alive, tally)
-                total.add(tally, folder)
+        for step in [name for name in names if name in ("exact", "near")]:
+            tally = Tally()
+            alive = scratch.duplicates(step, alive, tally)
+            total.add(tally, folder)
         files = {source: stack.enter_context(open(folder / name, "wb")) for source, name in outputs.items()}
-        for source, lines, tally in _ordered(_last_pass, scratch.chunks(alive), args.workers, job):
+        for source, lines, tally in ordered(last_pass, scratch.chunks(alive), args.workers, job):
             files[source].writelines(lines)
             total.add(tally, folder)
         scratch.file.close()
         (folder / "scratch").unlink()
-        report = {"settings": cli_settings(args)} | total.report(names, list(outputs))
+        report = total.report(names, list(outputs))
         if not report["output"]["documents"]:
-            why = ", ".join(f"{n} {reason}" for step in report["steps"] for reason, n in step["reasons"].items())
-            raise cli.UserError(f"no document is left of {report['input']['documents']} ({why or 'none could be read'}); "
-                                "is --lang, --profile or --encoding wrong?")
+            why = [f"{n} {reason}" for step in report["steps"] for reason, n in step["reasons"].items()]
+            raise cli.UserError(f"nothing is left of {report['input']['documents']} documents "
+                                f"({', '.join(why) or 'none could be read'}); do --lang, --profile and --encoding fit?")
         cli.write_json(folder / "report.json", report)
     print(table(report))
     return report
@@ -196,11 +175,10 @@ def clean(args: argparse.Namespace) -> dict:
 
 def table(report: dict) -> str:
     """The steps as a table, like the paper's 121.6 GB -> 43.9 GB."""
-    rows = [("step", "documents", "MB", "kept", "removed or masked for")]
-    rows.append(("input", f"{report['input']['documents']:,}", f"{report['input']['bytes'] / 1e6:,.1f}", "",
-                 ", ".join(f"{reason} {n:,}" for reason, n in report["rejected"].items())))
-    for step in report["steps"]:
-        share = step["bytes_out"] / max(1, report["input"]["bytes"])
-        rows.append((step["step"], f"{step['documents_out']:,}", f"{step['bytes_out'] / 1e6:,.1f}", f"{share:.1%}",
+    last = report["input"] | {"step": "input", "reasons": report["rejected"]}
+    rows = [("step", "documents", "MB", "share", "removed, masked or rejected for")]
+    for step in [last | {f"{key}_out": last[key] for key in ("documents", "bytes")}, *report["steps"]]:
+        rows.append((step["step"], f"{step['documents_out']:,}", f"{step['bytes_out'] / 1e6:,.1f}",
+                     f"{step['bytes_out'] / max(1, last['bytes']):.1%}",
                      ", ".join(f"{reason} {n:,}" for reason, n in step["reasons"].items())))
-    return "\n".join(f"{a:14}{b:>12}{c:>12}{d:>8}  {e}" for a, b, c, d, e in rows)
+    return "\n".join(f"{a:14}{b:>12}{c:>12}{d:>8}  {e}".rstrip() for a, b, c, d, e in rows)

@@ -1,7 +1,7 @@
-"""What the steps work on and leave behind: the tally of what happened, and the documents between the two passes."""
+"""What the steps leave behind: the tally of what happened, and the documents as they wait between the two passes."""
 import json
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,80 +9,68 @@ import numpy as np
 
 from cleaning import duplicates, read
 
-Step = Callable[[str], tuple[str | None, str]]  # text -> (text, or None to remove the document; the reason, or "")
+# A step answers (True, "") to keep a text, (False or "", reason) to remove it, or (new text, what was changed in it).
+Step = Callable[[str], tuple[bool | str, str]]
 EXAMPLES, EXAMPLE_CHARACTERS = 3, 200
 CHUNK = 2_000_000  # bytes of documents that go to a process at a time
 
 
 class Tally:
-    """Counts by source, step and reason; records of what was removed, masked or rejected; some examples."""
+    """What happened: counts for each source, records of what was removed, masked or rejected, and some examples."""
 
     def __init__(self):
-        self.counts: Counter = Counter()  # {(source, step, "documents_in" or "reason:too_short" or ...): number}
+        self.counts: dict[str, Counter] = defaultdict(Counter)  # of each source: {(step, what): number}
         self.records: dict[str, list[dict]] = {name: [] for name in read.RECORDS}
-        self.examples: dict[str, list[str]] = {}
+        self.examples: dict[str, list[str]] = defaultdict(list)
 
     def passed(self, source: str, step: str, side: str, size: int) -> None:
         """A document of `size` bytes came "in" to a step or went "out" of it."""
-        self.counts[source, step, f"documents_{side}"] += 1
-        self.counts[source, step, f"bytes_{side}"] += size
+        self.counts[source].update({(step, f"documents_{side}"): 1, (step, f"bytes_{side}"): size})
 
     def record(self, name: str, step: str, reason: str, where: dict, text: str, **more) -> None:
         self.records[name].append(where | {"step": step, "reason": reason} | more)
-        self.counts[where["file"], step, f"reason:{reason}"] += 1
-        self._example(reason, text)
+        self.counts[where["file"]]["reason", step, reason] += 1
+        self.examples[reason] = (self.examples[reason] + [text[:EXAMPLE_CHARACTERS]])[:EXAMPLES]
 
-    def _example(self, reason: str, text: str) -> None:
-        if len(examples := self.examples.setdefault(reason, [])) < EXAMPLES:
-            examples.append(text[:EXAMPLE_CHARACTERS])
-
-    def take(self, text: str, steps: dict[str, Step], where: dict) -> str | None:
-        """Run the steps on one document; its text at the end, or None if one of them removed it."""
+    def take(self, text: str, steps: dict[str, Step], where: dict) -> str:
+        """Run the steps on one document; its text at the end, "" if one of them removed it."""
         for name, step in steps.items():
             self.passed(where["file"], name, "in", len(text.encode()))
-            after, reason = step(text)
+            answer, reason = step(text)
             if reason:
-                self.record("removed.jsonl" if after is None else "masked.jsonl", name, reason, where, text)
-            if after is None:
-                return None
-            self.passed(where["file"], name, "out", len(after.encode()))
-            text = after
+                self.record("masked.jsonl" if answer else "removed.jsonl", name, reason, where, text)
+            if not answer:
+                return ""
+            text = text if answer is True else answer
+            self.passed(where["file"], name, "out", len(text.encode()))
         return text
 
     def add(self, other: "Tally", folder: Path) -> None:
-        """Add the counts and examples of another, and write its records into their files under `folder`."""
-        self.counts.update(other.counts)
+        """Add the counts and examples of another, and append its records to their files in `folder`."""
+        for source, counts in other.counts.items():
+            self.counts[source].update(counts)
         for reason, examples in other.examples.items():
-            for example in examples:
-                self._example(reason, example)
+            self.examples[reason] = (self.examples[reason] + examples)[:EXAMPLES]
         for name, records in other.records.items():
             with open(folder / name, "a", encoding="utf-8") as file:
                 file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
     def report(self, steps: list[str], sources: list[str]) -> dict:
-        """The report: the whole, each step, each source."""
-        def total(what: str, step: str | None = None, source: str | None = None) -> int:
-            return sum(n for (of, at, key), n in self.counts.items()
-                       if key == what and step in (None, at) and source in (None, of))
+        """The whole, each step, and each source, with the reasons of what was removed or masked."""
+        def line(counts: Counter, first: str, last: str, steps: list[str]) -> dict:
+            reasons = Counter({key[2]: n for key, n in counts.items() if key[0] == "reason" and key[1] in steps})
+            ends = {f"{what}_{side}": counts[step, f"{what}_{side}"]
+                    for side, step in (("in", first), ("out", last)) for what in ("documents", "bytes")}
+            return ends | {"reasons": dict(reasons.most_common())}
 
-        def reasons(step: str | None = None, source: str | None = None) -> dict[str, int]:
-            found = Counter()
-            for (of, at, key), n in self.counts.items():
-                if key.startswith("reason:") and step in (None, at) and source in (None, of):
-                    found[key.removeprefix("reason:")] += n
-            return dict(found.most_common())
-
-        sides = [(what, side) for side in ("in", "out") for what in ("documents", "bytes")]
-        return {
-            "input": {what: total(f"{what}_in", "input") for what in ("documents", "bytes")},
-            "output": {what: total(f"{what}_out", "output") for what in ("documents", "bytes")},
-            "rejected": reasons("read"),
-            "steps": [{"step": step} | {f"{what}_{side}": total(f"{what}_{side}", step) for what, side in sides}
-                      | {"reasons": reasons(step)} for step in steps],
-            "sources": {source: {f"{what}_in": total(f"{what}_in", "input", source) for what in ("documents", "bytes")}
-                        | {f"{what}_out": total(f"{what}_out", "output", source) for what in ("documents", "bytes")}
-                        | {"reasons": reasons(source=source)} for source in sources},
-            "examples": self.examples}
+        whole = sum(self.counts.values(), Counter())
+        total = line(whole, "read", "write", [])
+        return {"input": {what: total[f"{what}_in"] for what in ("documents", "bytes")},
+                "output": {what: total[f"{what}_out"] for what in ("documents", "bytes")},
+                "rejected": line(whole, "read", "read", ["read"])["reasons"],
+                "steps": [{"step": step} | line(whole, step, step, [step]) for step in steps],
+                "sources": {source: line(self.counts[source], "read", "write", ["read", *steps]) for source in sources},
+                "examples": dict(self.examples)}
 
 
 def where(source: str, number: int, document: dict) -> dict:
@@ -91,21 +79,18 @@ def where(source: str, number: int, document: dict) -> dict:
 
 
 class Scratch:
-    """The documents between the two passes: their text in a file; in memory where it lies (24 bytes a document) and
-    the hashes that find duplicates (128)."""
+    """The documents between the passes: a file of lines "source, line number, document", and in memory, of each
+    document, where it lies (24 bytes) and the hashes that find duplicates (128)."""
 
-    def __init__(self, path: Path):
-        self.file = open(path, "wb+")
-        self.sources: list[str] = []
+    def __init__(self, path: Path, sources: list[str]):
+        self.file, self.sources = open(path, "wb+"), sources
         self.source, self.offset, self.size = array("L"), array("Q", [0]), array("Q")
         self.keys, self.bands = bytearray(), bytearray()
 
     def append(self, source: str, lines: list[bytes], keys: bytes, bands: bytes, sizes: list[int]) -> None:
-        if source not in self.sources[-1:]:
-            self.sources.append(source)
         self.file.writelines(lines)
         for line in lines:
-            self.source.append(len(self.sources) - 1)
+            self.source.append(self.sources.index(source))
             self.offset.append(self.offset[-1] + len(line))
         self.size.extend(sizes)
         self.keys += keys
@@ -130,17 +115,18 @@ class Scratch:
             sizes = np.frombuffer(self.size, np.uint64)[alive].astype(np.int64)
             kept = alive[duplicates.near_duplicates(bands, sizes, lambda i: self.document(alive[i])[1]["text"])]
         for i, by in zip(alive.tolist(), kept.tolist(), strict=True):
-            tally.passed(source := self.sources[self.source[i]], step, "in", self.size[i])
+            source = self.sources[self.source[i]]
+            tally.passed(source, step, "in", self.size[i])
             if i == by:
                 tally.passed(source, step, "out", self.size[i])
             else:
-                at, document = self.document(i)
-                tally.record("removed.jsonl", step, f"{step}_duplicate", at, document["text"],
+                place, document = self.document(i)
+                tally.record("removed.jsonl", step, f"{step}_duplicate", place, document["text"],
                              duplicate_of=self.document(by)[0]["id"])
         return alive[kept == alive]
 
     def chunks(self, alive: np.ndarray) -> Iterator[tuple[str, list[bytes]]]:
-        """(source, scratch lines) of the documents in `alive`, in chunks that never span two sources."""
+        """(source, lines) of the documents in `alive`, in chunks that never span two sources."""
         chunk, size = [], 0
         for i, following in zip(alive.tolist(), [*alive[1:].tolist(), None], strict=True):
             chunk.append(self.line(i))

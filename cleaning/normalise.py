@@ -148,10 +148,10 @@ RUN_OF_TWO = re.compile(r"([\u3131-\u3163]{2})\1{3,}")
 LINE_ENDS, EMPTY_LINES = re.compile(r"[ \t]+$", re.MULTILINE), re.compile(r"\n{3,}")
 
 
-def normalise(text: str) -> str:
-    """The text in its one spelling; may be empty.
+def normalise(text: str) -> tuple[str, str]:
+    """(the text in its one spelling, ""), or ("", "empty").
 
-    >>> normalise("<p>ㅋㅋ\\u200bㅋㅋㅋㅋ &lt;3</p>\\r\\n"), normalise("뭐!!!!!!  \\n\\n\\n\\n끝")  # 'what!!! the end'
+    >>> normalise("<p>ㅋㅋ\\u200bㅋㅋㅋㅋ &lt;3</p>\\r\\n")[0], normalise("뭐!!!!!!  \\n\\n\\n\\n끝")[0]  # 'what!!! the end'
     ('ㅋㅋㅋ <3', '뭐!!!\\n\\n끝')
     """
     text = html_to_text(text) if LOOKS_LIKE_HTML.match(text) else ENTITY.sub(lambda m: html.unescape(m[0]), text)
@@ -161,4 +161,5 @@ def normalise(text: str) -> str:
     if " \n" in text or "\t\n" in text:
         text = LINE_ENDS.sub("", text)
     text = EMPTY_LINES.sub("\n\n", text).strip("\n").rstrip()
-    return RUN_OF_TWO.sub(r"\1\1\1", RUN.sub(r"\1\1\1", text))
+    text = RUN_OF_TWO.sub(r"\1\1\1", RUN.sub(r"\1\1\1", text))
+    return text, "" if text else "empty"

@@ -7,7 +7,7 @@ A new tokenizer changes what a token is, so "the same number of tokens" would be
 
 Both start from the same base model, on shards of the same documents packed with the base's tokenizer.
 
-    python studies/plain.py --run out/run --model out/base_run/model --data out/shards_base --out out/run_plain
+    python -m studies.plain --run out/run --model out/base_run/model --data out/shards_base --out out/run_plain
 """
 import json
 import subprocess

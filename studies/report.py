@@ -1,13 +1,13 @@
 """Gather what the speedrun measured into out/report.json and out/report.md. Computes nothing that was not run.
 
-    python studies/report.py --out out --seconds 540
+    python -m studies.report --out out --seconds 540
 """
 import json
 import math
 from pathlib import Path
 
 import cli
-from plain import bytes_read, seconds, steps
+from studies.plain import bytes_read, seconds, steps
 
 ARMS = {"base": "English base, untouched", "plain": "plain, equal bytes", "plain_equal_time": "plain, equal time",
         "full": "merged tokenizer, one full stage", "nanowhale": "nanowhale: embed, odd, even, LoRA"}
@@ -36,8 +36,8 @@ def lines(path: Path) -> list[dict]:
 def found(planted: dict, removed: list[dict], masked: list[dict]) -> dict:
     """Precision and recall of each kind of planted fault: {kind: {"planted", "found", "precision", "recall"}}.
 
-    Of two copies the cleaner may keep either, so a pair counts as found when one of the two was removed, and the removal
-    of either counts as right. A fault that an earlier step removed for its own reason is neither a hit nor a miss.
+    Of two copies the cleaner may keep either, so a pair counts as found when one of the two was removed, and removing
+    either counts as right. A fault that an earlier step removed for its own reason is neither a hit nor a miss.
     """
     gone = {record["id"]: record for record in removed}
     faulty = {i for kind in ("junk", "personal", "leaked") for i in planted[kind]}
@@ -86,7 +86,8 @@ def gather(out: Path, total_seconds: float) -> dict:
         kobest[arm]["mean_acc"] = full["mean_acc"]
     examples = {arm: cli.read_json(out / f"kobest/{arm}.json")["tasks"] for arm in ARMS}
     pooled = {arm: [e for task in ("copa", "hellaswag") for e in examples[arm][task]["examples"]] for arm in ARMS}
-    return {"corpus": corpus, "tokenizer": cli.read_json(out / "tokens.json"), "init": cli.read_json(out / "probe.json"),
+    return {"corpus": corpus, "tokenizer": cli.read_json(out / "tokens.json"),
+            "init": cli.read_json(out / "probe.json"),
             "stages": stage_rows(out / "run"), "entropy": cli.read_json(out / "world/entropy.json"),
             "bits_per_byte": scores, "kobest": kobest,
             "p_value_against_nanowhale": {arm: mcnemar(pooled[arm], pooled["nanowhale"])
@@ -111,47 +112,65 @@ def stage_rows(run: Path) -> list[dict]:
     return rows
 
 
+def corpus_section(corpus: dict) -> list[str]:
+    """What each step left, and what was found of the planted faults."""
+    parts = ["## 1. Corpus", ""]
+    for language, name in (("ko", "Korean"), ("en", "English")):
+        one = corpus[language]
+        total = one["input"]["bytes"]
+        steps_left = [["raw", one["input"]["documents"], total / 1e6, 1.0]]
+        steps_left += [[s["step"], s["documents_out"], s["bytes_out"] / 1e6, s["bytes_out"] / total] for s in one["steps"]]
+        faults = [[kind, *(f[k] for k in ("planted", "found", "recall", "precision"))]
+                  for kind, f in one["planted"].items()]
+        parts += [f"{name}:", "", table(["after", "documents", "MB", "share of bytes"], steps_left), "",
+                  table(["planted fault", "planted", "found", "recall", "precision"], faults), ""]
+    return parts
+
+
+def arms_section(r: dict) -> list[str]:
+    """Bits per byte, time and text of every arm."""
+    floor, rows = r["entropy"], []
+    for arm, name in ARMS.items():
+        used = r["training"].get(arm)
+        rows.append([name, r["bits_per_byte"][arm]["ko"], r["bits_per_byte"][arm]["en"],
+                     *([round(used["seconds"]), used["tokens"], used["megabytes"]] if used else ["", "", ""])])
+    return ["## The arms", "",
+            f"The generator's own entropy, the floor: {floor['ko']:.3f} (ko), {floor['en']:.3f} (en).", "",
+            table(["arm", "bits a byte ko", "bits a byte en", "seconds", "tokens", "MB read"], rows), ""]
+
+
+def kobest_section(r: dict) -> list[str]:
+    """Accuracies with their intervals, the control, and the test against nanowhale."""
+    kobest = r["kobest"]
+    cell = lambda s: f"{s['acc']:.3f} [{s['ci95'][0]:.3f}, {s['ci95'][1]:.3f}]"
+    return ["## KoBEST (toy test split, zero-shot accuracy)", "",
+            table(["arm", *TASKS, "mean"], [[name, *(cell(kobest[arm][t]) for t in TASKS), kobest[arm]["mean_acc"]]
+                                            for arm, name in ARMS.items()]), "",
+            "The control, answers scored without their context:", "",
+            table(["arm", *TASKS], [[name, *(kobest[arm][t]["answer_only"] for t in TASKS)]
+                                    for arm, name in ARMS.items()]), "",
+            "Against nanowhale on COPA and HellaSwag together (McNemar's exact test): "
+            + ", ".join(f"{arm} p = {p:.3g}" for arm, p in r["p_value_against_nanowhale"].items()) + "."]
+
+
 def render(r: dict) -> str:
     """report.json as Markdown, for reading: the four ideas in order, then the scores. Intervals are 95 %."""
-    parts = ["# What the speedrun found", "", f"{r['seconds']:.0f} seconds in all, one seed, on the built-in world. "
-             "Differences inside the intervals are no differences.", "", "## 1. Corpus", ""]
-    for language, name in (("ko", "Korean"), ("en", "English")):
-        corpus = r["corpus"][language]
-        rows = [["raw", corpus["input"]["documents"], corpus["input"]["bytes"] / 1e6, 1.0]]
-        rows += [[s["step"], s["documents_out"], s["bytes_out"] / 1e6, s["bytes_out"] / corpus["input"]["bytes"]]
-                 for s in corpus["steps"]]
-        faults = [[kind, f["planted"], f["found"], f["recall"], f["precision"]] for kind, f in corpus["planted"].items()]
-        parts += [f"{name}:", "", table(["after", "documents", "MB", "share of bytes"], rows), "",
-                  table(["planted fault", "planted", "found", "recall", "precision"], faults), ""]
-    parts += ["## 2. Tokenizer", "",
-              f"Korean takes {r['token_ratio']:.3f} times the base's tokens; the embedding has "
-              f"{r['tokenizer']['embedding_growth']:.2f} times its rows; {r['tokenizer']['added']} pieces were added, "
-              f"{r['tokenizer']['unreachable']} of them unreachable.", "",
-              "## 3. Initialisation", "", "Korean bits per byte before and after a few steps on the same batches "
-              "(embedding and head alone).", ""]
-    parts += [table(["method", *(f"step {step}" for step in next(iter(r["init"]["bits_per_byte"].values())))],
-                    [[method, *row.values()] for method, row in r["init"]["bits_per_byte"].items()]), "",
-              "## 4. Stages", "", table(
-                  ["stage", "tokens so far", "train loss", "eval loss ko", "bits a byte ko", "bits a byte en"],
-                  [[s["stage"], s["tokens"], s["train_loss"], s["ko_loss"], s["ko_bits_per_byte"], s["en_bits_per_byte"]]
-                   for s in r["stages"]]), ""]
-    floor = r["entropy"]
-    parts += ["## The arms", "", f"The generator's own entropy, the floor: {floor['ko']:.3f} (ko), {floor['en']:.3f} (en).",
-              "", table(["arm", "bits a byte ko", "bits a byte en", "seconds", "tokens", "MB read"],
-                        [[name, r["bits_per_byte"][arm]["ko"], r["bits_per_byte"][arm]["en"]] +
-                         ([round(t["seconds"]), t["tokens"], t["megabytes"]] if (t := r["training"].get(arm))
-                          else ["", "", ""]) for arm, name in ARMS.items()]), ""]
-    cell = lambda s: f"{s['acc']:.3f} [{s['ci95'][0]:.3f}, {s['ci95'][1]:.3f}]"
-    parts += ["## KoBEST (toy test split, zero-shot accuracy)", "",
-              table(["arm", *TASKS, "mean"],
-                    [[name, *(cell(r["kobest"][arm][t]) for t in TASKS), r["kobest"][arm]["mean_acc"]]
-                     for arm, name in ARMS.items()]), "",
-              "The control, answers scored without their context:", "",
-              table(["arm", *TASKS], [[name, *(r["kobest"][arm][t]["answer_only"] for t in TASKS)]
-                                      for arm, name in ARMS.items()]), "",
-              "Against nanowhale on COPA and HellaSwag together (McNemar's exact test): " +
-              ", ".join(f"{arm} p = {p:.3g}" for arm, p in r["p_value_against_nanowhale"].items()) + "."]
-    return "\n".join(parts) + "\n"
+    columns = ("stage", "tokens", "train_loss", "ko_loss", "ko_bits_per_byte", "en_bits_per_byte")
+    merged, methods = r["tokenizer"], r["init"]["bits_per_byte"]
+    return "\n".join([
+        "# What the speedrun found", "", f"{r['seconds']:.0f} seconds in all, one seed, on the built-in world. "
+        "Differences inside the intervals are no differences.", "", *corpus_section(r["corpus"]),
+        "## 2. Tokenizer", "",
+        f"Korean takes {r['token_ratio']:.3f} times the base's tokens; the embedding has {merged['embedding_growth']:.2f} "
+        f"times its rows; {merged['added']} pieces were added, {merged['unreachable']} of them unreachable.", "",
+        "## 3. Initialisation", "", "Korean bits per byte before and after a few steps of embedding and head alone, on "
+        "the same batches.", "",
+        table(["method", *(f"step {step}" for step in next(iter(methods.values())))],
+              [[method, *row.values()] for method, row in methods.items()]), "",
+        "## 4. Stages", "",
+        table(["stage", "tokens so far", "train loss", "eval loss ko", "bits a byte ko", "bits a byte en"],
+              [[s[k] for k in columns] for s in r["stages"]]), "",
+        *arms_section(r), *kobest_section(r)]) + "\n"
 
 
 def main() -> None:

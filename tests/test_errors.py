@@ -92,7 +92,7 @@ WRONG = {
     "a configuration without tokenizer": (TRAIN + "--config {w}/model/config.json", "--tokenizer"),
     # scoring
     "no KoBEST": (KOBEST + "--data {b}/empty", "{b}/empty"),
-    "a split that is not there": (KOBEST + "--split test", "--split train"),
+    "a split that is not there": (KOBEST + "--split test", "try --split"),
     "a column too few": (KOBEST + "--split train", "'question'"),
     "a label out of range": (KOBEST + "--split dev", "row 2"),
     "a limit of 0": (KOBEST + "--limit 0", "--limit 0"),

@@ -50,7 +50,7 @@ def test_greedy_continues_the_prompt(capsys, folder, prompt):
 
 
 def test_a_seed_gives_the_same_text_and_another_seed_another(capsys, folder):
-    one, again, two = (text(capsys, folder, "--prompt", "tea", "--seed", seed, "--temperature", 1) for seed in (1, 1, 2))
+    one, again, two = (text(capsys, folder, "--prompt", "tea", "--temperature", 1, "--seed", seed) for seed in "112")
     assert one == again != two
 
 
