@@ -50,33 +50,29 @@ class Growth(NamedTuple):
     blank: int              # the id of a bare ▁
 
 
-def growth(folder: str | Path, merged_file: str | Path, pad_to: int) -> Growth:
+def growth(folder: Path, merged_file: Path, pad_to: int) -> Growth:
     """Compare the model's tokenizer with the merged one. UserError where the latter does not extend the former.
 
     The base cuts each piece as it stands, without the ▁ that SentencePiece puts before a text: 한국 ("Korea") is
     한 국, ▁한국 is ▁ 한 국.
     """
-    base, merged = tokenizer.read(folder, base=True), tokenizer.read(merged_file, base=True)
-    instead = f"merge into the model's own: tokenizer.py merge --base {folder}"
-    for i, (old, new) in enumerate(zip(base.pieces, merged.pieces, strict=False)):
-        if old != new:
-            raise cli.UserError(f"{merged_file} does not extend the tokenizer of {folder}: id {i} is {new.text!r} "
-                                f"(score {new.score:g}), in the model {old.text!r} ({old.score:g}); {instead}")
-    rows = model.Config.read(folder).vocab_size
-    if len(merged.pieces) < max(rows, len(base.pieces)):
-        raise cli.UserError(f"{merged_file} has {len(merged.pieces)} pieces, fewer than the model's {rows} rows, "
-                            f"which can only grow; {instead}")
-    if rows < len(base.pieces):
-        raise cli.UserError(f"{folder}: config.json says vocab_size {rows}, tokenizer.model has {len(base.pieces)} "
-                            "pieces; the two belong to different models")
-    if rows > len(base.pieces):
-        print(f"rows {len(base.pieces)} to {rows - 1} of {folder} have no piece in its tokenizer.model: replaced")
+    base, merged, rows = tokenizer.read(folder), tokenizer.read(merged_file), model.Config.read(folder).vocab_size
+    old, new = len(base.pieces), len(merged.pieces)
+    for i, (a, b) in enumerate(zip(base.pieces, merged.pieces, strict=False)):
+        if a != b:
+            raise cli.UserError(f"{merged_file} does not extend the tokenizer of {folder}: id {i} is {b.text!r} (score "
+                                f"{b.score:g}), in the model {a.text!r} ({a.score:g}); merge into the model's own")
+    if new < max(rows, old):
+        raise cli.UserError(f"{merged_file} has {new} pieces, fewer than the model's {rows} rows, which can only grow")
+    if rows < old:
+        raise cli.UserError(f"{folder}: config.json says vocab_size {rows}, tokenizer.model {old} pieces: they differ")
+    if rows > old:
+        print(f"rows {old} to {rows - 1} of {folder} have no piece in its tokenizer.model: they are replaced")
     if pad_to < 1:
         raise cli.UserError(f"--pad_to {pad_to} must be at least 1, which pads nothing")
     plain = tokenizer.processor(base.raw, dummy_prefix=False)
-    new = [piece.text for piece in merged.pieces[len(base.pieces):]]
-    return Growth(len(base.pieces), len(merged.pieces), math.ceil(len(merged.pieces) / pad_to) * pad_to,
-                  tokenizer.encode(plain, new, bos=False), plain.piece_to_id("▁"))
+    parts = tokenizer.encode(plain, [piece.text for piece in merged.pieces[old:]], bos=False)
+    return Growth(old, new, math.ceil(new / pad_to) * pad_to, parts, plain.piece_to_id("▁"))
 
 
 def new_rows(name: str, table: torch.Tensor, method: str, tied: bool, grow: Growth, seed: int) -> torch.Tensor:
@@ -119,68 +115,61 @@ def header(file: Path) -> tuple[dict, int]:
 def grow_file(source: Path, target: Path, keep: int, tables: dict[str, torch.Tensor]) -> int:
     """Copy a safetensors file, with the first `keep` rows of each of `tables` followed by the new ones given. Old rows
     are copied as bytes: they stay what they were, and no tensor is held in memory. Returns the bytes of all tensors."""
-    (old, start), new, end = header(source), {"__metadata__": {"format": "pt"}}, 0
-    kept = {name: entry["data_offsets"][1] - entry["data_offsets"][0] for name, entry in old.items()}
+    (old, start), new, plan, end = header(source), {"__metadata__": {"format": "pt"}}, [], 0
     for name, entry in old.items():
-        new[name], size = entry, kept[name]
+        (first, last), added = entry["data_offsets"], b""
         if name in tables:
-            kept[name] = size // entry["shape"][0] * keep
-            new[name], size = entry | {"shape": [keep + len(tables[name]), *entry["shape"][1:]]}, (
-                kept[name] + tables[name].nbytes)
-        new[name] = new[name] | {"data_offsets": [end, end := end + size]}
+            last = first + (last - first) // entry["shape"][0] * keep
+            added = tables[name].view(torch.uint8).flatten().numpy()
+            entry = entry | {"shape": [keep + len(tables[name]), *entry["shape"][1:]]}
+        plan.append((start + first, last - first, added))
+        new[name] = entry | {"data_offsets": [end, end := end + last - first + len(added)]}
     text = json.dumps(new).encode()
     text += b" " * (-len(text) % 8)
     with open(source, "rb") as reader, open(target, "wb") as writer:
         writer.write(len(text).to_bytes(8, "little") + text)
-        for name, entry in old.items():
-            reader.seek(start + entry["data_offsets"][0])
-            while kept[name]:
-                kept[name] -= writer.write(reader.read(min(kept[name], 1 << 24)))
-            if name in tables:
-                writer.write(tables[name].view(torch.uint8).numpy())
+        for first, size, added in plan:
+            reader.seek(first)
+            while size:
+                size -= writer.write(reader.read(min(size, 1 << 24)))
+            writer.write(added)
     return end
 
 
-def find_tables(folder: Path, vocab_size: int, tied: bool) -> tuple[list[str], dict[str, str]]:
-    """The weight files of a model directory, and the file of each table. UserError where one is missing or has another
-    shape than config.json says."""
-    files = (sorted(set(cli.read_json(folder / INDEX)["weight_map"].values())) if (folder / INDEX).exists() else
-             ["model.safetensors"])
-    found = {name: (file, entry["shape"]) for file in files for name, entry in header(folder / file)[0].items()
-             if name in TABLES}
-    for name in TABLES[:1] if tied else TABLES:
-        if name not in found:
-            raise cli.UserError(f"{folder} has no tensor {name}; is it a Llama in the Hugging Face layout?")
-    for name, (file, shape) in found.items():
-        if shape[0] != vocab_size or shape != found[TABLES[0]][1]:
-            raise cli.UserError(f"{folder / file}: {name} has shape {shape}, the embedding {found[TABLES[0]][1]}, and "
-                                f"config.json says {vocab_size} rows; the files belong to different models")
-    return files, {name: file for name, (file, _) in found.items()}
+def find_tables(folder: Path, shape: list[int], tied: bool) -> dict[str, list[str]]:
+    """The weight files of a model directory, and which tables each holds. UserError where a file or a table is missing,
+    or a table has another shape than config.json says."""
+    files = sorted(set(cli.read_json(folder / INDEX)["weight_map"].values())) if (folder / INDEX).exists() else [
+        "model.safetensors"]
+    entries = {file: header(folder / file)[0] for file in files}
+    for name in TABLES:
+        found = [entries[file][name]["shape"] for file in files if name in entries[file]]
+        if found != [shape] and not (tied and name == TABLES[1] and not found):
+            raise cli.UserError(f"{folder}: {name} has shape {found[0] if found else None}, config.json says {shape}; "
+                                "weights and configuration belong to different models")
+    return {file: [name for name in TABLES if name in entries[file]] for file in files}
 
 
 def grow_folder(folder: Path, merged_file: Path, out: Path, method: str, pad_to: int, seed: int) -> Growth:
-    """Write the grown model directory `out`. At most one table and its new rows are in memory."""
+    """Write the grown model directory `out`. In memory at most: one table, and the new rows of those in its file."""
     if out.resolve() == folder.resolve():
         raise cli.UserError(f"--out {out} is the base model itself, which would be lost; choose another folder")
-    grow, config = growth(folder, merged_file, pad_to), cli.read_json(folder / "config.json")
+    grow, config, total = growth(folder, merged_file, pad_to), cli.read_json(folder / "config.json"), 0
     tied = config.get("tie_word_embeddings", False)
-    files, where = find_tables(folder, config["vocab_size"], tied)
+    files = find_tables(folder, [config["vocab_size"], config["hidden_size"]], tied)
     with cli.new_folder(out) as temporary:
-        total = 0
-        for file in files:
-            tables = {}
-            for name in [name for name in where if where[name] == file]:
-                with safe_open(folder / file, framework="pt") as weights:
-                    tables[name] = new_rows(name, weights.get_tensor(name), method, tied, grow, seed)
+        for file, names in files.items():
+            with safe_open(folder / file, framework="pt") as weights:
+                tables = {name: new_rows(name, weights.get_tensor(name), method, tied, grow, seed) for name in names}
             total += grow_file(folder / file, temporary / file, grow.base, tables)
         if (folder / INDEX).exists():
             cli.write_json(temporary / INDEX, cli.read_json(folder / INDEX) | {"metadata": {"total_size": total}})
         cli.write_json(temporary / "config.json", config | dict(
             vocab_size=grow.padded, base_vocab_size=grow.base, unpadded_vocab_size=grow.size))
-        generation = folder / "generation_config.json"
         padding = {"suppress_tokens": list(range(grow.size, grow.padded))} if grow.padded > grow.size else {}
-        cli.write_json(temporary / generation.name,
-                       (cli.read_json(generation) if generation.exists() else {}) | padding)
+        generation = folder / "generation_config.json"
+        generation = cli.read_json(generation) if generation.exists() else {}
+        cli.write_json(temporary / "generation_config.json", generation | padding)
         tokenizer.save(merged_file, temporary)
     return grow
 
@@ -192,24 +181,22 @@ def probe(folder: Path, merged_file: Path, args: argparse.Namespace) -> dict:
     grow, shards = growth(folder, merged_file, args.pad_to), data.Shards(args.probe)
     if shards.tokenizer_sha256 != cli.sha256(merged_file):
         raise cli.UserError(f"{args.probe} was packed with another tokenizer than {merged_file}; data.py pack it again")
-    steps = [step for step in (0, 10, 50) if step < args.probe_steps] + [args.probe_steps]
+    steps, table = [step for step in (0, 10, 50) if step < args.probe_steps] + [args.probe_steps], {}
     print(f"{'bits per byte at step':22}", *(f"{step:>8}" for step in steps))
-    table = {}
     for method in METHODS:
         llama = model.load(folder)
         tied = llama.config.tie_word_embeddings
-        for name in TABLES[:1] if tied else TABLES:
-            old = llama.get_parameter(name).detach()
-            grown = torch.cat([old[:grow.base], new_rows(name, old, method, tied, grow, args.seed)])
-            llama.get_submodule(name.removesuffix(".weight")).weight = torch.nn.Parameter(grown)
+        for part, name in [(llama.model.embed_tokens, TABLES[0]), (llama.lm_head, TABLES[1])]:
+            old = part.weight.detach()
+            part.weight = torch.nn.Parameter(torch.cat([
+                old[:grow.base], new_rows(name, old, method, tied, grow, args.seed)]))
         if tied:
             llama.lm_head.weight = llama.model.embed_tokens.weight
-        llama.config = dataclasses.replace(llama.config, vocab_size=grow.padded, base_vocab_size=grow.base,
-                                           unpadded_vocab_size=grow.size)
+        llama.config = dataclasses.replace(llama.config, vocab_size=grow.padded, unpadded_vocab_size=grow.size)
         table[method] = dict(zip(map(str, steps), train_tables(llama, shards, steps, args), strict=True))
         print(f"{method:22}", *(f"{value:8.4f}" for value in table[method].values()), flush=True)
-    best = min(table, key=lambda method: table[method][str(steps[-1])])
-    print(f"lowest after {steps[-1]} steps: {best}")
+    best = min(table, key=lambda method: table[method][str(args.probe_steps)])
+    print(f"lowest after {args.probe_steps} steps: {best}")
     return {"bits_per_byte": table, "best": best}
 
 
@@ -217,19 +204,17 @@ def train_tables(llama: model.Llama, shards: data.Shards, steps: list[int], args
     """Train embedding and head; yield the validation bits per byte at each of `steps`."""
     for name, parameter in llama.named_parameters():
         parameter.requires_grad = name in TABLES
-    optimizer = torch.optim.AdamW([p for p in llama.parameters() if p.requires_grad], lr=args.lr,
-                                  betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW([p for p in llama.parameters() if p.requires_grad], args.lr, weight_decay=0.0)
     loader = data.Loader([shards], [1.0], args.seq_len, args.seed)
     for step in range(steps[-1] + 1):
         if step in steps:
             yield data.bits_per_byte(llama, shards, args.seq_len, args.probe_bytes, args.probe_batch)["bits_per_byte"]
-        if step == steps[-1]:
-            return
-        tokens = torch.from_numpy(loader.next(args.probe_batch)[0])
-        loss, count = llama(tokens[:, :-1], tokens[:, 1:])
-        optimizer.zero_grad()
-        (loss / count).backward()
-        optimizer.step()
+        if step < steps[-1]:
+            tokens = torch.from_numpy(loader.next(args.probe_batch)[0])
+            loss, count = llama(tokens[:, :-1], tokens[:, 1:])
+            optimizer.zero_grad()
+            (loss / count).backward()
+            optimizer.step()
 
 
 def main(argv: list[str] | None = None) -> None:

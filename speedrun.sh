@@ -23,7 +23,7 @@ run data.py clean --input out/world/ko --out out/clean/ko --lang ko --profile fo
 run data.py clean --input out/world/en --out out/clean/en --lang en --profile formal --workers 2
 
 say "   an English base model, to have something to adapt: a tokenizer that has seen 5 % Korean, a model that has seen none"
-head -n 1000 out/clean/ko/ko.jsonl > out/five_percent.jsonl
+head -q -n 250 out/clean/ko/[0-9]*.jsonl > out/five_percent.jsonl
 run tokenizer.py train --text all --vocab_size 1536 --input out/clean/en out/five_percent.jsonl --out out/base.model
 cat > out/base_config.json <<'JSON'
 {"architectures": ["LlamaForCausalLM"], "vocab_size": 1536, "hidden_size": 128, "intermediate_size": 352,
@@ -49,7 +49,8 @@ if [ "${1:-}" = --prepare ]; then
     say "prepared. Now: torchrun train.py   (or: $PYTHON train.py)"
     exit
 fi
-run init.py --model $BASE --tokenizer out/merged.model --probe out/shards/ko --out out/probe.json
+run init.py --model $BASE --tokenizer out/merged.model --probe out/shards/ko --out out/probe.json \
+    --seq_len 128 --probe_batch 32 --probe_steps 50
 
 say "4. stages: embedding and head, odd layers, even layers, LoRA"
 run train.py --out out/run

@@ -43,7 +43,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # types of pieces (5 is unu
 class Piece(NamedTuple):
     text: str
     score: float
-    type: int = NORMAL
+    type: int
 
 
 class Model(NamedTuple):
@@ -155,9 +155,8 @@ def texts(paths: list[Path], sample_bytes: int | None = None) -> Iterator[str]:
             with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
                 yield from ((path, raw) for raw in ([file.read()] if path.suffix == ".txt" else file))
 
-    bad = 0
     try:
-        step = max(1, round(sum(path.stat().st_size for path in paths) / (sample_bytes or math.inf)))
+        bad, step = 0, max(1, round(sum(path.stat().st_size for path in paths) / (sample_bytes or math.inf)))
         for path, raw in itertools.islice(documents(), 0, None, step):
             try:
                 text = raw.decode() if path.suffix == ".txt" else json.loads(raw)["text"]
@@ -191,25 +190,22 @@ def train(inputs: list[str], vocab_size: int, text: str, character_coverage: flo
     """
     documents = texts(files(inputs), sample_bytes)
     if text == "hangul":
-        lines = hangul_counts(documents)
         options = dict(vocab_size=vocab_size + 2, input_format="tsv", add_dummy_prefix=False, bos_id=-1, eos_id=-1)
+        lines = list(hangul_counts(documents))
     else:
-        lines = (line[i:i + LINE] for text in documents for line in text.split("\n") for i in range(0, len(line), LINE))
         options = dict(vocab_size=vocab_size, byte_fallback=True, split_digits=True, allow_whitespace_only_pieces=True)
-    first, out = next(lines, None), io.BytesIO()
-    if first is None:
-        raise cli.UserError(f"--input {' '.join(map(str, inputs))} holds no {'Hangul' if text == 'hangul' else 'text'}")
+        lines = [line[i:i + LINE] for text in documents for line in text.split("\n") for i in range(0, len(line), LINE)]
+    if not lines:
+        raise cli.UserError(f"--input {' '.join(inputs)} holds no {'Hangul' if text == 'hangul' else 'text'}")
     try:
+        out = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.chain([first], lines), model_writer=out, model_type="bpe", **options,
-            normalization_rule_name="identity", remove_extra_whitespaces=False, character_coverage=character_coverage,
-            max_sentence_length=8 * LINE, minloglevel=2)
+            sentence_iterator=iter(lines), model_writer=out, model_type="bpe", normalization_rule_name="identity",
+            remove_extra_whitespaces=False, character_coverage=character_coverage, max_sentence_length=8 * LINE,
+            minloglevel=2, **options)
     except RuntimeError as error:
-        reason = regex.search("Vocabulary size.*", str(error))
-        if not reason:
-            raise
-        raise cli.UserError(f"--vocab_size {vocab_size} does not suit this corpus; SentencePiece, which counts "
-                            f"{options['vocab_size'] - vocab_size} pieces more, says: {reason[0]}") from None
+        raise cli.UserError(f"--vocab_size {vocab_size} or --character_coverage misfits the corpus; SentencePiece "
+                            f"(its size: {options['vocab_size']}) says: {str(error).partition(') ')[2]}") from None
     return out.getvalue()
 
 
@@ -247,7 +243,7 @@ def ranked_merges(pieces: list[Piece]) -> list[tuple[str, str]]:
     score. Of equal scores it joins the leftmost pair, which no list can say. Equal are, in practice, runs of one
     character (Mistral's blanks, all -1e9), and those grow from the left when the longer piece ranks first.
 
-    >>> ranked_merges([Piece("a", -3), Piece("aa", -1), Piece("aaa", -1), Piece("ab", -2), Piece("b", -4)])
+    >>> ranked_merges([Piece(t, s, NORMAL) for t, s in dict(a=-3, aa=-1, aaa=-1, ab=-2, b=-4).items()])
     [('a', 'aa'), ('aa', 'a'), ('a', 'a'), ('a', 'b')]
     """
     normal = {piece.text: piece.score for piece in pieces if piece.type == NORMAL}
@@ -306,7 +302,7 @@ def save(model_file: str | Path, folder: str | Path) -> None:
 # ---- Report --------------------------------------------------------------------------------------------------------
 def measure(processors: list[sentencepiece.SentencePieceProcessor], documents: Iterator[str]) -> list[dict]:
     """Counts of the documents under each tokenizer, and what differs from the first, the base: lines without Hangul
-    that are segmented otherwise, documents that no longer decode to themselves. Fertility is tokens an eojeol."""
+    that are segmented otherwise, documents that no longer decode to themselves. Fertility: tokens an eojeol (word)."""
     size, counts = Counter(), [Counter() for _ in processors]
     for batch in iter(lambda: list(itertools.islice(documents, 500)), []):
         other = [line for text in batch for line in text.split("\n") if not regex.search(f"[{HANGUL}]", line)]
@@ -326,7 +322,7 @@ def measure(processors: list[sentencepiece.SentencePieceProcessor], documents: I
 
 
 def report(models: dict[str, Model], inputs: list[str]) -> dict:
-    """Measure every input file under every tokenizer, the base's first; print and return the tables."""
+    """Measure every input (a file or a folder) under every tokenizer, the base's first; print and return tables."""
     def table(title: str, rows: dict[str, dict]) -> dict:
         names = [key for key, value in next(iter(rows.values())).items() if isinstance(value, int | float)]
         print(f"\n{title:30}", *names)
@@ -335,8 +331,7 @@ def report(models: dict[str, Model], inputs: list[str]) -> dict:
         return rows
 
     base, sps, summary = len(next(iter(models.values())).pieces), [model.sp for model in models.values()], {}
-    found = {str(path): table(str(path), dict(zip(models, measure(sps, texts([path])), strict=True)))
-             for path in files(inputs)}
+    found = {path: table(path, dict(zip(models, measure(sps, texts(files([path]))), strict=True))) for path in inputs}
     for name, (raw, pieces, _) in models.items():
         sp = processor(raw, dummy_prefix=False)
         lost = [p.text for i, p in enumerate(pieces[base:], base) if encode(sp, p.text, bos=False) != [i]]
@@ -363,7 +358,7 @@ def main(argv: list[str] | None = None) -> None:
     flag("--out", required=True, help="the .model file to write")
     flag = commands.add_parser("report", help="compare tokenizers with the base's").add_argument
     flag("--tokenizers", nargs="+", required=True, help=".model files or model directories, the base's first")
-    flag("--input", nargs="+", required=True, help="held-out documents; each file gets its table")
+    flag("--input", nargs="+", required=True, help="held-out documents; each file or folder gets its table")
     flag("--korean", help="a large Korean model, from which --sizes are cut")
     flag("--sizes", type=int, nargs="+", default=[], help="numbers of its pieces to merge; each becomes a row")
     flag("--out", help="a JSON file for the numbers")

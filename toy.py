@@ -30,6 +30,7 @@ import cli
 ROWS = {"train": 300, "dev": 100, "test": 300}  # items of each task
 DIRT = {"exact": 0.03, "near": 0.05, "junk": 0.03, "personal": 0.01, "leaked": 0.005}  # shares of the documents
 NEAR_EDITS, NEAR_JACCARD = 0.03, 0.85  # a near copy: eojeol replaced, and how alike its character 5-grams stay
+PARTS = {"rules": ("cause", "effect"), "scripts": ("step1", "step2", "step3", "step4")}  # of an event, in order
 FILES = 4  # the documents of a language are dealt to so many files
 
 # ----------------------------------------------------------------------------------------------- the Korean language
@@ -150,7 +151,8 @@ class Teller:
     """Tells the world in one language: 0 Korean, 1 English."""
 
     def __init__(self, seed: str, language: int, names: Sequence[Pair] = WORLD.names):
-        self.random, self.language, self.names, self.level, self.bits = random.Random(seed), language, names, 0, 0.0
+        self.random, self.bits = random.Random(seed), 0.0
+        self.language, self.names, self.level, self.had = language, names, 0, set()
 
     def pick(self, options: Sequence, weights: Sequence[float] | None = None):
         """One of the options, all alike or by weights that sum to 1. Adds -log2 of its probability to `bits`."""
@@ -159,10 +161,11 @@ class Teller:
         return options[i]
 
     def document(self) -> str:
-        """Four or five topics, all in one speech level: plain half of the time, as in writing."""
+        """Five or six topics, all in one speech level (plain half of the time, as in writing), no event twice."""
+        self.had.clear()
         self.level = self.pick((0, 1, 2), (0.5, 0.25, 0.25)) if self.language == 0 else 0
         weights = [weight for weight, *_ in WORLD.topics.values()]
-        return " ".join(self.tell(self.pick(list(WORLD.topics), weights)) for _ in range(self.pick((4, 5))))
+        return " ".join(self.tell(self.pick(list(WORLD.topics), weights)) for _ in range(self.pick((5, 6))))
 
     def tell(self, topic: str, **words) -> str:
         """A topic in words. What is not given is drawn; a word is a pair, or the same in both languages."""
@@ -181,12 +184,11 @@ class Teller:
     def describe(self, topic: str, words: dict) -> None:
         """Draw what a topic is about, where it is about a thing or an event."""
         pick = self.pick
-        if topic in ("so", "because"):
-            words["noun"], (words["cause"], words["effect"]) = pick(WORLD.told["rules"])
+        if kind := {"so": "rules", "because": "rules", "script": "scripts"}.get(topic):
+            words["noun"], parts = pick([(noun, parts) for noun, parts in WORLD.told[kind] if id(parts) not in self.had])
+            self.had.add(id(parts))
+            words |= zip(PARTS[kind], parts, strict=True)
             words["why"] = pick(REASON[self.level]) if topic == "because" and self.language == 0 else ""
-        elif topic == "script":
-            words["noun"], steps = pick(WORLD.told["scripts"])
-            words |= {f"step{i}": step for i, step in enumerate(steps, 1)}
         elif topic == "homograph":
             words["word"] = pick(list(WORLD.senses))
             words["phrase"] = pick(pick(WORLD.senses[words["word"]]))
@@ -231,7 +233,7 @@ class Examiner(Teller):
         noun, scripts = asked[k % len(asked)]
         words = {slot: self.pick(WORLD.slots[slot]) for slot in ("time", "then", "third")}
         words |= {"name": self.pick(self.names), "noun": noun}
-        told = [self.tell("script", **words, **{f"step{i}": step for i, step in enumerate(steps, 1)}).partition(" 마지막으로")
+        told = [self.tell("script", **words, **dict(zip(PARTS["scripts"], steps, strict=True))).partition(" 마지막으로")
                 for steps in self.random.sample(scripts, 4)]
         return [[start, *((mark + end).strip() for _, mark, end in told), i] for i, (start, _, _) in enumerate(told)]
 
@@ -278,7 +280,8 @@ def items(seed: int) -> dict[tuple[str, str], list[list]]:
                     seen.update(map(str, group))
             examiner.random.shuffle(rows)
             if columns[0] == "ID":
-                rows = [[i, *row] for i, row in enumerate(rows, 1)]
+                rows = [[i, *(str(cell).upper() if cell is True and i % 5 == 0 else cell for cell in row)]
+                        for i, row in enumerate(rows, 1)]  # TRUE now and then, as in the real files
             tables[task, split] = [columns, *rows]
             if task == "SentiNeg" and split != "test":
                 order = (0, 1, 2) if split == "train" else (0, 2, 1)
@@ -333,7 +336,7 @@ def near_copy(text: str, teller: Teller) -> str:
     while True:
         words, other = text.split(), teller.document().split()
         for _ in range(max(1, round(NEAR_EDITS * len(words)))):
-            words[teller.random.randrange(len(words))] = teller.random.choice(other)
+            words[teller.random.randrange(len(words) - 1)] = teller.random.choice(other)
         one, two = shingles(text), shingles(copy := " ".join(words))
         if copy != text and len(one & two) >= NEAR_JACCARD * len(one | two):
             return copy
@@ -368,13 +371,13 @@ def corpus(language: int, size: int, seed: int, leaks: list[str]) -> tuple[list[
 
 
 def leaks(tables: dict) -> list[str]:
-    """Test items as a page would have them: context and right answer."""
-    copa = [f"{row[1]} {'왜냐하면' if row[2] == '원인' else '그래서'} {row[2 + row[5]]}" for row in tables["COPA", "test"][1:]]
-    hellaswag = [f"{row[0]} {row[1 + row[5]]}" for row in tables["HellaSwag", "test"][1:]]
-    boolq = [f"{row[1]} {row[2]}" for row in tables["BoolQ", "test"][1:]]
-    sentineg = [row[1] for row in tables["SentiNeg", "test"][1:]]
-    wic = [re.sub(r"[\[\]]", "", row[2]) for row in tables["WiC", "test"][1:]]
-    return copa + hellaswag + boolq + sentineg + wic
+    """Test items as a page would have them, where some field has the 12 characters that decontamination asks for."""
+    rows = {task: table[1:] for (task, split), table in tables.items() if split == "test"}
+    items = [(row[1], "왜냐하면" if row[2] == "원인" else "그래서", row[2 + row[5]]) for row in rows["COPA"]]
+    items += [(row[0], row[1 + row[5]]) for row in rows["HellaSwag"]] + [(row[1], row[2]) for row in rows["BoolQ"]]
+    items += [(row[1],) for row in rows["SentiNeg"]] + [(row[2], row[5]) for row in rows["WiC"]]
+    items = [[re.sub(r"[\[\]]", "", field) for field in item] for item in items]
+    return [" ".join(item) for item in items if max(len(re.sub(r"\W", "", field)) for field in item) >= 12]
 
 
 def main(argv: list[str] | None = None) -> None:

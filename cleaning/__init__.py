@@ -1,7 +1,7 @@
 """Cleaning a corpus: the steps in their order, over many files and processes, and the report.
 
-RedWhale (arXiv 2408.11294) goes from 121.6 GB to 43.9 GB in about this order, cheap steps first: sample, normalise, mask,
-rules, exact duplicates, near duplicates, decontaminate; each step but the duplicates takes one document at a time. Those
+RedWhale (arXiv 2408.11294) goes from 121.6 GB to 43.9 GB in about this order, cheap steps first: sample, normalise,
+mask, rules, exact duplicates, near duplicates, decontaminate; all but the duplicates take one document at a time. Those
 concern all documents at once, so there are two passes, and a scratch file that holds the texts between them:
 
     files ─▶ sample, normalise, mask, rules, hash ─▶ scratch ─▶ exact, near ─▶ decontaminate ─▶ OUT/*.jsonl
@@ -46,7 +46,8 @@ def choose_steps(args: argparse.Namespace) -> tuple[list[str], dict[str, Step]]:
         raise cli.UserError("the step decontaminate and --decontaminate KOBEST_DIR need each other: give both or none")
     if not 0 < args.sample <= 1:
         raise cli.UserError(f"--sample {args.sample} is not a share above 0, up to 1")
-    steps = {"sample": functools.partial(sample, share=args.sample), "normalise": normalise.normalise, "mask": mask.mask,
+    steps = {"sample": functools.partial(sample, share=args.sample),
+             "normalise": normalise.normalise, "mask": mask.mask,
              "rules": functools.partial(rules.check, limits=rules.LIMITS[args.lang][args.profile], lang=args.lang)}
     if args.decontaminate:
         steps["decontaminate"] = decontaminate.Benchmark(decontaminate.fields(args.decontaminate)).check

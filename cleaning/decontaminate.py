@@ -1,12 +1,12 @@
 """Step 6, decontaminate: no document that gives away an item of the benchmark by which the model will be judged.
 
-RedWhale is judged by KoBEST; much of KoBEST's text comes from Wikipedia, and one published Korean model had its SentiNeg
-in the training data. A document goes when, spaces and punctuation set aside, it contains
+RedWhale is judged by KoBEST; much of KoBEST's text comes from Wikipedia, and one published Korean model had SentiNeg in
+its training data. A document goes when, spaces and punctuation set aside, it contains
 - 25 characters in a row of any field of any item, or
 - a whole field of at least 12 characters: a run of 25 alone cannot see COPA, SentiNeg and half of WiC.
 
-All positions of a document are looked up at once: a hash of the 25 characters that begin there, and one of 12 for how the
-shorter fields begin. Memory: some 20 MB for KoBEST, whatever the corpus.
+All positions of a document are looked up at once: a hash of the 25 characters that begin there, and one of 12 for how
+the shorter fields begin. Memory: some 20 MB for KoBEST, whatever the corpus.
 """
 import csv
 from collections.abc import Iterable
@@ -66,7 +66,8 @@ class Hashes:
     def find(self, hashes: np.ndarray) -> np.ndarray:
         """The positions in `hashes` of those that are in the set."""
         maybe = np.flatnonzero(self.top[hashes >> np.uint64(42)])
-        return maybe[np.isin(hashes[maybe], self.sorted)] if len(maybe) else maybe
+        places = np.searchsorted(self.sorted, hashes[maybe])
+        return maybe[self.sorted.take(places, mode="wrap") == hashes[maybe]] if len(maybe) else maybe
 
 
 class Benchmark:

@@ -37,17 +37,17 @@ KO_WEB = Limits(
     share=0.3,             # ours: 99 % of Wikipedia is above 0.5, manuals without their code above 0.26. Polyglot-Ko: 0.25
     word=(1.5, 12),        # ours: all sources lie between 2.4 and 8.8. Polyglot-Ko 3-10, FineWeb-2 1-6 (morphemes)
     symbols=0.4,           # ours: 99 % of every source but comments is below 0.34
-    no_letters=0.209,      # FineWeb-2 for Korean: 0.791 of the words have a letter (its name says the reverse)
+    no_letters=0.209,      # FineWeb-2 for Korean: 0.791 of the words have a letter
     garbled=0.2,           # ours: 99.9 % of the documents are below 0.05; text read in a wrong encoding is above 0.5
     function_words=0.15,   # ours: 99.5 % of every source is above 0.3, random syllables are at 0.02
-    line_ends=0.062,       # FineWeb-2 for Korean
-    same_lines=0.374,      # FineWeb-2 for Korean
-    top_ngrams=(0.282, 0.228, 0.185),                                             # FineWeb-2 for Korean
-    same_ngrams={5: 0.201, 6: 0.184, 7: 0.168, 8: 0.154, 9: 0.14, 10: 0.127})     # FineWeb-2 for Korean
+    line_ends=0.062,       # FineWeb-2 for Korean, as are the rest
+    same_lines=0.374,
+    top_ngrams=(0.282, 0.228, 0.185),
+    same_ngrams={5: 0.201, 6: 0.184, 7: 0.168, 8: 0.154, 9: 0.14, 10: 0.127})
 # Rulings repeat their holdings word for word (5-grams up to 0.46), statutes their lines (0.41), tables have no stops.
 KO_FORMAL = KO_WEB._replace(no_letters=0.5, line_ends=None, same_lines=0.5, same_ngrams={10: 0.5})
-# A review may be 재밌어요 ("it's fun"), have no blanks (1 % have a mean above 20), be half ㅋㅋ!!!; repetition can only mean
-# one phrase over and over there.
+# A review may be 재밌어요 ("it's fun"), have no blanks (1 % have a mean above 20), be half ㅋㅋ!!!; repetition there can
+# only mean one phrase over and over.
 KO_SHORT = KO_FORMAL._replace(characters=4, word=(1.5, 25), symbols=0.5, function_words=None, same_lines=None,
                               top_ngrams=(0.5, 0.5, 0.5), same_ngrams={})
 EN_WEB = Limits(
@@ -71,7 +71,7 @@ LIMITS = {"ko": {"web": KO_WEB, "formal": KO_FORMAL, "short": KO_SHORT},
 NOT_PROSE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|https?://\S+|</?[a-zA-Z][^<>]{0,500}>|\$[^$\n]+\$", re.DOTALL)
 FEW = 20  # function words are judged from so many words on, and
 REPEATS = 3  # an n-gram is frequent from so many times on: a stub names its subject twice
-# The last syllables of particles and verb endings: topic, subject, object, place, 'and', plain and polite endings, ...
+# The last syllables of particles and verb endings: topic, subject, object, place, 'and', plain and polite endings ...
 ENDINGS = "다이은는을를의에서로고지도만면며한인할과와가자기음게해까요라나들어아네데적던된년월일부터"
 # Gopher's eight, and the eight that are as frequent.
 STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with", "a", "in", "is", "was", "for", "on", "as", "it"}
@@ -96,17 +96,16 @@ def _classes() -> np.ndarray:
 
 CLASS = _classes()
 IS_ENDING = np.isin(np.arange(0x110000), [ord(c) for c in ENDINGS])
-# KS X 1001 has the 2,350 syllables of Korean words; 뷁쀍 is something else read as CP949. (euc_kr spells the other 8,822
-# out in eight bytes.)
+# KS X 1001 has the 2,350 syllables of Korean words; 뷁쀍 is something else read as CP949. (euc_kr spells the other
+# 8,822 out in eight bytes.)
 IS_RARE = np.zeros(0x110000, bool)
 IS_RARE[0xAC00:0xD7A4] = [len(chr(code).encode("euc_kr")) != 2 for code in range(0xAC00, 0xD7A4)]
 
 
-def repetition(words: list[str], limits: Limits) -> str:
-    """The reason to drop a text whose words repeat themselves, or "".
+def repeats_itself(words: list[str], limits: Limits) -> bool:
+    """Whether n-grams of words cover more of the text than the limits allow; words that several cover count once.
 
-    An n-gram is a number made from its words' numbers, so that all of a document are counted by sorting once. Shares are
-    characters covered over all characters; words that several n-grams cover count once."""
+    An n-gram is a number made from its words' numbers, so one sorting counts all of a document."""
     numbers: dict[str, int] = {}
     ids = np.array([numbers.setdefault(word, len(numbers) + 1) for word in words], np.uint64)
     lengths = np.array([len(word) for word in words])
@@ -116,6 +115,8 @@ def repetition(words: list[str], limits: Limits) -> str:
         if n > 4 and n not in limits.same_ngrams or not len(grams):
             continue
         _, first, inverse, counts = np.unique(grams, return_index=True, return_inverse=True, return_counts=True)
+        if counts.max() == 1:  # then no longer n-gram repeats either
+            break
         if n <= 4:
             covering, limit = inverse == counts.argmax(), limits.top_ngrams[n - 2] if counts.max() >= REPEATS else 1
         else:
@@ -124,10 +125,10 @@ def repetition(words: list[str], limits: Limits) -> str:
         covered = np.convolve(covering, np.ones(n, int))[:len(words)] > 0  # an n-gram at i covers words i ... i + n - 1
         share = lengths[covered].sum() / total
         if share > limit:
-            return "repeated_ngrams"
+            return True
         if n >= 5 and share <= min(limits.same_ngrams.values()):  # longer n-grams repeat where their beginnings do
             break
-    return ""
+    return False
 
 
 def check(text: str, limits: Limits, lang: str = "ko") -> tuple[bool, str]:
@@ -172,6 +173,6 @@ def check(text: str, limits: Limits, lang: str = "ko") -> tuple[bool, str]:
         return False, "line_ends"
     if limits.same_lines is not None and 1 - len(set(lines)) / len(lines) > limits.same_lines:
         return False, "repeated_lines"
-    if n_words >= FEW and repetition(words, limits):
+    if n_words >= FEW and repeats_itself(words, limits):
         return False, "repeated_ngrams"
     return True, ""

@@ -89,14 +89,14 @@ def test_prompts_are_the_harness_s_to_the_blank(tmp_path):
 
 
 def test_reads_the_bytes_of_the_original_files(tmp_path):
-    """A byte order mark, quotes that csv strips, a tab inside quotes, and either folder."""
+    """A byte order mark, quotes that csv strips, a tab and a line's end inside quotes, an empty line, either folder."""
     file = tmp_path / "v1.0" / "BoolQ" / "test.tsv"
     file.parent.mkdir(parents=True)
-    file.write_bytes(('\ufeffID\tText\tQuestion\tAnswer\r\n1\t"그는 ""네""\t했다"\t왜?\tTrue\r\n\r\n'
-                      '2\t그"는"\t왜\tFALSE').encode())
+    file.write_bytes(('\ufeffText\tQuestion\tAnswer\r\n"그는 ""네""\t했\r\n다"\t왜?\tTrue\r\n\r\n'
+                      '그"는"\t왜\tFALSE').encode())
     for data in (tmp_path, tmp_path / "v1.0"):
-        assert [e.context for e in kobest.read(data, kobest.TASKS["boolq"], "test")] == [
-            '그는 "네"\t했다 질문: 왜? 답변: ', '그"는" 질문: 왜 답변: ']
+        assert [(e.row, e.context, e.label) for e in kobest.read(data, kobest.TASKS["boolq"], "test")] == [
+            (1, '그는 "네"\t했\r\n다 질문: 왜? 답변: ', 1), (2, '그"는" 질문: 왜 답변: ', 0)]
     assert len(kobest.read(tmp_path, kobest.TASKS["boolq"], "test", limit=1)) == 1
 
 
@@ -173,6 +173,7 @@ def test_macro_f1_by_hand():
     assert kobest.macro_f1([0, 0, 1, 1], [0, 0, 0, 0]) == pytest.approx(1 / 3)      # a constant answer
     assert kobest.macro_f1([1, 1], [1, 1]) == 1                                     # one class only
     assert kobest.macro_f1([0, 1], [1, 0]) == 0                                     # none right
+    assert kobest.macro_f1([0, 0], [0, 1]) == pytest.approx(1 / 3)                  # a class that is only predicted
     assert kobest.macro_f1([0, 1, 2, 3], [0, 0, 0, 0]) == pytest.approx(0.1)
     assert kobest.macro_f1([0, 0, 1], [0, 1, 1]) == pytest.approx(2 / 3)
 
@@ -181,7 +182,7 @@ def test_macro_f1_equals_scikit_learn():
     sklearn = pytest.importorskip("sklearn.metrics")
     rng = random.Random()
     for classes in (1, 2, 4):
-        for n in (1, 2, 5, 40):
+        for n in (1, 2, 5, 5, 40):
             labels, predictions = ([rng.randrange(classes) for _ in range(n)] for _ in range(2))
             for guess in (predictions, labels, [0] * n, [classes] * n):
                 theirs = sklearn.f1_score(labels, guess, average="macro", zero_division=0)
@@ -259,18 +260,15 @@ def test_the_report_holds_every_example_and_the_means(world, tmp_path, capsys):
         assert all(e["prediction"] == np.argmax(e["loglikelihoods"]) for e in task["examples"])
         assert f"acc {task['acc']:.4f} [{task['ci95'][0]:.4f}, {task['ci95'][1]:.4f}]" in printed and name in printed
     assert report["mean_macro_f1"] == pytest.approx(np.mean([task["macro_f1"] for task in tasks.values()]))
-    write(tmp_path, "copa", [[1, "가", "원인", "나", "다", 1]])
-    for name in ("boolq", "copa"):
-        file = world / "v1.0" / kobest.TASKS[name].folder / "dev.tsv"
-        (tmp_path / "v1.0" / kobest.TASKS[name].folder).mkdir(exist_ok=True)
-        rows = file.read_bytes().split(b"\r\n")
-        (tmp_path / "v1.0" / kobest.TASKS[name].folder / "dev.tsv").write_bytes(
-            b"\r\n".join(rows[:5] if name == "copa" else rows))
+    for name, rows in (("boolq", 31), ("copa", 5)):
+        with open(world / "v1.0" / kobest.TASKS[name].folder / "dev.tsv", encoding="utf-8", newline="") as file:
+            table = list(csv.reader(file, delimiter="\t"))[1:rows]
+        right = [e["prediction"] + 1 for e in tasks["copa"]["examples"]]            # four rows, all answered rightly
+        write(tmp_path, name, [[*cells[:-1], right[i]] if name == "copa" else cells for i, cells in enumerate(table)])
     argv[3] = str(tmp_path)
     kobest.main([*argv, "--tasks", "boolq", "copa", "--out", str(tmp_path / "two.json")])
-    two = cli.read_json(tmp_path / "two.json")
-    a, b = two["tasks"]["boolq"]["acc"], two["tasks"]["copa"]["acc"]
-    assert two["mean_acc"] == pytest.approx((a + b) / 2) and two["weighted_acc"] == pytest.approx((30 * a + 4 * b) / 34)
+    two, a = cli.read_json(tmp_path / "two.json"), tasks["boolq"]["acc"]
+    assert two["mean_acc"] == pytest.approx((a + 1) / 2) and two["weighted_acc"] == pytest.approx((30 * a + 4) / 34)
     full = [e["loglikelihoods"] for e in tasks["copa"]["examples"][:4]]
     np.testing.assert_allclose([e["loglikelihoods"] for e in two["tasks"]["copa"]["examples"]], full, rtol=1e-4)
 
