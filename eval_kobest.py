@@ -252,15 +252,12 @@ def main(argv: list[str] | None = None) -> None:
     flag("--limit", type=int, help="the first N examples of each task; None: all")
     flag("--answer_only", action="store_true", help="control: score the answers without their context")
     flag("--batch_tokens", type=int, default=2048, help="tokens a forward pass, padding included")
-    flag("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"], help="place")
-    flag("--dtype", choices=["float32", "bfloat16"], help="of the model; None: bfloat16 on cuda, float32 on cpu")
     flag("--out", type=Path, help="JSON file for the scores, every example included")
+    cli.add_device(parser)
     args = parser.parse_args(argv)
-    args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
+    cli.set_device(args)
     if args.limit is not None and args.limit < 1:
         raise cli.UserError(f"--limit {args.limit}: give 1 or more examples")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise cli.UserError("--device cuda: PyTorch finds no GPU here; use --device cpu")
     if args.out and args.out.is_dir():
         raise cli.UserError(f"--out {args.out} is a folder; name a file in it")
     settings = cli.settings(args)

@@ -12,9 +12,8 @@ The material is what the base did before: it read 한국 ("Korea") as 한 and �
     subtoken_both   mean of its pieces' rows            mean of its pieces' rows
     eeve            mean of its pieces' rows            row of its first piece that is not a bare ▁
 
-`s` is the standard deviation of that table, not config.json's `initializer_range`, which training leaves behind: among
-rows that it made short, long random ones would be heard first. Means are taken in float64. A tied model has one table,
-made by the input's rule.
+`s` is the standard deviation of that table's rows, not config.json's `initializer_range`: that is where training began,
+and rows grow. Means are taken in float64. A tied model has one table, made by the input's rule.
 
     python init.py --model base --tokenizer merged.model --out grown --method subtoken_both
     python init.py --model base --tokenizer merged.model --probe out/shards/ko    # which method? train each a little
@@ -62,12 +61,11 @@ def growth(folder: Path, merged_file: Path, pad_to: int) -> Growth:
         if a != b:
             raise cli.UserError(f"{merged_file} does not extend the tokenizer of {folder}: id {i} is {b.text!r} (score "
                                 f"{b.score:g}), in the model {a.text!r} ({a.score:g}); merge into the model's own")
-    if new < max(rows, old):
-        raise cli.UserError(f"{merged_file} has {new} pieces, fewer than the model's {rows} rows, which can only grow")
-    if rows < old:
-        raise cli.UserError(f"{folder}: config.json says vocab_size {rows}, tokenizer.model {old} pieces: they differ")
+    if not old <= rows <= new:
+        raise cli.UserError(f"a vocabulary only grows, but {folder}/tokenizer.model has {old} pieces, config.json says "
+                            f"vocab_size {rows}, {merged_file} has {new} pieces; none may be less than the last")
     if rows > old:
-        print(f"rows {old} to {rows - 1} of {folder} have no piece in its tokenizer.model: they are replaced")
+        print(f"rows {old} to {rows - 1} of {folder} have no piece in its tokenizer.model; they are replaced")
     if pad_to < 1:
         raise cli.UserError(f"--pad_to {pad_to} must be at least 1, which pads nothing")
     plain = tokenizer.processor(base.raw, dummy_prefix=False)
@@ -167,9 +165,8 @@ def grow_folder(folder: Path, merged_file: Path, out: Path, method: str, pad_to:
         cli.write_json(temporary / "config.json", config | dict(
             vocab_size=grow.padded, base_vocab_size=grow.base, unpadded_vocab_size=grow.size))
         padding = {"suppress_tokens": list(range(grow.size, grow.padded))} if grow.padded > grow.size else {}
-        generation = folder / "generation_config.json"
-        generation = cli.read_json(generation) if generation.exists() else {}
-        cli.write_json(temporary / "generation_config.json", generation | padding)
+        old = folder / "generation_config.json"
+        cli.write_json(temporary / old.name, (cli.read_json(old) if old.exists() else {}) | padding)
         tokenizer.save(merged_file, temporary)
     return grow
 
@@ -186,17 +183,16 @@ def probe(folder: Path, merged_file: Path, args: argparse.Namespace) -> dict:
     for method in METHODS:
         llama = model.load(folder)
         tied = llama.config.tie_word_embeddings
-        for part, name in [(llama.model.embed_tokens, TABLES[0]), (llama.lm_head, TABLES[1])]:
-            old = part.weight.detach()
-            part.weight = torch.nn.Parameter(torch.cat([
-                old[:grow.base], new_rows(name, old, method, tied, grow, args.seed)]))
+        for part, name in zip((llama.model.embed_tokens, llama.lm_head), TABLES, strict=True):
+            new = new_rows(name, part.weight.detach(), method, tied, grow, args.seed)
+            part.weight = torch.nn.Parameter(torch.cat([part.weight.detach()[:grow.base], new]))
         if tied:
             llama.lm_head.weight = llama.model.embed_tokens.weight
         llama.config = dataclasses.replace(llama.config, vocab_size=grow.padded, unpadded_vocab_size=grow.size)
         table[method] = dict(zip(map(str, steps), train_tables(llama, shards, steps, args), strict=True))
         print(f"{method:22}", *(f"{value:8.4f}" for value in table[method].values()), flush=True)
-    best = min(table, key=lambda method: table[method][str(args.probe_steps)])
-    print(f"lowest after {args.probe_steps} steps: {best}")
+    best = min(table, key=lambda method: table[method][str(steps[-1])])
+    print(f"lowest after {steps[-1]} steps: {best}")
     return {"bits_per_byte": table, "best": best}
 
 
@@ -236,14 +232,12 @@ def main(argv: list[str] | None = None) -> None:
     settings = cli.settings(args)
     merged_file = args.tokenizer / "tokenizer.model" if args.tokenizer.is_dir() else args.tokenizer
     if args.probe:
-        result = probe(args.model, merged_file, args)
-        cli.write_json(args.out or "probe.json", {"settings": settings, **result})
-        return
-    if not args.out:
+        cli.write_json(args.out or "probe.json", {"settings": settings} | probe(args.model, merged_file, args))
+    elif args.out:
+        grow = grow_folder(args.model, merged_file, args.out, args.method, args.pad_to, args.seed)
+        print(f"{args.out}: {grow.base} rows kept, {grow.size - grow.base} new, {grow.padded - grow.size} of padding")
+    else:
         raise cli.UserError("--out is missing: the folder for the grown model")
-    grow = grow_folder(args.model, merged_file, args.out, args.method, args.pad_to, args.seed)
-    print(f"{args.out}: {grow.base} rows kept, {grow.size - grow.base} new by {args.method}, "
-          f"{grow.padded - grow.size} of padding")
 
 
 if __name__ == "__main__":

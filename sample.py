@@ -26,12 +26,9 @@ def main(argv: list[str] | None = None) -> None:
     flag("--temperature", type=float, default=0.8, help="divides the logits; 0 takes the likeliest token")
     flag("--top_p", type=float, default=0.95, help="keep the likeliest tokens up to this probability; 1 keeps all")
     flag("--seed", type=int, default=0, help="of the random draws; the same seed gives the same text")
-    flag("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"], help="place")
-    flag("--dtype", choices=["float32", "bfloat16"], help="of the model; None: bfloat16 on cuda, float32 on cpu")
+    cli.add_device(parser)
     args = parser.parse_args(argv)
-    args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise cli.UserError("--device cuda: PyTorch finds no GPU here; use --device cpu")
+    cli.set_device(args)
     if args.max_new_tokens < 1 or args.temperature < 0 or not 0 < args.top_p <= 1:
         raise cli.UserError("--max_new_tokens starts at 1, --temperature at 0, and --top_p lies above 0 and up to 1; "
                             f"not {args.max_new_tokens}, {args.temperature} and {args.top_p}")

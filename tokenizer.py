@@ -87,7 +87,7 @@ def fields(message: bytes) -> Iterator[tuple[int, int | float | bytes]]:
 
 
 def parse(raw: bytes) -> tuple[list[Piece], int]:
-    """The pieces in a file's bytes, and the model type (2 is BPE). Where a field comes twice, the last one counts."""
+    """The pieces in a file's bytes, and the model type (2 is BPE). Of a field that comes twice, the last one counts."""
     pieces, kind = [], 1
     for key, value in fields(raw):
         if key == PIECES:
@@ -95,6 +95,8 @@ def parse(raw: bytes) -> tuple[list[Piece], int]:
             pieces.append(Piece(piece[1].decode(), piece.get(2, 0.0), piece.get(3, NORMAL)))
         elif key == TRAINER:
             kind = dict(fields(value)).get(MODEL_TYPE, kind)
+    if not pieces:
+        raise ValueError("no pieces")
     return pieces, kind
 
 
@@ -224,9 +226,10 @@ def smaller(pieces: list[Piece], size: int) -> list[Piece]:
 def merge(base: Model, korean: list[Piece]) -> bytes:
     """Append the pure-Hangul pieces that the base lacks; returns the merged file's bytes.
 
-    A piece's parts are substrings, so Hangul, so kept: nothing becomes unreachable. Scores go on below the base's
-    lowest rank; Mistral's -1e9 for runs of blanks is no rank (from there float32 would make all new scores equal),
-    while steps of 1 are exact down to -2^24. New fields override the base's: vocab_size is set to the truth.
+    A piece's parts are substrings, so Hangul, so kept: it is unreachable only where the base joins Hangul otherwise
+    (`report` names it). Scores go on below the base's lowest rank; Mistral's -1e9 for runs of blanks is no rank: from
+    there float32 would make all new scores equal, while steps of 1 are exact down to -2^24. The last field overrides
+    the base's vocab_size.
     """
     known = {piece.text for piece in base.pieces}
     new = [piece.text for piece in korean if HANGUL_PIECE.fullmatch(piece.text) and piece.text not in known]
@@ -266,7 +269,7 @@ def tokenizer_json(model: Model) -> dict:
     bos_id, bos = model.sp.bos_id(), model.sp.id_to_piece(model.sp.bos_id())
     start, a, b = {"SpecialToken": {"id": bos, "type_id": 0}}, *({"Sequence": {"id": i, "type_id": 0}} for i in "AB")
     return {
-        "version": "1.0", "truncation": None, "padding": None,
+        "version": "1.0",
         "added_tokens": [dict(id=i, content=piece.text, special=True, normalized=False, single_word=False, lstrip=False,
                               rstrip=False) for i, piece in enumerate(model.pieces)
                          if piece.type in (UNKNOWN, CONTROL)],
@@ -278,10 +281,9 @@ def tokenizer_json(model: Model) -> dict:
         "decoder": {"type": "Sequence", "decoders": [
             {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
             *[{"type": "Strip", "content": " ", "start": 1, "stop": 0}] * prefix]},
-        "model": dict(type="BPE", byte_fallback=True, fuse_unk=True, ignore_merges=bool(own), dropout=None,
-                      unk_token=model.sp.id_to_piece(model.sp.unk_id()), continuing_subword_prefix=None,
-                      end_of_word_suffix=None, vocab={piece.text: i for i, piece in enumerate(model.pieces)},
-                      merges=ranked_merges(model.pieces))}
+        "model": dict(type="BPE", byte_fallback=True, fuse_unk=True, ignore_merges=bool(own), merges=ranked_merges(
+            model.pieces), vocab={piece.text: i for i, piece in enumerate(model.pieces)},
+            unk_token=model.sp.id_to_piece(model.sp.unk_id()))}
 
 
 def save(model_file: str | Path, folder: str | Path) -> None:
@@ -317,25 +319,27 @@ def measure(processors: list[sentencepiece.SentencePieceProcessor], documents: I
     if not counts[0]["tokens"]:
         raise cli.UserError("--input holds a file without text: nothing to measure")
     return [dict(token_ratio=n["tokens"] / counts[0]["tokens"], tokens_per_character=n["tokens"] / size["characters"],
-                 bytes_per_token=size["bytes"] / n["tokens"], fertility=n["tokens"] / size["eojeol"], **n, **size)
-            for n in counts]
+                 bytes_per_token=size["bytes"] / n["tokens"], fertility=n["tokens"] / max(1, size["eojeol"]), **n,
+                 **size) for n in counts]
 
 
 def report(models: dict[str, Model], inputs: list[str]) -> dict:
     """Measure every input (a file or a folder) under every tokenizer, the base's first; print and return tables."""
     def table(title: str, rows: dict[str, dict]) -> dict:
-        names = [key for key, value in next(iter(rows.values())).items() if isinstance(value, int | float)]
-        print(f"\n{title:30}", *names)
+        columns = {key: max(11, len(key)) for key, value in rows[base].items() if isinstance(value, int | float)}
+        print(f"\n{title:30}", *(f"{key:>{width}}" for key, width in columns.items()))
         for name, row in rows.items():
-            print(f"{name[-30:]:30}", *(f"{row[k]:{len(k)},{'.4f' * isinstance(row[k], float)}}" for k in names))
+            print(f"{name[-30:]:30}", *(f"{row[key]:{width},{'.4f' * isinstance(row[key], float)}}"
+                                        for key, width in columns.items()))
         return rows
 
-    base, sps, summary = len(next(iter(models.values())).pieces), [model.sp for model in models.values()], {}
+    base, sps, summary = next(iter(models)), [model.sp for model in models.values()], {}
     found = {path: table(path, dict(zip(models, measure(sps, texts(files([path]))), strict=True))) for path in inputs}
+    first = len(models[base].pieces)
     for name, (raw, pieces, _) in models.items():
         sp = processor(raw, dummy_prefix=False)
-        lost = [p.text for i, p in enumerate(pieces[base:], base) if encode(sp, p.text, bos=False) != [i]]
-        summary[name] = dict(pieces=len(pieces), added=len(pieces) - base, embedding_growth=len(pieces) / base,
+        lost = [p.text for i, p in enumerate(pieces[first:], first) if encode(sp, p.text, bos=False) != [i]]
+        summary[name] = dict(pieces=len(pieces), added=len(pieces) - first, embedding_growth=len(pieces) / first,
                              mean_token_ratio=sum(rows[name]["token_ratio"] for rows in found.values()) / len(found),
                              unreachable=len(lost), unreachable_pieces=lost,
                              inputs={path: rows[name] for path, rows in found.items()})

@@ -16,7 +16,6 @@ a recall. The phone, card and resident numbers among them are made so that nobod
 
     python toy.py --out out/toy      # {en,ko}/*.jsonl, kobest/v1.0/*/*.tsv, planted.json, entropy.json (bits a byte)
 """
-import argparse
 import csv
 import json
 import math
@@ -257,50 +256,41 @@ class Examiner(Teller):
         return rows
 
 
-# Method, columns. SentiNeg's order differs by split, as in the real files.
-TASKS = {"BoolQ": (Examiner.boolq, ["ID", "Text", "Question", "Answer"]),
-         "COPA": (Examiner.copa, ["ID", "sentence", "question", "1", "2", "Answer"]),
-         "HellaSwag": (Examiner.hellaswag, ["context", "choice1", "choice2", "choice3", "choice4", "label"]),
-         "SentiNeg": (Examiner.sentineg, ["ID", "Text", "Label", "Text_origin", "Label_origin", "Category_neg"]),
-         "WiC": (Examiner.wic, ["ID", "Target", "SENTENCE1", "Dictionary 1", "Link 1", "SENTENCE2", "Dictionary 2", "Link2",
-                                "ANSWER"])}
+COLUMNS = {"BoolQ": "ID,Text,Question,Answer", "COPA": "ID,sentence,question,1,2,Answer",
+           "HellaSwag": "context,choice1,choice2,choice3,choice4,label",
+           "SentiNeg": "ID,Text,Label,Text_origin,Label_origin,Category_neg",
+           "WiC": "ID,Target,SENTENCE1,Dictionary 1,Link 1,SENTENCE2,Dictionary 2,Link2,ANSWER"}
+FEWER = {("SentiNeg", "train"): (0, 1, 2), ("SentiNeg", "dev"): (0, 2, 1)}  # the real files differ by split
 
 
 def items(seed: int) -> dict[tuple[str, str], list[list]]:
-    """(task, split) -> the rows of its file, the header first."""
+    """(task, split) -> the rows of its file, the header first. No row comes twice."""
     tables = {}
-    for task, (method, columns) in TASKS.items():
+    for task, columns in COLUMNS.items():
         seen: set[str] = set()
         for split, size in ROWS.items():
             examiner, rows, k = Examiner(f"{seed} {task} {split}", 0, WORLD.item_names), [], 0
             while len(rows) < size:
-                group, k = method(examiner, split, k), k + 1
-                if seen.isdisjoint(map(str, group)):
-                    rows += group
-                    seen.update(map(str, group))
+                group, k = getattr(examiner, task.lower())(split, k), k + 1
+                new = {str(row[:2]) for row in group}
+                if seen.isdisjoint(new):
+                    rows, seen = rows + group, seen | new
             examiner.random.shuffle(rows)
-            if columns[0] == "ID":
-                rows = [[i, *(str(cell).upper() if cell is True and i % 5 == 0 else cell for cell in row)]
-                        for i, row in enumerate(rows, 1)]  # TRUE now and then, as in the real files
-            tables[task, split] = [columns, *rows]
-            if task == "SentiNeg" and split != "test":
-                order = (0, 1, 2) if split == "train" else (0, 2, 1)
-                tables[task, split] = [[row[i] for i in order] for row in tables[task, split]]
+            if columns.startswith("ID"):  # and TRUE for True now and then, as in the real files
+                rows = [[i, *("TRUE" if cell is True and i % 5 == 0 else cell for cell in row)]
+                        for i, row in enumerate(rows, 1)]
+            keep = FEWER.get((task, split), range(columns.count(",") + 1))
+            tables[task, split] = [[row[i] for i in keep] for row in [columns.split(","), *rows]]
     return tables
 
 
 # -------------------------------------------------------------------------------------------------------- the faults
 
-def luhn_digit(digits: str) -> int:
-    """The digit that makes a card number pass Luhn's check."""
-    return -sum(sum(divmod(2 * int(d), 10)) if i % 2 == 0 else int(d) for i, d in enumerate(digits[::-1])) % 10
-
-
 def personal(teller: Teller) -> str:
     """A sentence with personal data: unassigned phones, test cards, resident numbers with a wrong check digit."""
     rng, digits = teller.random, lambda n: "".join(teller.random.choices("0123456789", k=n))
     card = "40000" + digits(10)
-    card += str(luhn_digit(card))
+    card += str(-sum(int(d) for i, c in enumerate(card) for d in str(int(c) * (2 - i % 2))) % 10)  # passes Luhn's check
     birth = f"{rng.randint(50, 99)}{rng.randint(1, 12):02}{rng.randint(1, 28):02}{rng.randint(1, 2)}{digits(5)}"
     check = (12 - sum(int(d) * w for d, w in zip(birth, (2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5), strict=True)) % 11) % 10
     kinds = [("의 휴대 전화", "'s mobile phone", f"010-0{digits(3)}-{digits(4)}"),
@@ -313,11 +303,10 @@ def personal(teller: Teller) -> str:
 
 def junk(teller: Teller, foreigner: Teller) -> str:
     """A page that no rule should let through: one of six kinds."""
-    rng, text = teller.random, teller.document()
-    menu = [entry[teller.language] for entry in WORLD.slots["menu"]]
-    korean = foreigner.document() if teller.language else text
+    rng, text, foreign = teller.random, teller.document(), foreigner.document()
+    korean, menu = (text, foreign)[teller.language], [entry[teller.language] for entry in WORLD.slots["menu"]]
     return rng.choice([
-        lambda: foreigner.document(),                                            # the wrong language
+        lambda: foreign,                                                         # the wrong language
         lambda: korean.encode("cp949").decode("latin-1"),                        # the wrong encoding
         lambda: "".join(rng.choices("#$%^&*~=+<>{}|/ ", k=300)),                 # signs
         lambda: " ".join(text.replace(" ", "")),                                 # letters set apart
@@ -326,19 +315,15 @@ def junk(teller: Teller, foreigner: Teller) -> str:
     ])()
 
 
-def shingles(text: str) -> set[str]:
-    """Character 5-grams."""
-    return {text[i:i + 5] for i in range(len(text) - 4)}
-
-
 def near_copy(text: str, teller: Teller) -> str:
-    """The text with a few words replaced, so that their 5-grams have a Jaccard similarity of at least NEAR_JACCARD."""
+    """The text with a few words overwritten by a menu's, character 5-grams alike to a Jaccard of NEAR_JACCARD or more."""
+    shingles = lambda text: {text[i:i + 5] for i in range(len(text) - 4)}
     while True:
-        words, other = text.split(), teller.document().split()
-        for _ in range(max(1, round(NEAR_EDITS * len(words)))):
-            words[teller.random.randrange(len(words) - 1)] = teller.random.choice(other)
+        words = text.split()
+        for _ in range(max(1, round(NEAR_EDITS * len(words)))):  # words of the world could tell what is only asked
+            words[teller.random.randrange(len(words) - 1)] = teller.random.choice(WORLD.slots["menu"])[teller.language]
         one, two = shingles(text), shingles(copy := " ".join(words))
-        if copy != text and len(one & two) >= NEAR_JACCARD * len(one | two):
+        if len(one & two) >= NEAR_JACCARD * len(one | two):
             return copy
 
 
@@ -363,11 +348,11 @@ def corpus(language: int, size: int, seed: int, leaks: list[str]) -> tuple[list[
     foreigner = Teller(f"{seed} {name} foreign", 1 - language)
     planted["junk"] = list(range(len(texts), size))
     texts += [junk(culprit, foreigner) for _ in planted["junk"]]
-    place = culprit.random.sample(range(size), size)  # shuffle, and name the documents by where they end up
-    ids = [f"{name}-{i:05}" for i in place]
+    ids = [f"{name}-{i:05}" for i in culprit.random.sample(range(size), size)]  # shuffled
     planted = {kind: [[ids[a], ids[b]] for a, b in found] if kind in ("exact", "near") else [ids[a] for a in found]
                for kind, found in planted.items()}
-    return sorted(({"id": i, "text": text} for i, text in zip(ids, texts, strict=True)), key=lambda d: d["id"]), planted, entropy
+    documents = [{"id": i, "text": text} for i, text in sorted(zip(ids, texts, strict=True))]
+    return documents, planted, entropy
 
 
 def leaks(tables: dict) -> list[str]:
@@ -397,8 +382,8 @@ def main(argv: list[str] | None = None) -> None:
             for i in range(FILES):
                 lines = (json.dumps(document, ensure_ascii=False) + "\n" for document in documents[i::FILES])
                 (folder / name / f"{i}.jsonl").write_text("".join(lines), encoding="utf-8")
-            print(f"{name}: {args.documents} documents, entropy {entropy[name]:.4f} bits a byte; planted: "
-                  + ", ".join(f"{len(found)} {kind}" for kind, found in planted[name].items()))
+            faults = ", ".join(f"{len(found)} {kind}" for kind, found in planted[name].items())
+            print(f"{name}: {args.documents} documents, entropy {entropy[name]:.4f} bits a byte; planted: {faults}")
         for (task, split), rows in tables.items():
             (folder / "kobest" / "v1.0" / task).mkdir(parents=True, exist_ok=True)
             with open(folder / "kobest" / "v1.0" / task / f"{split}.tsv", "w", encoding="utf-8", newline="") as file:

@@ -25,7 +25,8 @@ class Tally:
 
     def passed(self, source: str, step: str, side: str, size: int) -> None:
         """A document of `size` bytes came "in" to a step or went "out" of it."""
-        self.counts[source].update({(step, f"documents_{side}"): 1, (step, f"bytes_{side}"): size})
+        self.counts[source][step, f"documents_{side}"] += 1
+        self.counts[source][step, f"bytes_{side}"] += size
 
     def record(self, name: str, step: str, reason: str, where: dict, text: str, **more) -> None:
         self.records[name].append(where | {"step": step, "reason": reason} | more)
@@ -37,11 +38,12 @@ class Tally:
         for name, step in steps.items():
             self.passed(where["file"], name, "in", len(text.encode()))
             answer, reason = step(text)
-            if reason:
+            if answer and answer is not True:
+                text = answer
+            if reason:  # an example of what was masked shows the mask, not what is under it
                 self.record("masked.jsonl" if answer else "removed.jsonl", name, reason, where, text)
             if not answer:
                 return ""
-            text = text if answer is True else answer
             self.passed(where["file"], name, "out", len(text.encode()))
         return text
 
@@ -128,7 +130,7 @@ class Scratch:
     def chunks(self, alive: np.ndarray) -> Iterator[tuple[str, list[bytes]]]:
         """(source, lines) of the documents in `alive`, in chunks that never span two sources."""
         chunk, size = [], 0
-        for i, following in zip(alive.tolist(), [*alive[1:].tolist(), None], strict=True):
+        for i, following in zip(alive.tolist(), [*alive.tolist(), None][1:], strict=True):
             chunk.append(self.line(i))
             size += len(chunk[-1])
             if following is None or self.source[following] != self.source[i] or size >= CHUNK:

@@ -1,14 +1,14 @@
 """Steps 4 and 5, duplicates: exact copies by a hash of the text, near copies by MinHash and locality-sensitive hashing.
 
 Two documents are near copies when the Jaccard similarity of their sets of character 5-grams, |A ∩ B| / |A ∪ B|, is at
-least 0.7. (Characters, not eojeol: replacing 5 % of the eojeol leaves 0.85 of the one and 0.64 of the other.) Comparing
-all pairs is out of the question, so (Broder 1997; Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", chapter 3):
+least 0.7. (Characters, not eojeol: replacing 5 % of the eojeol leaves 0.85 of the one and 0.64 of the other.) All pairs
+are too many to compare, so (Broder 1997; Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", chapter 3):
 
 1. MinHash. Under a random order of all 5-grams, the first of A and the first of B are the same with a probability of
    exactly their Jaccard similarity. 112 orders give a document 112 numbers.
-2. Bands. 14 groups of 8 numbers, each hashed into one: at similarity s two documents agree in some band with probability
-   1 - (1 - s^8)^14: 0.21 at 0.6, 0.92 at 0.8, 0.9996 at 0.9. Only the 14 hashes are kept, 112 bytes a document: 3.9 GB
-   for 35 million, where the 112 numbers would take 16 GB.
+2. Bands. 14 groups of 8 numbers, each hashed into one: at similarity s two documents agree in one at least with
+   probability 1 - (1 - s^8)^14: 0.21 at 0.6, 0.92 at 0.8, 0.9996 at 0.9. Only the 14 hashes are kept: 112 bytes a
+   document, 3.9 GB for 35 million, where the 112 numbers would take 16 GB.
 3. Verify. Documents that share a band are read again and compared by their true similarity: no chance remains in what
    is removed. Those that pass are joined into clusters (union-find), of which the longest document stays.
 

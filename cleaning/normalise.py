@@ -151,7 +151,7 @@ LINE_ENDS, EMPTY_LINES = re.compile(r"[ \t]+$", re.MULTILINE), re.compile(r"\n{3
 def normalise(text: str) -> tuple[str, str]:
     """(the text in its one spelling, ""), or ("", "empty").
 
-    >>> normalise("<p>ㅋㅋ\\u200bㅋㅋㅋㅋ &lt;3</p>\\r\\n")[0], normalise("뭐!!!!!!  \\n\\n\\n\\n끝")[0]  # 'what!!! the end'
+    >>> normalise("<p>ㅋㅋ\\u200bㅋㅋㅋㅋ &lt;3</p>\\r\\n")[0], normalise("뭐!!!!!!  \\n\\n\\n\\n끝")[0]  # 'what! end'
     ('ㅋㅋㅋ <3', '뭐!!!\\n\\n끝')
     """
     text = html_to_text(text) if LOOKS_LIKE_HTML.match(text) else ENTITY.sub(lambda m: html.unescape(m[0]), text)

@@ -34,7 +34,7 @@ class Limits(NamedTuple):
 
 KO_WEB = Limits(
     characters=50,         # Polyglot-Ko's cleaner: 50 characters
-    share=0.3,             # ours: 99 % of Wikipedia is above 0.5, manuals without their code above 0.26. Polyglot-Ko: 0.25
+    share=0.3,             # ours: 99 % of Wikipedia is above 0.5, manuals without code above 0.26. Polyglot-Ko: 0.25
     word=(1.5, 12),        # ours: all sources lie between 2.4 and 8.8. Polyglot-Ko 3-10, FineWeb-2 1-6 (morphemes)
     symbols=0.4,           # ours: 99 % of every source but comments is below 0.34
     no_letters=0.209,      # FineWeb-2 for Korean: 0.791 of the words have a letter
@@ -46,8 +46,8 @@ KO_WEB = Limits(
     same_ngrams={5: 0.201, 6: 0.184, 7: 0.168, 8: 0.154, 9: 0.14, 10: 0.127})
 # Rulings repeat their holdings word for word (5-grams up to 0.46), statutes their lines (0.41), tables have no stops.
 KO_FORMAL = KO_WEB._replace(no_letters=0.5, line_ends=None, same_lines=0.5, same_ngrams={10: 0.5})
-# A review may be 재밌어요 ("it's fun"), have no blanks (1 % have a mean above 20), be half ㅋㅋ!!!; repetition there can
-# only mean one phrase over and over.
+# A review may be 재밌어요 ("it's fun"), have no blanks (1 % have a mean above 20), be half ㅋㅋ!!!; what repetition
+# there can mean is one phrase over and over.
 KO_SHORT = KO_FORMAL._replace(characters=4, word=(1.5, 25), symbols=0.5, function_words=None, same_lines=None,
                               top_ngrams=(0.5, 0.5, 0.5), same_ngrams={})
 EN_WEB = Limits(

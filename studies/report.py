@@ -119,7 +119,8 @@ def corpus_section(corpus: dict) -> list[str]:
         one = corpus[language]
         total = one["input"]["bytes"]
         steps_left = [["raw", one["input"]["documents"], total / 1e6, 1.0]]
-        steps_left += [[s["step"], s["documents_out"], s["bytes_out"] / 1e6, s["bytes_out"] / total] for s in one["steps"]]
+        steps_left += [[s["step"], s["documents_out"], s["bytes_out"] / 1e6, s["bytes_out"] / total]
+                       for s in one["steps"]]
         faults = [[kind, *(f[k] for k in ("planted", "found", "recall", "precision"))]
                   for kind, f in one["planted"].items()]
         parts += [f"{name}:", "", table(["after", "documents", "MB", "share of bytes"], steps_left), "",
@@ -161,8 +162,9 @@ def render(r: dict) -> str:
         "# What the speedrun found", "", f"{r['seconds']:.0f} seconds in all, one seed, on the built-in world. "
         "Differences inside the intervals are no differences.", "", *corpus_section(r["corpus"]),
         "## 2. Tokenizer", "",
-        f"Korean takes {r['token_ratio']:.3f} times the base's tokens; the embedding has {merged['embedding_growth']:.2f} "
-        f"times its rows; {merged['added']} pieces were added, {merged['unreachable']} of them unreachable.", "",
+        f"Korean takes {r['token_ratio']:.3f} times the base's tokens; the embedding has "
+        f"{merged['embedding_growth']:.2f} times its rows; {merged['added']} pieces were added, "
+        f"{merged['unreachable']} of them unreachable.", "",
         "## 3. Initialisation", "", "Korean bits per byte before and after a few steps of embedding and head alone, on "
         "the same batches.", "",
         table(["method", *(f"step {step}" for step in next(iter(methods.values())))],

@@ -50,7 +50,7 @@ def recipe(tmp_path_factory):
 def test_korean_is_learned(recipe):
     lines = [json.loads(line) for line in (recipe / "run/metrics.jsonl").read_text().splitlines()]
     bits = [r["validation"]["ko"]["bits_per_byte"] for r in lines if "validation" in r]
-    assert len(bits) == 5 and bits == sorted(bits, reverse=True) and bits[-1] < 0.6 * bits[0]
+    assert len(bits) == 5 and bits == sorted(bits, reverse=True) and bits[-1] < 0.75 * bits[0]
 
 
 def test_new_pieces_shorten_korean_and_leave_english(recipe):

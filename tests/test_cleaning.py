@@ -1,0 +1,402 @@
+"""Each cleaning step on inputs made here, against independent oracles; then `data.py clean` as a whole."""
+import csv
+import doctest
+import gzip
+import json
+import random
+import re
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cleaning
+import data
+from cleaning import decontaminate, duplicates, mask, normalise, read, rules
+from cli import UserError
+
+# Dog, cat, teacher, student, sea ...; saw, bought, met, drew ...; yesterday, today, last year ...
+NOUNS = "강아지 고양이 선생님 학생 바다 하늘 기차 도시 음악 책상 나무 겨울 친구 시장 다리 아침".split()
+VERBS = "보았다 샀다 만났다 그렸다 불렀다 찾았다 고쳤다 옮겼다 기다렸다 잊었다".split()
+WHEN = "어제 오늘 작년에 지난주에 봄에 밤에 새벽에 주말에".split()
+
+
+LEAKED = "고양이가 기차를 타고 바다로 갔다"  # 'the cat took a train to the sea'
+
+
+def korean(rng: random.Random, sentences: int) -> str:
+    """Sentences like 'yesterday the student saw the sea'."""
+    return " ".join(f"{rng.choice(WHEN)} {rng.choice(NOUNS)}이 {rng.choice(NOUNS)}에서 {rng.choice(NOUNS)}을 "
+                    f"{rng.choice(VERBS)}." for _ in range(sentences))
+
+
+@pytest.mark.parametrize("module", [cleaning, normalise, mask, duplicates, decontaminate, read, rules])
+def test_examples_in_docstrings(module):
+    assert doctest.testmod(module).failed == 0
+
+
+# ------------------------------------------------------------------------------------------------------- normalise
+
+@pytest.mark.parametrize("raw, clean", [
+    (unicodedata.normalize("NFD", "한글"), "한글"),
+    ("½ ㎡ ① ㅋ ㅠ Ａ", "½ ㎡ ① ㅋ ㅠ Ａ"),                       # NFKC would change every one of them
+    ("\uffa1\uffc2 \u1100 \u1175 \u11ab", "ㄱㅏ ㄱ ㅣ ㄴ"),          # half-width, and conjoining jamo alone
+    ("\u1112\u119e\u11ab", "\u1112\u119e\u11ab"),                 # a syllable of old Korean stays whole
+    ("가\u200b나\u00ad다\ufeff\x07", "가나다"),
+    ("가\u00a0나\u3000다\u2028라\r\n마\r바", "가 나 다\n라\n마\n바"),
+    ("👨\u200d👩\u200d👧 가\u200d나", "👨\u200d👩\u200d👧 가나"),
+    ("ㅋㅋㅋㅋㅋㅋ ㅠㅜㅠㅜㅠㅜㅠㅜㅠㅜ 와!!!!!", "ㅋㅋㅋ ㅠㅜㅠㅜㅠㅜ 와!!!"),
+    ("ㅋㅋ\u200bㅋㅋ", "ㅋㅋㅋ"),                                    # the run shows only when the invisible is gone
+    ("a  \n\n\n\n\nb\t\n", "a\n\nb"),
+    ("##### h\n-----\n| a |", "##### h\n-----\n| a |"),
+    ("5 &lt; 6 &amp;&amp; a&copy=b &#44032;", "5 < 6 && a&copy=b 가"),
+    ("a < b and c > d", "a < b and c > d"),                       # not HTML
+])
+def test_normalise(raw, clean):
+    assert normalise.normalise(raw) == (clean, "")
+    assert normalise.normalise(clean)[0] == clean
+
+
+def test_html_keeps_the_article_and_code_and_leaves_the_site():
+    page = """<!DOCTYPE html><html><head><title>t</title><script>if (a<b) alert("<p>no</p>")</script></head><body>
+      <div class="main-menu"><ul><li>배우기<div>문서</div></li></ul></div><nav>길</nav>
+      <article><h1>제목<a class="headerlink">#</a></h1><p>첫째   문단 &amp; 끝.</p>
+      <ul><li>하나<li>둘</ul><aside>옆</aside>
+      <pre><span>def f(x):</span>\n    return  x &lt; 1</pre><p>둘째<br>문단</p></article>
+      <div class="cookie-banner">쿠키</div><footer>저작권</footer></body></html>"""
+    text, _ = normalise.normalise(page)
+    assert [line for line in text.split("\n") if line] == [
+        "제목", "첫째 문단 & 끝.", "하나", "둘", "```", "def f(x):", "    return  x < 1", "```", "둘째", "문단"]
+
+
+@pytest.mark.parametrize("page", ["<html><nav>가<p>나", "<div><![weird[가]]>나</div>", "<p", "<html></nav></pre></p>가",
+                                  "<article><article>가</article>", "<html><!--가", "<div class>가</div>"])
+def test_broken_html_is_no_crash(page):
+    assert isinstance(normalise.normalise(page)[0], str)
+
+
+# ------------------------------------------------------------------------------------------------------------ mask
+
+def resident(rng: random.Random, hyphen: str, check: bool) -> str:
+    digits = f"{rng.randrange(100):02}{rng.randrange(1, 13):02}{rng.randrange(1, 29):02}{rng.randrange(1, 9)}"
+    digits += "".join(rng.choice("0123456789") for _ in range(5))
+    total = sum(int(d) * w for d, w in zip(digits, [2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5], strict=True))
+    last = (11 - total % 11) % 10
+    digits += str(last if check else (last + 1 + rng.randrange(9)) % 10)
+    return digits[:6] + hyphen + digits[6:]
+
+
+def card(rng: random.Random, prefix: str, passes: bool = True) -> str:
+    digits = prefix + "".join(rng.choice("0123456789") for _ in range(15 - len(prefix)))
+    for last in "0123456789":
+        total = sum(sum(divmod(int(d) * (1 + i % 2), 10)) for i, d in enumerate(reversed(digits + last)))
+        if (total % 10 == 0) == passes:
+            return digits + last
+
+
+def test_personal_data_is_masked():
+    rng = random.Random()
+    for _ in range(50):
+        number = f"{rng.randrange(1000, 10000)}"
+        found = {
+            resident(rng, rng.choice(["-", " - ", "–"]), rng.random() < 0.5): "[주민번호]",
+            resident(rng, "", True): "[주민번호]",
+            f"010-{number}-{number}": "[전화번호]", f"010{number}{number}": "[전화번호]",
+            f"+82 10 {number} {number}": "[전화번호]", f"02-{number[:3]}-{number}": "[전화번호]",
+            f"(031) {number[:3]}-{number}": "[전화번호]", f"070.{number}.{number}": "[전화번호]",
+            f"kim.{number}+a@mail.example.co.kr": "[이메일]", f"lee{number} [at] naver.com": "[이메일]",
+            "-".join(re.findall("....", card(rng, rng.choice(["4", "51", "9410", "3560"])))): "[카드번호]",
+            f"국민은행 {number}01-04-{number}12": "국민은행 [계좌번호]",
+            f"110-{number[:3]}-{number}56 신한은행": "[계좌번호] 신한은행",
+            f"계좌번호: {number}{number}123": "계좌번호: [계좌번호]",
+        }
+        for raw, masked in found.items():
+            before, after = rng.choice(["연락처 ", "", "(", "번호:"]), rng.choice(["", "로 연락", ")", ".", ", 끝"])
+            assert mask.mask(before + raw + after)[0] == before + masked + after, raw
+
+
+def test_numbers_of_rulings_and_code_are_not_masked():
+    rng = random.Random()
+    for text in [
+        "대법원 2010. 3. 25. 선고 2009다12345 판결", "1990-12-31부터 2001-01-05까지", "법률 제12345호, 2013-0101-1234",
+        resident(rng, "", False), "901301-1234567", "900101-9234567", card(rng, "4", False), card(rng, "1"),
+        "1988 1992 1996 2000", "4.1234567890123456", "https://x.kr/4111111111111111", "계좌를 연 날 1999-12-31",
+        "계좌 이야기를 하다 말고 (1123581321)을 적었다", "123456-12-123456", "a@b.sum(0)", "git@github.com:a/b", "@dataclass",
+        "https://user:x@host.com/", "010-1234-56789", "1,010-1234-5678", "ISBN 978-89-1234-567-8", "3.14159265358979",
+    ]:
+        assert mask.mask(text) == (text, ""), text
+
+
+# ----------------------------------------------------------------------------------------------------------- rules
+
+def test_rules_keep_text():
+    rng = random.Random()
+    web, formal, short = (rules.LIMITS["ko"][profile] for profile in ("web", "formal", "short"))
+    prose = korean(rng, 30)
+    hanja = "강아지 學生이 東海에서 音樂을 보았다. 어제 先生이 都市에서 册床을 샀다. " + korean(rng, 3)
+    code = prose + "\n```\n" + "for i in range(10): print(i)  # english and symbols {}[]()\n" * 40 + "```\n"
+    statute = "\n".join(f"제{i}조(목적) {korean(rng, 1)}\n  ① 다음 각 호와 같다.\n  1. {korean(rng, 1)}" for i in range(20))
+    mixed = prose + " some words in English that are quoted here at length" * 25
+    for text in (prose, hanja, code, mixed):
+        assert rules.check(text, web) == (True, ""), text
+    assert rules.check(statute, formal) == (True, "")
+    assert rules.check("재밌어요ㅋㅋㅋ!!!", short) == (True, "")  # 'it is fun'
+
+
+def test_rules_name_what_is_wrong():
+    rng = random.Random()
+    web, formal, short = (rules.LIMITS["ko"][profile] for profile in ("web", "formal", "short"))
+    prose = korean(rng, 12)
+    syllables = [chr(code) for code in range(0xAC00, 0xD7A4)]
+    common = [c for c in syllables if len(c.encode("euc_kr")) == 2]
+    junk = {
+        "too_short": korean(rng, 1), "wrong_language": "This page is in English. " * 20, "word_length": "가나다라" * 50,
+        "symbols": "가 " + "★☆ 나 ◆◇◈ 다 ※※ " * 30, "no_letters": korean(rng, 5) + " 1234 5678" * 40,
+        "garbled": " ".join("".join(rng.choices(syllables, k=4)) for _ in range(60)),
+        "function_words": " ".join("".join(rng.choices(common, k=4)) for _ in range(200)),
+        "line_ends": "\n".join(f"{rng.choice(NOUNS)}이 {rng.choice(NOUNS)}을" for _ in range(60)),
+        "repeated_lines": "\n".join([prose] + [korean(random.Random(1), 1)] * 30),
+        "repeated_ngrams": prose + " 지금 바로 클릭하면 사은품을 드립니다." * 30,  # 'click now for a free gift'
+    }
+    for reason, text in junk.items():
+        assert rules.check(text, web) == (False, reason), text
+    assert rules.check("ㅋ!", short) == (False, "too_short")
+    assert rules.check(junk["line_ends"], formal) == (True, "")
+
+
+def test_english_rules():
+    rng = random.Random()
+    limits = rules.LIMITS["en"]["web"]
+    names = "Anna Tom Mary John".split()
+    prose = " ".join(f"{rng.choice(names)} went to the {rng.choice(['sea', 'town', 'shop', 'park', 'hill'])} with {name} "
+                     f"and saw {rng.randrange(99)} {rng.choice(['birds', 'trains', 'boats'])}." for name in names * 5)
+    assert rules.check(prose, limits, "en") == (True, "")
+    assert rules.check(korean(rng, 30), limits, "en") == (False, "wrong_language")
+    words = ["".join(rng.choices("bcdfghjklmnprstvw", k=5)) for _ in range(100)]
+    assert rules.check(" ".join(words) + ".", limits, "en") == (False, "function_words")
+
+
+# ------------------------------------------------------------------------------------------------------ duplicates
+
+def grams(text: str) -> set[str]:
+    text = " ".join(text.split())
+    return {text[i:i + 5] for i in range(len(text) - 4)}
+
+
+def similarity(a: str, b: str) -> float:
+    return len(grams(a) & grams(b)) / len(grams(a) | grams(b))
+
+
+def edited(rng: random.Random, text: str, share: float) -> str:
+    words = text.split(" ")
+    for i in rng.sample(range(len(words)), max(1, round(share * len(words)))):
+        words[i] = "".join(rng.choices("가나다라마바사아자차", k=3))
+    return " ".join(words)
+
+
+def test_near_duplicates_against_all_pairs():
+    rng = random.Random()
+    texts = [korean(rng, rng.randrange(6, 30)) for _ in range(150)]
+    texts += [edited(rng, texts[i], rng.choice([0.01, 0.03, 0.05])) for i in range(100)]
+    rng.shuffle(texts)
+    sizes = np.array([len(text) for text in texts])
+    kept = duplicates.near_duplicates(duplicates.band_hashes(texts), sizes, texts.__getitem__)
+    close = {(i, j) for i in range(len(texts)) for j in range(i) if similarity(texts[i], texts[j]) >= 0.85}
+    together = sum(kept[i] == kept[j] for i, j in close)
+    assert len(close) >= 60 and together >= 0.95 * len(close)
+    clusters: dict[int, set[int]] = {}
+    for i, by in enumerate(kept):
+        clusters.setdefault(by, set()).add(i)
+    for by, members in clusters.items():  # the longest stays, and all hang together by pairs over the threshold
+        assert len(texts[by]) == max(len(texts[i]) for i in members)
+        reached = {by}
+        while grown := {i for i in members - reached if any(similarity(texts[i], texts[j]) >= 0.7 for j in reached)}:
+            reached |= grown
+        assert reached == members
+
+
+def test_minhash_estimates_jaccard():
+    rng = random.Random()
+    trials = [(a := korean(rng, 40), edited(rng, a, 0.04)) for _ in range(300)]
+    hashed = duplicates.band_hashes([text for pair in trials for text in pair])
+    assert hashed.nbytes == 112 * len(hashed)
+    agree = (hashed[::2] == hashed[1::2]).mean()
+    expected = np.mean([similarity(a, b) ** 8 for a, b in trials])  # eight minima, each equal with probability s
+    assert abs(agree - expected) < 0.03
+
+
+def test_band_hashes_do_not_depend_on_the_batch():
+    rng = random.Random()
+    texts = [korean(rng, n) for n in (1, 2, 300, 5, 0, 2000, 3)]
+    alone = np.concatenate([duplicates.band_hashes([text]) for text in texts])
+    assert (duplicates.band_hashes(texts) == alone).all()
+    assert not alone[4].any() and alone[3].all()
+
+
+def test_exact_duplicates_keep_the_first():
+    keys = [duplicates.exact_key(text) for text in ["가 나", "다", "가  나\n", "다", "라"]]
+    rows = np.frombuffer(b"".join(keys), np.uint64).reshape(-1, 2)
+    assert duplicates.exact_duplicates(rows).tolist() == [0, 1, 0, 1, 4]
+
+
+# --------------------------------------------------------------------------------------------------- decontaminate
+
+def test_decontaminate_against_brute_force():
+    rng = random.Random()
+    letters = "가나다 라,마.바!"
+    items = ["".join(rng.choices(letters, k=rng.randrange(5, 60))) for _ in range(40)]
+    benchmark = decontaminate.Benchmark(items)
+    squeeze = lambda text: "".join(c for c in text if c.isalnum())
+    needles = {s for s in map(squeeze, items) if 12 <= len(s) < 25}
+    needles |= {s[i:i + 25] for s in map(squeeze, items) for i in range(len(s) - 24)}
+    found = 0
+    for _ in range(400):
+        item = rng.choice(items)
+        a = rng.randrange(len(item))
+        item = item[a if rng.random() < 0.5 else 0:]
+        text = "".join(rng.choices(letters, k=30)) + item + "".join(rng.choices(letters, k=30))
+        expected = any(needle in squeeze(text) for needle in needles)
+        assert benchmark.check(text)[0] is not expected
+        found += expected
+    assert 100 < found < 390
+    assert benchmark.check("")[0] and decontaminate.Benchmark([]).check("가" * 100)[0]
+
+
+def kobest(folder: Path, rows: list[list[str]]) -> Path:
+    (folder / "v1.0" / "COPA").mkdir(parents=True)
+    with open(folder / "v1.0" / "COPA" / "test.tsv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows(rows)
+    return folder
+
+
+def test_fields_are_read_with_quotes_and_normalised(tmp_path):
+    field = 'He said "어제 강아지를 보았다ㅋㅋㅋㅋㅋㅋ" ' + unicodedata.normalize("NFD", "어제")
+    rows = [["ID", "sentence"], ["1", field], ["2", "https://example.com/a/b/c"]]
+    found = decontaminate.fields(kobest(tmp_path, rows))
+    assert field in found and normalise.normalise(field)[0] in found and not any("http" in f for f in found)
+
+
+# ------------------------------------------------------------------------------------------------ data.py clean
+
+def write(path: Path, records: list) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r, ensure_ascii=False)) + "\n" for r in records))
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    rng = random.Random()
+    a = [{"id": f"a{i}", "text": korean(rng, 12), "year": i} for i in range(60)]
+    a[3]["text"] += " 전화 010-1234-5678."                          # a phone number
+    a[7]["text"] = "<html><nav>메뉴</nav><p>" + a[7]["text"] + "</p></html>"
+    b = [{"text": korean(rng, 12)} for _ in range(20)]
+    b += [{"id": "copy", "text": a[5]["text"]}, {"id": "near", "text": edited(rng, a[6]["text"], 0.02) + " 끝."},
+          {"id": "short", "text": "짧다"}, {"id": "leak", "text": korean(rng, 9) + f" {LEAKED}. 끝."}]
+    b += ["", "{broken", "[1]", '{"text": 5}', '{"text": "\\ud800"}', '{"text": "  "}']
+    write(tmp_path / "raw" / "a.jsonl", a)
+    write(tmp_path / "raw" / "sub" / "a.jsonl", b)
+    (tmp_path / "raw" / "c.jsonl.gz").write_bytes(gzip.compress(json.dumps({"text": korean(rng, 9)}).encode())[:-9])
+    kobest(tmp_path / "kobest", [["ID", "sentence"], ["1", LEAKED]])
+    return tmp_path
+
+
+def clean(corpus: Path, out: str, *flags: str) -> dict:
+    data.main(["clean", "--input", str(corpus / "raw"), "--out", str(corpus / out), "--profile", "formal",
+               "--decontaminate", str(corpus / "kobest"), *flags])
+    return json.loads((corpus / out / "report.json").read_text())
+
+
+def test_clean_finds_what_was_planted_and_loses_nothing(corpus, capsys):
+    report = clean(corpus, "out")
+    out = corpus / "out"
+    assert sorted(file.name for file in out.iterdir()) == [
+        "a-2.jsonl", "a.jsonl", "c.jsonl", "masked.jsonl", "rejected.jsonl", "removed.jsonl", "report.json"]
+    removed = {r["id"]: r for r in lines(out / "removed.jsonl")}
+    assert {i: (r["step"], r["reason"]) for i, r in removed.items() if not i.startswith("a")} == {
+        "copy": ("exact", "exact_duplicate"), "short": ("rules", "too_short"), "leak": ("decontaminate", "benchmark_field")}
+    assert (removed["a6"]["duplicate_of"], removed["copy"]["duplicate_of"]) == ("near", "a5")  # the longer, the first
+    assert [(r["id"], r["reason"], r["line"]) for r in lines(out / "masked.jsonl")] == [("a3", "phone", 4)]
+    assert [(Path(r["file"]).name, r["line"], r["reason"]) for r in lines(out / "rejected.jsonl")] == [
+        ("c.jsonl.gz", 1, "broken gzip"), ("a.jsonl", 26, "broken JSON"), ("a.jsonl", 27, "no text field"),
+        ("a.jsonl", 28, "no text field"), ("a.jsonl", 29, "lone surrogate"), ("a.jsonl", 30, "empty text")]
+    kept = lines(out / "a.jsonl") + lines(out / "a-2.jsonl")
+    assert [d["year"] for d in kept if "year" in d] == [i for i in range(60) if i != 6]  # other fields pass, in order
+    assert "[전화번호]" in kept[3]["text"] and "메뉴" not in str(kept)
+    assert report["input"]["documents"] == 84 == len(kept) + len(removed) and report["output"]["documents"] == len(kept)
+    assert report["output"]["bytes"] == sum(len(d["text"].encode()) for d in kept)
+    steps = report["steps"]
+    assert [s["step"] for s in steps] == ["normalise", "mask", "rules", "exact", "near", "decontaminate"]
+    assert all(a["documents_out"] == b["documents_in"] and a["bytes_out"] == b["bytes_in"]
+               for a, b in zip(steps, steps[1:], strict=False))
+    assert sum(s["documents_out"] for s in report["sources"].values()) == len(kept)
+    assert "010-1234" not in json.dumps(report) and report["examples"]["too_short"] == ["짧다"]
+    assert "exact_duplicate 1" in capsys.readouterr().out
+
+
+def test_same_bytes_for_any_number_of_workers(corpus):
+    clean(corpus, "one")
+    subprocess.run([sys.executable, data.__file__, "clean", "--input", "raw", "--out", "three", "--profile", "formal",
+                    "--decontaminate", "kobest", "--workers", "3"], cwd=corpus, check=True, capture_output=True)
+    for file in (corpus / "one").iterdir():
+        expected = file.read_text(encoding="utf-8").replace(f"{corpus}/", "")
+        assert (corpus / "three" / file.name).read_text(encoding="utf-8") == expected
+
+
+def test_sample_and_steps(corpus):
+    report = clean(corpus, "half", "--sample", "0.5", "--steps", "exact", "decontaminate")
+    assert [s["step"] for s in report["steps"]] == ["sample", "exact", "decontaminate"]
+    kept = {d["text"] for d in lines(corpus / "half" / "a.jsonl")}
+    assert 10 < len(kept) < 50 and kept < {d["text"] for d in lines(corpus / "raw" / "a.jsonl")}  # not normalised
+    clean(corpus, "again", "--sample", "0.5", "--steps", "exact", "decontaminate")
+    assert kept == {d["text"] for d in lines(corpus / "again" / "a.jsonl")}
+
+
+def test_cp949_text_file(tmp_path):
+    text = korean(random.Random(), 9)
+    (tmp_path / "novel.txt").write_bytes(text.encode("cp949"))
+    data.main(["clean", "--input", str(tmp_path / "novel.txt"), "--out", str(tmp_path / "o"), "--encoding", "cp949"])
+    assert lines(tmp_path / "o" / "novel.jsonl") == [{"text": text}]
+    with pytest.raises(UserError, match="not utf-8"):
+        data.main(["clean", "--input", str(tmp_path / "novel.txt"), "--out", str(tmp_path / "p")])
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--input", "absent.jsonl"], "does not exist"), (["--input", "empty"], "holds no"),
+    (["--input", "x.pdf"], "none of"), (["--input", "junk.jsonl"], "nothing is left of 1 documents .1 too_short"),
+    (["--input", "a.jsonl", "--sample", "0"], "sample"), (["--input", "a.jsonl", "--workers", "0"], "workers"),
+    (["--input", "a.jsonl", "--decontaminate", "empty"], "no .tsv"),
+    (["--input", "a.jsonl", "--steps", "decontaminate"], "need each other"),
+    (["--input", "a.jsonl", "--out", "x.pdf"], "is a file"),
+])
+def test_what_a_person_can_get_wrong(tmp_path, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("x.pdf").touch()
+    write(Path("a.jsonl"), [{"text": korean(random.Random(), 9)}])
+    write(Path("junk.jsonl"), [{"text": "짧다"}])
+    with pytest.raises(UserError, match=message):
+        data.main(["clean", "--out", "out", *flags])
+    assert not Path("out").exists() and not list(Path().glob(".*"))
+
+
+def test_random_bytes_never_stop_a_run(tmp_path):
+    rng = random.Random()
+    good = json.dumps({"text": korean(rng, 9)}, ensure_ascii=False).encode()
+    bad = [rng.randbytes(rng.randrange(1, 80)).replace(b"\n", b"") + b"x" for _ in range(150)]
+    bad += [good[:rng.randrange(1, len(good))] for _ in range(50)]
+    bad += [b"[" * 100_000, b'{"a":' * 100_000, b"\x00", b"null", b'"text"', b'{"text": null}', b"1" * 5000,
+            b'{"text": "\\u0000"}', b'{"text": "<html><![x"}', b'{"text": "' + b"\xed\x95\x9c " * 50_000 + b'"}']
+    rng.shuffle(bad)
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([good, *bad]))
+    data.main(["clean", "--input", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out")])
+    counts = [len(lines(tmp_path / "out" / name)) for name in ("a.jsonl", "removed.jsonl", "rejected.jsonl")]
+    n_read = sum(1 for line in (tmp_path / "a.jsonl").read_bytes().split(b"\n") if line.strip())
+    assert counts[0] >= 1 and sum(counts) == n_read
