@@ -55,7 +55,7 @@ def choose_validation(found: Iterable[str], fraction: float, max_bytes: int) -> 
         while held > max_bytes and len(chosen) > 1:  # what is let go shuts the door behind it: the result stays
             limit = -heapq.heappop(highest_first)    # "all below some hash", whatever came first
             held -= len(chosen.pop(limit).encode())
-    if lowest[0] == highest:
+    if lowest[0] >= highest:  # no text, or one
         return {}
     return dict(sorted(chosen.items())) or dict([lowest])
 
@@ -342,6 +342,10 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("workers", "val_bytes", "shard_tokens"):
         if getattr(args, name, 1) < 1:
             raise cli.UserError(f"--{name} {getattr(args, name)} is not at least 1")
+    out = Path(args.out).resolve()
+    for path in args.input:
+        if out in (Path(path).resolve(), *Path(path).resolve().parents):
+            raise cli.UserError(f"--out {args.out} would replace its own input {path}; name another folder")
     cli.settings(args)
     args.run(args)
 

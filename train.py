@@ -38,6 +38,10 @@ import plan
 import tokenizer
 from cli import UserError
 
+LIMITS = {"seq_len": (0, math.inf), "batch_tokens": (0, math.inf), "micro_batch": (0, math.inf), "warmup": (0, 1),
+          "min_lr": (0, 1), "weight_decay": (0, math.inf), "clip": (0, math.inf), "lora_rank": (0, math.inf),
+          "eval_every": (0, math.inf), "eval_bytes": (1, math.inf), "save_every": (1, math.inf), "keep": (1, math.inf)}
+
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The flags. Defaults train the recipe on the built-in world; `64 windows` are 131,072 tokens at --seq_len 2048."""
@@ -61,8 +65,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     flag("--weight_decay", type=float, default=0.1, help="on the layers' matrices; never on norms, embedding, head")
     flag("--betas", type=float, nargs=2, default=[0.9, 0.95], help="Adam's decay rates")
     flag("--clip", type=float, default=1.0, help="largest norm of the whole gradient; 0: no clipping")
-    flag("--lora_rank", type=int, default=128, help="rank of a lora stage")
-    flag("--lora_alpha", type=float, default=128, help="a LoRA counts alpha / rank times")
+    flag("--lora_rank", type=int, default=0, help="0: a 32nd of the hidden size, which is 128 at 10.7B; at least 16")
+    flag("--lora_alpha", type=float, default=0, help="a LoRA counts alpha / rank times; 0: as the rank, so once")
     flag("--eval_every", type=int, default=0, help="steps between validations; 0: at the ends of stages only")
     flag("--eval_bytes", type=int, default=1_000_000, help="bytes of validation text, at most, of each source")
     flag("--save_every", type=int, default=500, help="steps between checkpoints")
@@ -81,17 +85,26 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
             raise UserError(f"--resume takes its settings from {args.resume}/config.json; leave the other flags away")
         saved = cli.read_json(Path(args.resume) / "config.json")
         args = argparse.Namespace(**{**vars(args), **saved, "resume": args.resume, "out": args.resume})
-    if args.config and not (args.tokenizer or args.plan):
-        raise UserError("--config needs --tokenizer: the tokenizer.model that the shards were packed with")
+    if args.config:
+        args.model = None
+        if not (args.tokenizer or args.plan):
+            raise UserError("--config needs --tokenizer: the tokenizer.model that the shards were packed with")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("several processes are not supported yet; start one: torchrun --nproc_per_node=1")
     cli.set_device(args)
     return args
 
 
 def derive(args: argparse.Namespace, config: model.Config) -> None:
-    """Fill in the sizes left at 0, and check that they divide: a derived number is never asked for twice."""
+    """Check the numbers, fill in those left at 0, and see that they divide: what can be derived is not asked for."""
+    for name, (low, high) in LIMITS.items():
+        if not low <= getattr(args, name) <= high:
+            raise UserError(f"--{name} {getattr(args, name)} is not between {low} and {high}")
     args.seq_len = args.seq_len or min(config.max_position_embeddings, 2048)
     if args.seq_len > config.max_position_embeddings:
         raise UserError(f"--seq_len {args.seq_len} is more than the model's {config.max_position_embeddings} positions")
+    args.lora_rank = args.lora_rank or max(16, config.hidden_size // 32)
+    args.lora_alpha = args.lora_alpha or args.lora_rank
     args.batch_tokens = args.batch_tokens or 64 * args.seq_len
     windows, rest = divmod(args.batch_tokens, args.seq_len)
     if rest or not windows:

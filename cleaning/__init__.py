@@ -166,9 +166,10 @@ def clean(args: argparse.Namespace) -> dict:
         (folder / "scratch").unlink()
         report = total.report(names, list(outputs))
         if not report["output"]["documents"]:
-            why = [f"{n} {reason}" for step in report["steps"] for reason, n in step["reasons"].items()]
-            raise cli.UserError(f"nothing is left of {report['input']['documents']} documents "
-                                f"({', '.join(why) or 'none could be read'}); do --lang, --profile and --encoding fit?")
+            reasons = [report["rejected"], *(step["reasons"] for step in report["steps"])]
+            why = ", ".join(f"{n} {reason}" for counts in reasons for reason, n in counts.items())
+            raise cli.UserError(f"nothing is left of {report['input']['documents']} documents ({why or 'no lines'}); "
+                                "do --lang, --profile and --encoding fit?")
         cli.write_json(folder / "report.json", report)
     print(table(report))
     return report

@@ -86,8 +86,9 @@ def gather(out: Path, total_seconds: float) -> dict:
         kobest[arm]["mean_acc"] = full["mean_acc"]
     examples = {arm: cli.read_json(out / f"kobest/{arm}.json")["tasks"] for arm in ARMS}
     pooled = {arm: [e for task in ("copa", "hellaswag") for e in examples[arm][task]["examples"]] for arm in ARMS}
-    return {"corpus": corpus, "tokenizer": cli.read_json(out / "tokens.json"),
-            "init": cli.read_json(out / "probe.json"),
+    merged = list(cli.read_json(out / "tokens.json")["tokenizers"].values())[-1]  # the base's comes first
+    return {"corpus": corpus, "tokenizer": merged, "init": cli.read_json(out / "probe.json"),
+            "token_ratio": next(n["token_ratio"] for path, n in merged["inputs"].items() if path.endswith("ko")),
             "stages": stage_rows(out / "run"), "entropy": cli.read_json(out / "world/entropy.json"),
             "bits_per_byte": scores, "kobest": kobest,
             "p_value_against_nanowhale": {arm: mcnemar(pooled[arm], pooled["nanowhale"])

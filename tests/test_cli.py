@@ -70,7 +70,8 @@ def test_a_good_block_replaces_file_and_folder(tmp_path):
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
     code = f"import cli, os, signal\nwith cli.new_folder({str(tmp_path / 'd')!r}) as t:\n" \
            "    (t / 'half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
-    killed = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.path.dirname(cli.__file__)})
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(cli.__file__)}
+    killed = subprocess.run([sys.executable, "-c", code], env=environment)
     assert killed.returncode == -signal.SIGKILL and len(list(tmp_path.iterdir())) == 1
     with cli.new_folder(tmp_path / "d") as temporary:
         (temporary / "whole").write_text("x")

@@ -25,6 +25,7 @@ TRAIN = "train --device cpu --model {w}/model --data {w}/shards/ko --out {b}/run
 KOBEST = "eval_kobest --device cpu --model {w}/model --data {b}/kobest --tasks copa "
 CLEAN = "data clean --input {w}/ko.jsonl --out {b}/clean "
 PACK = "data pack --input {w}/ko.jsonl --out {b}/packed --tokenizer {w}/base.model "
+MERGE = "tokenizer merge --korean {w}/base.model --out {b}/m.model "
 
 WRONG = {
     # flags
@@ -35,23 +36,22 @@ WRONG = {
     "a choice that there is not": (CLEAN + "--profile novel", "invalid choice"),
     # cleaning and packing
     "an input that is not there": ("data clean --input {b}/none.jsonl --out {b}/clean", "none.jsonl does not exist"),
-    "an input of another kind": ("data pack --input {w}/base.model --out {b}/p --tokenizer {w}/base.model", "is none of"),
-    "an empty folder": ("data pack --input {b}/empty --out {b}/p --tokenizer {w}/base.model", "holds no"),
+    "an input of another kind": (PACK + "--input {w}/base.model", "is none of"),
+    "an empty folder": (PACK + "--input {b}/empty", "holds no"),
     "an empty corpus": ("data clean --input {b}/nothing.jsonl --out {b}/clean", "nothing.jsonl"),
-    "an empty corpus to pack": ("data pack --input {b}/nothing.jsonl --out {b}/p --tokenizer {w}/base.model", "document"),
+    "an empty corpus to pack": (PACK + "--input {b}/nothing.jsonl", "document"),
     "no tokenizer file": (PACK + "--tokenizer {b}/none.model", "none.model"),
     "a share of validation above 1": (PACK + "--val_fraction 2", "--val_fraction 2"),
     "no KoBEST to decontaminate against": (CLEAN + "--decontaminate {b}/empty", "{b}/empty"),
     "a step that there is not": (CLEAN + "--steps rinse", "rinse"),
-    "an output folder that is a file": ("data pack --input {w}/ko.jsonl --tokenizer {w}/base.model --out {w}/ko.jsonl",
-                                        "is a file"),
+    "an output folder that is a file": (PACK + "--out {w}/ko.jsonl", "is a file"),
     # tokenizers
     "more pieces than the corpus has": ("tokenizer train --input {w}/ko.jsonl --vocab_size 90000 --out {b}/t.model",
                                         "--vocab_size 90000"),
     "a corpus without Hangul": ("tokenizer train --input {w}/en.jsonl --vocab_size 500 --out {b}/t.model", "Hangul"),
-    "a Unigram base": ("tokenizer merge --base {b}/unigram.model --korean {w}/base.model --out {b}/m.model", "Unigram"),
-    "a tiktoken base": ("tokenizer merge --base {b}/tiktoken.model --korean {w}/base.model --out {b}/m.model", "tiktoken"),
-    "a damaged base": ("tokenizer merge --base {b}/damaged.model --korean {w}/base.model --out {b}/m.model", "damaged"),
+    "a Unigram base": (MERGE + "--base {b}/unigram.model", "Unigram"),
+    "a tiktoken base": (MERGE + "--base {b}/tiktoken.model", "tiktoken"),
+    "a damaged base": (MERGE + "--base {b}/damaged.model", "damaged"),
     # initialisation
     "a tokenizer that does not extend the model's": (
         "init --model {w}/model --tokenizer {b}/other.model --out {b}/grown --method mean", "does not extend"),
@@ -86,6 +86,8 @@ WRONG = {
     "a batch that is no whole number of windows": (TRAIN + "--batch_tokens 100", "--batch_tokens 100"),
     "a batch that micro-batches do not divide": (TRAIN + "--batch_tokens 96 --micro_batch 2", "--micro_batch 2"),
     "windows longer than the model's positions": (TRAIN + "--seq_len 65", "64 positions"),
+    "a checkpoint every 0 steps": (TRAIN + "--save_every 0", "--save_every 0 is not between"),
+    "a warm-up longer than the stage": (TRAIN + "--warmup 3", "--warmup 3"),
     "a run that is there already": (TRAIN + "--out {b}/old_run", "is a run already"),
     "resuming what is no run": ("train --resume {b}/empty", "config.json"),
     "resuming with other settings": ("train --resume {b}/old_run --seed 3", "leave the other flags"),
@@ -140,7 +142,8 @@ def broken(world, tmp_path_factory):
     copa = b / "kobest/v1.0/COPA"
     copa.mkdir(parents=True)
     (copa / "train.tsv").write_text("ID\tsentence\t1\t2\tAnswer\n1\ta\tb\tc\t1\n")
-    (copa / "dev.tsv").write_text("ID\tsentence\tquestion\t1\t2\tAnswer\n1\ta\t원인\tb\tc\t1\n2\ta\t원인\tb\tc\t3\n")  # cause
+    (copa / "dev.tsv").write_text("ID\tsentence\tquestion\t1\t2\tAnswer\n"
+                                  "1\ta\t원인\tb\tc\t1\n2\ta\t원인\tb\tc\t3\n")  # 원인: cause
     return b
 
 

@@ -31,7 +31,7 @@ def test_logits_equal_transformers(name, tmp_path):
     tokens = torch.randint(0, 512, (3, 50))
     with torch.inference_mode():
         ours, theirs = llama(tokens), peer(tokens).logits
-    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+    assert (ours - theirs).abs().max() <= 1e-5
 
 
 @pytest.mark.parametrize("spelling", ["rope_parameters", "rope_scaling"])

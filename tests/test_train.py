@@ -65,7 +65,8 @@ def test_the_loss_falls_and_metrics_say_so(world, tmp_path):
     assert [r["step"] for r in lines] == list(range(1, 95)) and lines[-1]["tokens"] == 94 * 128
     assert [r["step"] for r in scores] == [0, 40, 80, 94]
     for language in ("ko", "en"):
-        assert scores[-1]["validation"][language]["bits_per_byte"] < 0.8 * scores[0]["validation"][language]["bits_per_byte"]
+        first, last = (scores[i]["validation"][language]["bits_per_byte"] for i in (0, -1))
+        assert last < 0.8 * first
     assert all(r["tokens_per_second"] > 0 and 0 < r["mfu"] <= r["hfu"] and r["peak_memory"] > 1e7 for r in lines)
 
 

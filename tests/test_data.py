@@ -1,0 +1,267 @@
+"""Packing, shards, the order of batches and bits per byte, against arithmetic done another way."""
+import doctest
+import json
+import math
+import random
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+
+import cli
+import data
+
+WORDS = "바다 하늘 기차 도시 음악 책상 나무 sea sky train town music desk tree 1 22 333 ! ?".split()
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory) -> list[Path]:
+    """Two SentencePiece BPE models of different sizes, with byte fallback."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    (folder / "text").write_text("\n".join(" ".join(random.choices(WORDS, k=9)) for _ in range(300)))
+    for size in (320, 360):
+        sentencepiece.SentencePieceTrainer.train(
+            input=str(folder / "text"), model_prefix=str(folder / str(size)), vocab_size=size, model_type="bpe",
+            byte_fallback=True, normalization_rule_name="identity", minloglevel=2)
+    return [folder / "320.model", folder / "360.model"]
+
+
+def write(path: Path, texts: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+def sentences(rng: random.Random, n: int) -> list[str]:
+    return [f"{i} " + " ".join(rng.choices(WORDS, k=rng.randrange(1, 40))) for i in range(n)]
+
+
+def pack(folder: Path, tokenizer: Path, name: str, *flags: str, input: str = "in") -> data.Shards:
+    out = folder / name
+    data.main(["pack", "--input", str(folder / input), "--tokenizer", str(tokenizer), "--out", str(out), *flags])
+    return data.Shards(out)
+
+
+def test_examples_in_docstrings():
+    assert doctest.testmod(data).failed == 0
+
+
+def test_shards_hold_every_document_once(tmp_path, tokenizers):
+    rng = random.Random()
+    texts = sentences(rng, 300) + ["끝\n\t \x00 <s> </s> 😀 ㅋㅋ"]
+    write(tmp_path / "in" / "a.jsonl", texts[:200])
+    write(tmp_path / "in" / "b" / "a.jsonl", texts[200:])
+    with open(tmp_path / "in" / "a.jsonl", "a") as file:
+        file.write("broken\n")
+    write(tmp_path / "in" / "removed.jsonl", ["a record of clean, no document"])
+    shards = pack(tmp_path, tokenizers[0], "out", "--shard_tokens", "1000", "--val_fraction", "0.1")
+    index = shards.index
+    stream = np.concatenate([np.load(tmp_path / "out" / name) for name in index["files"]])
+    assert stream.dtype == np.uint16 and len(stream) == index["tokens"] == shards.tokens
+    sizes = [entry["tokens"] for entry in index["files"].values()]
+    assert sizes[:-1] == [1000] * (len(stream) // 1000) and 0 < sizes[-1] <= 1000
+    sp = sentencepiece.SentencePieceProcessor(model_file=str(tokenizers[0]))
+    documents = [part.tolist() for part in np.split(stream, np.flatnonzero(stream == sp.bos_id()))[1:]]
+    validation, n_bytes = shards.validation(10**9)
+    assert all(d[-1] == sp.eos_id() for d in [*documents, *validation])
+    train_texts = [sp.decode(d[1:-1]) for d in documents]
+    val_texts = [sp.decode(d[1:-1].tolist()) for d in validation]
+    assert sorted(train_texts + val_texts) == sorted(texts) and 5 < len(val_texts) < 80
+    assert train_texts == [text for text in texts if text not in val_texts]  # in their order
+    assert n_bytes == index["val"]["bytes"] == sum(len(text.encode()) for text in val_texts)
+    assert index["bytes"] + n_bytes == sum(len(text.encode()) for text in texts)
+    assert index["tokenizer_sha256"] == cli.sha256(tokenizers[0]) and index["vocab_size"] == 320
+    assert [json.loads(line)["reason"] for line in open(tmp_path / "out" / "rejected.jsonl")] == ["broken JSON"]
+
+
+def test_validation_is_the_same_text_under_any_tokenizer_order_and_threads(tmp_path, tokenizers):
+    rng = random.Random()
+    texts = sentences(rng, 400)
+    write(tmp_path / "in" / "a.jsonl", texts)
+    rng.shuffle(texts)
+    write(tmp_path / "shuffled" / "a.jsonl", texts + texts[:50])  # copies change nothing
+    flags = ["--val_fraction", "0.2", "--val_bytes", "2500"]
+    found = []
+    for tokenizer, folder, threads in ((0, "in", "1"), (0, "in", "3"), (1, "in", "2"), (0, "shuffled", "1")):
+        shards = pack(tmp_path, tokenizers[tokenizer], f"out{len(found)}", *flags, "--workers", threads, input=folder)
+        sp = sentencepiece.SentencePieceProcessor(model_file=str(tokenizers[tokenizer]))
+        documents, n_bytes = shards.validation(10**9)
+        found.append([sp.decode(d[1:-1].tolist()) for d in documents])
+        assert n_bytes <= 2500 and n_bytes == sum(len(text.encode()) for text in found[-1])
+    assert found[0] == found[1] == found[2] == found[3] == sorted(found[0], key=data.text_hash)
+    allowed = sorted((t for t in texts if data.text_hash(t) < 0.2 * 2**64), key=data.text_hash)
+    following = allowed[len(found[0])]  # not one more would have fitted
+    assert found[0] == allowed[:len(found[0])] and n_bytes + len(following.encode()) > 2500
+    for a, b in zip((tmp_path / "out0").iterdir(), (tmp_path / "out1").iterdir(), strict=True):
+        assert a.read_bytes() == b.read_bytes()
+
+
+@pytest.mark.parametrize("texts, n_train, n_val", [(["a"], 1, 0), (["a", "a"], 2, 0), (["a", "b"], 1, 1)])
+def test_the_smallest_corpora(tmp_path, tokenizers, texts, n_train, n_val):
+    write(tmp_path / "in" / "a.jsonl", texts)
+    shards = pack(tmp_path, tokenizers[0], "out")
+    assert (shards.index["documents"], shards.index["val"]["documents"]) == (n_train, n_val)
+    if not n_val:
+        with pytest.raises(cli.UserError, match="no validation documents"):
+            shards.validation(1)
+
+
+def fake(folder: Path, sizes: list[int]) -> data.Shards:
+    """Shards whose tokens are 0, 1, 2, ..., so that a window says where it was read."""
+    folder.mkdir()
+    parts = np.split(np.arange(sum(sizes), dtype=np.uint32), np.cumsum(sizes)[:-1])
+    files = {f"train-{i:05d}.npy": data.save(folder / f"train-{i:05d}.npy", part) for i, part in enumerate(parts)}
+    cli.write_json(folder / "index.json", {"tokens": sum(sizes), "tokenizer_sha256": "0", "files": files,
+                                           "bos_token_id": 1, "val": {"documents": 0, "files": {}}})
+    return data.Shards(folder)
+
+
+def test_windows_span_files(tmp_path):
+    shards = fake(tmp_path / "s", [5, 1, 30, 4])
+    for seq_len in (1, 3, 7, 39):
+        assert shards.windows(seq_len) == 39 // seq_len
+        for i in range(shards.windows(seq_len)):
+            window = shards.window(i, seq_len)
+            assert window.dtype == np.int64 and window.tolist() == list(range(i * seq_len, (i + 1) * seq_len + 1))
+
+
+def test_shards_that_are_not_as_they_were_written(tmp_path):
+    fake(tmp_path / "s", [50, 50])
+    file = tmp_path / "s" / "train-00001.npy"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-2] + b"\x01\x00")
+    data.Shards(tmp_path / "s", verify=False)
+    for content, message in ((whole[:-2] + b"\x01\x00", "01.npy has changed"), (whole[:-4], "01.npy has .* cut short")):
+        file.write_bytes(content)
+        with pytest.raises(cli.UserError, match=message):
+            data.Shards(tmp_path / "s")
+    file.unlink()
+    with pytest.raises(cli.UserError, match="00001.npy is missing"):
+        data.Shards(tmp_path / "s", verify=False)
+    for content, message in (("{", "not valid JSON"), ("[]", "not an index"), ('{"tokens": 3}', "not an index")):
+        (tmp_path / "s" / "index.json").write_text(content)
+        with pytest.raises(cli.UserError, match=message):
+            data.Shards(tmp_path / "s")
+    with pytest.raises(cli.UserError, match="no index.json"):
+        data.Shards(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------------ order
+
+@pytest.fixture
+def loader(tmp_path):
+    sources = [fake(tmp_path / "a", [40, 61]), fake(tmp_path / "b", [33]), fake(tmp_path / "c", [201])]
+    return lambda seed=7, weights=(0.6, 0.3, 0.1): data.Loader(sources, list(weights), 10, seed)
+
+
+def test_an_epoch_deals_every_window_once_and_the_next_in_another_order(loader):
+    tokens, source = loader().next(300)
+    assert tokens.shape == (300, 11) and tokens.dtype == source.dtype == np.int64
+    for i, n in enumerate((10, 3, 20)):
+        starts = tokens[source == i][:, 0] // 10
+        epochs = [starts[e:e + n].tolist() for e in range(0, len(starts) - n + 1, n)]
+        assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
+        assert len(epochs) < 3 or len({tuple(epoch) for epoch in epochs}) > 1
+    again, _ = loader().next(300)
+    other, _ = loader(seed=8).next(300)
+    assert (tokens == again).all() and (tokens != other).any()
+
+
+def test_sources_are_interleaved_exactly(tmp_path):
+    rng = np.random.default_rng()
+    for _ in range(30):
+        weights = rng.random(rng.integers(1, 12)) ** 3 + 0.01
+        order = data.Loader.__new__(data.Loader)
+        exact = [Fraction(w).limit_denominator(1000) for w in weights]
+        common = math.lcm(*(w.denominator for w in exact))
+        order.shares, order.counts = [int(w * common) for w in exact], [0] * len(weights)
+        for s in range(1, 200):
+            order.draw()
+            for count, share in zip(order.counts, exact, strict=True):
+                due = s * share / sum(exact)
+                assert math.floor(due) <= count <= math.ceil(due)
+
+
+def test_every_process_reads_its_rows_of_the_same_batch(loader):
+    whole, sources = loader().next(24)
+    for n in (2, 3, 4):
+        parts = [loader().next(24, slice(rank * 24 // n, (rank + 1) * 24 // n)) for rank in range(n)]
+        assert (np.concatenate([part[0] for part in parts]) == whole).all()
+        assert (np.concatenate([part[1] for part in parts]) == sources).all()
+    strided = loader()
+    assert (strided.next(24, slice(1, None, 2))[0] == whole[1::2]).all()
+    assert strided.counts == [int(n) for n in np.bincount(sources)]  # the state is the whole batch's
+
+
+def test_resume_in_the_middle_of_an_epoch_deals_the_same_batches(loader):
+    straight = loader()
+    for _ in range(5):
+        straight.next(7)
+    state = json.loads(json.dumps(straight.state_dict()))
+    resumed = loader()
+    resumed.load_state_dict(state)
+    for _ in range(20):
+        for a, b in zip(straight.next(7), resumed.next(7), strict=True):
+            assert (a == b).all()
+    for other in (loader(seed=8), loader(weights=(0.5, 0.4, 0.1))):
+        with pytest.raises(cli.UserError, match="saved data order"):
+            other.load_state_dict(state)
+
+
+def test_loader_refuses(tmp_path):
+    shards = fake(tmp_path / "a", [11])
+    assert data.Loader([shards], [1.0], 10, 0).next(3)[0].tolist() == [list(range(11))] * 3
+    with pytest.raises(cli.UserError, match="less than a window"):
+        data.Loader([shards], [1.0], 11, 0)
+    for weights in ([], [0.0], [-1.0], [math.nan], [1.0, 1.0]):
+        with pytest.raises(cli.UserError, match="weights"):
+            data.Loader([shards], weights, 10, 0)
+
+
+# ---------------------------------------------------------------------------------------------------- bits per byte
+
+class Bigram(torch.nn.Module):
+    """A model that knows the token before, nothing more: its loss does not depend on where windows are cut."""
+
+    def __init__(self, vocab_size: int):
+        super().__init__()
+        self.logp = torch.randn(vocab_size, vocab_size, dtype=torch.float64).log_softmax(-1)
+        self.widest = 0
+
+    def forward(self, tokens, targets):
+        self.widest = max(self.widest, tokens.shape[1])
+        loss = torch.nn.functional.cross_entropy(self.logp[tokens].flatten(0, 1), targets.flatten(), reduction="sum")
+        return loss, (targets != -100).sum()
+
+
+@pytest.mark.parametrize("seq_len", [1, 5, 16, 1000])
+def test_bits_per_byte_counts_every_token_once(tmp_path, tokenizers, seq_len):
+    texts = sentences(random.Random(), 200)
+    write(tmp_path / "in" / "a.jsonl", texts)
+    shards = pack(tmp_path, tokenizers[0], "out", "--val_fraction", "0.3")
+    model = Bigram(320)
+    documents, n_bytes = shards.validation(1500)
+    nats = -sum(float(model.logp[a, b]) for d in documents for a, b in zip(d[:-1], d[1:], strict=True))
+    n_tokens = sum(len(d) - 1 for d in documents)
+    for batch in (1, 7):
+        result = data.bits_per_byte(model, shards, seq_len, max_bytes=1500, batch=batch)
+        assert result["tokens"] == n_tokens and result["bytes"] == n_bytes <= 1500 and model.widest <= seq_len
+        assert math.isclose(result["loss"], nats / n_tokens, rel_tol=1e-9)
+        assert math.isclose(result["bits_per_byte"], nats / n_bytes / math.log(2), rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--input", "absent"], "absent does not exist"), (["--val_fraction", "0"], "val_fraction"),
+    (["--tokenizer", "in/a.jsonl"], "a.jsonl"), (["--tokenizer", "absent.model"], "absent.model"),
+    (["--input", "bad.jsonl"], "no document to train on .*1 lines were rejected, 0 documents"),
+    (["--shard_tokens", "0"], "shard_tokens"), (["--val_fraction", "0.99999999"], "for validation"),
+])
+def test_what_a_person_can_get_wrong(tmp_path, tokenizers, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    write(Path("in/a.jsonl"), ["a", "b", "c"])
+    Path("bad.jsonl").write_text("{")
+    with pytest.raises(cli.UserError, match=message):
+        data.main(["pack", "--input", "in", "--tokenizer", str(tokenizers[0]), "--out", "out", *flags])
+    assert not Path("out").exists()
