@@ -47,7 +47,7 @@ def choose_steps(args: argparse.Namespace) -> tuple[list[str], dict[str, Step]]:
     if not 0 < args.sample <= 1:
         raise cli.UserError(f"--sample {args.sample} is not a share above 0, up to 1")
     steps = {"sample": functools.partial(sample, share=args.sample),
-             "normalise": normalise.normalise, "mask": mask.mask,
+             "normalise": normalise.normalise, "mask": functools.partial(mask.mask, lang=args.lang),
              "rules": functools.partial(rules.check, limits=rules.LIMITS[args.lang][args.profile], lang=args.lang)}
     if args.decontaminate:
         steps["decontaminate"] = decontaminate.Benchmark(decontaminate.fields(args.decontaminate)).check

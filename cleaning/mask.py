@@ -84,18 +84,18 @@ def is_account(match: regex.Match, text: str) -> bool:
     return bool(BANK.search(before) or BANK.search(after)) if "-" in match[0] else bool(BANK_DIRECTLY.search(before))
 
 
-# In this order: a resident number or a card is not to be taken for an account. The tokens say: resident number, card
-# number, phone number, account number, e-mail.
-KINDS: list[tuple[str, regex.Pattern, str, Callable[[regex.Match, str], bool]]] = [
-    ("resident_number", RESIDENT, "[주민번호]", is_resident),
-    ("card", CARD, "[카드번호]", is_card),
-    ("phone", PHONE, "[전화번호]", lambda match, text: True),
-    ("account", ACCOUNT, "[계좌번호]", is_account),
-    ("email", EMAIL, "[이메일]", lambda match, text: True),
+# In this order: a resident number or a card is not to be taken for an account. What stands in a number's place is said
+# in the language of the corpus: [주민번호] in an English one would be the only Korean there, and teach the wrong thing.
+KINDS: list[tuple[str, regex.Pattern, dict[str, str], Callable[[regex.Match, str], bool]]] = [
+    ("resident_number", RESIDENT, {"ko": "[주민번호]", "en": "[resident number]"}, is_resident),
+    ("card", CARD, {"ko": "[카드번호]", "en": "[card number]"}, is_card),
+    ("phone", PHONE, {"ko": "[전화번호]", "en": "[phone number]"}, lambda match, text: True),
+    ("account", ACCOUNT, {"ko": "[계좌번호]", "en": "[account number]"}, is_account),
+    ("email", EMAIL, {"ko": "[이메일]", "en": "[e-mail]"}, lambda match, text: True),
 ]
 
 
-def mask(text: str) -> tuple[str, str]:
+def mask(text: str, lang: str = "ko") -> tuple[str, str]:
     """(the text with personal data masked, the kinds that were found, joined by +).
 
     >>> mask("번호는 900101-1234567, 010-1234-5678")  # 'the numbers are ...'
@@ -104,8 +104,8 @@ def mask(text: str) -> tuple[str, str]:
     ''
     """
     found = {}
-    for kind, pattern, token, is_one in KINDS if HAS_AT.search(text) else KINDS[:-1]:  # EMAIL is slow on Latin text
-        def replace(match, kind=kind, token=token, is_one=is_one):
+    for kind, pattern, tokens, is_one in KINDS if HAS_AT.search(text) else KINDS[:-1]:  # EMAIL is slow on Latin text
+        def replace(match, kind=kind, token=tokens[lang], is_one=is_one):
             if not is_one(match, match.string):
                 return match[0]
             found[kind] = True

@@ -404,3 +404,7 @@ def test_random_bytes_never_stop_a_run(tmp_path):
     counts = [len(lines(tmp_path / "out" / name)) for name in ("a.jsonl", "removed.jsonl", "rejected.jsonl")]
     n_read = sum(1 for line in (tmp_path / "a.jsonl").read_bytes().split(b"\n") if line.strip())
     assert counts[0] >= 1 and sum(counts) == n_read
+
+
+def test_an_english_corpus_gets_english_masks():
+    assert mask.mask("Call 010-1234-5678.", "en") == ("Call [phone number].", "phone")
