@@ -31,7 +31,7 @@ cat > out/base_config.json <<'JSON'
 JSON
 run data.py pack --input out/clean/en --tokenizer out/base.model --out out/shards_base/en
 run data.py pack --input out/clean/ko --tokenizer out/base.model --out out/shards_base/ko
-run train.py --config out/base_config.json --tokenizer out/base.model --data out/shards_base/en --stages full:2M:4e-3 \
+run train.py --config out/base_config.json --tokenizer out/base.model --data out/shards_base/en --stages full:1.5M:4e-3 \
     --out out/base_run
 BASE=out/base_run/model
 

@@ -44,7 +44,7 @@ LIMITS = {"seq_len": (0, math.inf), "batch_tokens": (0, math.inf), "micro_batch"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags. Defaults train the recipe on the built-in world; `64 windows` are 131,072 tokens at --seq_len 2048."""
+    """The flags. Their defaults train the recipe on the built-in world."""
     p = cli.Parser(description=__doc__, prog="train.py")
     flag = p.add_argument
     flag("--model", default="out/grown", help="model directory to start from")
@@ -57,7 +57,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
          default=["embed:400k:4e-3", "odd:400k:3e-3", "even:400k:3e-3", "lora:300k:3e-3"],
          help="what: embed new_rows odd even body lora full, or a union (odd+embed)")
     flag("--seq_len", type=int, default=0, help="tokens a window; 0: the model's positions, at most 2048")
-    flag("--batch_tokens", type=int, default=0, help="tokens an optimizer step; 0: 64 windows")
+    flag("--batch_tokens", type=int, default=0, help="tokens an optimizer step; 0: 16 windows")
     flag("--micro_batch", type=int, default=0, help="windows a forward pass; 0: about 16,384 tokens")
     flag("--warmup", type=float, default=0.01, help="share of a stage's steps with a rising learning rate")
     flag("--schedule", default="cosine", choices=["cosine", "wsd"], help="wsd: constant, then a linear last fifth")
@@ -105,7 +105,7 @@ def derive(args: argparse.Namespace, config: model.Config) -> None:
         raise UserError(f"--seq_len {args.seq_len} is more than the model's {config.max_position_embeddings} positions")
     args.lora_rank = args.lora_rank or max(16, config.hidden_size // 32)
     args.lora_alpha = args.lora_alpha or args.lora_rank
-    args.batch_tokens = args.batch_tokens or 64 * args.seq_len
+    args.batch_tokens = args.batch_tokens or 16 * args.seq_len
     windows, rest = divmod(args.batch_tokens, args.seq_len)
     if rest or not windows:
         raise UserError(f"--batch_tokens {args.batch_tokens} is not a multiple of --seq_len {args.seq_len}")

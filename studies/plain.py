@@ -35,7 +35,8 @@ def run_settings(run: Path) -> dict:
 
 def bytes_read(run: Path) -> dict[Path, float]:
     """Bytes of text that a run read from each of its folders of shards, by the windows that it drew."""
-    settings, last = run_settings(run), max((run / "stages").iterdir())
+    settings = run_settings(run)
+    last = max((run / "stages").glob("[0-9]*-*"), key=lambda folder: int(folder.name.partition("-")[0]))
     counts = cli.read_json(last / "training_state.json")["loader"]["counts"]
     folders = [Path(entry.partition("=")[0]) for entry in settings["data"]]
     indexes = [cli.read_json(folder / "index.json") for folder in folders]
