@@ -187,7 +187,7 @@ class MLP(nn.Module):
         self.up_proj = Linear(c.hidden_size, c.intermediate_size, bias=False)
         self.down_proj = Linear(c.intermediate_size, c.hidden_size, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(kernels.swiglu(self.gate_proj(x), self.up_proj(x)))   # (B, T, F) → (B, T, D)
 
 
@@ -240,9 +240,8 @@ class Llama(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
         for name, p in self.named_parameters():
             if p.dim() == 2 and not p.is_meta:  # what writes into the stream starts smaller, as in GPT-2
-                writes = name.endswith(("o_proj.weight", "down_proj.weight"))
-                smaller = math.sqrt(2 * config.num_hidden_layers) if writes else 1
-                nn.init.normal_(p, std=config.initializer_range / smaller)
+                smaller = 2 * config.num_hidden_layers if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
+                nn.init.normal_(p, std=config.initializer_range / math.sqrt(smaller))
 
     def rope_tables(self, start: int, end: int, device) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin of position × frequency for positions start…end-1: (T, E/2) float32, kept for the next call."""
@@ -365,8 +364,7 @@ def load(folder: str | Path, device: str = "cpu",
         if tuple(piece.get_shape()) != tuple(meta.shape):
             raise UserError(f"{files[name]}: {name} has shape {tuple(piece.get_shape())}, config.json says "
                             f"{tuple(meta.shape)}; was the vocabulary grown without its embedding? (init.py does both)")
-        owner, _, leaf = name.rpartition(".")
-        wide = dtype(name) if callable(dtype) else dtype
+        (owner, _, leaf), wide = name.rpartition("."), dtype(name) if callable(dtype) else dtype
         setattr(llama.get_submodule(owner), leaf, nn.Parameter(piece[:].to(device=device, dtype=wide)))
     if config.tie_word_embeddings:
         llama.lm_head.weight = llama.model.embed_tokens.weight
