@@ -114,7 +114,7 @@ class World:
         self.judging, opposites = set(judging), {pair[0].english: pair for pair in judging + neutral}
         self.things = []  # (noun, the opposites that suit it)
         self.told = {"rules": [], "scripts": []}
-        self.asked = {kind: {"test": [], "dev": []} for kind in self.told}
+        self.asked = {kind: {"test": []} | dict.fromkeys(("dev", "train"), []) for kind in self.told}  # train shares dev's
         for heading, (nouns, *lines) in parts.items():
             if heading.startswith("category"):
                 suits = [opposites[word] for word in heading.split(": ")[1].split()]
@@ -137,8 +137,6 @@ class World:
             else:
                 self.asked["rules"][split].append((noun, rules[:2]))
                 self.asked["scripts"][split] += [(other, scripts)] if scripts else []
-        for asked in self.asked.values():
-            asked["train"] = asked["dev"]
 
 
 WORLD = World(Path(__file__).with_name("toy_world.txt"))

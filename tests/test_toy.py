@@ -88,6 +88,9 @@ def test_world_is_as_large_as_designed():
     for kind, number, parts in (("rules", 30, 2), ("scripts", 20, 4)):
         distinct = {tuple(event) for _, event in WORLD.told[kind]}
         assert len(distinct) == number and all(len(event) == parts for event in distinct)
+        # A particle of its own would tell an answer apart, and tests would measure how often a noun carries it.
+        assert {e[-1][0].split()[0] for e in distinct} == {"{noun:이}" if kind == "rules" else "{noun:을}"}
+        assert kind != "rules" or {e[0][0].split()[0] for e in distinct} == {"{noun:을}"}
     assert len(WORLD.senses) == 12 and all(len(senses) == 2 for senses in WORLD.senses.values())
     assert len(WORLD.names) >= 200 and not set(WORLD.names) & set(WORLD.item_names)
     assert math.isclose(sum(weight for weight, *_ in WORLD.topics.values()), 1)
