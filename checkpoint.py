@@ -4,18 +4,17 @@ A checkpoint is a folder RUN/checkpoints/STAGE-STEP:
 
     *.distcp, .metadata   trained parameters and optimizer moments (torch.distributed.checkpoint: N processes write,
                           M may read). Frozen weights are not here: they stand unchanged in the stage's start directory.
-    counters.json         step, tokens, the data loader's position; and the size of every other file
+    counters.json         step, tokens, the data loader's position; and the SHA-256 of every other file
 
 Two rules make it trustworthy. It is written under a temporary name and renamed last, so a kill at any moment leaves
-either no new checkpoint or a whole one. And nothing is believed on reading: a folder whose files are missing or short
-is passed over, with a warning that names it, for the one before.
+either no new checkpoint or a whole one. And nothing is believed on reading: a folder whose files are missing, short or
+changed is passed over, with a warning that names it, for the one before.
 
 A signal (SIGTERM from a scheduler, Ctrl-C) only raises a flag; the loop finishes its step, saves, and leaves with 0.
 """
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 import signal
 import sys
@@ -24,13 +23,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
     set_state_dict,
 )
 
-from cli import UserError, new_folder, read_json, write_json
+from cli import UserError, new_file, new_folder, read_json, sha256, write_json
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is a usual case here, not a mistake
 TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
@@ -62,7 +62,20 @@ def lock(run: Path):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"another process is training in {run}; stop it first, or choose another --out") from None
+        for leftover in run.glob("*/.*.partial"):  # of a process that was killed while it wrote; tens of GB, perhaps
+            shutil.rmtree(leftover)
         yield
+
+
+def check_inputs(run: Path, files: list[Path], resumed: bool) -> None:
+    """Note the SHA-256 of what a run starts from; when it is resumed, UserError for a file that is not the same."""
+    hashes = {str(file): sha256(file) for file in files if file.exists()}
+    if resumed:
+        for file, old in read_json(run / "inputs.json").items():
+            if hashes.get(file) != old:
+                raise UserError(f"{file} is missing, or not what {run} started with; going on would mix two trainings")
+    else:
+        write_json(run / "inputs.json", hashes)
 
 
 def save(run: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer, counters: dict, keep: int) -> Path:
@@ -74,10 +87,11 @@ def save(run: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer, co
     try:
         with new_folder(folder) as temporary:
             dcp.save({"parameters": parameters, "optimizer": moments}, checkpoint_id=temporary, no_dist=True)
-            sizes = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
-            write_json(temporary / "counters.json", {**counters, "files": sizes})
-    except OSError as error:
-        raise UserError(f"cannot write checkpoint {folder}: {error.strerror or error}; the ones before it are whole, "
+            hashes = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+            write_json(temporary / "counters.json", {**counters, "files": hashes})
+    except (OSError, CheckpointException) as error:  # the latter hides the system's own words behind torch's
+        reason = str(error).strip().split("\n")[-1]
+        raise UserError(f"cannot write checkpoint {folder}; is the disk full? ({reason}) The ones before it are whole, "
                         f"and --resume {run} goes on from the newest") from None
     for old in find(run)[keep:]:
         shutil.rmtree(old)
@@ -95,10 +109,10 @@ def newest(run: Path) -> tuple[Path, dict] | None:
         problem = None
         try:
             counters = read_json(folder / "counters.json")
-            for name, size in counters["files"].items():
-                if not (folder / name).exists() or (folder / name).stat().st_size != size:
-                    problem = f"{name} is missing or has another size"
-        except (UserError, KeyError) as error:
+            for name, expected in counters["files"].items():
+                if not (folder / name).exists() or sha256(folder / name) != expected:
+                    problem = f"{name} is missing or has changed"
+        except (UserError, KeyError, TypeError, AttributeError) as error:  # counters.json is not what `save` wrote
             problem = str(error)
         if problem is None:
             return folder, counters
@@ -127,6 +141,5 @@ def rewind_metrics(file: Path, stage: int, step: int) -> None:
             continue
         if (record["stage"], record["step"]) <= (stage, step):
             kept.append(line + "\n")
-    temporary = file.with_suffix(".partial")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, file)
+    with new_file(file) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")

@@ -11,6 +11,8 @@ Every program here is used the same way, so the manners live in one place:
 import argparse
 import contextlib
 import difflib
+import errno
+import glob
 import hashlib
 import json
 import os
@@ -21,6 +23,11 @@ from pathlib import Path
 
 class UserError(Exception):
     """Something that the person at the keyboard can mend. The message says what, where, and what to do."""
+
+
+# What the machine says no to, not the program: a full or read-only disk, a forbidden place, a file in a folder's place.
+FROM_OUTSIDE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR,
+                errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -58,7 +65,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main) -> None:
-    """Call `main()`; turn a UserError into one line on stderr and exit status 2."""
+    """Call `main()`; turn a UserError, or what the machine refuses, into one line on stderr and exit status 2."""
     try:
         main()
     except UserError as error:
@@ -67,6 +74,11 @@ def run(main) -> None:
     except BrokenPipeError:  # `... | head` closed our stdout; Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in FROM_OUTSIDE:
+            raise
+        print(f"{Path(sys.argv[0]).name}: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -107,11 +119,23 @@ def read_json(path: str | Path) -> dict:
 def _partial(path: Path) -> Path:
     """A temporary name beside `path`, after removing what dead processes left under such names."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for old in path.parent.glob(f".{path.name}.*.partial"):
-        pid = old.name.split(".")[-2]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc").exists():
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        pid = old.name.split(".")[-2]  # our own: a restarted container gives out the same numbers again
+        if pid == str(os.getpid()) or Path("/proc").exists() and not Path(f"/proc/{pid}").exists():
+            if ".old." in old.name and not path.exists():  # killed between the two renames of new_folder
+                os.rename(old, path)
+            else:
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def _sync(path: Path) -> None:
+    """Ask the disk to keep a file, or a folder's entries: without it a rename may outlive what was renamed."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager
@@ -123,9 +147,9 @@ def new_file(path: str | Path):
     temporary = _partial(path)
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         os.replace(temporary, path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -140,13 +164,16 @@ def new_folder(path: str | Path):
     temporary.mkdir()
     try:
         yield temporary
+        for inside in [*temporary.rglob("*"), temporary]:
+            _sync(inside)
         if path.exists():  # a folder cannot be renamed onto a full one: move the old one aside first
-            aside = temporary.with_suffix(".old.partial")
+            aside = path.with_name(f".{path.name}.old.{os.getpid()}.partial")
             os.rename(path, aside)
             os.rename(temporary, path)
             shutil.rmtree(aside)
         else:
             os.rename(temporary, path)
+        _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -17,7 +17,6 @@ Modules carry the Hugging Face parameter names: `model.layers.0.self_attn.q_proj
     loss_sum, count = llama(tokens, targets)        # nats summed over targets that are not -100, and their number
     model.save(llama, "OUT")
 """
-import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,73 +30,10 @@ from torch.utils.checkpoint import checkpoint
 
 import kernels
 from cli import UserError, read_json, write_json
+from config import DTYPES, Config
 from kernels.rope import rope_frequencies
 
 MAX_SHARD_BYTES = 5 * 10**9
-DTYPES = ("float32", "bfloat16", "float16")
-
-
-@dataclasses.dataclass
-class Config:
-    """The shape of a Llama, under the names that config.json uses."""
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    max_position_embeddings: int = 2048
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
-    rope_scaling: dict | None = None            # Llama 3.1's, or None
-    tie_word_embeddings: bool = False
-    initializer_range: float = 0.02
-    bos_token_id: int | None = 1
-    eos_token_id: int | list[int] | None = 2    # Llama 3 ends on any of several
-    dtype: str = "float32"                      # of the file
-    base_vocab_size: int | None = None          # set by init.py: size of the base tokenizer, before its new pieces
-    unpadded_vocab_size: int | None = None      # set by init.py: the tokenizer's pieces; rows past them are padding
-
-    @classmethod
-    def read(cls, path: str | Path) -> "Config":
-        """Read a config.json, or the one in a model directory. UserError for what this Llama would compute wrongly."""
-        path = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
-        hf = read_json(path)
-        heads, architecture = hf.get("num_attention_heads"), (hf.get("architectures") or ["LlamaForCausalLM"])[0]
-        positions, window = hf.get("max_position_embeddings", 2048), hf.get("sliding_window")
-        rope = {**(hf.get("rope_parameters") or {}), **(hf.get("rope_scaling") or {})}  # the new spelling, the old one
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        values = dict(hf, rope_theta=hf.get("rope_theta", rope.get("rope_theta", 10000.0)),
-                      rope_scaling=rope if kind == "llama3" else None,
-                      num_key_value_heads=hf.get("num_key_value_heads") or heads,
-                      head_dim=hf.get("head_dim") or hf.get("hidden_size", 0) // (heads or 1),
-                      dtype=hf.get("dtype") or hf.get("torch_dtype") or "float32")
-        fields = dataclasses.fields(cls)
-        missing = [f.name for f in fields if f.default is dataclasses.MISSING and not values.get(f.name)]
-        refusals = {
-            f"is not a Llama configuration: it has no {', '.join(missing)}": missing,
-            f"architecture {architecture} is neither LlamaForCausalLM nor MistralForCausalLM":
-                architecture not in ("LlamaForCausalLM", "MistralForCausalLM"),
-            f"sliding_window {window} is in use; set it to null and max_position_embeddings to {window} (below that "
-            "length the two are the same)": window and window < positions and hf.get("use_sliding_window", True),
-            "attention_bias or mlp_bias is set; this Llama has none": hf.get("attention_bias") or hf.get("mlp_bias"),
-            f"hidden_act {hf.get('hidden_act')} is not supported; silu is": hf.get("hidden_act", "silu") != "silu",
-            f"rope type {kind!r} is not supported; default and llama3 are": kind not in ("default", "llama3"),
-            f"{heads} attention heads cannot share {values['num_key_value_heads']} key-value heads evenly":
-                heads and heads % values["num_key_value_heads"],
-            f"dtype {values['dtype']!r} is none of {', '.join(DTYPES)}": values["dtype"] not in DTYPES}
-        for what in (what for what, wrong in refusals.items() if wrong):
-            raise UserError(f"{path}: {what}")
-        return cls(**{f.name: values[f.name] for f in fields if f.name in values})
-
-    def write(self, path: str | Path) -> None:
-        """Write a config.json with both spellings of rope and dtype: old and new transformers read it alike."""
-        rope = {**(self.rope_scaling or {"rope_type": "default"}), "rope_theta": self.rope_theta}
-        known = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
-        write_json(path, {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
-                          "attention_bias": False, "mlp_bias": False, **known, "torch_dtype": self.dtype,
-                          "rope_parameters": rope, "rope_scaling": self.rope_scaling})
 
 
 class Linear(nn.Linear):
@@ -270,7 +206,7 @@ class Llama(nn.Module):
         """tokens (B, T) → logits (B, T, V); with targets (B, T) → (summed loss in nats, number of targets ≠ -100)."""
         return self.lm_head(self.hidden(tokens), targets)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: what rope_tables keeps is used in training too
     def generate(self, tokens: torch.Tensor, max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0,
                  generator: torch.Generator | None = None, eos: int | None = None) -> torch.Tensor:
         """Continue tokens (B, T) by sampling → (B, T + n), n ≤ max_new_tokens. Temperature 0 takes the likeliest; top_p
@@ -287,7 +223,7 @@ class Llama(nn.Module):
                 fresh = logits.argmax(-1, keepdim=True)                             # (B, 1)
             else:
                 p, order = torch.softmax(logits / temperature, -1).sort(-1, descending=True)
-                p[p.cumsum(-1) - p >= top_p] = 0                                    # the first one always stays
+                p[:, 1:][(p.cumsum(-1) - p)[:, 1:] >= top_p] = 0                    # the first one always stays
                 fresh = order.gather(1, torch.multinomial(p, 1, generator=generator))
             if eos is not None:
                 fresh[ended] = eos
@@ -323,7 +259,7 @@ def _files(folder: Path) -> dict[str, Path]:
     """Where each tensor of a model directory lies: name → file."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names = {name: folder / file for name, file in read_json(index)["weight_map"].items()}
+        names = {name: folder / file for name, file in read_json(index).get("weight_map", {}).items()}
     elif (folder / "model.safetensors").exists():
         names = dict.fromkeys(_open(folder / "model.safetensors").keys(), folder / "model.safetensors")
     else:
@@ -358,16 +294,27 @@ def load(folder: str | Path, device: str = "cpu",
         what = f"has no tensor {missing[0]}" if missing else f"holds an unknown tensor {extra[0]}"
         raise UserError(f"{folder} {what} ({len(missing)} missing, {len(extra)} unknown): config.json describes "
                         "another model than the weights")
-    opened = {file: _open(file) for file in set(files.values())}
+    opened, kinds = {file: _open(file) for file in set(files.values())}, set()
     for name, meta in wanted.items():
+        if name not in opened[files[name]].keys():
+            raise UserError(f"{files[name]} does not hold {name}, though the index says so; fetch the model again")
         piece = opened[files[name]].get_slice(name)
+        kinds.add(piece.get_dtype())
         if tuple(piece.get_shape()) != tuple(meta.shape):
             raise UserError(f"{files[name]}: {name} has shape {tuple(piece.get_shape())}, config.json says "
                             f"{tuple(meta.shape)}; was the vocabulary grown without its embedding? (init.py does both)")
         (owner, _, leaf), wide = name.rpartition("."), dtype(name) if callable(dtype) else dtype
         setattr(llama.get_submodule(owner), leaf, nn.Parameter(piece[:].to(device=device, dtype=wide)))
+    if kinds - set(DTYPES):
+        raise UserError(f"{folder} holds tensors of type {', '.join(kinds - set(DTYPES))}; quantised models cannot be "
+                        "read")
+    config.dtype = DTYPES[kinds.pop()] if len(kinds) == 1 else "float32"  # of the weights, whatever config.json says
     if config.tie_word_embeddings:
-        llama.lm_head.weight = llama.model.embed_tokens.weight
+        llama.lm_head.weight = head = llama.model.embed_tokens.weight
+        if "lm_head.weight" in files and not torch.equal(
+                opened[files["lm_head.weight"]].get_tensor("lm_head.weight").to(head.device, head.dtype), head):
+            raise UserError(f"{folder}/config.json ties the head to the embedding, but lm_head.weight differs from it; "
+                            "set tie_word_embeddings to false")
     llama.compute_dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
     return llama
 
@@ -387,8 +334,11 @@ def save(llama: Llama, folder: str | Path) -> None:
     where = {}
     for i, shard in enumerate(shards, 1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        save_file({name: p.detach().to("cpu", dtype).contiguous() for name, p in shard}, folder / file,
-                  metadata={"format": "pt"})
+        try:
+            save_file({name: p.detach().to("cpu", dtype).contiguous() for name, p in shard}, folder / file,
+                      metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, mostly
+            raise UserError(f"cannot write {folder / file}: {error}") from None
         where.update(dict.fromkeys((name for name, _ in shard), file))
     if len(shards) > 1:
         total = sum(p.numel() for p in llama.parameters()) * dtype.itemsize

@@ -60,6 +60,8 @@ def parse_stage(text: str) -> Stage:
     others = set(what.split("+")) - {"lora", "embed"}
     if "lora" in what.split("+") and others:
         raise UserError(f"stage {text!r}: lora joins only with embed, not with {', '.join(sorted(others))}")
+    if "new_rows" in what.split("+") and {"embed", "full"} & set(what.split("+")):
+        raise UserError(f"stage {text!r}: new_rows keeps the old rows as they are, embed and full train them; choose")
     number = re.fullmatch(r"(\d+(?:\.\d+)?)([kKMB]?)", tokens)
     if not number or float(number[1]) == 0:
         raise UserError(f"stage {text!r}: {tokens!r} is not a number of tokens, such as 500k, 200M or 1.2B")

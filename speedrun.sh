@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 case "${1:-}" in "" | --prepare) ;; *) echo "speedrun.sh: unknown argument $1; there is --prepare" >&2; exit 2 ;; esac
 source ./setup.sh
-rm -rf out
+if [ -e out ]; then rm -rf out.old; mv out out.old; fi  # it may hold a run of yours
 mkdir -p out/log
 say() { echo; echo "== $(printf '%3d' $SECONDS)s  $*"; }
 run() { $PYTHON "$@" 2>>out/log/progress.txt || { tail -n 3 out/log/progress.txt >&2; exit 1; }; }

@@ -38,16 +38,18 @@ import plan
 import tokenizer
 from cli import UserError
 
-LIMITS = {"seq_len": (0, math.inf), "batch_tokens": (0, math.inf), "micro_batch": (0, math.inf), "warmup": (0, 1),
-          "min_lr": (0, 1), "weight_decay": (0, math.inf), "clip": (0, math.inf), "lora_rank": (0, math.inf),
-          "eval_every": (0, math.inf), "eval_bytes": (1, math.inf), "save_every": (1, math.inf), "keep": (1, math.inf)}
+NOT_SAVED = ("resume", "plan", "out")  # everything else is in RUN/config.json
+SIZE, SHARE = (0, math.inf), (0, 1)
+LIMITS = {"seq_len": SIZE, "batch_tokens": SIZE, "micro_batch": SIZE, "warmup": SHARE, "min_lr": SHARE, "clip": SIZE,
+          "weight_decay": SIZE, "lora_rank": SIZE, "lora_alpha": SIZE, "seed": (0, 2**32 - 1), "eval_every": SIZE,
+          "eval_bytes": (1, math.inf), "save_every": (1, math.inf), "keep": (1, math.inf)}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The flags. Their defaults train the recipe on the built-in world."""
     p = cli.Parser(description=__doc__, prog="train.py")
     flag = p.add_argument
-    flag("--model", default="out/grown", help="model directory to start from")
+    flag("--model", default=None, help="model directory to start from (default: out/grown)")
     flag("--config", default=None, help="config.json of a model to start from random weights, in place of --model")
     flag("--tokenizer", default=None, help="tokenizer.model that goes with --config")
     flag("--data", nargs="+", default=["out/shards/ko=0.75", "out/shards/en=0.25"], metavar="SHARDS=WEIGHT",
@@ -79,16 +81,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     flag("--resume", default=None, metavar="RUN", help="go on with this run, with its own settings")
     cli.add_device(p)
     args = p.parse_args(argv)
-    if args.resume:
+    if args.resume is not None:
         given = [a for a in (sys.argv[1:] if argv is None else argv) if a.startswith("--")]
         if len(given) > 1:
             raise UserError(f"--resume takes its settings from {args.resume}/config.json; leave the other flags away")
         saved = cli.read_json(Path(args.resume) / "config.json")
-        args = argparse.Namespace(**{**vars(args), **saved, "resume": args.resume, "out": args.resume})
-    if args.config:
-        args.model = None
-        if not (args.tokenizer or args.plan):
-            raise UserError("--config needs --tokenizer: the tokenizer.model that the shards were packed with")
+        if not isinstance(saved, dict) or set(saved) != set(vars(args)) - set(NOT_SAVED):
+            raise UserError(f"{args.resume}/config.json does not hold the settings of a run; is it a run folder?")
+        return argparse.Namespace(**saved, resume=args.resume, plan=False, out=args.resume)
+    if args.config and args.model or args.tokenizer and not args.config:
+        raise UserError("--config and --tokenizer start from random weights, --model from a model with a tokenizer of "
+                        "its own; give one or the other")
+    if args.config and not (args.tokenizer or args.plan):
+        raise UserError("--config needs --tokenizer: the tokenizer.model that the shards were packed with")
+    args.model = args.model or (None if args.config else "out/grown")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("several processes are not supported yet; start one: torchrun --nproc_per_node=1")
     cli.set_device(args)
@@ -100,10 +106,14 @@ def derive(args: argparse.Namespace, config: model.Config) -> None:
     for name, (low, high) in LIMITS.items():
         if not low <= getattr(args, name) <= high:
             raise UserError(f"--{name} {getattr(args, name)} is not between {low} and {high}")
+    if not all(0 <= beta < 1 for beta in args.betas):
+        raise UserError(f"--betas {args.betas}: each lies between 0 and 1, such as 0.9 0.95")
     args.seq_len = args.seq_len or min(config.max_position_embeddings, 2048)
     if args.seq_len > config.max_position_embeddings:
         raise UserError(f"--seq_len {args.seq_len} is more than the model's {config.max_position_embeddings} positions")
     args.lora_rank = args.lora_rank or max(16, config.hidden_size // 32)
+    if args.lora_rank > config.hidden_size:
+        raise UserError(f"--lora_rank {args.lora_rank} is more than the model's width, {config.hidden_size}")
     args.lora_alpha = args.lora_alpha or args.lora_rank
     args.batch_tokens = args.batch_tokens or 16 * args.seq_len
     windows, rest = divmod(args.batch_tokens, args.seq_len)
@@ -135,8 +145,10 @@ def sources(args: argparse.Namespace, config: model.Config, tokenizer_file: Path
                             "grow it with init.py")
         if source.windows(args.seq_len) < 1:
             raise UserError(f"{folder} holds {source.tokens} tokens, less than one window of {args.seq_len}")
-        name = Path(folder).name
-        shards[name if name not in shards else folder] = source
+        name = Path(folder).name if Path(folder).name not in shards else folder
+        if name in shards:
+            raise UserError(f"--data names {folder} twice; add its weights up")
+        shards[name] = source
     return shards, weights
 
 
@@ -161,10 +173,8 @@ def load_for(stage: plan.Stage, start: Path, args: argparse.Namespace, number: i
     for name, p in llama.named_parameters():
         p.requires_grad_(plan.is_trained(name, stage.what))
         if "new_rows" in stage.parts and name in plan.TABLES:
-            if llama.config.base_vocab_size is None:
-                raise UserError(f"a new_rows stage needs base_vocab_size in {start}/config.json; init.py writes it")
-            p.register_hook(lambda grad, old=llama.config.base_vocab_size: grad.index_fill(
-                0, torch.arange(old, device=grad.device), 0))  # Adam moves nothing whose gradient was always zero
+            old = torch.arange(llama.config.base_vocab_size, device=p.device)
+            p.register_hook(lambda grad, old=old: grad.index_fill(0, old, 0))  # Adam moves nothing whose gradient is 0
     return llama
 
 
@@ -241,8 +251,8 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
 
     if number == 1 and first == 0:
         validate(llama, shards, args, number, 0, before, log)
-    bar = tqdm(total=steps, initial=first, desc=f"{number}-{stage.what}", unit="step", mininterval=1)
-    for step in range(first, steps):
+    bar = tqdm(range(first, steps), f"{number}-{stage.what}", steps, initial=first, unit="step", mininterval=1)
+    for step in bar:
         began = time.perf_counter()
         lr = learning_rate(step, steps, stage.peak_lr, args)
         for group in optimizer.param_groups:
@@ -259,9 +269,10 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
                                               args.clip or math.inf)
         mean_loss, grad_norm = (total / count).item(), norm.item()                  # the step's one synchronisation
         if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
+            bar.close()
             raise UserError(f"stage {number} step {step + 1}: loss {mean_loss}, gradient norm {grad_norm}; the cause "
-                            f"is {blame(llama, rows, origin, names)}. Nothing was updated. Lower the learning rate or "
-                            f"look at the data; --resume {run} goes on from the last checkpoint")
+                            f"is {blame(llama, rows, origin, names)}. Nothing was updated. Look at the data there, or "
+                            f"start this stage anew (another --out) from {start} with a lower learning rate")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         done, seconds = step + 1, time.perf_counter() - began
@@ -273,17 +284,14 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
              "tokens_per_second": speed, "mfu": speed * flops[0] / peak, "hfu": speed * flops[1] / peak,
              "peak_memory": memory})
         bar.set_postfix_str(f"loss {mean_loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
-        bar.update()
         if args.eval_every and done % args.eval_every == 0 and done < steps:
             validate(llama, shards, args, number, done, tokens, log)
         if done < steps and (stop.asked or done % args.save_every == 0):
             state = {"stage": number, "step": done, "tokens": tokens, "loader": loader.state_dict()}
             checkpoint.save(run, llama, optimizer, state, args.keep)
         if stop.asked and done < steps:
-            bar.close()
-            print(f"stopped after stage {number} step {done}; go on with: train.py --resume {run}")
+            print(f"\nstopped after stage {number} step {done}; go on with: train.py --resume {run}")
             sys.exit(0)
-    bar.close()
     validate(llama, shards, args, number, steps, tokens, log)
     finish(llama, stage, start, run / "stages" / f"{number}-{stage.what}", args,
            {"stage": number, "tokens": tokens, "loader": loader.state_dict()})
@@ -295,16 +303,25 @@ def begin(args: argparse.Namespace, run: Path) -> Path:
     if not args.config:
         return Path(args.model)
     start = run / "stages" / "0-random"
-    if not start.exists():
-        torch.manual_seed(args.seed)
-        llama = model.Llama(model.Config.read(args.config))
-        pieces = tokenizer.load(args.tokenizer).get_piece_size()
-        if pieces > llama.config.vocab_size:
+    if not (start.exists() and args.resume):
+        config, pieces = model.Config.read(args.config), tokenizer.load(args.tokenizer).get_piece_size()
+        if pieces > config.vocab_size:
             raise UserError(f"{args.tokenizer} has {pieces} pieces, more than {args.config}'s vocab_size")
+        config.unpadded_vocab_size = pieces if pieces < config.vocab_size else None
+        torch.manual_seed(args.seed)
+        llama = model.Llama(config)
         with cli.new_folder(start) as temporary:
             model.save(llama, temporary)
             tokenizer.save(args.tokenizer, temporary)
     return start
+
+
+def link(source: str, target: str) -> None:
+    """The same file under a second name; a copy on a file system that has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -317,18 +334,24 @@ def main(argv: list[str] | None = None) -> None:
     print(plan.table(config, stages, args.lora_rank, args.seq_len, getattr(torch, args.dtype)))
     if args.plan:
         return
+    if not args.out:
+        raise UserError("--out is empty: name the run folder")
     run, tokenizer_file = Path(args.out), Path(args.tokenizer or Path(args.model) / "tokenizer.model")
     tokenizer.load(tokenizer_file)
     shards, weights = sources(args, config, tokenizer_file)
-    if not args.resume and (run / "config.json").exists():
+    if any("new_rows" in stage.parts for stage in stages) and config.base_vocab_size is None:
+        raise UserError(f"a new_rows stage needs base_vocab_size in {args.model}/config.json; init.py writes it")
+    if not args.resume and (run / "metrics.jsonl").exists():
         raise UserError(f"{run} is a run already; --resume {run} goes on with it, or choose another --out")
     run.mkdir(parents=True, exist_ok=True)
     kernels.use(args.kernels)
     torch.use_deterministic_algorithms(args.deterministic)
     loader, tokens = data.Loader(list(shards.values()), weights, args.seq_len, args.seed), 0
     with checkpoint.lock(run), checkpoint.StopSignal() as stop:
-        cli.write_json(run / "config.json", {k: v for k, v in settings.items() if k not in ("resume", "plan", "out")})
         start = begin(args, run)
+        inputs = [source.folder / "index.json" for source in shards.values()] + sorted(start.glob("*.safetensors"))
+        checkpoint.check_inputs(run, inputs, resumed=bool(args.resume))
+        cli.write_json(run / "config.json", {k: v for k, v in settings.items() if k not in NOT_SAVED})
         for number, stage in enumerate(stages, 1):
             folder = run / "stages" / f"{number}-{stage.what}"
             if folder.exists():  # finished before this run was stopped
@@ -338,8 +361,11 @@ def main(argv: list[str] | None = None) -> None:
             else:
                 tokens = train_stage(number, stage, start, run, shards, loader, args, stop, tokens)
             start = folder
+            if stop.asked and number < len(stages):
+                print(f"stopped after stage {number}; go on with: train.py --resume {run}")
+                return
         with cli.new_folder(run / "model") as temporary:  # the last stage under a name that does not depend on it
-            shutil.copytree(start, temporary, copy_function=os.link, dirs_exist_ok=True)
+            shutil.copytree(start, temporary, copy_function=link, dirs_exist_ok=True)
             (temporary / "training_state.json").unlink()
     print(f"{tokens:,} tokens trained; the model is in {run / 'model'}")
 

@@ -74,7 +74,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, upstream):
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
-            grad_hidden = grad_hidden * upstream.to(grad_hidden.dtype)
+            grad_hidden = (grad_hidden.to(upstream.dtype) * upstream).to(grad_hidden.dtype)  # the scalar stays wide
         if grad_weight is not None:
             grad_weight = (grad_weight * upstream).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None, None
@@ -87,4 +87,6 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
     hidden (N, D), weight (V, D; cast to hidden's dtype for the products), targets (N,) int64, -100 = ignored →
     (loss in nats, a float32 or float64 scalar; number of targets counted). A frozen weight costs no gradient.
     """
+    if not torch.is_grad_enabled():  # autograd would still ask for gradients of what requires them
+        hidden, weight = hidden.detach(), weight.detach()
     return _LinearCrossEntropy.apply(hidden, weight, targets, chunk_bytes), (targets != IGNORE).sum()

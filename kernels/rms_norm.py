@@ -39,7 +39,7 @@ class _RMSNorm(torch.autograd.Function):
         wide = grad.to(normed.dtype)
         grad_x = grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = (wide * normed).flatten(0, -2).sum(0).to(weight.dtype)
+            grad_weight = (wide * normed).reshape(-1, x.shape[-1]).sum(0).to(weight.dtype)
         if ctx.needs_input_grad[0]:
             g = wide * weight.to(normed.dtype)
             projection = (g * normed).mean(-1, keepdim=True)            # (..., 1)

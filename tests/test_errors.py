@@ -68,6 +68,8 @@ WRONG = {
     "a vocabulary grown without its embedding": ("sample --device cpu --prompt a --model {b}/shape", "init.py"),
     "a config.json cut short": ("sample --device cpu --prompt a --model {b}/half", "not valid JSON"),
     "a model without tokenizer": ("sample --device cpu --prompt a --model {b}/untokenized", "tokenizer.model"),
+    "a head that is tied and is not": ("sample --device cpu --prompt a --model {b}/tied", "lm_head.weight differs"),
+    "a rope scaling that is not whole": ("sample --device cpu --prompt a --model {b}/rope", "llama3 lacks"),
     "another architecture": (TRAIN + "--model {b}/gpt", "GPT2LMHeadModel"),
     # shards
     "a folder that is no shards": (TRAIN + "--data {b}/empty", "no folder of token shards"),
@@ -90,8 +92,17 @@ WRONG = {
     "a warm-up longer than the stage": (TRAIN + "--warmup 3", "--warmup 3"),
     "a run that is there already": (TRAIN + "--out {b}/old_run", "is a run already"),
     "resuming what is no run": ("train --resume {b}/empty", "config.json"),
+    "resuming a model directory": ("train --resume {w}/model", "is it a run folder"),
     "resuming with other settings": ("train --resume {b}/old_run --seed 3", "leave the other flags"),
-    "a configuration without tokenizer": (TRAIN + "--config {w}/model/config.json", "--tokenizer"),
+    "a configuration beside a model": (TRAIN + "--config {w}/model/config.json", "one or the other"),
+    "a configuration without tokenizer": ("train --device cpu --config {w}/model/config.json", "needs --tokenizer"),
+    "another tokenizer beside a model": (TRAIN + "--tokenizer {w}/base.model", "one or the other"),
+    "old rows both kept and trained": (TRAIN + "--stages new_rows+full:1k:1e-3", "choose"),
+    "the same shards twice": (TRAIN + "--data {w}/shards/ko {w}/shards/ko {w}/shards/ko", "twice"),
+    "a momentum of 2": (TRAIN + "--betas 2 0.95", "--betas"),
+    "a seed below 0": (TRAIN + "--seed -1", "--seed -1"),
+    "a LoRA wider than the model": (TRAIN + "--stages lora:1k:1e-3 --lora_rank 4000", "--lora_rank 4000"),
+    "a run folder inside a file": (TRAIN + "--out {w}/ko.jsonl/run", "Not a directory"),
     # scoring
     "no KoBEST": (KOBEST + "--data {b}/empty", "{b}/empty"),
     "a split that is not there": (KOBEST + "--split test", "try --split"),
@@ -117,7 +128,8 @@ def broken(world, tmp_path_factory):
     (b / "damaged.model").write_bytes((world / "base.model").read_bytes()[:-7])
     tokenizer.main(["train", "--text", "all", "--vocab_size", "350", "--input", f"{world}/en.jsonl",
                     "--out", f"{b}/other.model"])
-    for name in ("model", "weightless", "cut", "missing", "extra", "shape", "half", "untokenized", "gpt"):
+    for name in ("model", "weightless", "cut", "missing", "extra", "shape", "half", "untokenized", "gpt", "tied",
+                 "rope"):
         shutil.copytree(world / "model", b / name)
     (b / "weightless/model.safetensors").unlink()
     (b / "untokenized/tokenizer.model").unlink()
@@ -139,6 +151,11 @@ def broken(world, tmp_path_factory):
     data.main(["pack", "--input", f"{world}/ko.jsonl", "--tokenizer", f"{b}/other.model", "--out", f"{b}/foreign"])
     (b / "old_run").mkdir()
     (b / "old_run/config.json").write_text("{}")
+    (b / "old_run/metrics.jsonl").write_text("")
+    tied = {**config, "tie_word_embeddings": True}
+    (b / "tied/config.json").write_text(json.dumps(tied))
+    rope = {"rope_type": "llama3", "factor": 8}
+    (b / "rope/config.json").write_text(json.dumps({**config, "rope_parameters": rope}))
     copa = b / "kobest/v1.0/COPA"
     copa.mkdir(parents=True)
     (copa / "train.tsv").write_text("ID\tsentence\t1\t2\tAnswer\n1\ta\tb\tc\t1\n")

@@ -4,6 +4,7 @@ import json
 import pytest
 import torch
 from conftest import tiny_config
+from safetensors.torch import save_file
 
 import model
 from cli import UserError
@@ -107,6 +108,9 @@ def test_lora_changes_nothing_at_step_zero_and_merges_exactly():
     for name, p in llama.named_parameters():
         if name.endswith("lora_B"):
             p.data.normal_(std=0.1)
+    layer = llama.model.layers[0].mlp.up_proj
+    by_hand = layer.weight.double() + 8 / 4 * layer.lora_B.double() @ layer.lora_A.double()
+    assert (layer.merged().weight - by_hand).abs().max() < 1e-6
     beside = llama(tokens)
     assert (beside - before).abs().max() > 0.1
     model.merge_lora(llama)
@@ -122,6 +126,29 @@ def test_recompute_gives_the_same_gradients():
         llama(tokens[:, :-1], tokens[:, 1:])[0].backward()
         grads.append([p.grad.clone() for p in llama.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_generation_then_training_in_one_process():
+    llama = random_llama()
+    llama.generate(torch.ones(1, 3, dtype=torch.long), 4)
+    llama(torch.ones(1, 8, dtype=torch.long), torch.ones(1, 8, dtype=torch.long))[0].backward()
+    assert llama.lm_head.weight.grad is not None
+
+
+def test_temperature_cools_to_greedy():
+    llama, tokens = random_llama(), torch.randint(0, 512, (16, 4))
+    assert torch.equal(llama.generate(tokens, 6, temperature=1e-4), llama.generate(tokens, 6, temperature=0))
+    assert torch.equal(llama.generate(tokens, 6, top_p=0.0), llama.generate(tokens, 6, temperature=0))
+    assert not torch.equal(llama.generate(tokens, 6, temperature=50.0), llama.generate(tokens, 6, temperature=0))
+
+
+def test_old_checkpoints_derived_tensors_are_passed_over_and_dtype_is_the_files(tmp_path):
+    llama = random_llama(dtype="bfloat16")
+    model.save(llama, tmp_path)
+    tensors = {name: p.detach().clone() for name, p in llama.named_parameters()}
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert model.load(tmp_path).config.dtype == "float32"  # config.json says bfloat16; rounding would be silent
 
 
 def test_save_and_load_keep_every_bit(tmp_path, monkeypatch):

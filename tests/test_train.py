@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny_config
 from safetensors.torch import load_file, save_file
 
 import checkpoint
@@ -43,6 +44,43 @@ def test_a_stage_changes_what_it_trains_and_nothing_else(what, world, tmp_path):
     for name, old in before.items():
         trained = "lora" in what and name.endswith("_proj.weight") or train.plan.is_trained(name, what)
         assert torch.equal(old, after[name]) != bool(trained), name
+
+
+def test_masters_are_float32_under_bfloat16_compute(world, tmp_path):
+    """A step of 1e-6 is lost in bfloat16 weights (8 bits of mantissa) and kept in float32 masters."""
+    for dtype in ("float32", "bfloat16"):
+        train.main(flags(world, tmp_path / dtype, "full:640:1e-6", more=["--dtype", dtype]))
+    before, after = weights(world / "model"), weights(tmp_path / "bfloat16/model")
+    for name, old in before.items():
+        assert 0 < (after[name] - old).abs().max() < 1e-5, name
+    losses = [[r["loss"] for r in records(tmp_path / dtype)] for dtype in ("float32", "bfloat16")]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], abs=2e-2)
+
+
+def test_recomputation_changes_nothing_but_memory(world, tmp_path):
+    for mode in ("none", "full"):
+        train.main(flags(world, tmp_path / mode, "full:640:1e-3", more=["--checkpoint", mode]))
+    assert exact(tmp_path / "none") == exact(tmp_path / "full")
+
+
+def test_a_tied_model_trains_and_stays_tied(world, tmp_path):
+    tied = tmp_path / "tied"
+    tied.mkdir()
+    torch.manual_seed(0)
+    model.save(model.Llama(tiny_config(tie_word_embeddings=True)), tied)
+    tokenizer.save(world / "base.model", tied)
+    train.main(flags(world, tmp_path / "run", "embed:640:1e-2", "lora+embed:640:1e-2") + ["--model", str(tied)])
+    assert "lm_head.weight" not in weights(tmp_path / "run/model")
+    assert records(tmp_path / "run")[-1]["loss"] < records(tmp_path / "run")[0]["loss"]
+
+
+def test_torchrun_with_one_process_is_the_same_run(world, tmp_path):
+    train.main(flags(world, tmp_path / "alone", "full:640:1e-3"))
+    root = Path(train.__file__).parent
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=1", "train.py",
+                    *flags(world, tmp_path / "torchrun", "full:640:1e-3")], cwd=root, check=True, timeout=120,
+                   env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert exact(tmp_path / "alone") == exact(tmp_path / "torchrun")
 
 
 def test_new_rows_leaves_old_rows_bit_identical(world, tmp_path):
@@ -203,18 +241,23 @@ def test_a_killed_run_ends_in_the_same_bits(moment, world, undisturbed, tmp_path
         assert torch.equal(tensor, weights(run / "model")[name]), name
 
 
-def test_a_signal_saves_and_leaves_with_zero(world, undisturbed, tmp_path, monkeypatch):
-    step = torch.optim.AdamW.step
+def stopping(run, after: int) -> None:
+    """Call run(), and send this process a SIGTERM in its optimizer step number `after`."""
+    step, calls = torch.optim.AdamW.step, []
 
     def interrupted(self, *args, **kwargs):
-        interrupted.calls += 1
-        if interrupted.calls == 5:
+        calls.append(1)
+        if len(calls) == after:
             os.kill(os.getpid(), 15)
         return step(self, *args, **kwargs)
-    interrupted.calls = 0
-    monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", interrupted)
+        run()
+
+
+def test_a_signal_saves_and_leaves_with_zero(world, undisturbed, tmp_path):
     with pytest.raises(SystemExit) as leaving:
-        train.main(flags(world, tmp_path / "run", *STAGES))
+        stopping(lambda: train.main(flags(world, tmp_path / "run", *STAGES)), after=5)
     assert not leaving.value.code and checkpoint.newest(tmp_path / "run")[1]["step"] == 5
     train.main(["--resume", str(tmp_path / "run")])
     assert exact(tmp_path / "run") == exact(undisturbed)
@@ -225,11 +268,13 @@ def test_a_broken_checkpoint_is_passed_over_by_name(undisturbed, tmp_path, capsy
     shutil.copytree(undisturbed, run)
     newest, older = checkpoint.find(run)[:2]
     shard = newest / "__0_0.distcp"
-    shard.write_bytes(shard.read_bytes()[:-100])
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])  # one bit
     assert checkpoint.newest(run)[0] == older
     assert str(newest) in capsys.readouterr().err
-    (older / "counters.json").write_text("{")
-    assert checkpoint.newest(run) is None
+    for wrong in ("{", "[]", "{}"):
+        (older / "counters.json").write_text(wrong)
+        assert checkpoint.newest(run) is None
 
 
 def test_only_the_newest_checkpoints_are_kept(world, undisturbed):
@@ -262,17 +307,40 @@ def test_a_non_finite_loss_stops_before_the_update_and_names_the_source(world, t
     assert not records(tmp_path / "run")
 
 
-def test_a_full_disk_leaves_the_checkpoint_before_it(world, undisturbed, tmp_path, monkeypatch):
-    save = checkpoint.dcp.save
+def test_a_full_disk_leaves_the_checkpoint_before_it(world, undisturbed, tmp_path):
+    """No file may grow past a limit, from the second checkpoint on: the kernel says no, as a full disk does."""
+    run, root = tmp_path / "run", Path(train.__file__).parent
+    code = f"""
+import resource, signal, torch, checkpoint, cli, train
+torch.set_num_threads(1)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+save = checkpoint.dcp.save
+def full(state, checkpoint_id, **kwargs):
+    if "00000006" in str(checkpoint_id):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    return save(state, checkpoint_id=checkpoint_id, **kwargs)
+checkpoint.dcp.save = full
+cli.run(lambda: train.main({flags(world, run, *STAGES)!r}))"""
+    stopped = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120,
+                             env={**os.environ, "PYTHONPATH": str(root)})
+    assert stopped.returncode == 2 and "Traceback" not in stopped.stderr
+    assert "cannot write checkpoint" in stopped.stderr and "is the disk full?" in stopped.stderr
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["01-00000003"]
+    train.main(["--resume", str(run)])
+    assert exact(run) == exact(undisturbed)
 
-    def full(state, checkpoint_id, **kwargs):
-        if "00000006" in str(checkpoint_id):
-            raise OSError(28, "No space left on device")
-        return save(state, checkpoint_id=checkpoint_id, **kwargs)
-    monkeypatch.setattr(checkpoint.dcp, "save", full)
-    with pytest.raises(UserError, match="No space left"):
-        train.main(flags(world, tmp_path / "run", *STAGES))
-    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["01-00000003"]
-    monkeypatch.undo()
-    train.main(["--resume", str(tmp_path / "run")])
-    assert exact(tmp_path / "run") == exact(undisturbed)
+
+@pytest.mark.parametrize("what", ["shards", "model"])
+def test_a_changed_input_is_not_gone_on_with(what, world, tmp_path):
+    mine = tmp_path / "world"
+    shutil.copytree(world, mine)
+    with pytest.raises(SystemExit):
+        stopping(lambda: train.main(flags(mine, tmp_path / "run", *STAGES)), after=4)
+    if what == "shards":
+        data.main(["pack", "--input", f"{mine}/en.jsonl", "--tokenizer", f"{mine}/base.model",
+                   "--out", f"{mine}/shards/ko"])
+    else:
+        tensors = weights(mine / "model")
+        save_file({n: 2 * t for n, t in tensors.items()}, mine / "model/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="is missing, or not what"):
+        train.main(["--resume", str(tmp_path / "run")])
