@@ -10,6 +10,3 @@ if [ -z "${PYTHON:-}" ]; then
     fi
 fi
 $PYTHON -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nanowhale needs Python 3.11 or newer")'
-# Threads that wait for each other spin by default; beside any other program on the same cores that costs several times
-# the speed. (Set before PyTorch is loaded, or it has no effect.)
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}

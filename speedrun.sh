@@ -36,7 +36,7 @@ run train.py --config out/base_config.json --tokenizer out/base.model --data out
 BASE=out/base_run/model
 
 say "2. tokenizer: Korean pieces, merged into the base's"
-run tokenizer.py train --vocab_size 1300 --input out/clean/ko --out out/korean.model
+run tokenizer.py train --vocab_size 1800 --input out/clean/ko --out out/korean.model
 run tokenizer.py merge --base $BASE/tokenizer.model --korean out/korean.model --out out/merged.model
 run tokenizer.py report --tokenizers $BASE/tokenizer.model out/merged.model --input out/clean/ko out/clean/en --out out/tokens.json
 for language in ko en; do
@@ -50,13 +50,13 @@ if [ "${1:-}" = --prepare ]; then
     exit
 fi
 run init.py --model $BASE --tokenizer out/merged.model --probe out/shards/ko --out out/probe.json \
-    --seq_len 128 --probe_batch 16 --probe_steps 50 --lr 3e-3
+    --seq_len 128 --probe_batch 16 --probe_steps 30 --lr 3e-3
 
 say "4. stages: embedding and head, odd layers, even layers, LoRA"
 run train.py --out out/run
 
 say "   rivals on the same bytes: one full stage; and the base's own tokenizer, at equal bytes and at equal time"
-run train.py --stages full:1.5M:3e-3 --out out/run_full
+run train.py --stages full:1.5M:4e-3 --out out/run_full
 run -m studies.plain --run out/run --model $BASE --data out/shards_base --out out/run_plain
 say "KoBEST: every arm, and the control that scores the answers without their context"
 for arm in base:$BASE plain:out/run_plain/model plain_equal_time:out/run_plain_equal_time/model full:out/run_full/model nanowhale:out/run/model; do

@@ -158,9 +158,9 @@ class Teller:
         return options[i]
 
     def document(self) -> str:
-        """Five or six topics, all in one speech level (plain half of the time, as in writing), no event twice."""
+        """Five or six topics, all in one speech level (plain most of the time, as in writing), no event twice."""
         self.had.clear()
-        self.level = self.pick((0, 1, 2), (0.5, 0.25, 0.25)) if self.language == 0 else 0
+        self.level = self.pick((0, 1, 2), (0.6, 0.2, 0.2)) if self.language == 0 else 0
         weights = [weight for weight, *_ in WORLD.topics.values()]
         return " ".join(self.tell(self.pick(list(WORLD.topics), weights)) for _ in range(self.pick((5, 6))))
 

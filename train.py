@@ -56,7 +56,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
          help="folders of token shards and their shares of the windows")
     flag("--out", default="out/run", help="run folder to write")
     flag("--stages", nargs="+", metavar="WHAT:TOKENS:PEAK_LR",
-         default=["embed:400k:4e-3", "odd:400k:3e-3", "even:400k:3e-3", "lora:300k:3e-3"],
+         default=["embed:300k:5e-3", "odd:500k:5e-3", "even:500k:5e-3", "lora:200k:5e-3"],
          help="what: embed new_rows odd even body lora full, or a union (odd+embed)")
     flag("--seq_len", type=int, default=0, help="tokens a window; 0: the model's positions, at most 2048")
     flag("--batch_tokens", type=int, default=0, help="tokens an optimizer step; 0: 16 windows")

@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--model", default="out/base_run/model", help="the base that it started from")
     parser.add_argument("--data", type=Path, default=Path("out/shards_base"), help="the same sources, base tokenizer")
     parser.add_argument("--out", default="out/run_plain", help="run folder; the second one gets _equal_time behind it")
-    parser.add_argument("--peak_lr", default="3e-3", help="peak learning rate")
+    parser.add_argument("--peak_lr", default="4e-3", help="peak learning rate")
     args = parser.parse_args()
     tokens = {}
     for folder, n_bytes in bytes_read(args.run).items():

@@ -40,8 +40,6 @@ def found(planted: dict, removed: list[dict], masked: list[dict]) -> dict:
     either counts as right. A fault that an earlier step removed for its own reason is neither a hit nor a miss.
     """
     gone = {record["id"]: record for record in removed}
-    faulty = {i for kind in ("junk", "personal", "leaked") for i in planted[kind]}
-    faulty |= {i for kind in ("exact", "near") for pair in planted[kind] for i in pair}
     caught = {"exact": {i for i, r in gone.items() if r["step"] == "exact"},
               "near": {i for i, r in gone.items() if r["step"] == "near"},
               "junk": {i for i, r in gone.items() if r["step"] == "rules"},
@@ -123,7 +121,7 @@ def corpus_section(corpus: dict) -> list[str]:
         steps_left += [[s["step"], s["documents_out"], s["bytes_out"] / 1e6, s["bytes_out"] / total]
                        for s in one["steps"]]
         faults = [[kind, *(f[k] for k in ("planted", "found", "recall", "precision"))]
-                  for kind, f in one["planted"].items()]
+                  for kind, f in one["planted"].items() if f["planted"]]
         parts += [f"{name}:", "", table(["after", "documents", "MB", "share of bytes"], steps_left), "",
                   table(["planted fault", "planted", "found", "recall", "precision"], faults), ""]
     return parts
