@@ -36,7 +36,7 @@ run train.py --config out/base_config.json --tokenizer out/base.model --data out
 BASE=out/base_run/model
 
 say "2. tokenizer: Korean pieces, merged into the base's"
-run tokenizer.py train --vocab_size 1800 --input out/clean/ko --out out/korean.model
+run tokenizer.py train --vocab_size 1500 --input out/clean/ko --out out/korean.model
 run tokenizer.py merge --base $BASE/tokenizer.model --korean out/korean.model --out out/merged.model
 run tokenizer.py report --tokenizers $BASE/tokenizer.model out/merged.model --input out/clean/ko out/clean/en --out out/tokens.json
 for language in ko en; do
