@@ -1,0 +1,71 @@
+"""What every measurement in bench/ shares: the machine's name, interleaved runs, a table and a JSON file.
+
+A figure is worth what its conditions are: each result carries the processor, the threads and the versions behind it.
+Machines are noisy, so contenders take turns (A B C, A B C, …) and what is compared is the median of several turns: a
+slow minute then hits all of them alike. Run a script from anywhere: `python bench/kernels.py`.
+"""
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # `python bench/X.py` puts bench/ on the path, not the project
+
+import torch  # noqa: E402
+
+RESULTS = ROOT / "bench" / "results"
+
+
+def machine(*packages: str) -> dict:
+    """Processor, GPU, threads, and the versions of torch, triton and `packages` (None where one is missing)."""
+    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")), platform.processor())
+    versions = {}
+    for name in ("torch", "triton", *packages):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "python": platform.python_version(), **versions}
+
+
+def interleaved(contenders: dict[str, Callable[[], float]], runs: int = 5) -> dict[str, list[float]]:
+    """Call each contender once a turn, `runs` turns; each returns its figure (seconds, tokens a second, …)."""
+    figures: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(runs):
+        for name, contender in contenders.items():
+            figures[name].append(contender())
+    return figures
+
+
+def quantiles(values: list[float]) -> tuple[float, float, float]:
+    """Median, 20th and 80th percentile."""
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    fifths = statistics.quantiles(values, n=5, method="inclusive")
+    return statistics.median(values), fifths[0], fifths[3]
+
+
+def table(rows: list[dict]) -> str:
+    """The rows, which share their keys, as a Markdown table."""
+    names = list(rows[0])
+    text = [[f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    lines = [names, ["---"] * len(names), *text]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def report(name: str, rows: list[dict], conditions: dict, **extra) -> None:
+    """Print the table and its conditions, and write both to bench/results/NAME.json."""
+    print(json.dumps(conditions))
+    print(table(rows))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    file = RESULTS / f"{name}.json"
+    file.write_text(json.dumps({"conditions": conditions, "rows": rows, **extra}, indent=1, ensure_ascii=False) + "\n")
+    print(f"written to {file.relative_to(ROOT)}")
