@@ -46,10 +46,10 @@ class Linear(nn.Linear):
 class LoRALinear(Linear):
     """x Wᵀ + (alpha / rank) · (x Aᵀ) Bᵀ with W frozen (2106.09685). B starts at zero: step 0 is unchanged."""
 
-    def __init__(self, base: Linear, rank: int, alpha: float):
+    def __init__(self, base: Linear, rank: int, alpha: float, dtype: torch.dtype = torch.float32):
         super().__init__(base.in_features, base.out_features, bias=False, device="meta")
         self.weight, self.scale = base.weight, alpha / rank       # W is the base's own tensor, not a copy
-        new = dict(device=base.weight.device, dtype=torch.float32)
+        new = dict(device=base.weight.device, dtype=dtype)
         self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, **new))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, **new))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
@@ -71,8 +71,11 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return kernels.rms_norm(x, self.weight, self.eps)
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None):
+        """The norm of x; with a residual, the norm of their sum and the sum itself, in one visit of memory."""
+        if residual is None:
+            return kernels.rms_norm(x, self.weight, self.eps)
+        return kernels.add_rms_norm(x, residual, self.weight, self.eps)
 
 
 class Cache:
@@ -138,8 +141,9 @@ class Block(nn.Module):
         self.mlp = MLP(c)
 
     def forward(self, x, cos, sin, cache: Cache | None = None):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        attended = self.self_attn(self.input_layernorm(x), cos, sin, cache)
+        normed, x = self.post_attention_layernorm(attended, x)                      # x + attended is the stream now
+        return x + self.mlp(normed)
 
 
 class Head(Linear):
@@ -242,10 +246,10 @@ def _matrices(llama: Llama) -> Iterator[tuple[nn.Module, str, Linear]]:
                 yield part, name, layer
 
 
-def add_lora(llama: Llama, rank: int, alpha: float) -> None:
+def add_lora(llama: Llama, rank: int, alpha: float, dtype: torch.dtype = torch.float32) -> None:
     """Put a LoRA beside all seven matrices of every block, in place. The caller says which parameters are trained."""
     for part, name, layer in _matrices(llama):
-        setattr(part, name, LoRALinear(layer, rank, alpha))
+        setattr(part, name, LoRALinear(layer, rank, alpha, dtype))
 
 
 def merge_lora(llama: Llama) -> None:

@@ -9,9 +9,10 @@ RedWhale (2408.11294, section 3.4) fits a 10.7B model on one GPU by training a p
 
 or a union, `odd+embed`. A LoRA joins only with embed (its matrices are frozen by definition).
 
-What Adam costs: a trained parameter is a float32 master (4 bytes), its gradient (4) and two moments (8): 16 bytes.
-A frozen one is held in the compute type: 4 bytes, or 2 in bfloat16. So 10.7B parameters trained at once need 171 GB
-before any activation, and half of the layers a good half of that: which is why there are stages.
+What Adam costs: a trained parameter is a float32 master (4 bytes), its gradient (4) and two moments (8): 16 bytes; or
+all four in bfloat16 (kernels/adamw.py): 8. A frozen one is held in the compute type: 4 bytes, or 2 in bfloat16. So
+10.7B parameters trained at once need 171 GB before any activation, and half of the layers a good half of that: which
+is why there are stages.
 
 FLOPs a token, forward and backward: 2 a parameter forward; 2 more for the gradient of the input, if anything below is
 trained; 2 more for the gradient of the weight, if it is trained itself. So 6 for a trained matrix, 4 for a frozen one
@@ -27,6 +28,7 @@ import torch
 import model
 from cli import UserError
 
+MASTER = {"adamw": torch.float32, "adamw_bf16": torch.bfloat16}  # type of a trained weight, its gradient and moments
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 PARTS = ("embed", "new_rows", "odd", "even", "body", "lora", "full")
 
@@ -120,23 +122,26 @@ def flops_per_token(config: model.Config, what: str, lora_rank: int, seq_len: in
     return total
 
 
-def cost(config: model.Config, stage: Stage, lora_rank: int, seq_len: int, dtype: torch.dtype) -> dict:
+def cost(config: model.Config, stage: Stage, lora_rank: int, seq_len: int, dtype: torch.dtype,
+         optimizer: str = "adamw") -> dict:
     """A stage's parameters, bytes (weights, gradients, Adam's moments) and FLOPs a token; activations come on top."""
     count = {True: 0, False: 0}
     for name, shape in shapes(config, stage.what, lora_rank).items():
         count[is_trained(name, stage.what)] += torch.Size(shape).numel()
-    trained, frozen = count[True], count[False]
+    trained, frozen, each = count[True], count[False], MASTER[optimizer].itemsize
     return {"stage": stage.what, "trained": trained, "share": trained / (trained + frozen),
-            "weights": 4 * trained + dtype.itemsize * frozen, "gradients": 4 * trained, "optimizer": 8 * trained,
+            "weights": each * trained + dtype.itemsize * frozen, "gradients": each * trained,
+            "optimizer": 2 * each * trained,
             "flops_per_token": flops_per_token(config, stage.what, lora_rank, seq_len)}
 
 
-def table(config: model.Config, stages: list[Stage], lora_rank: int, seq_len: int, dtype: torch.dtype) -> str:
+def table(config: model.Config, stages: list[Stage], lora_rank: int, seq_len: int, dtype: torch.dtype,
+          optimizer: str) -> str:
     """The stages as a table: what each trains, for how long, and what it holds and computes."""
     lines = [f"{'stage':<14}{'tokens':>10}{'peak lr':>9}{'trained':>15}{'share':>8}{'weights':>10}{'gradients':>11}"
              f"{'optimizer':>11}{'in all':>9}   GFLOP/token"]
     for stage in stages:
-        c = cost(config, stage, lora_rank, seq_len, dtype)
+        c = cost(config, stage, lora_rank, seq_len, dtype, optimizer)
         gb = [c[k] / 1e9 for k in ("weights", "gradients", "optimizer")]
         lines.append(f"{stage.what:<14}{stage.tokens / 1e6:>9.4g}M{stage.peak_lr:>9.1e}{c['trained']:>15,}"
                      f"{c['share']:>8.2%}{gb[0]:>8.3f}GB{gb[1]:>9.3f}GB{gb[2]:>9.3f}GB{sum(gb):>7.3f}GB"

@@ -67,6 +67,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     flag("--weight_decay", type=float, default=0.1, help="on the layers' matrices; never on norms, embedding, head")
     flag("--betas", type=float, nargs=2, default=[0.9, 0.95], help="Adam's decay rates")
     flag("--clip", type=float, default=1.0, help="largest norm of the whole gradient; 0: no clipping")
+    flag("--optimizer", default="adamw", choices=["adamw", "adamw_bf16"],
+         help="adamw: float32, 16 bytes a trained parameter with its gradient; adamw_bf16: 8 (kernels/adamw.py)")
     flag("--lora_rank", type=int, default=0, help="0: a 32nd of the hidden size, which is 128 at 10.7B; at least 16")
     flag("--lora_alpha", type=float, default=0, help="a LoRA counts alpha / rank times; 0: as the rank, so once")
     flag("--eval_every", type=int, default=0, help="steps between validations; 0: at the ends of stages only")
@@ -163,13 +165,14 @@ def learning_rate(step: int, steps: int, peak: float, args: argparse.Namespace) 
 
 
 def load_for(stage: plan.Stage, start: Path, args: argparse.Namespace, number: int) -> model.Llama:
-    """The start directory as a stage wants it: trained weights as float32 masters, frozen ones in the compute type."""
-    compute = getattr(torch, args.dtype)
-    llama = model.load(start, args.device, lambda name: torch.float32 if plan.is_trained(name, stage.what) else compute)
+    """The start directory as a stage wants it: trained weights in the optimizer's type (float32 masters, or bfloat16),
+    frozen ones in the compute type."""
+    compute, master = getattr(torch, args.dtype), plan.MASTER[args.optimizer]
+    llama = model.load(start, args.device, lambda name: master if plan.is_trained(name, stage.what) else compute)
     llama.compute_dtype, llama.recompute = compute, args.checkpoint == "full"
     if "lora" in stage.parts:
         torch.manual_seed(args.seed + number)
-        model.add_lora(llama, args.lora_rank, args.lora_alpha)
+        model.add_lora(llama, args.lora_rank, args.lora_alpha, master)
     for name, p in llama.named_parameters():
         p.requires_grad_(plan.is_trained(name, stage.what))
         if "new_rows" in stage.parts and name in plan.TABLES:
@@ -178,13 +181,16 @@ def load_for(stage: plan.Stage, start: Path, args: argparse.Namespace, number: i
     return llama
 
 
-def make_optimizer(llama: model.Llama, args: argparse.Namespace) -> torch.optim.AdamW:
+def make_optimizer(llama: model.Llama, args: argparse.Namespace) -> torch.optim.Optimizer:
     """AdamW over the trained parameters; only matrices of the layers decay (norms and tables hold their scale)."""
     trained = [(name, p) for name, p in llama.named_parameters() if p.requires_grad]
     decay = [p for name, p in trained if p.dim() == 2 and name not in plan.TABLES]
     rest = [p for name, p in trained if p.dim() != 2 or name in plan.TABLES]
     groups = [{"params": decay, "weight_decay": args.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=tuple(args.betas), fused=True)
+    groups, common = [g for g in groups if g["params"]], {"lr": 0.0, "betas": tuple(args.betas)}
+    if args.optimizer == "adamw_bf16":
+        return kernels.AdamW(groups, **common, seed=args.seed)
+    return torch.optim.AdamW(groups, **common, fused=True)
 
 
 def finish(llama: model.Llama, stage: plan.Stage, start: Path, folder: Path, args: argparse.Namespace, state: dict):
@@ -331,7 +337,7 @@ def main(argv: list[str] | None = None) -> None:
     config = model.Config.read(args.config or args.model)
     derive(args, config)
     settings = cli.settings(args)
-    print(plan.table(config, stages, args.lora_rank, args.seq_len, getattr(torch, args.dtype)))
+    print(plan.table(config, stages, args.lora_rank, args.seq_len, getattr(torch, args.dtype), args.optimizer))
     if args.plan:
         return
     if not args.out:
@@ -344,7 +350,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.resume and (run / "metrics.jsonl").exists():
         raise UserError(f"{run} is a run already; --resume {run} goes on with it, or choose another --out")
     run.mkdir(parents=True, exist_ok=True)
-    kernels.use(args.kernels)
+    kernels.use(args.kernels, args.device)
     torch.use_deterministic_algorithms(args.deterministic)
     loader, tokens = data.Loader(list(shards.values()), weights, args.seq_len, args.seed), 0
     with checkpoint.lock(run), checkpoint.StopSignal() as stop:

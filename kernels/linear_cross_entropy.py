@@ -10,17 +10,26 @@ are taken a chunk at a time, and the gradient is finished in the same visit, whi
     dz = softmax(z) - onehot(target)    dh = dz W    dW += dzᵀ h
 
 The upstream gradient is one number that multiplies everything, so it can wait for the backward pass. (Recomputing the
-logits there instead would cost a third matrix product.) What remains of memory is one chunk of logits.
+logits there instead would cost a fourth matrix product.) What remains of memory is one chunk of logits.
 
-Chunks come from a budget of bytes, not of rows: thin chunks starve the matrix products. dW is accumulated in float32
-whatever the dtype: hundreds of bfloat16 additions would lose the small ones. Rows whose target is -100 do not count.
+The three products are the vendor library's (cuBLAS): they are matrix products like any other, and nobody beats it at
+them. What lies between, softmax, loss and dz, is memory traffic. PyTorch's operations visit the chunk some ten times;
+the kernel below reads a row twice (the second time from the cache) and writes dz over it: 3 tensors of the logits'
+size.
+
+Chunks come from a budget of bytes, not of rows: thin chunks starve the products. dW is accumulated in float32 whatever
+the dtype: hundreds of bfloat16 additions would lose the small ones. Rows whose target is -100 do not count.
 Worked by hand: two classes, z = (0, 0): loss log 2 = 0.6931, dz = (½, ½) - onehot.
 """
 import torch
 import torch.nn.functional as F
+from torch.library import custom_op
+
+from kernels.launch import block, jit, tl, triton_runs
 
 IGNORE = -100
-CHUNK_BYTES = 2**26  # of float32 logits alive at once
+CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}  # of logits alive at once
+AT_ONCE = 8192  # elements of a row that a program holds
 
 
 def linear_cross_entropy_reference(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor):
@@ -34,59 +43,128 @@ def linear_cross_entropy_reference(hidden: torch.Tensor, weight: torch.Tensor, t
     return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum"), (targets != IGNORE).sum()
 
 
+@jit
+def _softmax_kernel(Z, TARGETS, LOSSES, z_stride, V, BLOCK: tl.constexpr, GRADIENT: tl.constexpr,
+                    IGNORE: tl.constexpr):
+    """One program a row of logits Z: its loss, and (GRADIENT) dz written over it."""
+    row = tl.program_id(0).to(tl.int64)
+    Z += row * z_stride
+    target = tl.load(TARGETS + row)
+    column = tl.arange(0, BLOCK)
+    top, total = -float("inf"), 0.0  # running maximum, and the sum of exp(z - top): Milakov, Gimelshein, 1805.02867
+    for start in range(0, V, BLOCK):
+        z = tl.load(Z + start + column, start + column < V, -float("inf")).to(tl.float32)
+        higher = tl.maximum(top, tl.max(z))
+        total = total * tl.exp(top - higher) + tl.sum(tl.exp(z - higher))
+        top = higher
+    counts = target != IGNORE
+    correct = tl.load(Z + target, counts & (target >= 0) & (target < V), float("nan")).to(tl.float32)
+    tl.store(LOSSES + row, tl.where(counts, top + tl.log(total) - correct, 0.0))  # NaN for a target that is no class
+    if GRADIENT:
+        share = tl.where(counts, 1.0 / total, 0.0)
+        for start in range(0, V, BLOCK):
+            inside = start + column < V
+            z = tl.load(Z + start + column, inside, 0.0).to(tl.float32)
+            dz = tl.exp(z - top) * share - tl.where(start + column == target, 1.0, 0.0)  # in float32, rounded once
+            tl.store(Z + start + column, dz.to(Z.dtype.element_ty), inside)
+
+
+def _softmax_triton(logits, targets, gradient):
+    """logits (n, V), targets (n,) → losses (n,), dz in logits' dtype and (where `gradient`) memory."""
+    losses = logits.new_empty(len(logits), dtype=torch.float32)
+    _softmax_kernel[(len(logits),)](logits, targets, losses, logits.stride(0), logits.shape[1], GRADIENT=gradient,
+                                    IGNORE=IGNORE, **block(min(AT_ONCE, logits.shape[1])))
+    return losses, logits
+
+
+def _softmax_torch(logits, targets, gradient):
+    dtype, logits = logits.dtype, logits.to(torch.promote_types(logits.dtype, torch.float32))
+    valid = (targets != IGNORE).unsqueeze(1)                             # (n, 1)
+    index = torch.where(valid, targets.unsqueeze(1), 0)                  # (n, 1)
+    correct = logits.gather(1, index)                                    # before softmax overwrites it
+    top = logits.amax(1, keepdim=True)
+    logits.sub_(top).exp_()
+    total = logits.sum(1, keepdim=True)
+    losses = (total.log() + top - correct) * valid
+    if gradient:
+        logits.mul_(valid / total)                                       # softmax; 0 on ignored rows
+        logits.scatter_add_(1, index, -valid.to(logits.dtype))           # minus onehot: dz, in place
+    return losses, logits.to(dtype)
+
+
+def _accumulate(total: torch.Tensor, dz: torch.Tensor, h: torch.Tensor) -> None:
+    """total (V, D) += dzᵀ h, summed in total's dtype, whatever that of dz (n, V) and h (n, D)."""
+    if dz.dtype == total.dtype:
+        total.addmm_(dz.t(), h)
+    elif dz.is_cuda:  # the product's own float32 sums go on from total, and nothing is rounded between chunks
+        torch.addmm(total, dz.t(), h, out_dtype=total.dtype, out=total)
+    else:
+        total += torch.mm(dz.t(), h)
+
+
+def loss_and_gradients(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk_bytes: int,
+                       need_hidden: bool, need_weight: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """hidden (N, D), weight (V, D), targets (N,) → loss, dloss/dhidden (N, D), dloss/dweight (V, D) in float32 or
+    better. A gradient that is not needed is not computed, and comes back empty."""
+    n_rows, wide, targets = len(hidden), torch.promote_types(hidden.dtype, torch.float32), targets.contiguous()
+    softmax = _softmax_triton if triton_runs(hidden) else _softmax_torch
+    matrix = weight.to(hidden.dtype)  # here, not at the caller: so that a float32 master gets a float32 gradient
+    grad_hidden = hidden.new_empty(hidden.shape if need_hidden else 0)
+    grad_weight = torch.zeros(weight.shape if need_weight else 0, dtype=wide, device=weight.device)
+    loss = torch.zeros((), dtype=wide, device=hidden.device)
+    size = hidden.dtype.itemsize if softmax is _softmax_triton else wide.itemsize
+    step = max(1, chunk_bytes // (len(weight) * size))
+    step -= step % 128 if step > 128 else 0               # products like whole tiles
+    step = -(-n_rows // max(1, -(-n_rows // step)))       # as few chunks as the budget allows, all of about one size
+    step += -step % 128 if step > 128 else 0
+    for start in range(0, n_rows, max(1, step)):
+        h, target = hidden[start:start + step], targets[start:start + step]
+        losses, dz = softmax(F.linear(h, matrix), target, need_hidden or need_weight)
+        loss += losses.sum()
+        if need_hidden:
+            torch.mm(dz, matrix, out=grad_hidden[start:start + step])
+        if need_weight:
+            _accumulate(grad_weight, dz, h)
+    return loss, grad_hidden, grad_weight
+
+
+# One operation for torch.compile, which must not look inside: it would unroll the chunks, and hold all their logits.
+_operation = custom_op("nanowhale::linear_cross_entropy", loss_and_gradients, mutates_args=())
+
+
+@_operation.register_fake
+def _(hidden, weight, targets, chunk_bytes, need_hidden, need_weight):
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    return (hidden.new_empty((), dtype=wide), hidden.new_empty(hidden.shape if need_hidden else 0),
+            weight.new_empty(weight.shape if need_weight else 0, dtype=wide))
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, chunk_bytes):
-        need_hidden, need_weight = ctx.needs_input_grad[:2]
-        rows, wide = len(hidden), torch.promote_types(hidden.dtype, torch.float32)
-        matrix = weight.to(hidden.dtype)  # here, not at the caller: so that a float32 master gets a float32 gradient
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if need_weight else None
-        loss = torch.zeros((), dtype=wide, device=hidden.device)
-        step = max(1, chunk_bytes // (len(weight) * wide.itemsize))
-        step = -(-rows // max(1, -(-rows // step)))  # as few chunks as the budget allows, all of about one size
-        for start in range(0, rows, max(1, step)):
-            h, target = hidden[start:start + step], targets[start:start + step]
-            valid = (target != IGNORE).unsqueeze(1)                              # (n, 1)
-            index = target.clamp(min=0).unsqueeze(1)                             # (n, 1)
-            logits = F.linear(h, matrix).to(wide)                                # (n, V)
-            correct = logits.gather(1, index)                                    # before softmax overwrites it
-            top = logits.amax(1, keepdim=True)
-            logits.sub_(top).exp_()
-            total = logits.sum(1, keepdim=True)
-            loss += ((total.log() + top - correct) * valid).sum()
-            if not (need_hidden or need_weight):
-                continue
-            logits.mul_(valid / total)                                           # softmax; 0 on ignored rows
-            logits.scatter_add_(1, index, -valid.to(wide))                       # minus onehot: dz, in place
-            grad = logits.to(hidden.dtype)
-            if need_hidden:
-                torch.mm(grad, matrix, out=grad_hidden[start:start + step])
-            if need_weight and grad.dtype == wide:
-                grad_weight.addmm_(grad.t(), h)
-            elif need_weight:
-                grad_weight += torch.mm(grad.t(), h)                             # half product, float32 sum
-        ctx.save_for_backward(grad_hidden, grad_weight)
+    def forward(ctx, hidden, weight, targets, chunk_bytes, need_hidden, need_weight):
+        loss, grad_hidden, grad_weight = _operation(hidden, weight, targets, chunk_bytes, need_hidden, need_weight)
+        ctx.save_for_backward(grad_hidden if need_hidden else None, grad_weight if need_weight else None)
         ctx.weight_dtype = weight.dtype
         return loss
 
     @staticmethod
     def backward(ctx, upstream):
         grad_hidden, grad_weight = ctx.saved_tensors
-        if grad_hidden is not None:
-            grad_hidden = (grad_hidden.to(upstream.dtype) * upstream).to(grad_hidden.dtype)  # the scalar stays wide
-        if grad_weight is not None:
-            grad_weight = (grad_weight * upstream).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None
+        if grad_hidden is not None:  # widened first: PyTorch would round the scalar to grad_hidden's dtype
+            grad_hidden = (grad_hidden.to(upstream.dtype) * upstream).to(grad_hidden.dtype)
+        if grad_weight is not None:  # straight to the weight's dtype, without a second float32 copy of such a matrix
+            grad_weight = torch.mul(grad_weight, upstream, out=torch.empty_like(grad_weight, dtype=ctx.weight_dtype))
+        return grad_hidden, grad_weight, None, None, None, None
 
 
 def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
-                         chunk_bytes: int = CHUNK_BYTES) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed cross-entropy of `hidden @ weight.T`, holding at most `chunk_bytes` of logits.
+                         chunk_bytes: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed cross-entropy of `hidden @ weight.T`, holding at most `chunk_bytes` of logits (None: CHUNK_BYTES).
 
     hidden (N, D), weight (V, D; cast to hidden's dtype for the products), targets (N,) int64, -100 = ignored →
     (loss in nats, a float32 or float64 scalar; number of targets counted). A frozen weight costs no gradient.
     """
-    if not torch.is_grad_enabled():  # autograd would still ask for gradients of what requires them
-        hidden, weight = hidden.detach(), weight.detach()
-    return _LinearCrossEntropy.apply(hidden, weight, targets, chunk_bytes), (targets != IGNORE).sum()
+    grad, chunk_bytes = torch.is_grad_enabled(), chunk_bytes or CHUNK_BYTES["cuda" if hidden.is_cuda else "cpu"]
+    loss = _LinearCrossEntropy.apply(hidden, weight, targets, chunk_bytes, grad and hidden.requires_grad,
+                                     grad and weight.requires_grad)
+    return loss, (targets != IGNORE).sum()

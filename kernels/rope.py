@@ -10,11 +10,16 @@ apart after some twenty tokens; every checkpoint in the HF layout has been permu
 Worked by hand: D = 2 and an angle of 90°: (1, 0) → (0, 1), and a query turned by s meets a key turned by t in an
 inner product that depends on s - t alone.
 
-A rotation's inverse is the rotation by -angle, so the backward pass is the forward one with sin negated.
+A rotation's inverse is the rotation by -angle, so the backward pass is the forward one with sin negated. Memory
+traffic, in bfloat16 tensors of q's and k's size: each component is read and written once, 2, in one launch for both;
+the definition, a kernel for each cast, product, sum and the joining of halves, moves 24.
 """
 import math
 
 import torch
+from torch.library import triton_op, wrap_triton
+
+from kernels.launch import block, jit, tl, triton_runs
 
 
 def rope_frequencies(width: int, theta: float, scaling: dict | None = None) -> torch.Tensor:
@@ -47,6 +52,47 @@ def rope_reference(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: tor
     return turn(q), turn(k)
 
 
+@jit
+def _turn_heads(X, OUT, x_head, out_head, cos, sin, heads, HEADS: tl.constexpr, HALF: tl.constexpr,
+                PAIRS: tl.constexpr):
+    """All heads of one position, from X to OUT; a head starts every x_head elements (out_head in OUT)."""
+    head, pair = tl.arange(0, HEADS)[:, None], tl.arange(0, PAIRS)[None, :]
+    inside = (head < heads) & (pair < HALF)
+    a = tl.load(X + head * x_head + pair, inside, 0.0).to(tl.float32)
+    b = tl.load(X + head * x_head + pair + HALF, inside, 0.0).to(tl.float32)
+    tl.store(OUT + head * out_head + pair, (a * cos - b * sin).to(OUT.dtype.element_ty), inside)
+    tl.store(OUT + head * out_head + pair + HALF, (b * cos + a * sin).to(OUT.dtype.element_ty), inside)
+
+
+@jit
+def _kernel(Q, K, COS, SIN, Q_OUT, K_OUT, T, q_batch, q_head, q_time, k_batch, k_head, k_time,
+            qo_batch, qo_head, qo_time, ko_batch, ko_head, ko_time, heads, groups, SIGN: tl.constexpr,
+            HALF: tl.constexpr, PAIRS: tl.constexpr, HEADS: tl.constexpr, GROUPS: tl.constexpr):
+    """One program a position of a sequence: its cos and sin are read once for all heads of q and of k."""
+    batch, time = (tl.program_id(0) // T).to(tl.int64), (tl.program_id(0) % T).to(tl.int64)
+    pair = tl.arange(0, PAIRS)[None, :]
+    cos = tl.load(COS + time * HALF + pair, pair < HALF, 0.0).to(tl.float32)
+    sin = tl.load(SIN + time * HALF + pair, pair < HALF, 0.0).to(tl.float32) * SIGN
+    _turn_heads(Q + batch * q_batch + time * q_time, Q_OUT + batch * qo_batch + time * qo_time, q_head, qo_head,
+                cos, sin, heads, HEADS, HALF, PAIRS)
+    _turn_heads(K + batch * k_batch + time * k_time, K_OUT + batch * ko_batch + time * ko_time, k_head, ko_head,
+                cos, sin, groups, GROUPS, HALF, PAIRS)
+
+
+@triton_op("nanowhale::rope", mutates_args={})
+def _turn_triton(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor,
+                 sign: int) -> tuple[torch.Tensor, torch.Tensor]:
+    q, k = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k))             # a head's components are neighbours
+    q_out, k_out = torch.empty_like(q), torch.empty_like(k)  # heads inside positions stay so: no copy for attention
+    (B, H, T, E), G = q.shape, k.shape[1]
+    strides = [stride for x in (q, k, q_out, k_out) for stride in x.stride()[:3]]
+    heads, groups, pairs = (block(n)["BLOCK"] for n in (H, G, E // 2))
+    wrap_triton(_kernel)[(B * T,)](q, k, cos.contiguous(), sin.contiguous(), q_out, k_out, T, *strides, H, G, SIGN=sign,
+                                   HALF=E // 2, PAIRS=pairs, HEADS=heads, GROUPS=groups,
+                                   num_warps=block(heads * pairs)["num_warps"])
+    return q_out, k_out
+
+
 def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     wide = x if x.dtype == torch.float64 else x.float()
     a, b = wide.chunk(2, dim=-1)
@@ -57,16 +103,21 @@ def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor
     return out.to(x.dtype)
 
 
+def _turn_torch(q, k, cos, sin, sign):
+    return _turn(q, cos, sign * sin), _turn(k, cos, sign * sin)
+
+
 class _Rope(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, cos, sin):
         ctx.save_for_backward(cos, sin)
-        return _turn(q, cos, sin), _turn(k, cos, sin)
+        run = _turn_triton if triton_runs(q) else _turn_torch
+        return run(q, k, cos, sin, 1)
 
     @staticmethod
     def backward(ctx, grad_q, grad_k):
-        cos, sin = ctx.saved_tensors
-        return _turn(grad_q, cos, -sin), _turn(grad_k, cos, -sin), None, None
+        run = _turn_triton if triton_runs(grad_q) else _turn_torch
+        return *run(grad_q, grad_k, *ctx.saved_tensors, -1), None, None
 
 
 def rope(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor):

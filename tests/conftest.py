@@ -1,17 +1,27 @@
 """What several test files share: a tiny world (corpus, tokenizer, model, shards) made once, in a few seconds."""
 import json
+import os
 import random
 import sys
 
 import pytest
 import torch
 
-import cli
-import data
-import model
-import tokenizer
+if not torch.cuda.is_available():  # before anything imports triton: its kernels run on the CPU then
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import cli  # noqa: E402
+import data  # noqa: E402
+import model  # noqa: E402
+import tokenizer  # noqa: E402
 
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they bring, and one thread is always reproducible
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 def syllables(rng: random.Random, n: int) -> str:

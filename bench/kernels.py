@@ -1,0 +1,315 @@
+"""Time, memory traffic, peak memory and error of kernels/, beside what else there is; or what the compiler made of
+them.
+
+    python bench/kernels.py                   # on a GPU: the tables, and bench/results/kernels-GPU.json
+    python bench/kernels.py --compile-only    # anywhere: registers, shared memory, spills, width of loads; no GPU
+    needed python bench/kernels.py --device cpu      # peak memory and time of the loss on a CPU
+
+Bandwidth is a share of what a device copy reaches in the same run, and counts the bytes an operation cannot avoid: its
+inputs read once, its outputs written once. Times are medians, with the 20th and 80th percentile, of single calls
+between device events, after warm-up, with the cache of the last call overwritten in between.
+"""
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import import_module
+from pathlib import Path
+
+import measure  # first: it puts the project on the path
+import torch
+import torch.nn.functional as F
+
+import kernels
+
+SHAPES = {"1.1B": dict(D=2048, F=5632, H=32, K=4, E=64), "8B": dict(D=4096, F=14336, H=32, K=8, E=128),
+          "tiny": dict(D=64, F=160, H=4, K=2, E=16)}  # 10.7B is 48 layers of 8B's shape
+VOCABULARIES = {"1.1B": (49152, 128256), "8B": (49152, 128256), "tiny": (1024,)}
+TARGETS = {"sm_75": torch.float16, "sm_80": torch.bfloat16, "sm_90": torch.bfloat16}  # Turing has no bfloat16
+
+
+def calls(dtype: torch.dtype) -> list:
+    """One call of every operation at the width of a 10.7B model, few rows: what is compiled depends on no more."""
+    x = lambda *shape: torch.zeros(shape, dtype=dtype, requires_grad=True)
+    table = torch.zeros(8, 64)
+    states, chosen = x(8, 4096), torch.zeros(8, dtype=torch.long)
+
+    def adamw() -> None:
+        p = torch.nn.Parameter(torch.zeros(4096, dtype=torch.bfloat16))
+        p.grad = torch.zeros_like(p)
+        kernels.AdamW([p]).step()
+
+    return [lambda: kernels.rms_norm(x(8, 4096), x(4096), 1e-5).sum().backward(),
+            lambda: sum(y.sum() for y in kernels.add_rms_norm(x(8, 4096), x(8, 4096), x(4096), 1e-5)).backward(),
+            lambda: kernels.swiglu(x(8, 14336), x(8, 14336)).sum().backward(),
+            lambda: sum(y.sum() for y in kernels.rope(x(1, 8, 32, 128).transpose(1, 2), x(1, 8, 8, 128).transpose(1,
+            2),
+                                                      table, table)).backward(),
+            lambda: kernels.linear_cross_entropy(states, x(49152, 4096), chosen)[0].backward(), adamw]
+
+
+def compile_all() -> list[dict]:
+    """Run every operation with launches recorded instead of made, and compile what would have been launched."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.runtime.jit import JITFunction
+    if triton.knobs.runtime.interpret:
+        sys.exit("unset TRITON_INTERPRET: the interpreter and the compiler cannot share a process")
+    launched: list[tuple] = []
+    JITFunction.run = lambda self, *args, grid, warmup, **options: launched.append((self, args, options))
+    launch = import_module("kernels.launch")
+    launch.triton_runs = lambda x: True
+    for module in ("rms_norm", "rope", "swiglu", "linear_cross_entropy", "adamw"):
+        import_module(f"kernels.{module}").triton_runs = launch.triton_runs
+    rows, seen = [], set()
+    for target, dtype in TARGETS.items():
+        launched.clear()
+        for call in calls(dtype):
+            call()
+        for kernel, args, options in launched:
+            values = dict(zip(kernel.arg_names, args, strict=False)) | options
+            constants = {p.name: values[p.name] for p in kernel.params if p.is_constexpr}
+            signature = {p.name: "constexpr" if p.is_constexpr else type_of(values[p.name]) for p in kernel.params}
+            aligned = {(i,): [["tt.divisibility", 16]] for i, p in enumerate(kernel.params) if not p.is_constexpr
+                       and (isinstance(values[p.name], torch.Tensor)
+                            or isinstance(values[p.name], int) and values[p.name] % 16 == 0)}
+            flags = {k: v for k, v in options.items() if k not in kernel.arg_names}
+            if (target, kernel, str(constants), str(signature)) in seen:
+                continue
+            seen.add((target, kernel, str(constants), str(signature)))
+            began = time.perf_counter()
+            compiled = triton.compile(ASTSource(kernel, signature, constants, aligned),
+                                      target=GPUTarget("cuda", int(target[3:]), 32), options=flags)
+            chosen = ", ".join(f"{k.lower()} {int(v)}" for k, v in constants.items() if isinstance(v, bool))
+            rows.append({"target": target, "kernel": f"{kernel.__module__.split('.')[1]}.{kernel.__name__}",
+                         "variant": chosen, "warps": flags["num_warps"], **resources(compiled),
+                         "seconds": round(time.perf_counter() - began, 2)})
+    return rows
+
+
+def type_of(value) -> str:
+    """The name in a kernel's signature of an argument that is not a constant."""
+    if isinstance(value, torch.Tensor):
+        short = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
+        return "*" + short[value.dtype]
+    return "fp32" if isinstance(value, float) else "i32" if abs(value) < 2**31 else "i64"
+
+
+def resources(compiled) -> dict:
+    """Registers a thread, shared memory, spilled bytes, and the widest load from global memory, of a compiled kernel.
+    cuobjdump, which Triton carries, reads the first three from the binary."""
+    import triton
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        tool = triton.knobs.nvidia.cuobjdump.path
+        usage = subprocess.run([tool, "--dump-resource-usage", str(cubin)], capture_output=True, text=True, check=True)
+    number = lambda name: int(re.search(rf"{name}:(\d+)", usage.stdout)[1])
+    widths = [int(m[1] or m[2] or 1) * int(m[3]) for m in
+              re.finditer(r"ld\.global(?:\.L\S+?)?(?:\.v(\d))?(?:\.v(\d))?\.[bfsu](\d+)", compiled.asm["ptx"])]
+    return {"registers": number("REG"), "shared": compiled.metadata.shared,
+            "spills": number("LOCAL") + number("STACK"), "load bits": max(widths, default=0)}
+
+
+def liger(name: str):
+    """Liger's function for the operation of this name, called as ours; None where it is not installed."""
+    try:
+        from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+        from liger_kernel.transformers import functional as L
+    except ImportError:
+        return None
+    double = lambda table: torch.cat((table, table), -1)[None]
+    loss = lambda h, w, t: LigerFusedLinearCrossEntropyFunction.apply(h, w, t, None, None, -100, 0.0, 0.0, "sum")
+    return {"rms_norm": lambda x, w: L.liger_rms_norm(x, w, 1e-5),
+            "add_rms_norm": lambda x, r, w: L.liger_fused_add_rms_norm(x, r, w, 1e-5),
+            "swiglu": L.liger_swiglu, "rope": lambda q, k, c, s: L.liger_rope(q, k, double(c), double(s)),
+            "linear_cross_entropy": lambda h, w, t: first(loss(h, w, t))}[name]
+
+
+def first(x):
+    return x[0] if isinstance(x, tuple) else x
+
+
+def operations(shape: dict, vocabularies: tuple[int, ...], tokens: int, dtype: torch.dtype, device: str) -> dict:
+    """name → (how a contender is called, inputs, bytes that cannot be avoided forward, and backward)."""
+    D, width, H, K, E = shape.values()
+    new = lambda *size: torch.randn(*size, dtype=dtype, device=device)
+    leaf = lambda *size: new(*size).requires_grad_()
+    x, size = tokens * D, dtype.itemsize
+    angles = torch.rand(tokens, E // 2, device=device)
+    heads = [new(1, tokens, n, E).transpose(1, 2).requires_grad_() for n in (H, K)]
+    table = {"rms_norm": (lambda k: lambda x, w: k(x, w, 1e-5), [leaf(tokens, D), leaf(D)], 2 * x, 3 * x),
+             "add_rms_norm": (lambda k: lambda x, r, w: k(x, r, w, 1e-5), [leaf(tokens, D), leaf(tokens, D), leaf(D)],
+                              4 * x, 4 * x),
+             "swiglu": (lambda k: k, [leaf(tokens, width), leaf(tokens, width)], 3 * tokens * width, 5 * tokens *
+             width), "rope": (lambda k: k, [*heads, angles.cos(), angles.sin()], 2 * tokens * (H + K) * E, 2 * tokens
+             * (H + K) * E)}
+    for V in vocabularies:
+        targets = torch.randint(0, V, (tokens,), device=device)
+        weight = (torch.randn(V, D, device=device) / D**0.5).to(dtype).requires_grad_()
+        table[f"linear_cross_entropy {V // 1000}k"] = (lambda k: lambda h, w, t: first(k(h, w, t)),
+                                                       [leaf(tokens, D), weight, targets], 0, 0)
+    return {name: (wrap, inputs, forward * size, backward * size) for name, (wrap, inputs, forward, backward) in
+            table.items()}
+
+
+def contenders(name: str, wrap) -> dict:
+    """Who can do the operation: ours, its definition as it is and compiled, and what is installed."""
+    kind = name.split()[0]
+    definition = wrap(getattr(kernels, kind + "_reference"))
+    found = {"nanowhale": wrap(getattr(kernels, kind)), "eager": definition,
+             "torch.compile": torch.compile(definition, dynamic=False)}
+    if liger(kind):
+        found["liger"] = liger(kind)
+    if kind == "linear_cross_entropy" and hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        options = torch.nn.LinearCrossEntropyOptions()
+        found["F.linear_cross_entropy"] = lambda h, w, t: F.linear_cross_entropy(h, w, t, reduction="sum",
+                                                                                 options=options)
+    return found
+
+
+def milliseconds(call, device: str, repeats: int) -> list[float]:
+    """Times of single calls, after warm-up."""
+    flush = torch.empty(2**28 if device == "cuda" else 2**22, dtype=torch.int8, device=device)  # more than the cache
+    times = []
+    for _ in range(repeats + 3):
+        flush.zero_()
+        if device == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            call()
+            end.record()
+            torch.cuda.synchronize()
+            times.append(start.elapsed_time(end))
+        else:
+            began = time.perf_counter()
+            call()
+            times.append(1e3 * (time.perf_counter() - began))
+    return times[3:]
+
+
+def copy_rate(device: str) -> float:
+    """Bytes a second of a device copy, read and written ones together."""
+    source = torch.randn(2**28 if device == "cuda" else 2**24, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / (1e-3 * measure.quantiles(milliseconds(lambda: target.copy_(source), device, 20))[0])
+
+
+def error(function, definition, inputs: list, upstream: list) -> float:
+    """The largest relative error of a gradient against float64, over that of the definition in the same dtype."""
+    exact = gradients(definition, [x.double() if x.is_floating_point() else x for x in inputs],
+                      [g.double() for g in upstream])
+    worst = lambda grads: max(((g - e).abs().max() / e.abs().max()).item() for g, e in zip(grads, exact, strict=True))
+    return worst(gradients(function, inputs, upstream)) / max(worst(gradients(definition, inputs, upstream)), 1e-12)
+
+
+def gradients(function, inputs: list, upstream: list) -> list:
+    inputs = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
+    outputs = function(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    return torch.autograd.grad(outputs, [x for x in inputs if x.requires_grad], upstream)
+
+
+def time_all(args: argparse.Namespace) -> list[dict]:
+    """Every operation of every shape by every contender: a row each."""
+    dtype, copy, rows = torch.bfloat16 if args.device == "cuda" else torch.float32, copy_rate(args.device), []
+    kernels.use("auto", args.device)
+    print(f"device copy: {copy / 1e9:.0f} GB/s")
+    for shape in args.shapes:
+        for name, (wrap, inputs, *unavoidable) in operations(SHAPES[shape], VOCABULARIES[shape], args.tokens, dtype,
+                                                             args.device).items():
+            definition = wrap(getattr(kernels, name.split()[0] + "_reference"))
+            outputs = definition(*inputs)
+            upstream = [torch.randn_like(y) for y in (outputs if isinstance(outputs, tuple) else (outputs,))]
+            del outputs
+            for who, function in contenders(name, wrap).items():
+                rows.append({"shape": shape, "operation": name, "who": who,
+                             **one(function, definition, inputs, upstream, unavoidable, copy, args)})
+                print(rows[-1], flush=True)
+    return rows
+
+
+def one(function, definition, inputs: list, upstream: list, unavoidable: list[int], copy: float, args) -> dict:
+    """Times in ms (median, and the 20th and 80th percentile of both passes), share of the copy's rate, GB, error."""
+    leaves = [x for x in inputs if x.requires_grad]
+    cuda = args.device == "cuda"
+    forward = milliseconds(lambda: function(*inputs), args.device, args.repeats)
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    both = milliseconds(lambda: torch.autograd.grad(function(*inputs), leaves, upstream), args.device, args.repeats)
+    median, low, high = measure.quantiles(both)
+    ahead = measure.quantiles(forward)[0]
+    share = lambda amount, ms: amount / (1e-3 * ms) / copy if amount else None
+    return {"forward": ahead, "backward": median - ahead, "both": median, "20 %": low, "80 %": high,
+            "of copy, forward": share(unavoidable[0], ahead), "of copy, both": share(sum(unavoidable), median),
+            "peak GB": (torch.cuda.max_memory_allocated() - before) / 1e9 if cuda else None,
+            "error / eager's": error(function, definition, inputs, upstream) if args.errors else None}
+
+
+LOSS = """
+import resource, sys, time
+sys.path.insert(0, {root!r})
+import torch, torch.nn.functional as F
+import kernels
+N, D, V = {tokens}, 256, {vocabulary}
+h, w = (torch.randn(n, D).requires_grad_() for n in (N, V))
+t = torch.randint(0, V, (N,))
+who = {{"nanowhale": lambda h, t: kernels.linear_cross_entropy(h, w, t)[0],
+       "eager": lambda h, t: F.cross_entropy(F.linear(h, w), t, reduction="sum"),
+       "F.linear_cross_entropy": lambda h, t: F.linear_cross_entropy(h, w, t, reduction="sum",
+                                                                     options=torch.nn.LinearCrossEntropyOptions())}}
+who = who[{who!r}]
+who(h[:8], t[:8]).backward()  # the libraries are loaded, the gradients exist
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before, began = peak(), time.perf_counter()
+who(h, t).backward()
+print(peak() - before, time.perf_counter() - began)
+"""
+
+
+def loss_on_cpu(tokens: int, runs: int = 5) -> list[dict]:
+    """Peak memory (over what the process held before) and time of loss and gradients, a process each, in turns."""
+    rows = []
+    for vocabulary in (14336, 49152):
+        def once(who, vocabulary=vocabulary):
+            code = LOSS.format(root=str(measure.ROOT), tokens=tokens, vocabulary=vocabulary, who=who)
+            out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+            return [float(x) for x in out.stdout.split()]
+        names = ["nanowhale", "eager"] + ["F.linear_cross_entropy"] * hasattr(torch.nn, "LinearCrossEntropyOptions")
+        for who, figures in measure.interleaved({n: lambda n=n: once(n) for n in names}, runs).items():
+            peak, seconds = (measure.quantiles([f[i] for f in figures])[0] for i in range(2))
+            rows.append({"vocabulary": vocabulary, "tokens": tokens, "who": who, "peak MB": peak / 1e6,
+                         "seconds": seconds})
+    return rows
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--compile-only", action="store_true", help="compile for sm_75, sm_80 and sm_90; needs no GPU")
+    p.add_argument("--json", action="store_true", help="with --compile-only: print the rows as one line of JSON")
+    p.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    p.add_argument("--shapes", nargs="+", default=["1.1B", "8B"], choices=list(SHAPES), help="whose widths are timed")
+    p.add_argument("--tokens", type=int, default=0, help="tokens a call; 0: 16384 on a GPU, 4096 on a CPU")
+    p.add_argument("--repeats", type=int, default=50, help="timed calls of each operation")
+    p.add_argument("--no-errors", dest="errors", action="store_false", help="leave the comparison with float64 away")
+    args = p.parse_args()
+    args.tokens = args.tokens or (16384 if args.device == "cuda" else 4096)
+    if args.compile_only:
+        rows = compile_all()
+        return print(json.dumps(rows) if args.json else measure.table(rows))
+    conditions = {**measure.machine("liger-kernel"), "tokens": args.tokens}
+    if args.device == "cpu":
+        return measure.report("kernels-cpu", loss_on_cpu(args.tokens), conditions)
+    if not torch.cuda.is_available():
+        sys.exit("bench/kernels.py: PyTorch finds no GPU here; --compile-only and --device cpu need none")
+    measure.report("kernels-" + conditions["gpu"].replace(" ", "-"), time_all(args), conditions)
+
+
+if __name__ == "__main__":
+    main()
