@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import tiny_config
 
+import kernels
 import model
 import plan
 from cli import UserError
@@ -30,20 +31,22 @@ def test_layers_beyond_nine_are_odd_or_even_too():
 
 
 @pytest.mark.parametrize("what", ["embed", "odd", "lora", "lora+embed", "full"])
-@pytest.mark.parametrize("tied", [False, True])
-def test_bytes_equal_those_of_a_real_step(what, tied):
+@pytest.mark.parametrize("tied, name", [(False, "adamw"), (True, "adamw"), (False, "adamw_bf16")])
+def test_bytes_equal_those_of_a_real_step(what, tied, name):
     """Weights, gradients and moments, counted on a model that has taken a step."""
-    config = tiny_config(tie_word_embeddings=tied)
+    config, master = tiny_config(tie_word_embeddings=tied), plan.MASTER[name]
     llama = model.Llama(config)
     if "lora" in what:
-        model.add_lora(llama, 4, 4)
-    for name, p in llama.named_parameters():
-        p.requires_grad_(bool(plan.is_trained(name, what)))
-    optimizer = torch.optim.AdamW([p for p in llama.parameters() if p.requires_grad])
+        model.add_lora(llama, 4, 4, master)
+    for parameter, p in llama.named_parameters():
+        p.requires_grad_(bool(plan.is_trained(parameter, what)))
+        p.data = p.data.to(master if p.requires_grad else torch.float32)
+    optimizer = {"adamw": torch.optim.AdamW, "adamw_bf16": kernels.AdamW}[name](
+        [p for p in llama.parameters() if p.requires_grad])
     tokens = torch.randint(0, 512, (1, 9))
     llama(tokens[:, :-1], tokens[:, 1:])[0].backward()
     optimizer.step()
-    cost = plan.cost(config, plan.Stage(what, 1, 1e-3), 4, 8, torch.float32)
+    cost = plan.cost(config, plan.Stage(what, 1, 1e-3), 4, 8, torch.float32, name)
     assert cost["weights"] == sum(p.nbytes for p in llama.parameters())
     assert cost["gradients"] == sum(p.grad.nbytes for p in llama.parameters() if p.grad is not None)
     moments = [t for state in optimizer.state.values() for t in state.values() if t.dim()]

@@ -241,9 +241,9 @@ def test_a_killed_run_ends_in_the_same_bits(moment, world, undisturbed, tmp_path
         assert torch.equal(tensor, weights(run / "model")[name]), name
 
 
-def stopping(run, after: int) -> None:
+def stopping(run, after: int, optimizer=torch.optim.AdamW) -> None:
     """Call run(), and send this process a SIGTERM in its optimizer step number `after`."""
-    step, calls = torch.optim.AdamW.step, []
+    step, calls = optimizer.step, []
 
     def interrupted(self, *args, **kwargs):
         calls.append(1)
@@ -251,7 +251,7 @@ def stopping(run, after: int) -> None:
             os.kill(os.getpid(), 15)
         return step(self, *args, **kwargs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", interrupted)
+        patch.setattr(optimizer, "step", interrupted)
         run()
 
 
@@ -261,6 +261,22 @@ def test_a_signal_saves_and_leaves_with_zero(world, undisturbed, tmp_path):
     assert not leaving.value.code and checkpoint.newest(tmp_path / "run")[1]["step"] == 5
     train.main(["--resume", str(tmp_path / "run")])
     assert exact(tmp_path / "run") == exact(undisturbed)
+
+
+def test_bfloat16_weights_and_moments_learn_and_resume_to_the_bit(world, tmp_path):
+    """adamw_bf16 rounds by (seed, step, element), so a stop leaves no trace; and it learns as float32 does."""
+    more = ["--optimizer", "adamw_bf16"]
+    train.main(flags(world, tmp_path / "whole", *STAGES, more=more))
+    with pytest.raises(SystemExit):
+        stopping(lambda: train.main(flags(world, tmp_path / "run", *STAGES, more=more)), 15, train.kernels.AdamW)
+    assert checkpoint.newest(tmp_path / "run")[1]["stage"] == 2
+    train.main(["--resume", str(tmp_path / "run")])
+    assert exact(tmp_path / "run") == exact(tmp_path / "whole")
+    whole, resumed = weights(tmp_path / "whole/model"), weights(tmp_path / "run/model")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    train.main(flags(world, tmp_path / "float32", *STAGES))
+    losses = [[r["loss"] for r in records(tmp_path / run)] for run in ("whole", "float32")]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], abs=0.05)
 
 
 def test_a_broken_checkpoint_is_passed_over_by_name(undisturbed, tmp_path, capsys):
