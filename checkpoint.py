@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+import parallel
 from cli import UserError, new_file, new_folder, read_json, sha256, write_json
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is a usual case here, not a mistake
@@ -85,15 +86,18 @@ def save(run: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer, co
     folder = run / "checkpoints" / f"{counters['stage']:02d}-{counters['step']:08d}"
     parameters, moments = get_state_dict(llama, optimizer, options=TRAINED_ONLY)
     try:
-        with new_folder(folder) as temporary:
-            dcp.save({"parameters": parameters, "optimizer": moments}, checkpoint_id=temporary, no_dist=True)
-            hashes = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
-            write_json(temporary / "counters.json", {**counters, "files": hashes})
+        with new_folder(folder) if parallel.rank() == 0 else contextlib.nullcontext() as temporary:
+            temporary = parallel.broadcast(temporary)
+            dcp.save({"parameters": parameters, "optimizer": moments}, checkpoint_id=temporary,
+                     no_dist=parallel.size() == 1)
+            if parallel.rank() == 0:
+                hashes = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+                write_json(temporary / "counters.json", {**counters, "files": hashes})
     except (OSError, CheckpointException) as error:  # the latter hides the system's own words behind torch's
         reason = str(error).strip().split("\n")[-1]
         raise UserError(f"cannot write checkpoint {folder}; is the disk full? ({reason}) The ones before it are whole, "
                         f"and --resume {run} goes on from the newest") from None
-    for old in find(run)[keep:]:
+    for old in find(run)[keep:] if parallel.rank() == 0 else []:
         shutil.rmtree(old)
     return folder
 
@@ -124,7 +128,7 @@ def load(folder: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer)
     """Put a checkpoint's parameters and moments into the model and optimizer of the same stage."""
     parameters, moments = get_state_dict(llama, optimizer, options=TRAINED_ONLY)
     state = {"parameters": parameters, "optimizer": moments}
-    dcp.load(state, checkpoint_id=folder, no_dist=True)
+    dcp.load(state, checkpoint_id=folder, no_dist=parallel.size() == 1)
     set_state_dict(llama, optimizer, model_state_dict=state["parameters"], optim_state_dict=state["optimizer"],
                    options=TRAINED_ONLY)
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 class UserError(Exception):
     """Something that the person at the keyboard can mend. The message says what, where, and what to do."""
+    of_one_process = False  # among several, do the others know of it too?
 
 
 # What the machine says no to, not the program: a full or read-only disk, a forbidden place, a file in a folder's place.
@@ -69,7 +70,8 @@ def run(main) -> None:
     try:
         main()
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0" or error.of_one_process:  # torchrun's processes would all say it
+            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # `... | head` closed our stdout; Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -102,7 +104,8 @@ def settings(args: argparse.Namespace) -> dict:
     """Print the effective settings, once, on one line; return them for saving beside the result."""
     values = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
               if not callable(value)}
-    print("settings: " + " ".join(f"{key}={value}" for key, value in values.items()))
+    if os.environ.get("RANK", "0") == "0":
+        print("settings: " + " ".join(f"{key}={value}" for key, value in values.items()))
     return values
 
 

@@ -297,18 +297,23 @@ def bits_per_byte(llama, shards: Shards, seq_len: int, max_bytes: int = 1_000_00
     document longer than seq_len goes on in further windows, each of which begins with the last token of the one before.
     Loss a token would favour the tokenizer that cuts text into more pieces; the bytes are the same for all."""
     import torch  # here: each of `clean`'s processes would spend seconds and 200 MB on it
+
+    import parallel
     docs, n_bytes = shards.validation(max_bytes)
     windows = [doc[a:a + seq_len + 1] for doc in docs for a in range(0, len(doc) - 1, seq_len)]
     windows.sort(key=len)  # neighbours of like length need little padding
-    nats = n_tokens = 0
+    nats, n_tokens, n = 0, 0, parallel.size()
     with torch.no_grad():
-        for rows in (windows[i:i + batch] for i in range(0, len(windows), batch)):
-            tokens = np.full((len(rows), len(rows[-1])), -100)
-            for row, window in zip(tokens, rows, strict=True):
+        for i in range(0, len(windows), n * batch):  # a batch for every process, at the end perhaps an empty one:
+            rows = windows[i + parallel.rank() * batch:][:batch]  # a sharded model has to be run by all equally often
+            tokens = np.full((max(1, len(rows)), max(map(len, rows), default=2)), -100)
+            for row, window in zip(tokens, rows, strict=False):
                 row[:len(window)] = window
             tokens = torch.from_numpy(tokens).to(device)
             loss, count = llama(tokens[:, :-1].clamp(min=0), tokens[:, 1:])  # right padding: causal, needs no mask
             nats, n_tokens = nats + float(loss), n_tokens + int(count)
+    nats, n_tokens = parallel.total(nats, n_tokens)
+    n_tokens = int(n_tokens)
     return {"bits_per_byte": nats / n_bytes / math.log(2), "loss": nats / n_tokens,
             "tokens": n_tokens, "bytes": n_bytes}
 

@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from torch.utils.checkpoint import checkpoint
 
 import kernels
+import parallel
 from cli import UserError, read_json, write_json
 from config import DTYPES, Config
 from kernels.rope import rope_frequencies
@@ -246,6 +247,25 @@ def _matrices(llama: Llama) -> Iterator[tuple[nn.Module, str, Linear]]:
                 yield part, name, layer
 
 
+def _give(llama: Llama, name: str, part: torch.Tensor) -> None:
+    """Put `part` (this process's rows) into the place of parameter `name`."""
+    owner, _, leaf = name.rpartition(".")
+    module = llama.get_submodule(owner)
+    setattr(module, leaf, parallel.like(getattr(module, leaf), part))
+
+
+def start_lora(llama: Llama, device: str, seed: int) -> None:
+    """Give the LoRAs that were added to a model without memory their start: A random, the same whole matrix for any
+    number of processes, and B zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in list(llama.named_parameters()):
+        if name.endswith(("lora_A", "lora_B")):
+            (first, last), start = parallel.rows(p), torch.zeros(p.shape)
+            if name.endswith("lora_A"):
+                nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
+            _give(llama, name, start[first:last].to(device=device, dtype=p.dtype))
+
+
 def add_lora(llama: Llama, rank: int, alpha: float, dtype: torch.dtype = torch.float32) -> None:
     """Put a LoRA beside all seven matrices of every block, in place. The caller says which parameters are trained."""
     for part, name, layer in _matrices(llama):
@@ -279,10 +299,12 @@ def _open(file: Path) -> safe_open:
         raise UserError(f"cannot read {file}: {error}; is it missing or cut short?") from None
 
 
-def load(folder: str | Path, device: str = "cpu",
-         dtype: torch.dtype | Callable[[str], torch.dtype] = torch.float32) -> Llama:
+def load(folder: str | Path, device: str = "cpu", dtype: torch.dtype | Callable[[str], torch.dtype] = torch.float32,
+         prepare: Callable[[Llama], None] = lambda llama: None) -> Llama:
     """Read a model directory, tensor by tensor to its place. `dtype` may be a function of the parameter's name.
 
+    `prepare` is called with the model while it has no memory yet (meta tensors of the right types): it may add a LoRA,
+    freeze parameters, shard. Of a sharded parameter each process reads its own rows only.
     UserError names a key that is missing, unknown or of the wrong shape: nothing is skipped in silence.
     """
     folder = Path(folder)
@@ -298,8 +320,11 @@ def load(folder: str | Path, device: str = "cpu",
         what = f"has no tensor {missing[0]}" if missing else f"holds an unknown tensor {extra[0]}"
         raise UserError(f"{folder} {what} ({len(missing)} missing, {len(extra)} unknown): config.json describes "
                         "another model than the weights")
-    opened, kinds = {file: _open(file) for file in set(files.values())}, set()
     for name, meta in wanted.items():
+        meta.data = meta.data.to(dtype(name) if callable(dtype) else dtype)
+    prepare(llama)
+    opened, kinds = {file: _open(file) for file in set(files.values())}, set()
+    for name, meta in [(name, meta) for name, meta in llama.named_parameters() if name in wanted]:
         if name not in opened[files[name]].keys():
             raise UserError(f"{files[name]} does not hold {name}, though the index says so; fetch the model again")
         piece = opened[files[name]].get_slice(name)
@@ -307,16 +332,17 @@ def load(folder: str | Path, device: str = "cpu",
         if tuple(piece.get_shape()) != tuple(meta.shape):
             raise UserError(f"{files[name]}: {name} has shape {tuple(piece.get_shape())}, config.json says "
                             f"{tuple(meta.shape)}; was the vocabulary grown without its embedding? (init.py does both)")
-        (owner, _, leaf), wide = name.rpartition("."), dtype(name) if callable(dtype) else dtype
-        setattr(llama.get_submodule(owner), leaf, nn.Parameter(piece[:].to(device=device, dtype=wide)))
+        first, last = parallel.rows(meta)
+        _give(llama, name, piece[first:last].to(device=device, dtype=meta.dtype))
     if kinds - set(DTYPES):
         raise UserError(f"{folder} holds tensors of type {', '.join(kinds - set(DTYPES))}; quantised models cannot be "
                         "read")
     config.dtype = DTYPES[kinds.pop()] if len(kinds) == 1 else "float32"  # of the weights, whatever config.json says
     if config.tie_word_embeddings:
         llama.lm_head.weight = head = llama.model.embed_tokens.weight
+        (first, last), head = parallel.rows(head), parallel.local(head)
         if "lm_head.weight" in files and not torch.equal(
-                opened[files["lm_head.weight"]].get_tensor("lm_head.weight").to(head.device, head.dtype), head):
+                opened[files["lm_head.weight"]].get_slice("lm_head.weight")[first:last].to(head), head):
             raise UserError(f"{folder}/config.json ties the head to the embedding, but lm_head.weight differs from it; "
                             "set tie_word_embeddings to false")
     llama.compute_dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32

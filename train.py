@@ -17,6 +17,7 @@ RUN holds config.json (the settings), metrics.jsonl (a line a step), checkpoints
 The arithmetic of stages is in plan.py, what survives a power cut in checkpoint.py, the order of the data in data.py.
 """
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -34,9 +35,11 @@ import cli
 import data
 import kernels
 import model
+import parallel
 import plan
 import tokenizer
 from cli import UserError
+from stage import begin, finish, load_stage, make_optimizer, mask_old_rows
 
 NOT_SAVED = ("resume", "plan", "out")  # everything else is in RUN/config.json
 SIZE, SHARE = (0, math.inf), (0, 1)
@@ -97,8 +100,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.config and not (args.tokenizer or args.plan):
         raise UserError("--config needs --tokenizer: the tokenizer.model that the shards were packed with")
     args.model = args.model or (None if args.config else "out/grown")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("several processes are not supported yet; start one: torchrun --nproc_per_node=1")
     cli.set_device(args)
     return args
 
@@ -121,10 +122,11 @@ def derive(args: argparse.Namespace, config: model.Config) -> None:
     windows, rest = divmod(args.batch_tokens, args.seq_len)
     if rest or not windows:
         raise UserError(f"--batch_tokens {args.batch_tokens} is not a multiple of --seq_len {args.seq_len}")
-    args.micro_batch = args.micro_batch or math.gcd(windows, max(1, 2**14 // args.seq_len))
-    if windows % args.micro_batch:
+    args.micro_batch = args.micro_batch or math.gcd(windows // parallel.size(), max(1, 2**14 // args.seq_len))
+    if windows % (args.micro_batch * parallel.size()):
         raise UserError(f"--batch_tokens {args.batch_tokens} is {windows} windows of {args.seq_len} tokens, not a "
-                        f"multiple of --micro_batch {args.micro_batch}")
+                        f"multiple of --micro_batch {args.micro_batch}" + f" times {parallel.size()} processes"
+                        * (parallel.size() > 1))
 
 
 def sources(args: argparse.Namespace, config: model.Config, tokenizer_file: Path) -> tuple[dict, list[float]]:
@@ -164,70 +166,28 @@ def learning_rate(step: int, steps: int, peak: float, args: argparse.Namespace) 
     return peak * (args.min_lr + (1 - args.min_lr) * fall)
 
 
-def load_for(stage: plan.Stage, start: Path, args: argparse.Namespace, number: int) -> model.Llama:
-    """The start directory as a stage wants it: trained weights in the optimizer's type (float32 masters, or bfloat16),
-    frozen ones in the compute type."""
-    compute, master = getattr(torch, args.dtype), plan.MASTER[args.optimizer]
-    llama = model.load(start, args.device, lambda name: master if plan.is_trained(name, stage.what) else compute)
-    llama.compute_dtype, llama.recompute = compute, args.checkpoint == "full"
-    if "lora" in stage.parts:
-        torch.manual_seed(args.seed + number)
-        model.add_lora(llama, args.lora_rank, args.lora_alpha, master)
-    for name, p in llama.named_parameters():
-        p.requires_grad_(plan.is_trained(name, stage.what))
-        if "new_rows" in stage.parts and name in plan.TABLES:
-            old = torch.arange(llama.config.base_vocab_size, device=p.device)
-            p.register_hook(lambda grad, old=old: grad.index_fill(0, old, 0))  # Adam moves nothing whose gradient is 0
-    return llama
-
-
-def make_optimizer(llama: model.Llama, args: argparse.Namespace) -> torch.optim.Optimizer:
-    """AdamW over the trained parameters; only matrices of the layers decay (norms and tables hold their scale)."""
-    trained = [(name, p) for name, p in llama.named_parameters() if p.requires_grad]
-    decay = [p for name, p in trained if p.dim() == 2 and name not in plan.TABLES]
-    rest = [p for name, p in trained if p.dim() != 2 or name in plan.TABLES]
-    groups = [{"params": decay, "weight_decay": args.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    groups, common = [g for g in groups if g["params"]], {"lr": 0.0, "betas": tuple(args.betas)}
-    if args.optimizer == "adamw_bf16":
-        return kernels.AdamW(groups, **common, seed=args.seed)
-    return torch.optim.AdamW(groups, **common, fused=True)
-
-
-def finish(llama: model.Llama, stage: plan.Stage, start: Path, folder: Path, args: argparse.Namespace, state: dict):
-    """Write a stage's model directory. Frozen weights come from the start directory, not from their copies in the
-    compute type, so that they pass through every stage unchanged; a LoRA is added to them in float32, rounded once."""
-    config = llama.config
-    whole = model.load(start, dtype=getattr(torch, config.dtype))
-    if "lora" in stage.parts:
-        model.add_lora(whole, args.lora_rank, args.lora_alpha)
-    trained = {name: p for name, p in llama.named_parameters() if p.requires_grad}
-    with torch.no_grad():
-        for name, p in whole.named_parameters():
-            if name in trained:
-                p.copy_(trained[name])
-        model.merge_lora(whole)
-    with cli.new_folder(folder) as temporary:
-        model.save(whole, temporary)
-        tokenizer.save(start / "tokenizer.model", temporary)
-        cli.write_json(temporary / "training_state.json", state)
-
-
 def validate(llama, shards: dict, args, stage: int, step: int, tokens: int, log) -> None:
     """Bits per byte of every source that has validation documents: one line of metrics, and one on the screen."""
     scores = {name: data.bits_per_byte(llama, source, args.seq_len, args.eval_bytes, device=args.device)
               for name, source in shards.items() if source.index["val"]["documents"]}
     log({"stage": stage, "step": step, "tokens": tokens, "validation": scores})
-    tqdm.write(f"stage {stage} step {step}: " + "  ".join(
+    say(f"stage {stage} step {step}: " + "  ".join(
         f"{name} {s['bits_per_byte']:.4f} bits a byte (loss {s['loss']:.4f})" for name, s in scores.items()))
+
+
+def say(line: str) -> None:
+    """Print, once, whatever the number of processes."""
+    if parallel.rank() == 0:
+        tqdm.write(line)
 
 
 def blame(llama, rows: torch.Tensor, origin, names: list[str]) -> str:
     """The source of the first window of a batch whose own loss is not finite; said when a run is stopped for it."""
     with torch.no_grad():
-        for row, source in zip(rows, origin, strict=True):
-            if not llama(row[None, :-1], row[None, 1:])[0].isfinite():
-                return f"a window of {names[source]}"
-    return "a gradient (every window's loss is finite), so the learning rate may be too high"
+        finite = [bool(llama(row[None, :-1], row[None, 1:])[0].isfinite()) for row in rows]
+    bad = parallel.gather(names[source] for source, good in zip(origin, finite, strict=True) if not good)
+    return f"a window of {bad[0]}" if bad else (
+        "a gradient (every window's loss is finite), so the learning rate may be too high")
 
 
 def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: dict, loader: data.Loader,
@@ -235,45 +195,53 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
     """Train one stage from `start` and write its directory; `before` tokens were trained in earlier stages.
 
     Returns the tokens trained in all. Exits with 0 after a checkpoint if a signal asked to stop."""
-    llama = load_for(stage, start, args, number)
+    llama = load_stage(stage, start, args, number)
     optimizer = make_optimizer(llama, args)
     steps = max(1, round(stage.tokens / args.batch_tokens))
     windows, names, metrics = args.batch_tokens // args.seq_len, list(shards), run / "metrics.jsonl"
+    share = windows // parallel.size()
+    mine = slice(parallel.rank() * share, (parallel.rank() + 1) * share)            # of every batch
     flops = [plan.flops_per_token(llama.config, stage.what, args.lora_rank, args.seq_len, recompute)
              for recompute in (False, llama.recompute)]
-    peak = plan.matmul_rate(args.device, getattr(torch, args.dtype))
-    found, first = checkpoint.newest(run) if args.resume else None, 0
+    peak = plan.matmul_rate(args.device, getattr(torch, args.dtype)) * parallel.size()
+    found, first = parallel.broadcast(checkpoint.newest(run) if args.resume and parallel.rank() == 0 else None), 0
     if found and found[1]["stage"] == number:
         folder, counters = found
         checkpoint.load(folder, llama, optimizer)
         loader.load_state_dict(counters["loader"])
         first = counters["step"]
-        print(f"going on from {folder}")
-    checkpoint.rewind_metrics(metrics, number, first if first else -1)
+        say(f"going on from {folder}")
+    if parallel.rank() == 0:
+        checkpoint.rewind_metrics(metrics, number, first if first else -1)
 
     def log(record: dict) -> None:
-        with open(metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        if parallel.rank() == 0:
+            with open(metrics, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
 
     if number == 1 and first == 0:
         validate(llama, shards, args, number, 0, before, log)
-    bar = tqdm(range(first, steps), f"{number}-{stage.what}", steps, initial=first, unit="step", mininterval=1)
+    bar = tqdm(range(first, steps), f"{number}-{stage.what}", steps, initial=first, unit="step", mininterval=1,
+               disable=parallel.rank() > 0)
     for step in bar:
         began = time.perf_counter()
         lr = learning_rate(step, steps, stage.peak_lr, args)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        rows, origin = loader.next(windows)                                         # (windows, seq_len + 1)
+        rows, origin = loader.next(windows, mine)                                   # (share, seq_len + 1)
+        (count,) = parallel.total((rows[:, 1:] != -100).sum())                      # known before the first backward
         rows = torch.from_numpy(rows).to(args.device)
         total = torch.zeros((), device=args.device)
-        count = (rows[:, 1:] != -100).sum()                                         # known before the first backward
         for micro in rows.split(args.micro_batch):
             loss, _ = llama(micro[:, :-1], micro[:, 1:])
             (loss / count).backward()
             total += loss.detach()
+        if "new_rows" in stage.parts:
+            mask_old_rows(llama)
         norm = torch.nn.utils.clip_grad_norm_([p for p in llama.parameters() if p.requires_grad],
                                               args.clip or math.inf)
-        mean_loss, grad_norm = (total / count).item(), norm.item()                  # the step's one synchronisation
+        grad_norm = parallel.whole(norm).item()                                     # the step's one synchronisation
+        mean_loss = parallel.total(total.item())[0] / count
         if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
             bar.close()
             raise UserError(f"stage {number} step {step + 1}: loss {mean_loss}, gradient norm {grad_norm}; the cause "
@@ -292,34 +260,17 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
         bar.set_postfix_str(f"loss {mean_loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
         if args.eval_every and done % args.eval_every == 0 and done < steps:
             validate(llama, shards, args, number, done, tokens, log)
-        if done < steps and (stop.asked or done % args.save_every == 0):
+        stopping = parallel.total(stop.asked)[0]  # a signal does not reach all processes in the same step
+        if done < steps and (stopping or done % args.save_every == 0):
             state = {"stage": number, "step": done, "tokens": tokens, "loader": loader.state_dict()}
             checkpoint.save(run, llama, optimizer, state, args.keep)
-        if stop.asked and done < steps:
-            print(f"\nstopped after stage {number} step {done}; go on with: train.py --resume {run}")
+        if stopping and done < steps:
+            say(f"\nstopped after stage {number} step {done}; go on with: train.py --resume {run}")
             sys.exit(0)
     validate(llama, shards, args, number, steps, tokens, log)
     finish(llama, stage, start, run / "stages" / f"{number}-{stage.what}", args,
            {"stage": number, "tokens": tokens, "loader": loader.state_dict()})
     return tokens
-
-
-def begin(args: argparse.Namespace, run: Path) -> Path:
-    """The directory that the first stage starts from. With --config, one of random weights is written as stage 0."""
-    if not args.config:
-        return Path(args.model)
-    start = run / "stages" / "0-random"
-    if not (start.exists() and args.resume):
-        config, pieces = model.Config.read(args.config), tokenizer.load(args.tokenizer).get_piece_size()
-        if pieces > config.vocab_size:
-            raise UserError(f"{args.tokenizer} has {pieces} pieces, more than {args.config}'s vocab_size")
-        config.unpadded_vocab_size = pieces if pieces < config.vocab_size else None
-        torch.manual_seed(args.seed)
-        llama = model.Llama(config)
-        with cli.new_folder(start) as temporary:
-            model.save(llama, temporary)
-            tokenizer.save(args.tokenizer, temporary)
-    return start
 
 
 def link(source: str, target: str) -> None:
@@ -336,8 +287,8 @@ def main(argv: list[str] | None = None) -> None:
     stages = [plan.parse_stage(text) for text in args.stages]
     config = model.Config.read(args.config or args.model)
     derive(args, config)
-    settings = cli.settings(args)
-    print(plan.table(config, stages, args.lora_rank, args.seq_len, getattr(torch, args.dtype), args.optimizer))
+    settings, first = cli.settings(args), parallel.rank() == 0
+    say(plan.table(config, stages, args.lora_rank, args.seq_len, getattr(torch, args.dtype), args.optimizer))
     if args.plan:
         return
     if not args.out:
@@ -349,31 +300,34 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"a new_rows stage needs base_vocab_size in {args.model}/config.json; init.py writes it")
     if not args.resume and (run / "metrics.jsonl").exists():
         raise UserError(f"{run} is a run already; --resume {run} goes on with it, or choose another --out")
-    run.mkdir(parents=True, exist_ok=True)
     kernels.use(args.kernels, args.device)
     torch.use_deterministic_algorithms(args.deterministic)
+    parallel.start(args.device)
+    run.mkdir(parents=True, exist_ok=True)
     loader, tokens = data.Loader(list(shards.values()), weights, args.seq_len, args.seed), 0
-    with checkpoint.lock(run), checkpoint.StopSignal() as stop:
+    with (checkpoint.lock(run) if first else contextlib.nullcontext(), checkpoint.StopSignal() as stop,
+          parallel.watching()):
         start = begin(args, run)
-        inputs = [source.folder / "index.json" for source in shards.values()] + sorted(start.glob("*.safetensors"))
-        checkpoint.check_inputs(run, inputs, resumed=bool(args.resume))
-        cli.write_json(run / "config.json", {k: v for k, v in settings.items() if k not in NOT_SAVED})
+        if first:
+            inputs = [source.folder / "index.json" for source in shards.values()] + sorted(start.glob("*.safetensors"))
+            checkpoint.check_inputs(run, inputs, resumed=bool(args.resume))
+            cli.write_json(run / "config.json", {k: v for k, v in settings.items() if k not in NOT_SAVED})
         for number, stage in enumerate(stages, 1):
             folder = run / "stages" / f"{number}-{stage.what}"
-            if folder.exists():  # finished before this run was stopped
+            if parallel.broadcast(folder.exists()):  # finished before this run was stopped
                 state = cli.read_json(folder / "training_state.json")
                 tokens = state["tokens"]
                 loader.load_state_dict(state["loader"])
             else:
                 tokens = train_stage(number, stage, start, run, shards, loader, args, stop, tokens)
             start = folder
-            if stop.asked and number < len(stages):
-                print(f"stopped after stage {number}; go on with: train.py --resume {run}")
-                return
-        with cli.new_folder(run / "model") as temporary:  # the last stage under a name that does not depend on it
-            shutil.copytree(start, temporary, copy_function=link, dirs_exist_ok=True)
-            (temporary / "training_state.json").unlink()
-    print(f"{tokens:,} tokens trained; the model is in {run / 'model'}")
+            if parallel.total(stop.asked)[0] and number < len(stages):
+                return say(f"stopped after stage {number}; go on with: train.py --resume {run}")
+        if first:
+            with cli.new_folder(run / "model") as temporary:  # the last stage, under a name that does not depend on it
+                shutil.copytree(start, temporary, copy_function=link, dirs_exist_ok=True)
+                (temporary / "training_state.json").unlink()
+    say(f"{tokens:,} tokens trained; the model is in {run / 'model'}")
 
 
 if __name__ == "__main__":

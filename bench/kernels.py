@@ -1,13 +1,12 @@
-"""Time, memory traffic, peak memory and error of kernels/, beside what else there is; or what the compiler made of
-them.
+"""Time, memory traffic, peak memory and error of kernels/ beside what else there is; or what the compiler made of them.
 
     python bench/kernels.py                   # on a GPU: the tables, and bench/results/kernels-GPU.json
-    python bench/kernels.py --compile-only    # anywhere: registers, shared memory, spills, width of loads; no GPU
-    needed python bench/kernels.py --device cpu      # peak memory and time of the loss on a CPU
+    python bench/kernels.py --compile-only    # anywhere: registers, shared memory, spills, width of loads
+    python bench/kernels.py --device cpu      # peak memory and time of the loss on a CPU
 
-Bandwidth is a share of what a device copy reaches in the same run, and counts the bytes an operation cannot avoid: its
-inputs read once, its outputs written once. Times are medians, with the 20th and 80th percentile, of single calls
-between device events, after warm-up, with the cache of the last call overwritten in between.
+Bandwidth is a share of what a device copy reaches in the same run, and counts the bytes that cannot be avoided: inputs
+read once, outputs written once. Times are of single calls between device events, in turns among the contenders, queued
+behind a pause so that Python's own time is not measured, with the cache overwritten in between.
 """
 import argparse
 import json
@@ -28,27 +27,31 @@ import kernels
 SHAPES = {"1.1B": dict(D=2048, F=5632, H=32, K=4, E=64), "8B": dict(D=4096, F=14336, H=32, K=8, E=128),
           "tiny": dict(D=64, F=160, H=4, K=2, E=16)}  # 10.7B is 48 layers of 8B's shape
 VOCABULARIES = {"1.1B": (49152, 128256), "8B": (49152, 128256), "tiny": (1024,)}
+FLUSH: dict[str, torch.Tensor] = {}  # what overwrites the cache between calls: larger than it, and allocated once
 TARGETS = {"sm_75": torch.float16, "sm_80": torch.bfloat16, "sm_90": torch.bfloat16}  # Turing has no bfloat16
 
 
 def calls(dtype: torch.dtype) -> list:
-    """One call of every operation at the width of a 10.7B model, few rows: what is compiled depends on no more."""
-    x = lambda *shape: torch.zeros(shape, dtype=dtype, requires_grad=True)
-    table = torch.zeros(8, 64)
-    states, chosen = x(8, 4096), torch.zeros(8, dtype=torch.long)
+    """Calls that between them start every variant of every kernel, at the widths of a 10.7B model and few rows: what is
+    compiled depends on no more. Frozen weights, float32 masters, validation, the widest row and odd addresses too."""
+    x = lambda *shape, kind=dtype: torch.zeros(shape, dtype=kind, requires_grad=True)
+    table, states, chosen = torch.zeros(8, 64), x(8, 4096), torch.zeros(8, dtype=torch.long)
+    norm = lambda width, w: kernels.rms_norm(x(8, width), w, 1e-5).sum().backward()
+    add = lambda w: sum(y.sum() for y in kernels.add_rms_norm(x(8, 4096), x(8, 4096), w, 1e-5)).backward()
+    loss = lambda w: kernels.linear_cross_entropy(states, w, chosen)[0]
+    heads = lambda n: x(1, 8, n, 128).transpose(1, 2)
 
-    def adamw() -> None:
-        p = torch.nn.Parameter(torch.zeros(4096, dtype=torch.bfloat16))
+    def adamw(first: int) -> None:
+        p = torch.nn.Parameter(torch.zeros(4096 + first, dtype=torch.bfloat16)[first:])
         p.grad = torch.zeros_like(p)
         kernels.AdamW([p]).step()
 
-    return [lambda: kernels.rms_norm(x(8, 4096), x(4096), 1e-5).sum().backward(),
-            lambda: sum(y.sum() for y in kernels.add_rms_norm(x(8, 4096), x(8, 4096), x(4096), 1e-5)).backward(),
+    return [lambda: norm(4096, x(4096)), lambda: norm(4096, x(4096).detach()), lambda: norm(8192, x(8192)),
+            lambda: norm(4096, x(4096, kind=torch.float32)), lambda: add(x(4096)), lambda: add(x(4096).detach()),
             lambda: kernels.swiglu(x(8, 14336), x(8, 14336)).sum().backward(),
-            lambda: sum(y.sum() for y in kernels.rope(x(1, 8, 32, 128).transpose(1, 2), x(1, 8, 8, 128).transpose(1,
-            2),
-                                                      table, table)).backward(),
-            lambda: kernels.linear_cross_entropy(states, x(49152, 4096), chosen)[0].backward(), adamw]
+            lambda: sum(y.sum() for y in kernels.rope(heads(32), heads(8), table, table)).backward(),
+            lambda: loss(x(49152, 4096)).backward(), torch.no_grad()(lambda: loss(x(49152, 4096))),
+            lambda: adamw(0), lambda: adamw(1)]
 
 
 def compile_all() -> list[dict]:
@@ -84,9 +87,11 @@ def compile_all() -> list[dict]:
             began = time.perf_counter()
             compiled = triton.compile(ASTSource(kernel, signature, constants, aligned),
                                       target=GPUTarget("cuda", int(target[3:]), 32), options=flags)
-            chosen = ", ".join(f"{k.lower()} {int(v)}" for k, v in constants.items() if isinstance(v, bool))
+            named = {k: int(v) for k, v in constants.items() if isinstance(v, bool) or k in ("SIGN", "D")}
+            variant = [f"{k.lower()} {v}" for k, v in named.items()]
+            variant += ["float32 weight"] * (signature.get("W") == "*fp32")
             rows.append({"target": target, "kernel": f"{kernel.__module__.split('.')[1]}.{kernel.__name__}",
-                         "variant": chosen, "warps": flags["num_warps"], **resources(compiled),
+                         "variant": ", ".join(variant), "warps": flags["num_warps"], **resources(compiled),
                          "seconds": round(time.perf_counter() - began, 2)})
     return rows
 
@@ -174,12 +179,12 @@ def contenders(name: str, wrap) -> dict:
 
 def milliseconds(call, device: str, repeats: int) -> list[float]:
     """Times of single calls, after warm-up."""
-    flush = torch.empty(2**28 if device == "cuda" else 2**22, dtype=torch.int8, device=device)  # more than the cache
     times = []
     for _ in range(repeats + 3):
-        flush.zero_()
+        FLUSH.setdefault(device, torch.empty(2**28 if device == "cuda" else 2**22, device=device)).zero_()
         if device == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda._sleep(2_000_000)  # about a millisecond, in which Python queues what follows
             start.record()
             call()
             end.record()
@@ -208,10 +213,11 @@ def error(function, definition, inputs: list, upstream: list) -> float:
 
 
 def gradients(function, inputs: list, upstream: list) -> list:
-    inputs = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
+    """Of Σ outputs · upstream, on copies: some contenders write over their inputs."""
+    inputs = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
     outputs = function(*inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    return torch.autograd.grad(outputs, [x for x in inputs if x.requires_grad], upstream)
+    return torch.autograd.grad(outputs, [x for x in inputs if x.requires_grad], [g.clone() for g in upstream])
 
 
 def time_all(args: argparse.Namespace) -> list[dict]:
@@ -222,34 +228,63 @@ def time_all(args: argparse.Namespace) -> list[dict]:
     for shape in args.shapes:
         for name, (wrap, inputs, *unavoidable) in operations(SHAPES[shape], VOCABULARIES[shape], args.tokens, dtype,
                                                              args.device).items():
-            definition = wrap(getattr(kernels, name.split()[0] + "_reference"))
-            outputs = definition(*inputs)
+            definition, functions = wrap(getattr(kernels, name.split()[0] + "_reference")), contenders(name, wrap)
+            with torch.no_grad():
+                outputs = definition(*inputs)
             upstream = [torch.randn_like(y) for y in (outputs if isinstance(outputs, tuple) else (outputs,))]
             del outputs
-            for who, function in contenders(name, wrap).items():
-                rows.append({"shape": shape, "operation": name, "who": who,
-                             **one(function, definition, inputs, upstream, unavoidable, copy, args)})
+            mine = {who: [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs] for who in functions}
+            both = {who: lambda f=f, x=mine[who], g=upstream: torch.autograd.grad(
+                f(*x), [i for i in x if i.requires_grad], g) for who, f in functions.items()}
+            ahead = {who: lambda f=f, x=mine[who]: f(*x) for who, f in functions.items()}
+            turns = lambda calls: {who: sum(times, []) for who, times in measure.interleaved(
+                {who: lambda c=c: milliseconds(c, args.device, -(-args.repeats // 5)) for who, c in calls.items()}
+            ).items()}
+            peaks = {who: peak(call, args.device) for who, call in both.items()}
+            forward, whole = turns(ahead), turns(both)
+            for who, function in functions.items():
+                first, (median, low, high) = measure.quantiles(forward[who])[0], measure.quantiles(whole[who])
+                share = lambda amount, ms: amount / (1e-3 * ms) / copy if amount else None
+                rows.append({"shape": shape, "operation": name, "who": who, "forward ms": first,
+                             "backward ms": median - first, "both ms": median, "20 %": low, "80 %": high,
+                             "of copy, forward": share(unavoidable[0], first),
+                             "of copy, both": share(sum(unavoidable), median), "peak GB": peaks[who],
+                             "error / eager's": error(function, definition, inputs, upstream) if args.errors else None})
                 print(rows[-1], flush=True)
     return rows
 
 
-def one(function, definition, inputs: list, upstream: list, unavoidable: list[int], copy: float, args) -> dict:
-    """Times in ms (median, and the 20th and 80th percentile of both passes), share of the copy's rate, GB, error."""
-    leaves = [x for x in inputs if x.requires_grad]
-    cuda = args.device == "cuda"
-    forward = milliseconds(lambda: function(*inputs), args.device, args.repeats)
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    both = milliseconds(lambda: torch.autograd.grad(function(*inputs), leaves, upstream), args.device, args.repeats)
-    median, low, high = measure.quantiles(both)
-    ahead = measure.quantiles(forward)[0]
-    share = lambda amount, ms: amount / (1e-3 * ms) / copy if amount else None
-    return {"forward": ahead, "backward": median - ahead, "both": median, "20 %": low, "80 %": high,
-            "of copy, forward": share(unavoidable[0], ahead), "of copy, both": share(sum(unavoidable), median),
-            "peak GB": (torch.cuda.max_memory_allocated() - before) / 1e9 if cuda else None,
-            "error / eager's": error(function, definition, inputs, upstream) if args.errors else None}
+def peak(call, device: str) -> float | None:
+    """GB that a call holds at most, over what was there before."""
+    if device != "cuda":
+        return None
+    call()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return (torch.cuda.max_memory_allocated() - before) / 1e9
+
+
+def time_adamw(args: argparse.Namespace, parameters: int) -> list[dict]:
+    """A step over matrices of 16M parameters: bfloat16 with stochastic rounding, and torch's fused float32 AdamW."""
+    rows, optimizers, shape = [], {}, (4096, min(4096, parameters // 4096))
+    fused = lambda p: torch.optim.AdamW(p, fused=True)
+    for who, make, dtype, size in (("nanowhale bfloat16", kernels.AdamW, torch.bfloat16, 14),
+                                   ("torch float32, fused", fused, torch.float32, 28)):
+        ps = [torch.nn.Parameter(torch.randn(shape, dtype=dtype, device=args.device))
+              for _ in range(max(1, parameters // (shape[0] * shape[1])))]
+        for p in ps:
+            p.grad = torch.randn_like(p)
+        optimizers[who] = make(ps), size * sum(p.numel() for p in ps)
+    copy = copy_rate(args.device)
+    times = measure.interleaved({who: lambda o=o: measure.quantiles(milliseconds(o.step, args.device, 10))[0]
+                                 for who, (o, _) in optimizers.items()})
+    for who, (_, traffic) in optimizers.items():
+        median, low, high = measure.quantiles(times[who])
+        rows.append({"who": who, "parameters": parameters, "step ms": median, "20 %": low, "80 %": high,
+                     "of copy": traffic / (1e-3 * median) / copy, "bytes a parameter": 6 if "bfloat16" in who else 12})
+    return rows
 
 
 LOSS = """
@@ -308,7 +343,9 @@ def main() -> None:
         return measure.report("kernels-cpu", loss_on_cpu(args.tokens), conditions)
     if not torch.cuda.is_available():
         sys.exit("bench/kernels.py: PyTorch finds no GPU here; --compile-only and --device cpu need none")
-    measure.report("kernels-" + conditions["gpu"].replace(" ", "-"), time_all(args), conditions)
+    name = conditions["gpu"].replace(" ", "-")
+    measure.report(f"kernels-{name}", time_all(args), conditions)
+    measure.report(f"adamw-{name}", time_adamw(args, 2**30), conditions)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import math
 import torch
 
 from kernels.launch import jit, tl, triton_runs
+from parallel import local, rows
 
 CHUNK = 2**16  # elements a program, or a slice of the PyTorch lines
 BLOCK = 1024
@@ -113,8 +114,8 @@ def _update(W, M, V, G, first, key, i, inside, beta1, rest1, beta2, rest2, decay
 
 
 @jit
-def _kernel(TENSORS, CHUNK_TENSOR, CHUNK_START, beta1, rest1, beta2, rest2, decay, rate, root_correction, eps,
-            CHUNK: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
+def _step_kernel(TENSORS, CHUNK_TENSOR, CHUNK_START, beta1, rest1, beta2, rest2, decay, rate, root_correction, eps,
+                 CHUNK: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
     """One program a chunk of one of many tensors. TENSORS (tensors, 7) int64: the addresses of weight, moment, square
     and gradient, the number of elements, the index of the first among all parameters, the step's key."""
     row = TENSORS + tl.load(CHUNK_TENSOR + tl.program_id(0)) * 7
@@ -147,19 +148,25 @@ class AdamW(torch.optim.Optimizer):
 
     def __init__(self, groups, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
                  weight_decay: float = 1e-2, seed: int = 0):
-        super().__init__(groups, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, seed=seed))
-        first = 0
         self._first: dict[torch.Tensor, int] = {}  # parameter → index of its first local element among all parameters
-        for p in (p for group in self.param_groups for p in group["params"]):
+        self._chunks: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+        super().__init__(groups, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, seed=seed))
+
+    def add_param_group(self, param_group: dict) -> None:
+        """As torch.optim.Optimizer's; the new parameters are numbered after the ones before."""
+        super().add_param_group(param_group)
+        before = sum(p.numel() for group in self.param_groups[:-1] for p in group["params"])
+        for p in self.param_groups[-1]["params"]:
             if p.dtype != torch.bfloat16:
                 raise TypeError(f"this AdamW is for bfloat16 parameters, not {p.dtype}")
-            self._first[p] = first + _rows_before(p) * (p.numel() // max(1, len(p)))
-            first += p.numel()
-        self._chunks: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+            self._first[p] = before + rows(p)[0] * (p.numel() // max(1, len(p)))
+            before += p.numel()
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
-        """Update every parameter that has a gradient."""
+    def step(self, closure=None):
+        """Update every parameter that has a gradient. Returns what `closure`, if given, returned before the update."""
+        with torch.enable_grad():
+            loss = closure() if closure else None
         for group in self.param_groups:
             trained = [p for p in group["params"] if p.grad is not None]
             for p in trained:
@@ -172,22 +179,27 @@ class AdamW(torch.optim.Optimizer):
                 by_step.setdefault(int(self.state[p]["step"].item()), []).append(p)
             for step, parameters in by_step.items():
                 self._update(parameters, group, step)
+        return loss
 
     def _update(self, parameters: list[torch.Tensor], group: dict, step: int) -> None:
         scalars = _scalars(group["lr"], group["betas"], group["eps"], group["weight_decay"], step)
         key, tensors = step_key(group["seed"], step), []
         for p in parameters:
-            local = [_local(t) for t in (p, self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"])]
-            if not all(t.is_contiguous() for t in local):
+            held = [local(t) for t in (p, self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"])]
+            if not all(t.is_contiguous() for t in held):
                 raise ValueError("a parameter's elements are not neighbours in memory")
-            tensors.append((*(t.view(-1) for t in local), _local(p.grad).contiguous().view(-1), self._first[p]))
-        if triton_runs(tensors[0][0][:1]):
-            return self._launch(tensors, key, scalars)
+            tensors.append((*(t.view(-1) for t in held), local(p.grad).contiguous().view(-1), self._first[p]))
+        if triton_runs(tensors[0][0]):
+            for aligned in (True, False):  # one launch, and one for those whose addresses allow no wide loads
+                some = [t for t in tensors if all(x.data_ptr() % 16 == 0 for x in t[:4]) == aligned]
+                if some:
+                    self._launch(some, key, scalars, aligned)
+            return
         for *of_one, first in tensors:
             for start in range(0, of_one[0].numel(), CHUNK):
                 adamw_reference(*(t[start:start + CHUNK] for t in of_one), first + start, key, scalars)
 
-    def _launch(self, tensors: list[tuple], key: int, scalars: tuple[float, ...]) -> None:
+    def _launch(self, tensors: list[tuple], key: int, scalars: tuple[float, ...], aligned: bool) -> None:
         device, sizes = tensors[0][0].device, tuple(t[0].numel() for t in tensors)
         if sizes not in self._chunks:  # which chunk belongs to which tensor; gradients move, this does not
             count = torch.tensor([-(-n // CHUNK) for n in sizes])
@@ -195,21 +207,6 @@ class AdamW(torch.optim.Optimizer):
             start = (torch.arange(len(tensor)) - (count.cumsum(0) - count)[tensor]) * CHUNK
             self._chunks[sizes] = tensor.to(device), start.to(device)
         table = torch.tensor([[*(x.data_ptr() for x in t[:4]), t[0].numel(), t[4], key] for t in tensors])
-        aligned = bool((table[:, :4] % 16 == 0).all())
         tensor, start = self._chunks[sizes]
-        _kernel[(len(tensor),)](table.to(device), tensor, start, *scalars, CHUNK=CHUNK, BLOCK=BLOCK,
-                                ALIGNED=aligned, num_warps=4, enable_fp_fusion=False)
-
-
-def _local(x: torch.Tensor) -> torch.Tensor:
-    """This process's part of a DTensor; a plain tensor as it is."""
-    return x.to_local() if hasattr(x, "to_local") else x
-
-
-def _rows_before(p: torch.Tensor) -> int:
-    """Rows of p that other processes hold before this one's; 0 where p is whole."""
-    if not hasattr(p, "placements") or p.placements[0].is_replicate():
-        return 0
-    if p.device_mesh.ndim != 1 or not p.placements[0].is_shard(0):
-        raise ValueError(f"a parameter is placed as {p.placements}; this AdamW knows Shard(0) over one mesh dimension")
-    return min(len(p), -(-len(p) // p.device_mesh.size()) * p.device_mesh.get_local_rank())
+        _step_kernel[(len(tensor),)](table.to(device), tensor, start, *scalars, CHUNK=CHUNK, BLOCK=BLOCK,
+                                     ALIGNED=aligned, num_warps=4, enable_fp_fusion=False)

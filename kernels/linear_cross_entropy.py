@@ -14,8 +14,8 @@ logits there instead would cost a fourth matrix product.) What remains of memory
 
 The three products are the vendor library's (cuBLAS): they are matrix products like any other, and nobody beats it at
 them. What lies between, softmax, loss and dz, is memory traffic. PyTorch's operations visit the chunk some ten times;
-the kernel below reads a row twice (the second time from the cache) and writes dz over it: 3 tensors of the logits'
-size.
+the kernel below reads a row twice, the second time backwards, so that it meets what the cache still holds, and writes
+dz over it: 2 to 3 tensors of the logits' size.
 
 Chunks come from a budget of bytes, not of rows: thin chunks starve the products. dW is accumulated in float32 whatever
 the dtype: hundreds of bfloat16 additions would lose the small ones. Rows whose target is -100 do not count.
@@ -23,9 +23,10 @@ Worked by hand: two classes, z = (0, 0): loss log 2 = 0.6931, dz = (½, ½) - on
 """
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 from torch.library import custom_op
 
-from kernels.launch import block, jit, tl, triton_runs
+from kernels.launch import block, jit, require, tl, triton_runs
 
 IGNORE = -100
 CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}  # of logits alive at once
@@ -49,24 +50,24 @@ def _softmax_kernel(Z, TARGETS, LOSSES, z_stride, V, BLOCK: tl.constexpr, GRADIE
     """One program a row of logits Z: its loss, and (GRADIENT) dz written over it."""
     row = tl.program_id(0).to(tl.int64)
     Z += row * z_stride
-    target = tl.load(TARGETS + row)
-    column = tl.arange(0, BLOCK)
+    column, target = tl.arange(0, BLOCK), tl.load(TARGETS + row)
+    counts = target != IGNORE  # a target that is no class gives NaN; z of the target is read before dz covers it
+    correct = tl.load(Z + target, counts & (target >= 0) & (target < V), float("nan")).to(tl.float32)
     top, total = -float("inf"), 0.0  # running maximum, and the sum of exp(z - top): Milakov, Gimelshein, 1805.02867
     for start in range(0, V, BLOCK):
         z = tl.load(Z + start + column, start + column < V, -float("inf")).to(tl.float32)
         higher = tl.maximum(top, tl.max(z))
         total = total * tl.exp(top - higher) + tl.sum(tl.exp(z - higher))
         top = higher
-    counts = target != IGNORE
-    correct = tl.load(Z + target, counts & (target >= 0) & (target < V), float("nan")).to(tl.float32)
-    tl.store(LOSSES + row, tl.where(counts, top + tl.log(total) - correct, 0.0))  # NaN for a target that is no class
+    tl.store(LOSSES + row, tl.where(counts, top + tl.log(total) - correct, 0.0))
     if GRADIENT:
         share = tl.where(counts, 1.0 / total, 0.0)
-        for start in range(0, V, BLOCK):
-            inside = start + column < V
-            z = tl.load(Z + start + column, inside, 0.0).to(tl.float32)
-            dz = tl.exp(z - top) * share - tl.where(start + column == target, 1.0, 0.0)  # in float32, rounded once
-            tl.store(Z + start + column, dz.to(Z.dtype.element_ty), inside)
+        blocks = tl.cdiv(V, BLOCK)
+        for i in range(0, blocks):
+            at = (blocks - 1 - i) * BLOCK + column
+            z = tl.load(Z + at, at < V, 0.0).to(tl.float32)
+            dz = tl.exp(z - top) * share - tl.where(at == target, 1.0, 0.0)  # in float32, rounded once
+            tl.store(Z + at, dz.to(Z.dtype.element_ty), at < V)
 
 
 def _softmax_triton(logits, targets, gradient):
@@ -78,18 +79,18 @@ def _softmax_triton(logits, targets, gradient):
 
 
 def _softmax_torch(logits, targets, gradient):
-    dtype, logits = logits.dtype, logits.to(torch.promote_types(logits.dtype, torch.float32))
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))      # (n, V)
     valid = (targets != IGNORE).unsqueeze(1)                             # (n, 1)
     index = torch.where(valid, targets.unsqueeze(1), 0)                  # (n, 1)
-    correct = logits.gather(1, index)                                    # before softmax overwrites it
-    top = logits.amax(1, keepdim=True)
-    logits.sub_(top).exp_()
-    total = logits.sum(1, keepdim=True)
+    correct = z.gather(1, index)                                         # before softmax overwrites it
+    top = z.amax(1, keepdim=True)
+    z.sub_(top).exp_()
+    total = z.sum(1, keepdim=True)
     losses = (total.log() + top - correct) * valid
     if gradient:
-        logits.mul_(valid / total)                                       # softmax; 0 on ignored rows
-        logits.scatter_add_(1, index, -valid.to(logits.dtype))           # minus onehot: dz, in place
-    return losses, logits.to(dtype)
+        z.mul_(valid / total)                                            # softmax; 0 on ignored rows
+        z.scatter_add_(1, index, -valid.to(z.dtype))                     # minus onehot: dz, in place
+    return losses, z if z is logits else logits.copy_(z)
 
 
 def _accumulate(total: torch.Tensor, dz: torch.Tensor, h: torch.Tensor) -> None:
@@ -107,19 +108,19 @@ def loss_and_gradients(hidden: torch.Tensor, weight: torch.Tensor, targets: torc
     """hidden (N, D), weight (V, D), targets (N,) → loss, dloss/dhidden (N, D), dloss/dweight (V, D) in float32 or
     better. A gradient that is not needed is not computed, and comes back empty."""
     n_rows, wide, targets = len(hidden), torch.promote_types(hidden.dtype, torch.float32), targets.contiguous()
-    softmax = _softmax_triton if triton_runs(hidden) else _softmax_torch
+    softmax, copies = (_softmax_triton, 0) if triton_runs(hidden) else (_softmax_torch, int(hidden.dtype != wide))
     matrix = weight.to(hidden.dtype)  # here, not at the caller: so that a float32 master gets a float32 gradient
     grad_hidden = hidden.new_empty(hidden.shape if need_hidden else 0)
     grad_weight = torch.zeros(weight.shape if need_weight else 0, dtype=wide, device=weight.device)
     loss = torch.zeros((), dtype=wide, device=hidden.device)
-    size = hidden.dtype.itemsize if softmax is _softmax_triton else wide.itemsize
-    step = max(1, chunk_bytes // (len(weight) * size))
+    step = max(1, chunk_bytes // (len(weight) * (hidden.dtype.itemsize + copies * wide.itemsize)))
     step -= step % 128 if step > 128 else 0               # products like whole tiles
     step = -(-n_rows // max(1, -(-n_rows // step)))       # as few chunks as the budget allows, all of about one size
     step += -step % 128 if step > 128 else 0
+    buffer = hidden.new_empty(min(step, n_rows), len(weight))  # one for all chunks: two would be alive for a moment
     for start in range(0, n_rows, max(1, step)):
         h, target = hidden[start:start + step], targets[start:start + step]
-        losses, dz = softmax(F.linear(h, matrix), target, need_hidden or need_weight)
+        losses, dz = softmax(torch.mm(h, matrix.t(), out=buffer[:len(h)]), target, need_hidden or need_weight)
         loss += losses.sum()
         if need_hidden:
             torch.mm(dz, matrix, out=grad_hidden[start:start + step])
@@ -148,13 +149,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream):
+        def scaled(gradient, dtype):  # in one visit; (1,) because a scalar would first be rounded to that dtype
+            return torch.mul(gradient, upstream.reshape(1), out=torch.empty_like(gradient, dtype=dtype))
         grad_hidden, grad_weight = ctx.saved_tensors
-        if grad_hidden is not None:  # widened first: PyTorch would round the scalar to grad_hidden's dtype
-            grad_hidden = (grad_hidden.to(upstream.dtype) * upstream).to(grad_hidden.dtype)
-        if grad_weight is not None:  # straight to the weight's dtype, without a second float32 copy of such a matrix
-            grad_weight = torch.mul(grad_weight, upstream, out=torch.empty_like(grad_weight, dtype=ctx.weight_dtype))
-        return grad_hidden, grad_weight, None, None, None, None
+        return (None if grad_hidden is None else scaled(grad_hidden, grad_hidden.dtype),
+                None if grad_weight is None else scaled(grad_weight, ctx.weight_dtype), None, None, None, None)
 
 
 def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
@@ -164,7 +165,11 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
     hidden (N, D), weight (V, D; cast to hidden's dtype for the products), targets (N,) int64, -100 = ignored →
     (loss in nats, a float32 or float64 scalar; number of targets counted). A frozen weight costs no gradient.
     """
-    grad, chunk_bytes = torch.is_grad_enabled(), chunk_bytes or CHUNK_BYTES["cuda" if hidden.is_cuda else "cpu"]
-    loss = _LinearCrossEntropy.apply(hidden, weight, targets, chunk_bytes, grad and hidden.requires_grad,
-                                     grad and weight.requires_grad)
+    require(("hidden's width", hidden.shape, (len(hidden), weight.shape[1])),
+            ("targets' shape", targets.shape, hidden.shape[:1]))
+    need_hidden, need_weight = (torch.is_grad_enabled() and x.requires_grad for x in (hidden, weight))
+    if chunk_bytes is None and hidden.is_cuda and need_weight:
+        chunk_bytes = max(CHUNK_BYTES["cuda"], 2 * weight.numel())  # adding to a large dW wants fewer and larger chunks
+    chunk_bytes = chunk_bytes or CHUNK_BYTES["cuda" if hidden.is_cuda else "cpu"]
+    loss = _LinearCrossEntropy.apply(hidden, weight, targets, chunk_bytes, need_hidden, need_weight)
     return loss, (targets != IGNORE).sum()

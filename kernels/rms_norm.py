@@ -11,16 +11,19 @@ The backward pass, with g_i = w_i dy_i and x̂ = x / r:
 so 1/r (one float a row) is all that must be kept beside x; the definition's graph keeps x̂ and a float32 copy as well.
 
 In front of a norm stands an addition, the stream s = x + residual, and `add_rms_norm` does both in one visit. Memory
-traffic in tensors of x's size (bfloat16; a float32 copy counts twice), forward + backward:
+traffic in tensors of x's size (bfloat16; a float32 copy counts twice):
 
-    the definition, a kernel each: to float32 3, square 4, mean 2, scale 4, round 3, weight 2;  the addition 3
-    rms_norm 2 + 3, and the addition before it 3 + 3 (it adds the stream's own gradient)         in all 11
-    add_rms_norm 4 + 4                                                                           in all 8
+    the definition, forward: the addition 3, to float32 3, square 4, mean 2, scale 4, round 3, weight 2     21
+    the addition and rms_norm, forward 3 + 2, backward 3 + 3 (the stream has a gradient of its own)         11
+    add_rms_norm, forward 4, backward 4                                                                      8
 """
 import torch
+from torch.autograd.function import once_differentiable
 from torch.library import triton_op, wrap_triton
 
-from kernels.launch import block, jit, resident_programs, rows, tl, triton_runs
+from kernels.launch import block, jit, require, resident_programs, rows, tl, triton_runs
+
+LONGEST_ROW = 2**13  # elements that a program holds in registers; beyond, the compiler spills, and PyTorch's lines run
 
 
 def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -69,7 +72,7 @@ def _backward_kernel(DY, DS, X, W, INVERSE, DX, DW, dy_stride, ds_stride, x_stri
     inside = column < D
     w = tl.load(W + column, inside, 0.0).to(tl.float32)
     dw = tl.zeros([BLOCK], tl.float32)
-    for i in range(program, n_rows, programs):
+    for i in tl.range(program, n_rows, programs, num_stages=3):  # the next rows are on their way during this one's sums
         row = tl.cast(i, tl.int64)
         dy = tl.load(DY + row * dy_stride + column, inside, 0.0).to(tl.float32)
         x = tl.load(X + row * x_stride + column, inside, 0.0).to(tl.float32)
@@ -131,25 +134,29 @@ def _backward_torch(grad, grad_stream, x, weight, inverse, need_weight):
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, residual, weight, eps):
-        run = _forward_triton if triton_runs(x) else _forward_torch
+        run = _forward_triton if triton_runs(x) and x.shape[-1] <= LONGEST_ROW else _forward_torch
         y, stream, inverse = run(x, residual, weight, eps)
         ctx.save_for_backward(x if residual is None else stream, weight, inverse)
         ctx.add = residual is not None
         return (y, stream) if ctx.add else y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad, grad_stream=None):
         x, weight, inverse = ctx.saved_tensors
-        run = _backward_triton if triton_runs(x) else _backward_torch
+        run = _backward_triton if triton_runs(x) and x.shape[-1] <= LONGEST_ROW else _backward_torch
         grad_x, grad_weight = run(grad, grad_stream, x, weight, inverse, ctx.needs_input_grad[2])
         return grad_x, grad_x if ctx.add else None, grad_weight if ctx.needs_input_grad[2] else None, None
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """RMSNorm that keeps x and one number a row for its backward pass. Shapes and dtypes as `rms_norm_reference`."""
+    require(("weight's shape", weight.shape, x.shape[-1:]))
     return _RMSNorm.apply(x, None, weight, eps)
 
 
 def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float):
     """(RMSNorm of x + residual, x + residual) in one visit. Shapes and dtypes as `add_rms_norm_reference`."""
+    require(("weight's shape", weight.shape, x.shape[-1:]), ("residual's shape", residual.shape, x.shape),
+            ("residual's dtype", residual.dtype, x.dtype))
     return _RMSNorm.apply(x, residual, weight, eps)

@@ -17,9 +17,10 @@ the definition, a kernel for each cast, product, sum and the joining of halves, 
 import math
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.library import triton_op, wrap_triton
 
-from kernels.launch import block, jit, tl, triton_runs
+from kernels.launch import block, jit, require, tl, triton_runs
 
 
 def rope_frequencies(width: int, theta: float, scaling: dict | None = None) -> torch.Tensor:
@@ -53,30 +54,28 @@ def rope_reference(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: tor
 
 
 @jit
-def _turn_heads(X, OUT, x_head, out_head, cos, sin, heads, HEADS: tl.constexpr, HALF: tl.constexpr,
-                PAIRS: tl.constexpr):
-    """All heads of one position, from X to OUT; a head starts every x_head elements (out_head in OUT)."""
-    head, pair = tl.arange(0, HEADS)[:, None], tl.arange(0, PAIRS)[None, :]
-    inside = (head < heads) & (pair < HALF)
-    a = tl.load(X + head * x_head + pair, inside, 0.0).to(tl.float32)
-    b = tl.load(X + head * x_head + pair + HALF, inside, 0.0).to(tl.float32)
-    tl.store(OUT + head * out_head + pair, (a * cos - b * sin).to(OUT.dtype.element_ty), inside)
-    tl.store(OUT + head * out_head + pair + HALF, (b * cos + a * sin).to(OUT.dtype.element_ty), inside)
+def _turn_heads(a, b, OUT, offset, cos, sin, inside, HALF: tl.constexpr):
+    tl.store(OUT + offset, (a * cos - b * sin).to(OUT.dtype.element_ty), inside)
+    tl.store(OUT + offset + HALF, (b * cos + a * sin).to(OUT.dtype.element_ty), inside)
 
 
 @jit
-def _kernel(Q, K, COS, SIN, Q_OUT, K_OUT, T, q_batch, q_head, q_time, k_batch, k_head, k_time,
-            qo_batch, qo_head, qo_time, ko_batch, ko_head, ko_time, heads, groups, SIGN: tl.constexpr,
-            HALF: tl.constexpr, PAIRS: tl.constexpr, HEADS: tl.constexpr, GROUPS: tl.constexpr):
+def _turn_kernel(Q, K, COS, SIN, Q_OUT, K_OUT, T, q_batch, q_head, q_time, k_batch, k_head, k_time,
+                 qo_batch, qo_head, qo_time, ko_batch, ko_head, ko_time, heads, groups, SIGN: tl.constexpr,
+                 HALF: tl.constexpr, PAIRS: tl.constexpr, HEADS: tl.constexpr, GROUPS: tl.constexpr):
     """One program a position of a sequence: its cos and sin are read once for all heads of q and of k."""
     batch, time = (tl.program_id(0) // T).to(tl.int64), (tl.program_id(0) % T).to(tl.int64)
     pair = tl.arange(0, PAIRS)[None, :]
+    head, group = tl.arange(0, HEADS)[:, None].to(tl.int64), tl.arange(0, GROUPS)[:, None].to(tl.int64)
+    of_q, of_k = (head < heads) & (pair < HALF), (group < groups) & (pair < HALF)
     cos = tl.load(COS + time * HALF + pair, pair < HALF, 0.0).to(tl.float32)
     sin = tl.load(SIN + time * HALF + pair, pair < HALF, 0.0).to(tl.float32) * SIGN
-    _turn_heads(Q + batch * q_batch + time * q_time, Q_OUT + batch * qo_batch + time * qo_time, q_head, qo_head,
-                cos, sin, heads, HEADS, HALF, PAIRS)
-    _turn_heads(K + batch * k_batch + time * k_time, K_OUT + batch * ko_batch + time * ko_time, k_head, ko_head,
-                cos, sin, groups, GROUPS, HALF, PAIRS)
+    Q += batch * q_batch + time * q_time + head * q_head + pair
+    K += batch * k_batch + time * k_time + group * k_head + pair
+    q_a, q_b = tl.load(Q, of_q, 0.0).to(tl.float32), tl.load(Q + HALF, of_q, 0.0).to(tl.float32)
+    k_a, k_b = tl.load(K, of_k, 0.0).to(tl.float32), tl.load(K + HALF, of_k, 0.0).to(tl.float32)  # all before a store
+    _turn_heads(q_a, q_b, Q_OUT, batch * qo_batch + time * qo_time + head * qo_head + pair, cos, sin, of_q, HALF)
+    _turn_heads(k_a, k_b, K_OUT, batch * ko_batch + time * ko_time + group * ko_head + pair, cos, sin, of_k, HALF)
 
 
 @triton_op("nanowhale::rope", mutates_args={})
@@ -87,9 +86,9 @@ def _turn_triton(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch
     (B, H, T, E), G = q.shape, k.shape[1]
     strides = [stride for x in (q, k, q_out, k_out) for stride in x.stride()[:3]]
     heads, groups, pairs = (block(n)["BLOCK"] for n in (H, G, E // 2))
-    wrap_triton(_kernel)[(B * T,)](q, k, cos.contiguous(), sin.contiguous(), q_out, k_out, T, *strides, H, G, SIGN=sign,
-                                   HALF=E // 2, PAIRS=pairs, HEADS=heads, GROUPS=groups,
-                                   num_warps=block(heads * pairs)["num_warps"])
+    wrap_triton(_turn_kernel)[(B * T,)](q, k, cos.contiguous(), sin.contiguous(), q_out, k_out, T, *strides, H, G,
+                                        SIGN=sign, HALF=E // 2, PAIRS=pairs, HEADS=heads, GROUPS=groups,
+                                        num_warps=block(heads * pairs)["num_warps"])
     return q_out, k_out
 
 
@@ -115,6 +114,7 @@ class _Rope(torch.autograd.Function):
         return run(q, k, cos, sin, 1)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_q, grad_k):
         run = _turn_triton if triton_runs(grad_q) else _turn_torch
         return *run(grad_q, grad_k, *ctx.saved_tensors, -1), None, None
@@ -122,4 +122,7 @@ class _Rope(torch.autograd.Function):
 
 def rope(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor):
     """Turn queries and keys; nothing of their size is kept for the backward pass. Shapes as `rope_reference`."""
+    (B, _, T, E), table = q.shape, (q.shape[2], q.shape[3] // 2)
+    require(("k's shape", (k.shape[0], *k.shape[2:]), (B, T, E)), ("k's dtype", k.dtype, q.dtype),
+            ("cos's shape", tuple(cos.shape), table), ("sin's shape", tuple(sin.shape), table))
     return _Rope.apply(q, k, cos, sin)

@@ -11,9 +11,10 @@ each of its operations, moves 13 forward and 18 backward and keeps 4; a fused ke
 """
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 from torch.library import triton_op, wrap_triton
 
-from kernels.launch import jit, rows, tl, triton_runs
+from kernels.launch import jit, require, rows, tl, triton_runs
 
 BLOCK = 2048  # elements a program; with 8 warps one load of 16 bytes a thread and input in bfloat16
 
@@ -84,6 +85,7 @@ class _SwiGLU(torch.autograd.Function):
         return _forward_triton(gate, up) if triton_runs(gate) else F.silu(gate).mul_(up)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         gate, up = ctx.saved_tensors
         if triton_runs(gate):
@@ -93,4 +95,5 @@ class _SwiGLU(torch.autograd.Function):
 
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(gate) · up, keeping only the two inputs for the backward pass. Shapes as `swiglu_reference`."""
+    require(("up's shape", up.shape, gate.shape), ("up's dtype", up.dtype, gate.dtype))
     return _SwiGLU.apply(gate, up)

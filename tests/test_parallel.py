@@ -1,0 +1,147 @@
+"""parallel.py: several processes train what one process trains, and hand over to any other number of them."""
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_config
+from test_train import exact, flags, records, weights
+
+import model
+import tokenizer
+import train
+
+ROOT = Path(train.__file__).parent
+STAGES = ["embed:1280:5e-3", "odd:1280:5e-3", "lora:1280:5e-3"]  # ten steps each, checkpoints after 3, 6 and 9
+FOUR = ["--micro_batch", "1"]  # a window a process
+
+
+def free_port() -> str:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return str(s.getsockname()[1])
+
+
+def torchrun(processes: int, argv: list[str], script: str = "train.py", **kwargs) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
+               f"--master_port={free_port()}", script, *argv]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, **kwargs)
+
+
+def close(one: Path, other: Path, loss: float = 1e-4, weight: float = 2e-3) -> None:
+    """The same steps, losses, validation and weights, up to the order of sums."""
+    a, b = exact(one), exact(other)
+    assert [x[:3] for x in a] == [x[:3] for x in b] and len(a) > 9
+    assert [x[3:] for x in a] == [pytest.approx(x[3:], abs=loss) for x in b]
+    for x, y in zip(records(one, "validation"), records(other, "validation"), strict=True):
+        for name, score in x["validation"].items():
+            assert score == pytest.approx(y["validation"][name], abs=loss)
+    for name, tensor in weights(one / "model").items():
+        torch.testing.assert_close(weights(other / "model")[name], tensor, rtol=0, atol=weight)
+
+
+@pytest.fixture(scope="module")
+def alone(world, tmp_path_factory):
+    run = tmp_path_factory.mktemp("alone") / "run"
+    train.main(flags(world, run, *STAGES, more=FOUR))
+    return run
+
+
+@pytest.fixture(scope="module")
+def four(world, tmp_path_factory):
+    run = tmp_path_factory.mktemp("four") / "run"
+    out = torchrun(4, flags(world, run, *STAGES, more=[*FOUR, "--keep", "9"]))
+    assert out.returncode == 0, out.stderr
+    return run
+
+
+@pytest.mark.slow
+def test_four_processes_train_what_one_trains(alone, four):
+    close(alone, four)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_checkpoint_of_four_resumes_on_one_and_on_two(processes, alone, four, tmp_path):
+    """Back to the middle of the second stage, and on from there with fewer processes."""
+    run = tmp_path / "run"
+    shutil.copytree(four, run)
+    shutil.rmtree(run / "model")
+    for folder in [*run.glob("stages/[23]-*"), *run.glob("checkpoints/03-*"), *run.glob("checkpoints/02-*9")]:
+        shutil.rmtree(folder)
+    if processes == 1:
+        train.main(["--resume", str(run)])
+    else:
+        out = torchrun(processes, ["--resume", str(run)])
+        assert out.returncode == 0 and "02-00000006" in out.stdout + out.stderr, out.stderr
+    close(alone, run)
+
+
+@pytest.mark.slow
+def test_a_tied_head_new_rows_and_bfloat16_weights(world, tmp_path):
+    """Two processes: embedding, norm and head in one group; old rows untouched; the same random rounding as alone."""
+    torch.manual_seed(3)
+    folder = tmp_path / "tied"
+    folder.mkdir()
+    model.save(model.Llama(tiny_config(tie_word_embeddings=True, base_vocab_size=300)), folder)
+    tokenizer.save(world / "base.model", folder)
+    argv = flags(world, "", "new_rows:640:5e-3", "full:640:5e-3", more=FOUR)
+    argv[argv.index("--model") + 1] = str(folder)
+    for more in ([], ["--optimizer", "adamw_bf16"]):
+        runs = [tmp_path / f"{n}{len(more)}" for n in (1, 2)]
+        argv[argv.index("--out") + 1] = str(runs[0])
+        train.main([*argv, *more])
+        argv[argv.index("--out") + 1] = str(runs[1])
+        out = torchrun(2, [*argv, *more])
+        assert out.returncode == 0, out.stderr
+        old, new = weights(folder), weights(runs[1] / "stages/1-new_rows")
+        table = "model.embed_tokens.weight"
+        assert torch.equal(old[table][:300], new[table][:300]) and not torch.equal(old[table][300:], new[table][300:])
+        # one unit of bfloat16 (1/128 of a weight) where a gradient's last bits carried a rounding over
+        close(*runs, loss=1e-4 if not more else 2e-2, weight=2e-3 if not more else 3e-2)
+
+
+@pytest.mark.slow
+def test_two_agents_stand_for_two_machines(world, alone, tmp_path):
+    run, port = tmp_path / "run", free_port()
+    agents = [subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={i}",
+                                "--nproc_per_node=1", "--master_addr=localhost", f"--master_port={port}", "train.py",
+                                *flags(world, run, *STAGES, more=FOUR)], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+              for i in range(2)]
+    outputs = [agent.communicate(timeout=300)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], outputs
+    close(alone, run)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_run_in_one_line_and_the_checkpoint_before_it_serves(world, alone, tmp_path):
+    script = tmp_path / "dies.py"
+    script.write_text("""
+import os, signal, torch, cli, train
+clip, calls = torch.nn.utils.clip_grad_norm_, []
+def stop(*args):
+    calls.append(1)
+    if len(calls) == 18 and os.environ["RANK"] == "1":  # stage 2 step 8
+        os.kill(os.getpid(), signal.SIGKILL)
+    return clip(*args)
+torch.nn.utils.clip_grad_norm_ = stop
+cli.run(train.main)
+""")
+    run = tmp_path / "run"
+    out = torchrun(2, flags(world, run, *STAGES, more=FOUR), str(script))
+    assert out.returncode != 0 and not (run / "model").exists()
+    assert "another process of this run is gone" in out.stderr
+    assert "Traceback" not in out.stderr.split("torch/distributed/elastic")[0].split("torch.distributed.elastic")[0]
+    train.main(["--resume", str(run)])
+    close(alone, run)
+
+
+def test_the_batch_must_divide_among_the_processes(world, tmp_path, refused, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    refused(train, flags(world, tmp_path / "run", "embed:400:1e-3"), "a multiple of --micro_batch 2 times 3 processes")
