@@ -13,6 +13,7 @@ Three ideas, in the order in which text meets them:
     python data.py pack  --input out/clean --tokenizer out/merged.model --out out/shards
 """
 import argparse
+import bisect
 import hashlib
 import heapq
 import json
@@ -215,49 +216,87 @@ class Shards:
 # --------------------------------------------------------------------------------------------------------- batches
 
 
-class Loader:
-    """Deals windows of several sources into batches, in an order that is a pure function of the seed and `counts`.
+class Schedule:
+    """Which source each window comes from: exactly by weight, however the weights move.
 
-    Within a source: a permutation of its windows, another in each epoch, every window once an epoch. (Drawing with
-    replacement would leave 1/e of the data unseen after one.)
-    Between sources: exactly by weight. After s draws a source of weight w has been drawn floor(s w) or ceil(s w) times.
-    Dice would be off by sqrt(s), and always taking the source that is furthest behind can fall more than one draw
-    behind when there are many. So draw k of a source (from 0) may come when s w > k - w and must have come when
-    s w = k + 1, and of those that may come the most urgent goes first: earliest deadline first, which misses none
-    (Baruah et al. 1996, "Proportionate progress"). In whole numbers, so that nothing rounds.
+    Dice would be off by sqrt(s) after s draws, and always taking the source that is furthest behind can fall more than
+    one draw behind when there are many. Let A(s) be the windows of a source that s draws owe it: s w for a weight w.
+    Draw k of it (from 0) may come when A(s) > k - w and must have come when A(s) = k + 1; of those that may come the
+    most urgent goes first: earliest deadline first, which misses none (Baruah et al. 1996, "Proportionate progress").
+    So floor(A) or ceil(A) windows have been drawn at any time. In whole numbers, so that nothing rounds.
 
-    >>> loader = Loader.__new__(Loader); loader.shares = [3, 1]; loader.counts = [0, 0]
-    >>> [loader.draw() for _ in range(8)]
+    A weight may be a pair, the share of the first and of the last window of a stage: it moves on a line between them.
+
+    >>> schedule = Schedule([3, 1])
+    >>> [schedule.draw() for _ in range(8)]
     [0, 0, 0, 1, 0, 0, 0, 1]
     """
 
-    def __init__(self, sources: list[Shards], weights: list[float], seq_len: int, seed: int):
+    def __init__(self, weights: list[float | tuple[float, float]]):
+        pairs = [w if isinstance(w, tuple) else (w, w) for w in weights]
+        if not pairs or not all(0 <= w < math.inf for pair in pairs for w in pair) or not all(
+                max(pair) >= 1e-6 for pair in pairs):
+            raise cli.UserError(f"weights {weights}: every source needs one, of at least 1e-6")
+        exact = [[Fraction(pair[end]).limit_denominator(10**6) for pair in pairs] for end in (0, 1)]
+        if not all(map(sum, exact)):
+            raise cli.UserError(f"weights {weights}: no source is left to draw from at one end of a stage")
+        exact = [[w / sum(end) for w in end] for end in exact]
+        self.common = math.lcm(*(w.denominator for end in exact for w in end))
+        self.first, self.last = ([int(w * self.common) for w in end] for end in exact)  # whole shares of `common`
+        self.counts = [0] * len(pairs)                              # windows drawn from each source
+        self.origin, self.length = [0] * len(pairs), 1              # counts when the stage began, and its windows
+
+    def begin(self, length: int) -> None:
+        """A stage of `length` windows begins. Weights that do not move have no use for that: they go on."""
+        if self.first != self.last:
+            self.origin, self.length = list(self.counts), length
+
+    def _due(self, i: int, s: int) -> int:
+        """A(s) of source i, in parts of 2 · length · common."""
+        return 2 * self.length * self.first[i] * s + (self.last[i] - self.first[i]) * s * s
+
+    def _deadline(self, i: int, need: int) -> int:
+        """The fewest draws that owe source i `need` parts."""
+        if self.first == self.last:
+            return -(-need // (2 * self.length * self.first[i]))
+        return bisect.bisect_left(range(self.length + 1), need, key=lambda s: self._due(i, s))
+
+    def draw(self) -> int:
+        """The source of the next window; counts it."""
+        drawn, unit = sum(self.counts) - sum(self.origin), 2 * self.length * self.common
+        done = [count - before for count, before in zip(self.counts, self.origin, strict=True)]
+        _, source = min((self._deadline(i, (k + 1) * unit), i) for i, k in enumerate(done)
+                        if k * unit < self._due(i, drawn + 1))
+        self.counts[source] += 1
+        return source
+
+
+class Loader:
+    """Deals windows of several sources into batches, in an order that is a pure function of the seed and of counts.
+
+    Within a source: a permutation of its windows, another in each epoch, every window once an epoch. (Drawing with
+    replacement would leave 1/e of the data unseen after one.) With `as_packed` the order of the shards instead: a
+    curriculum is made by packing in order. Between sources: a Schedule.
+    """
+
+    def __init__(self, sources: list[Shards], weights: list[float | tuple[float, float]], seq_len: int, seed: int,
+                 as_packed: bool = False):
         for source in sources:
             if source.windows(seq_len) < 1:
                 raise cli.UserError(f"{source.folder} has {source.tokens} tokens, less than a window of {seq_len} + 1; "
                                     "pack more text or lower --seq_len")
-        if len(weights) != len(sources) or not all(1e-6 <= w < math.inf for w in weights):
-            raise cli.UserError(f"weights {weights}: every source needs one, of at least 1e-6")
-        exact = [Fraction(w).limit_denominator(10**6) for w in weights]
-        common = math.lcm(*(w.denominator for w in exact))
-        self.shares = [int(w * common) for w in exact]  # whole numbers in the proportion of the weights
-        self.sources, self.seq_len, self.seed = sources, seq_len, seed
-        self.counts = [0] * len(sources)  # windows drawn from each source: the whole state
+        if len(weights) != len(sources):
+            raise cli.UserError(f"weights {weights}: every source needs one")
+        self.schedule, self.sources, self.seq_len, self.seed = Schedule(weights), sources, seq_len, seed
+        self.as_packed = as_packed
         self._orders = [(-1, np.zeros(0, np.int64))] * len(sources)  # of each source: an epoch and its permutation
-
-    def draw(self) -> int:
-        """The source of the next window; counts it."""
-        total, drawn = sum(self.shares), sum(self.counts)
-        _, source = min((-(-(count + 1) * total // share), i)  # (deadline, rounded up; source)
-                        for i, (share, count) in enumerate(zip(self.shares, self.counts, strict=True))
-                        if count * total < (drawn + 1) * share)
-        self.counts[source] += 1
-        return source
 
     def _read(self, source: int, count: int) -> np.ndarray:
         """The source's window number `count`, over all epochs."""
         n = self.sources[source].windows(self.seq_len)
         epoch, place = divmod(count, n)
+        if self.as_packed:
+            return self.sources[source].window(place, self.seq_len)
         if self._orders[source][0] != epoch:
             self._orders[source] = epoch, np.random.default_rng([self.seed, source, epoch]).permutation(n)
         return self.sources[source].window(int(self._orders[source][1][place]), self.seq_len)
@@ -267,23 +306,27 @@ class Loader:
 
         Every process asks for the whole batch of n and for its own rows of it: so all agree on the schedule, however
         many they are, and each reads only what it needs."""
-        schedule = []
+        chosen = []
         for _ in range(n):
-            source = self.draw()
-            schedule.append((source, self.counts[source] - 1))
-        tokens = [self._read(source, count) for source, count in schedule[rows]]
-        return np.stack(tokens), np.array([source for source, _ in schedule[rows]])
+            source = self.schedule.draw()
+            chosen.append((source, self.schedule.counts[source] - 1))
+        tokens = [self._read(source, count) for source, count in chosen[rows]]
+        return np.stack(tokens), np.array([source for source, _ in chosen[rows]])
 
     def state_dict(self) -> dict:
-        return {"counts": list(self.counts), "shares": list(self.shares), "seed": self.seed, "seq_len": self.seq_len}
+        s = self.schedule
+        return {"counts": list(s.counts), "origin": list(s.origin), "length": s.length, "shares": [s.first, s.last],
+                "seed": self.seed, "seq_len": self.seq_len, "as_packed": self.as_packed}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from `state`. UserError if it belongs to another order (weights, seed or window length)."""
-        for key in ("shares", "seed", "seq_len"):
-            if state[key] != getattr(self, key):
-                raise cli.UserError(f"the saved data order has {key} {state[key]}, this run {getattr(self, key)}; "
-                                    "resume with the same --data, --seed and --seq_len")
-        self.counts = list(state["counts"])
+        mine = self.state_dict()
+        for key in ("shares", "seed", "seq_len", "as_packed"):
+            if state[key] != mine[key]:
+                raise cli.UserError(f"the saved data order has {key} {state[key]}, this run {mine[key]}; "
+                                    "resume with the same --data, --seed, --order and --seq_len")
+        s = self.schedule
+        s.counts, s.origin, s.length = list(state["counts"]), list(state["origin"]), state["length"]
 
 
 # ----------------------------------------------------------------------------------------------------- measurement

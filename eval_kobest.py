@@ -1,4 +1,4 @@
-"""KoBEST, zero-shot: of several answers, which does the model find likeliest?
+"""KoBEST: of several answers, which does the model find likeliest?
 
 KoBEST (Kim et al., 2204.04541) asks five kinds of Korean question, each with two or four answers. A model that was only
 pretrained cannot be asked; so every answer is put behind its question, and the answer whose tokens are likeliest is the
@@ -6,31 +6,40 @@ prediction (Brown et al., 2005.14165, section 2.4):
 
     log p(answer | context) = Σ_t log p(answer token t | context, answer tokens before t)
 
-A score means something only beside other people's. Prompts, blanks, BOS, truncation and metrics are therefore those of
-lm-evaluation-harness 0.4.13 (its kobest tasks, version 1.0), odd ones included.
+A score means something only beside other people's. Prompts, blanks, BOS, truncation, metrics and the draw of solved
+examples (--shots) are therefore those of lm-evaluation-harness 0.4.13, odd ones included.
 
-The time goes into running contexts. An answer's last token is never fed to the model, so all one-token answers have the
-same input: the context. And the model is causal, so an input that begins another one is answered by the same run.
+The time goes into contexts, so each is run once for all its answers. An answer's last token is never fed to the model:
+one-token answers have the same input. The model is causal: an input that begins another is answered by the same run.
+Answers that part ways go on from copies of the context's keys and values (see `plan`).
 
     python eval_kobest.py --model DIR --data KOBEST_DIR                            # the test split of all five tasks
-    python eval_kobest.py --model DIR --data KOBEST_DIR --split dev --tasks copa hellaswag --out scores.json
+    python eval_kobest.py --model DIR --data KOBEST_DIR --split dev --shots 5 --tasks copa hellaswag --out scores.json
     python eval_kobest.py --model DIR --data KOBEST_DIR --answer_only              # control: what the answers give away
+    python eval_kobest.py --compare A.json B.json                                  # what changed between two --out's
+    torchrun --nproc_per_node=8 eval_kobest.py --model DIR --data KOBEST_DIR       # eight processes share the work
 """
 import csv
+import json
 import math
+import os
+import random
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from sentencepiece import SentencePieceProcessor
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 import cli
 import model
+import parallel
 import tokenizer
 
 
@@ -38,71 +47,87 @@ import tokenizer
 class Task:
     """Where a task lies, and how a row becomes a context and choices. Templates name the harness's fields."""
     folder: str
-    columns: dict[str, str]         # field: the column of the TSV that holds it
+    columns: str                    # field=column of the TSV that holds it
     values: dict[str, dict]         # field: what each spelling in the TSV (in lower case) stands for
     prompt: str
     choices: tuple[str, ...]
+    version: float = 1.0            # of the task in the harness: scores of different versions do not compare
 
 
-FALSE_TRUE = {"false": 0, "true": 1}
-NO_YES = ("아니오", "예")
+NO_YES, FALSE_TRUE = ("아니오", "예"), {"label": {"false": 0, "true": 1}}
 TASKS = {
-    # "{paragraph} Question: {question} Answer: " no / yes. The blank at the end is the harness's: see `encode`.
-    "boolq": Task("BoolQ", {"paragraph": "Text", "question": "Question", "label": "Answer"}, {"label": FALSE_TRUE},
+    # "{paragraph} Question: {question} Answer: ". The blank at the end is the harness's: see `encode`.
+    "boolq": Task("BoolQ", "paragraph=Text question=Question label=Answer", FALSE_TRUE,
                   "{paragraph} 질문: {question} 답변: ", NO_YES),
     # cause / effect: "{premise}  because" or "{premise}  so" (two blanks, as in the harness)
-    "copa": Task("COPA", {"premise": "sentence", "question": "question", "alternative_1": "1", "alternative_2": "2",
-                          "label": "Answer"},
+    "copa": Task("COPA", "premise=sentence question=question alternative_1=1 alternative_2=2 label=Answer",
                  {"question": {"원인": " 왜냐하면", "결과": " 그래서"}, "label": {"1": 0, "2": 1}},
                  "{premise} {question}", ("{alternative_1}", "{alternative_2}")),
     # "Sentence: {context}"
-    "hellaswag": Task("HellaSwag", {"context": "context", **{f"ending_{i}": f"choice{i}" for i in range(1, 5)},
-                                    "label": "label"}, {"label": {str(i): i for i in range(4)}},
-                      "문장: {context}", tuple(f"{{ending_{i}}}" for i in range(1, 5))),
+    "hellaswag": Task("HellaSwag", "context=context" + "".join(f" ending_{i}=choice{i}" for i in "1234")
+                      + " label=label", {"label": {str(i): i for i in range(4)}}, "문장: {context}",
+                      tuple(f"{{ending_{i}}}" for i in "1234")),
     # "Sentence: {sentence} Sentiment:" negative / positive
-    "sentineg": Task("SentiNeg", {"sentence": "Text", "label": "Label"}, {"label": {"0": 0, "1": 1}},
+    "sentineg": Task("SentiNeg", "sentence=Text label=Label", {"label": {"0": 0, "1": 1}},
                      "문장: {sentence} 긍부정:", ("부정", "긍정")),
-    # "Sentence 1: … Sentence 2: … Is {word} used in the same sense in both sentences?" no / yes
-    "wic": Task("WiC", {"word": "Target", "context_1": "SENTENCE1", "context_2": "SENTENCE2", "label": "ANSWER"},
-                {"label": FALSE_TRUE},
+    # "Sentence 1: … Sentence 2: … Is {word} used in the same sense in both sentences?"
+    "wic": Task("WiC", "word=Target context_1=SENTENCE1 context_2=SENTENCE2 label=ANSWER", FALSE_TRUE,
                 "문장1: {context_1} 문장2: {context_2} 두 문장에서 {word}가 같은 뜻으로 쓰였나?", NO_YES),
 }
+KOBEST, ONEDNN = list(TASKS), torch.backends.mkldnn.is_available()
+# The test sentences of SentiNeg before a negation turned them round. They are not a sixth task: no mean counts them.
+TASKS["sentineg_originated"] = replace(TASKS["sentineg"], columns="sentence=Text_origin label=Label_origin")
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row of a TSV. Rows count from 1 below the header, as the ID column of the files does."""
+    """One row of a file. Rows count from 1, in a TSV below the header, as the ID column of the files does."""
     row: int
     context: str
     choices: list[str]
     label: int
 
 
-def read(data: Path, task: Task, split: str, limit: int | None = None) -> list[Example]:
-    """The first `limit` examples of a split, in the order of its TSV. `data` is the folder that holds v1.0, or v1.0.
+def find(data: Path, name: str, split: str) -> Path:
+    """The file of a split: v1.0/BoolQ/dev.tsv as KoBEST was published, or Hugging Face's boolq/validation.jsonl."""
+    base, originated, _ = name.partition("_originated")
+    folder = (data / "v1.0" if (data / "v1.0").is_dir() else data) / TASKS[name].folder
+    files = [folder / f"{split}.tsv", data / base / f"{'validation' if split == 'dev' else split}{originated}.jsonl"]
+    for file in filter(Path.is_file, files):
+        return file
+    others = sorted(path.stem for path in folder.glob("*.tsv"))
+    raise cli.UserError(f"no file {files[0]}, nor {files[1]}; " + (f"try --split {others[0]}" if others else
+                        "--data takes the folder of KoBEST, which holds v1.0/BoolQ, v1.0/COPA, … or boolq, copa, …"))
+
+
+def read(data: Path, name: str, split: str, limit: int | None = None) -> list[Example]:
+    """The first `limit` examples of a split, in the order of its file. UserError names the file and the row.
 
     Python's csv with its default quoting gives the same cells as pandas, through which Hugging Face's loader reads:
-    twelve rows of BoolQ hold quotes that both strip. UserError names the file and the row.
+    twelve rows of BoolQ hold quotes that both strip.
     """
-    file = (data / "v1.0" if (data / "v1.0").is_dir() else data) / task.folder / f"{split}.tsv"
-    if not file.is_file():
-        others = sorted(path.stem for path in file.parent.glob("*.tsv"))
-        raise cli.UserError(f"no file {file}; " + (f"try --split {others[0]}" if others else "--data takes the folder "
-                                                   "of KoBEST, which holds v1.0/BoolQ, v1.0/COPA, …"))
+    file, task, rows, examples = find(data, name, split), TASKS[name], [], []
+    columns, values, tabs = dict(pair.split("=") for pair in task.columns.split()), task.values, file.suffix == ".tsv"
+    if not tabs:  # JSON lines: columns are called as the fields, and labels count from 0
+        columns, values = {f: f for f in columns}, {**values, "label": {str(i): i for i in range(len(task.choices))}}
     try:
-        with open(file, encoding="utf-8-sig", newline="") as lines:
-            header, *table = [cells for cells in csv.reader(lines, delimiter="\t") if cells] or [[]]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise cli.UserError(f"{file} is not a table in UTF-8 with tabs between its columns: {error}") from None
-    missing = [column for column in task.columns.values() if column not in header]
-    if missing or not table:
-        raise cli.UserError(f"{file} has no column {missing[0]!r}; its first line names {', '.join(header) or 'none'}"
-                            if missing else f"{file} has no rows below its header")
-    examples = []
-    for row, cells in enumerate(table[:limit], 1):
-        cell, fields = dict(zip(header, cells, strict=False)), {}
-        for field, column in task.columns.items():
-            text, known = cell.get(column, ""), task.values.get(field)   # a short row lacks its last columns
+        with open(file, encoding="utf-8-sig", newline="" if tabs else None) as lines:
+            for cells in csv.reader(lines, delimiter="\t") if tabs else filter(str.strip, lines):
+                rows += [cells if tabs else dict(json.loads(cells))] if cells else []
+    except (csv.Error, ValueError, TypeError) as error:
+        kind = "tabs between its columns" if tabs else "a JSON object a line"
+        raise cli.UserError(f"{file}, row {len(rows) + (not tabs)}: not a UTF-8 table with {kind} ({error})") from None
+    if tabs:
+        header, *rows = rows or [[]]
+        rows = [dict(zip(header, cells + [""] * len(header), strict=False)) for cells in rows]
+    if not rows:
+        raise cli.UserError(f"{file} has no rows")
+    for row, cells in enumerate(rows[:limit], 1):
+        fields = {}
+        for field, column in columns.items():
+            if column not in cells:
+                raise cli.UserError(f"{file}, row {row}: no column {column!r}, only {', '.join(cells)}")
+            text, known = "" if cells[column] is None else str(cells[column]), values.get(field)
             if not text.strip():
                 raise cli.UserError(f"{file}, row {row}: column {column!r} is empty")
             if known and text.strip().lower() not in known:
@@ -111,6 +136,15 @@ def read(data: Path, task: Task, split: str, limit: int | None = None) -> list[E
         choices = [choice.format(**fields) for choice in task.choices]
         examples.append(Example(row, task.prompt.format(**fields), choices, fields["label"]))
     return examples
+
+
+def add_shots(examples: list[Example], pool: list[Example], shots: int) -> list[Example]:
+    """Put `shots` solved examples of the train split before every context, as the harness draws them: one generator
+    goes from example to example, and an example of the train split may find itself, answer and all, among its shots."""
+    if shots > len(pool):
+        raise cli.UserError(f"--shots {shots}: the train split has {len(pool)} examples")
+    draw, solved = random.Random(1234), [f"{e.context} {e.choices[e.label]}\n\n" for e in pool]
+    return [replace(e, context="".join(draw.sample(solved, shots)) + e.context) for e in examples]
 
 
 def encoder(sp: SentencePieceProcessor, folder: Path) -> Callable[[str], list[int]]:
@@ -136,52 +170,92 @@ def encode(tokens: Callable[[str], list[int]], example: Example) -> list[tuple[l
     return [(context, tokens(body + blanks + choice)[len(context):]) for choice in example.choices]
 
 
-def share(inputs: list[list[int]]) -> list[list[int]]:
-    """Group the inputs that one run answers, as indices: in each group a longest input, then those that begin it.
+Request = tuple[list[int], list[int]]       # the tokens of a context and of a continuation
+Row = tuple[list[int], int, list[int], int]  # tokens; where an answer's first one is predicted; requests; context
 
-    In lexicographic order an input stands right before those that it begins, so one pass in reverse finds them all.
 
-    >>> share([[5, 6], [5, 6, 7, 8], [5, 9]])
-    [[2], [1, 0]]
+def plan(requests: list[Request], limit: int, batch_tokens: int) -> list[tuple[list[list[int]], list[Row]]]:
+    """Batches of (contexts of one length, rows that go on from them) in which no context is run twice.
+
+    What is longer than the model's `limit` positions loses tokens on the left, BOS first. Choices of one context may so
+    lose different numbers, and see different contexts; a family is what sees the same one. If it branches, it shares a
+    run of the context. A batch's contexts are cut to the length of the shortest and the rows bring the rest along: so
+    nothing is padded on the left, and no mask is needed. Longest first: what does not fit into memory fails at once.
     """
-    groups: list[list[int]] = []
-    for i in sorted(range(len(inputs)), key=inputs.__getitem__, reverse=True):
-        if not groups or inputs[groups[-1][0]][:len(inputs[i])] != inputs[i]:
-            groups.append([])
-        groups[-1].append(i)
-    return groups
+    seen: dict[tuple, list[int]] = {}
+    for i, (context, answer) in enumerate(requests):
+        seen.setdefault(tuple(context[max(0, len(context) + len(answer) - limit - 1):]), []).append(i)
+    families, batches = [], []
+    for context, members in seen.items():
+        branches: list[tuple[list[int], list[int]]] = []
+        for tail, i in sorted(((requests[i][1][:-1], i) for i in members), reverse=True):  # behind what it begins
+            if not branches or branches[-1][0][:len(tail)] != tail:
+                branches.append((tail, []))
+            branches[-1][1].append(i)
+        if len(branches) > 1 and len(context) > 1:  # a context's last token predicts the answers' first
+            families.append((len(context) - 1, 0, context, branches))
+        else:
+            families += [(0, len(context) + len(tail), context, [(tail, here)]) for tail, here in branches]
+    families.sort(key=lambda family: family[:2], reverse=True)
+    while families:
+        longest, whole, *_ = families[0]
+        batch = [f for f in families[:max(1, batch_tokens // (longest or whole))] if f[0] >= 0.9 * longest]
+        families, cut = families[len(batch):], batch[-1][0]
+        rows = [([*context[cut:], *tail], len(context) - 1 - cut, members, c)
+                for c, (*_, context, branches) in enumerate(batch) for tail, members in branches]
+        batches.append(([list(context[:cut]) for *_, context, _ in batch], rows))
+    return batches
+
+
+class OneDNN(TorchFunctionMode):
+    """Products of float32 on a CPU through oneDNN, where PyTorch has it. It would take MKL, on AMD half as fast."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is F.linear and args[0].dtype == torch.float32 and args[0].device.type == "cpu" and ONEDNN:
+            return torch.ops.mkldnn._linear_pointwise(*args, None, "none", [], "")
+        return function(*args, **(kwargs or {}))
+
+
+def run(llama: model.Llama, batch: tuple[list[list[int]], list[Row]], requests: list[Request], batch_tokens: int,
+        total: torch.Tensor) -> None:
+    """Add to `total` (requests,) what one batch of `plan` answers. Rows of like length run together, `batch_tokens` at
+    most, padding and cache included. Logits are made where an answer's token is predicted, only."""
+    (contexts, rows), new, branch = batch, dict(device=total.device), None
+    cut, rows = len(contexts[0]), sorted(rows, key=lambda row: -len(row[0]))
+    cache = lambda batch, length: model.Cache(llama.config, batch, length, total.device, llama.compute_dtype)
+    if cut:
+        first = [torch.tensor([0], **new)] * 2                  # of the states any will do: the cache is what counts
+        llama.hidden(torch.tensor(contexts, **new), trunk := cache(len(contexts), cut), tuple(first))
+    while rows:
+        longest = len(rows[0][0])
+        size = max(1, batch_tokens // (cut + longest))
+        part, rows = rows[:size], rows[size:]
+        if cut:
+            branch, origin = cache(len(part), cut + longest), [row[3] for row in part]
+            branch.keys[..., :cut, :], branch.values[..., :cut, :] = trunk.keys[:, origin], trunk.values[:, origin]
+            branch.used = cut
+        tokens = torch.tensor([row[0] + [0] * (longest - len(row[0])) for row in part], **new)
+        picks = [(b, first + t, token, i) for b, (_, first, members, _) in enumerate(part) for i in members
+                 for t, token in enumerate(requests[i][1])]
+        b, position, target, i = torch.tensor(picks, **new).unbind(1)                   # (N,) each
+        hidden = llama.hidden(tokens, branch, (b, position))                            # (N, D); causal: padding unseen
+        for some in torch.arange(len(picks), **new).split(512):                         # bounds the logits to 512 · V
+            loss = F.cross_entropy(llama.lm_head(hidden[some]).float(), target[some], reduction="none")
+            total.index_add_(0, i[some], -loss.double())
 
 
 @torch.inference_mode()
-def loglikelihoods(llama: model.Llama, requests: list[tuple[list[int], list[int]]], batch_tokens: int,
-                   name: str = "") -> list[float]:
-    """log p(continuation | context) of each request, in nats, in the order given.
+def loglikelihoods(llama: model.Llama, requests: list[Request], batch_tokens: int, name: str = "") -> list[float]:
+    """log p(continuation | context) of each request, in nats, in the order given; under torchrun, on every rank.
 
-    What is longer than the model's positions loses tokens on the left, BOS first (choices of one context may so lose
-    different numbers). Batches hold up to `batch_tokens` tokens, padding included, longest inputs first: neighbours are
-    alike in length, and what does not fit into memory fails at once. Logits are made at the answers' positions alone.
+    The ranks take turns with the batches, which do not depend on how many ranks there are: nor do the figures.
     """
-    device, limit = llama.lm_head.weight.device, llama.config.max_position_embeddings
-    inputs = [(context + continuation)[-(limit + 1):-1] for context, continuation in requests]
-    answers = [continuation for _, continuation in requests]
-    groups = sorted(share(inputs), key=lambda group: -len(inputs[group[0]]))
-    total = torch.zeros(len(requests), dtype=torch.float64, device=device)
-    bar = tqdm(total=len(requests), desc=name, unit="answer", leave=False, disable=None)
-    while groups:
-        longest = len(inputs[groups[0][0]])
-        batch = groups[:max(1, batch_tokens // longest)]
-        groups = groups[len(batch):]
-        tokens = torch.tensor([inputs[first] + [0] * (longest - len(inputs[first])) for first, *_ in batch])
-        picks = [(b, len(inputs[i]) - len(answers[i]) + t, token, i)       # each token is predicted by the place before
-                 for b, group in enumerate(batch) for i in group for t, token in enumerate(answers[i])]
-        b, position, target, i = torch.tensor(picks, device=device).unbind(1)                   # (N,) each
-        hidden = llama.hidden(tokens.to(device))[b, position]              # (N, D); causal: the padding is never seen
-        for part in torch.arange(len(picks), device=device).split(1024):   # bounds the logits to 1024 · V
-            loss = F.cross_entropy(llama.lm_head(hidden[part]).float(), target[part], reduction="none")
-            total.index_add_(0, i[part], -loss.double())
-        bar.update(sum(map(len, batch)))
-    bar.close()
-    return total.tolist()
+    total = torch.zeros(len(requests), dtype=torch.float64, device=llama.lm_head.weight.device)
+    batches = plan(requests, llama.config.max_position_embeddings, batch_tokens)[parallel.rank()::parallel.size()]
+    with OneDNN():
+        for batch in tqdm(batches, name, unit="batch", leave=False, disable=parallel.rank() > 0 or None):
+            run(llama, batch, requests, batch_tokens, total)
+    return parallel.total(*total.tolist())      # each request was run by one rank, and is zero on the others
 
 
 def macro_f1(labels: list[int], predictions: list[int]) -> float:
@@ -220,66 +294,104 @@ def metrics(examples: list[Example], scores: list[list[float]], by_length: bool)
 def evaluate(llama: model.Llama, tokens: Callable[[str], list[int]], name: str, examples: list[Example],
              batch_tokens: int, context: list[int] | None = None) -> dict:
     """Score one task. A `context` replaces everyone's own. UserError for what does not fit, or scores that are NaN."""
-    requests = [[(context or own, answer) for own, answer in encode(tokens, example)] for example in examples]
+    asked = [(example, *pair) for example in examples for pair in encode(tokens, example)]
     limit = llama.config.max_position_embeddings
-    for example, pairs in zip(examples, requests, strict=True):
-        lengths = [len(answer) for _, answer in pairs]
-        if not 1 <= min(lengths) <= max(lengths) <= limit:
-            raise cli.UserError(f"{name}, row {example.row}: answers of {lengths} tokens; the model takes 1 to {limit}")
-    flat = iter(loglikelihoods(llama, [pair for pairs in requests for pair in pairs], batch_tokens, name))
-    scores = [[next(flat) for _ in pairs] for pairs in requests]
-    for example, values in zip(examples, scores, strict=True):
-        if not np.isfinite(values).all():
-            raise cli.UserError(f"{name}, row {example.row}: log-likelihoods {values}; are the model's weights broken?")
-    return metrics(examples, scores, by_length=name == "hellaswag")
+    for example, _, answer in asked:
+        if not 1 <= len(answer) <= limit:
+            raise cli.UserError(f"{name}, row {example.row}: answer of {len(answer)} tokens; the model takes 1…{limit}")
+    flat = loglikelihoods(llama, [(context or own, answer) for _, own, answer in asked], batch_tokens, name)
+    for (example, *_), value in zip(asked, flat, strict=True):
+        if not math.isfinite(value):
+            raise cli.UserError(f"{name}, row {example.row}: log-likelihood {value}; are the model's weights broken?")
+    scores = np.reshape(flat, (len(examples), -1)).tolist()
+    return {"version": TASKS[name].version, **metrics(examples, scores, by_length=name == "hellaswag")}
 
 
-def line(name: str, result: dict) -> str:
-    """A task's scores on one line, with the 95 % interval of its accuracy."""
-    low, high = result["ci95"]
-    norm = f"   acc_norm {result['acc_norm']:.4f}" if "acc_norm" in result else ""
-    return (f"{name:10} {len(result['examples']):6}   acc {result['acc']:.4f} [{low:.4f}, {high:.4f}]   "
-            f"macro-F1 {result['macro_f1']:.4f}{norm}")
+def mcnemar(lost: int, gained: int) -> float:
+    """McNemar's exact two-sided p (1947): is a change as likely for the better as for the worse?
+
+    >>> mcnemar(1, 5)                                              # 2 · (1 + 6) / 2⁶
+    0.21875
+    """
+    n = lost + gained
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(min(lost, gained) + 1)) / 2**n)
+
+
+def compare(one: Path, other: Path) -> None:
+    """Print what changed between two files of scores: metrics, McNemar's test, and the rows of the examples."""
+    a, b = (cli.read_json(file) for file in (one, other))
+    a, b = (scores.get("tasks", {}) if isinstance(scores, dict) else {} for scores in (a, b))
+    names, sums = [name for name in a if name in b], [0, 0]
+    if not names:
+        raise cli.UserError(f"{one} and {other} hold no task in common; did --out write both?")
+    for name in names:
+        was, now = a[name]["examples"], b[name]["examples"]
+        if [(e["id"], e["label"]) for e in was] != [(e["id"], e["label"]) for e in now]:
+            raise cli.UserError(f"{one} and {other} hold different examples of {name}; use one --split and --limit")
+        changed = [(e, f["prediction"]) for e, f in zip(was, now, strict=True) if e["prediction"] != f["prediction"]]
+        lost = [e["id"] for e, _ in changed if e["prediction"] == e["label"]]
+        gained = [e["id"] for e, new in changed if new == e["label"]]
+        rest = [e["id"] for e, new in changed if e["label"] not in (e["prediction"], new)]
+        sums = [sums[0] + len(lost), sums[1] + len(gained)]
+        acc, f1 = (f"{a[name][key]:.4f} → {b[name][key]:.4f}" for key in ("acc", "macro_f1"))
+        print(f"{name:10} acc {acc}   macro-F1 {f1}   McNemar's p {mcnemar(len(lost), len(gained)):.3g}\n{'':10} "
+              f"lost {len(lost)}: {lost}\n{'':10} gained {len(gained)}: {gained}\n{'':10} wrong both times: {rest}")
+    print(f"{'together':10} lost {sums[0]}, gained {sums[1]}, McNemar's p {mcnemar(*sums):.3g}")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__, prog="eval_kobest.py")
     flag = parser.add_argument
-    flag("--model", type=Path, required=True, help="model directory, with its tokenizer")
-    flag("--data", type=Path, required=True, help="folder of KoBEST: the one that holds v1.0, or v1.0")
-    flag("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS), help="which of the five")
-    flag("--split", default="test", choices=["test", "dev", "train"], help="which TSV of each task")
+    flag("--model", type=Path, help="model directory, with its tokenizer")
+    flag("--data", type=Path, help="folder of KoBEST: the one that holds v1.0, or v1.0, or Hugging Face's JSON lines")
+    flag("--tasks", nargs="+", default=KOBEST, choices=list(TASKS), help="which of the five, or SentiNeg's originals")
+    flag("--split", default="test", choices=["test", "dev", "train"], help="which file of each task")
     flag("--limit", type=int, help="the first N examples of each task; None: all")
+    flag("--shots", type=int, default=0, help="solved examples of the train split before each context")
     flag("--answer_only", action="store_true", help="control: score the answers without their context")
-    flag("--batch_tokens", type=int, default=2048, help="tokens a forward pass, padding included")
+    flag("--batch_tokens", type=int, default=2048, help="tokens a forward pass, padding and cache included")
     flag("--out", type=Path, help="JSON file for the scores, every example included")
+    flag("--compare", nargs=2, type=Path, metavar="JSON", help="only print what changed between two such files")
     cli.add_device(parser)
     args = parser.parse_args(argv)
+    if args.compare:
+        return compare(*args.compare)
+    if not args.model or not args.data:
+        parser.error("the following arguments are required: --model, --data (or --compare alone)")
     cli.set_device(args)
-    if args.limit is not None and args.limit < 1:
-        raise cli.UserError(f"--limit {args.limit}: give 1 or more examples")
+    for name, least in (("limit", 1), ("shots", 0), ("batch_tokens", 1)):
+        if getattr(args, name) is not None and getattr(args, name) < least:
+            raise cli.UserError(f"--{name} {getattr(args, name)}: give {least} or more")
+    if args.shots and args.answer_only:
+        raise cli.UserError("--answer_only leaves the context out, and --shots are part of it; choose one")
     if args.out and args.out.is_dir():
         raise cli.UserError(f"--out {args.out} is a folder; name a file in it")
-    settings = cli.settings(args)
-    examples = {name: read(args.data, TASKS[name], args.split, args.limit) for name in args.tasks}
+    parallel.start(args.device)
+    if parallel.rank():
+        sys.stdout = open(os.devnull, "w")      # one process talks
+    settings, tasks = cli.settings(args), {}
+    examples = {name: read(args.data, name, args.split, args.limit) for name in args.tasks}
+    for name in examples if args.shots else ():
+        pool = read(args.data, name.removesuffix("_originated"), "train")
+        examples[name] = add_shots(examples[name], pool, args.shots)
     sp = tokenizer.load(args.model)
     tokens, context = encoder(sp, args.model), [sp.bos_id()] if args.answer_only else None     # BOS: nothing is asked
     llama = model.load(args.model, device=args.device, dtype=getattr(torch, args.dtype))
     if sp.get_piece_size() > llama.config.vocab_size:
         raise cli.UserError(f"{args.model}: its tokenizer has {sp.get_piece_size()} pieces, its embedding "
                             f"{llama.config.vocab_size} rows; they are of two models")
-    tasks = {}
-    for name in examples:
+    for name, own in examples.items():
         start = time.perf_counter()
-        tasks[name] = evaluate(llama, tokens, name, examples[name], args.batch_tokens, context)
-        print(f"{line(name, tasks[name])}   {time.perf_counter() - start:.1f} s", flush=True)
-    acc, f1, size = zip(*((r["acc"], r["macro_f1"], len(r["examples"])) for r in tasks.values()), strict=True)
+        tasks[name] = result = evaluate(llama, tokens, name, own, args.batch_tokens, context)
+        norm = f"   acc_norm {result['acc_norm']:.4f}" if "acc_norm" in result else ""
+        print(f"{name:10} {len(own):6}   acc {result['acc']:.4f} [{result['ci95'][0]:.4f}, {result['ci95'][1]:.4f}]   "
+              f"macro-F1 {result['macro_f1']:.4f}{norm}   {time.perf_counter() - start:.1f} s", flush=True)
+    counted = [result for name, result in tasks.items() if name in KOBEST] or list(tasks.values())
+    acc, f1, size = zip(*((r["acc"], r["macro_f1"], len(r["examples"])) for r in counted), strict=True)
     means = {"mean_acc": float(np.mean(acc)), "mean_macro_f1": float(np.mean(f1)),
-             "weighted_acc": float(np.average(acc, weights=size))}
-    print(f"\nKoBEST {args.split}, zero-shot{', answers only' if args.answer_only else ''} (95 % Wilson intervals)")
-    print("\n".join(line(name, result) for name, result in tasks.items()))
-    print("   ".join(f"{key} {value:.4f}" for key, value in means.items()))
-    if args.out:
+             "weighted_acc": float(np.average(acc, weights=size))}          # the harness's group score
+    print(f"{args.split}, {args.shots}-shot   " + "   ".join(f"{key} {value:.4f}" for key, value in means.items()))
+    if args.out and not parallel.rank():
         cli.write_json(args.out, {"settings": settings, "tasks": tasks, **means})
 
 

@@ -104,7 +104,7 @@ class Attention(nn.Module):
         self.v_proj = Linear(c.hidden_size, self.groups * self.width, bias=False)
         self.o_proj = Linear(self.heads * self.width, c.hidden_size, bias=False)
 
-    def forward(self, x, cos, sin, cache: Cache | None = None):
+    def forward(self, x, cos, sin, cache: Cache | None = None, keep=None):
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, self.heads, self.width).transpose(1, 2)       # (B, H, T, E)
         k = self.k_proj(x).view(B, T, self.groups, self.width).transpose(1, 2)      # (B, K, T, E)
@@ -117,7 +117,8 @@ class Attention(nn.Module):
                 mask = torch.ones(T, k.shape[2], dtype=torch.bool, device=x.device).tril(cache.used)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
                                            enable_gqa=self.heads != self.groups)    # (B, H, T, E)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+        y = y.transpose(1, 2).reshape(B, T, -1)
+        return self.o_proj(y if keep is None else y[keep])                          # (B, T, D), or (N, D)
 
 
 class MLP(nn.Module):
@@ -132,7 +133,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then feed-forward, each on a normalised copy of the stream x and added back to it."""
+    """One layer: attention, then feed-forward, each on a normalised copy of the stream x and added back to it.
+
+    `keep` is an index of positions, (N,) sequences and (N,) places: only they come out, (N, D), which spares the last
+    block the others. `again` drops attention's activations, to be computed again in the backward pass."""
 
     def __init__(self, c: Config, layer: int):
         super().__init__()
@@ -141,10 +145,11 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.mlp = MLP(c)
 
-    def forward(self, x, cos, sin, cache: Cache | None = None):
-        attended = self.self_attn(self.input_layernorm(x), cos, sin, cache)
-        normed, x = self.post_attention_layernorm(attended, x)                      # x + attended is the stream now
-        return x + self.mlp(normed)
+    def forward(self, x, cos, sin, cache: Cache | None = None, keep=None, again: bool = False):
+        attend = lambda x: self.self_attn(self.input_layernorm(x), cos, sin, cache, keep)
+        attended = checkpoint(attend, x, use_reentrant=False) if again else attend(x)
+        normed, x = self.post_attention_layernorm(attended, x if keep is None else x[keep])
+        return x + self.mlp(normed)                                                 # the norm gave x + attended back
 
 
 class Head(Linear):
@@ -169,11 +174,12 @@ class Decoder(nn.Module):
 
 class Llama(nn.Module):
     """The whole model. `compute_dtype` is the type of activations and products, whatever the weights are in;
-    `recompute` drops a block's activations and computes them again in the backward pass (1604.06174)."""
+    `recompute` ("none", "attention" or "full") drops activations, of attention or of whole blocks, and computes them
+    again in the backward pass (1604.06174)."""
 
     def __init__(self, config: Config):
         super().__init__()
-        self.config, self.compute_dtype, self.recompute = config, torch.float32, False
+        self.config, self.compute_dtype, self.recompute = config, torch.float32, "none"
         self.model = Decoder(config)
         self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
         self._rope: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -193,16 +199,18 @@ class Llama(nn.Module):
             self._rope = angles.cos(), angles.sin()
         return self._rope[0][start:end], self._rope[1][start:end]
 
-    def hidden(self, tokens: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
-        """tokens (B, T) → the normed states that the head reads, (B, T, D). A cache is read, and extended by T."""
+    def hidden(self, tokens: torch.Tensor, cache: Cache | None = None, keep=None) -> torch.Tensor:
+        """tokens (B, T) → the normed states that the head reads, (B, T, D), or (N, D) of an index `keep` into (B, T). A
+        cache is read, and extended by T."""
         start = cache.used if cache else 0
         x = self.model.embed_tokens(tokens).to(self.compute_dtype)
         cos, sin = self.rope_tables(start, start + tokens.shape[1], x.device)
         for block in self.model.layers:
-            if self.recompute and torch.is_grad_enabled():
+            if self.recompute == "full" and torch.is_grad_enabled():
                 x = checkpoint(block, x, cos, sin, use_reentrant=False)
             else:
-                x = block(x, cos, sin, cache)
+                x = block(x, cos, sin, cache, keep if block is self.model.layers[-1] else None,
+                          self.recompute == "attention" and torch.is_grad_enabled())
         if cache:
             cache.used += tokens.shape[1]
         return self.model.norm(x)
@@ -222,7 +230,8 @@ class Llama(nn.Module):
         ended = torch.zeros(B, dtype=torch.bool, device=tokens.device)
         fresh = tokens
         for _ in range(max_new_tokens):
-            logits = self.lm_head(self.hidden(fresh, cache)[:, -1]).float()         # (B, V)
+            last = torch.arange(B, device=tokens.device), torch.full((B,), fresh.shape[1] - 1, device=tokens.device)
+            logits = self.lm_head(self.hidden(fresh, cache, last)).float()          # (B, V)
             logits = logits[:, :self.config.unpadded_vocab_size]
             if temperature == 0:
                 fresh = logits.argmax(-1, keepdim=True)                             # (B, 1)

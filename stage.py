@@ -31,13 +31,16 @@ def load_stage(stage: plan.Stage, start: Path, args: argparse.Namespace, number:
             model.add_lora(llama, args.lora_rank, args.lora_alpha, master)
         for name, p in llama.named_parameters():
             p.requires_grad_(plan.is_trained(name, stage.what))
+        if args.compile:
+            for block in llama.model.layers:
+                block.compile(dynamic=False)  # block by block: they are alike, so one compilation serves all
         if parallel.size() > 1:
             parallel.shard(llama, compute)
 
     dtype = lambda name: master if plan.is_trained(name, stage.what) else compute
     llama = model.load(start, args.device, dtype, prepare)
     model.start_lora(llama, args.device, args.seed + number)
-    llama.compute_dtype, llama.recompute = compute, args.checkpoint == "full"
+    llama.compute_dtype, llama.recompute = compute, args.checkpoint
     return llama
 
 

@@ -41,6 +41,7 @@ import tokenizer
 from cli import UserError
 from stage import begin, finish, load_stage, make_optimizer, mask_old_rows
 
+PROMPTS = ("대한민국의 수도는", "The capital of Korea is")  # the first: "the capital of the Republic of Korea is"
 NOT_SAVED = ("resume", "plan", "out")  # everything else is in RUN/config.json
 SIZE, SHARE = (0, math.inf), (0, 1)
 LIMITS = {"seq_len": SIZE, "batch_tokens": SIZE, "micro_batch": SIZE, "warmup": SHARE, "min_lr": SHARE, "clip": SIZE,
@@ -56,7 +57,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     flag("--config", default=None, help="config.json of a model to start from random weights, in place of --model")
     flag("--tokenizer", default=None, help="tokenizer.model that goes with --config")
     flag("--data", nargs="+", default=["out/shards/ko=0.75", "out/shards/en=0.25"], metavar="SHARDS=WEIGHT",
-         help="folders of token shards and their shares of the windows")
+         help="folders of token shards and their shares of the windows; 0.5:0.9 moves from one to the other in a stage")
+    flag("--order", default="shuffled", choices=["shuffled", "as_packed"], help="of a source's windows in each epoch")
     flag("--out", default="out/run", help="run folder to write")
     flag("--stages", nargs="+", metavar="WHAT:TOKENS:PEAK_LR",
          default=["embed:300k:5e-3", "odd:500k:5e-3", "even:500k:5e-3", "lora:200k:5e-3"],
@@ -78,7 +80,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     flag("--eval_bytes", type=int, default=1_000_000, help="bytes of validation text, at most, of each source")
     flag("--save_every", type=int, default=500, help="steps between checkpoints")
     flag("--keep", type=int, default=2, help="newest checkpoints kept")
-    flag("--checkpoint", default="none", choices=["none", "full"], help="activations computed again, to save memory")
+    flag("--checkpoint", default="none", choices=["none", "attention", "full"],
+         help="activations that are computed again instead of kept: attention's, or all inside a block")
+    flag("--compile", action="store_true", help="torch.compile each block: a minute at the start, faster steps")
     flag("--kernels", default="auto", choices=["auto", *kernels.IMPLEMENTATIONS], help="implementation of kernels/")
     flag("--seed", type=int, default=0, help="of the data order, the LoRA's and random weights")
     flag("--deterministic", action="store_true", help="bit-exact on a GPU too, and slower")
@@ -129,17 +133,21 @@ def derive(args: argparse.Namespace, config: model.Config) -> None:
                         * (parallel.size() > 1))
 
 
-def sources(args: argparse.Namespace, config: model.Config, tokenizer_file: Path) -> tuple[dict, list[float]]:
-    """The shards by name, and their weights, checked against the model's tokenizer. UserError names a misfit."""
+def sources(args: argparse.Namespace, config: model.Config, tokenizer_file: Path) -> tuple[dict, list[tuple]]:
+    """The shards by name, and their weights (first and last), checked against the model's tokenizer. UserError names a
+    misfit."""
     shards, weights = {}, []
     for entry in args.data:
         folder, _, weight = entry.partition("=")
         try:
-            weights.append(float(weight or 1))
+            ends = [float(w) for w in (weight or "1").split(":")]
         except ValueError:
-            raise UserError(f"--data {entry}: {weight!r} is not a weight; write FOLDER=0.75") from None
-        if not weights[-1] > 0:
+            ends = []
+        if len(ends) not in (1, 2):
+            raise UserError(f"--data {entry}: {weight!r} is not a weight; write FOLDER=0.75, or FOLDER=0.5:0.9")
+        if not (min(ends) >= 0 and max(ends) > 0):
             raise UserError(f"--data {entry}: a weight is above 0")
+        weights.append((ends[0], ends[-1]))
         source = data.Shards(folder)
         if source.tokenizer_sha256 != cli.sha256(tokenizer_file):
             raise UserError(f"{folder} was packed with another tokenizer than {tokenizer_file}; pack it again with "
@@ -166,13 +174,23 @@ def learning_rate(step: int, steps: int, peak: float, args: argparse.Namespace) 
     return peak * (args.min_lr + (1 - args.min_lr) * fall)
 
 
-def validate(llama, shards: dict, args, stage: int, step: int, tokens: int, log) -> None:
-    """Bits per byte of every source that has validation documents: one line of metrics, and one on the screen."""
+@torch.compiler.set_stance("force_eager")  # lengths differ from batch to batch: compiling would never end
+def validate(llama, shards: dict, sp, args, stage: int, step: int, tokens: int, log) -> None:
+    """Bits per byte of every source that has validation documents, and how the model goes on from two beginnings: one
+    line of metrics, and three on the screen."""
     scores = {name: data.bits_per_byte(llama, source, args.seq_len, args.eval_bytes, device=args.device)
               for name, source in shards.items() if source.index["val"]["documents"]}
-    log({"stage": stage, "step": step, "tokens": tokens, "validation": scores})
+    samples = {}
+    for prompt in PROMPTS:
+        start = torch.tensor([tokenizer.encode(sp, prompt, bos=True)], device=args.device)
+        n = min(24, llama.config.max_position_embeddings - start.shape[1])
+        ids = llama.generate(start, n, temperature=0, eos=sp.eos_id())[0].tolist()
+        samples[prompt] = sp.decode([i for i in ids if i < sp.get_piece_size()])
+    log({"stage": stage, "step": step, "tokens": tokens, "validation": scores, "samples": samples})
     say(f"stage {stage} step {step}: " + "  ".join(
         f"{name} {s['bits_per_byte']:.4f} bits a byte (loss {s['loss']:.4f})" for name, s in scores.items()))
+    for text in samples.values():
+        say("    " + " ".join(text.split()))
 
 
 def say(line: str) -> None:
@@ -191,7 +209,7 @@ def blame(llama, rows: torch.Tensor, origin, names: list[str]) -> str:
 
 
 def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: dict, loader: data.Loader,
-                args: argparse.Namespace, stop: checkpoint.StopSignal, before: int) -> int:
+                sp, args: argparse.Namespace, stop: checkpoint.StopSignal, before: int) -> int:
     """Train one stage from `start` and write its directory; `before` tokens were trained in earlier stages.
 
     Returns the tokens trained in all. Exits with 0 after a checkpoint if a signal asked to stop."""
@@ -202,7 +220,7 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
     share = windows // parallel.size()
     mine = slice(parallel.rank() * share, (parallel.rank() + 1) * share)            # of every batch
     flops = [plan.flops_per_token(llama.config, stage.what, args.lora_rank, args.seq_len, recompute)
-             for recompute in (False, llama.recompute)]
+             for recompute in ("none", llama.recompute)]
     peak = plan.matmul_rate(args.device, getattr(torch, args.dtype)) * parallel.size()
     found, first = parallel.broadcast(checkpoint.newest(run) if args.resume and parallel.rank() == 0 else None), 0
     if found and found[1]["stage"] == number:
@@ -210,6 +228,9 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
         checkpoint.load(folder, llama, optimizer)
         loader.load_state_dict(counters["loader"])
         first = counters["step"]
+    else:
+        loader.schedule.begin(steps * windows)
+    if first:
         say(f"going on from {folder}")
     if parallel.rank() == 0:
         checkpoint.rewind_metrics(metrics, number, first if first else -1)
@@ -220,7 +241,7 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
                 file.write(json.dumps(record) + "\n")
 
     if number == 1 and first == 0:
-        validate(llama, shards, args, number, 0, before, log)
+        validate(llama, shards, sp, args, number, 0, before, log)
     bar = tqdm(range(first, steps), f"{number}-{stage.what}", steps, initial=first, unit="step", mininterval=1,
                disable=parallel.rank() > 0)
     for step in bar:
@@ -259,7 +280,7 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
              "peak_memory": memory})
         bar.set_postfix_str(f"loss {mean_loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
         if args.eval_every and done % args.eval_every == 0 and done < steps:
-            validate(llama, shards, args, number, done, tokens, log)
+            validate(llama, shards, sp, args, number, done, tokens, log)
         stopping = parallel.total(stop.asked)[0]  # a signal does not reach all processes in the same step
         if done < steps and (stopping or done % args.save_every == 0):
             state = {"stage": number, "step": done, "tokens": tokens, "loader": loader.state_dict()}
@@ -267,7 +288,7 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
         if stopping and done < steps:
             say(f"\nstopped after stage {number} step {done}; go on with: train.py --resume {run}")
             sys.exit(0)
-    validate(llama, shards, args, number, steps, tokens, log)
+    validate(llama, shards, sp, args, number, steps, tokens, log)
     finish(llama, stage, start, run / "stages" / f"{number}-{stage.what}", args,
            {"stage": number, "tokens": tokens, "loader": loader.state_dict()})
     return tokens
@@ -294,7 +315,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.out:
         raise UserError("--out is empty: name the run folder")
     run, tokenizer_file = Path(args.out), Path(args.tokenizer or Path(args.model) / "tokenizer.model")
-    tokenizer.load(tokenizer_file)
+    sp = tokenizer.load(tokenizer_file)
     shards, weights = sources(args, config, tokenizer_file)
     if any("new_rows" in stage.parts for stage in stages) and config.base_vocab_size is None:
         raise UserError(f"a new_rows stage needs base_vocab_size in {args.model}/config.json; init.py writes it")
@@ -304,7 +325,8 @@ def main(argv: list[str] | None = None) -> None:
     torch.use_deterministic_algorithms(args.deterministic)
     parallel.start(args.device)
     run.mkdir(parents=True, exist_ok=True)
-    loader, tokens = data.Loader(list(shards.values()), weights, args.seq_len, args.seed), 0
+    loader = data.Loader(list(shards.values()), weights, args.seq_len, args.seed, args.order == "as_packed")
+    tokens = 0
     with (checkpoint.lock(run) if first else contextlib.nullcontext(), checkpoint.StopSignal() as stop,
           parallel.watching()):
         start = begin(args, run)
@@ -319,7 +341,7 @@ def main(argv: list[str] | None = None) -> None:
                 tokens = state["tokens"]
                 loader.load_state_dict(state["loader"])
             else:
-                tokens = train_stage(number, stage, start, run, shards, loader, args, stop, tokens)
+                tokens = train_stage(number, stage, start, run, shards, loader, sp, args, stop, tokens)
             start = folder
             if parallel.total(stop.asked)[0] and number < len(stages):
                 return say(f"stopped after stage {number}; go on with: train.py --resume {run}")

@@ -173,15 +173,39 @@ def test_sources_are_interleaved_exactly(tmp_path):
     rng = np.random.default_rng()
     for _ in range(30):
         weights = rng.random(rng.integers(1, 12)) ** 3 + 0.01
-        order = data.Loader.__new__(data.Loader)
         exact = [Fraction(w).limit_denominator(1000) for w in weights]
-        common = math.lcm(*(w.denominator for w in exact))
-        order.shares, order.counts = [int(w * common) for w in exact], [0] * len(weights)
+        order = data.Schedule([float(w) for w in exact])
         for s in range(1, 200):
             order.draw()
             for count, share in zip(order.counts, exact, strict=True):
                 due = s * share / sum(exact)
                 assert math.floor(due) <= count <= math.ceil(due)
+
+
+def test_weights_that_move_over_a_stage_are_exact_too():
+    """At every draw each source has had the integral of its share so far, rounded down or up; and the same after the
+    next stage began."""
+    rng = np.random.default_rng()
+    for _ in range(30):
+        n, length = int(rng.integers(2, 6)), int(rng.integers(5, 300))
+        ends = [[Fraction(int(x), 100) for x in rng.integers(1, 100, n)] for _ in (0, 1)]
+        ends[1][0] = Fraction(0)  # one source fades out
+        order = data.Schedule([(float(a), float(b)) for a, b in zip(*ends, strict=True)])
+        a, b = ([w / sum(end) for w in end] for end in ends)
+        for _ in range(2):
+            order.begin(length)
+            before = list(order.counts)
+            for s in range(1, length + 1):
+                order.draw()
+                for i in range(n):
+                    due = a[i] * s + (b[i] - a[i]) * s * s / (2 * length)
+                    assert math.floor(due) <= order.counts[i] - before[i] <= math.ceil(due)
+
+
+def test_as_packed_keeps_the_order_of_the_shards(tmp_path):
+    shards = fake(tmp_path / "a", [40, 61])
+    starts = data.Loader([shards], [1.0], 10, 7, as_packed=True).next(25)[0][:, 0]
+    assert starts.tolist() == [10 * (i % 10) for i in range(25)]
 
 
 def test_every_process_reads_its_rows_of_the_same_batch(loader):
@@ -192,7 +216,7 @@ def test_every_process_reads_its_rows_of_the_same_batch(loader):
         assert (np.concatenate([part[1] for part in parts]) == sources).all()
     strided = loader()
     assert (strided.next(24, slice(1, None, 2))[0] == whole[1::2]).all()
-    assert strided.counts == [int(n) for n in np.bincount(sources)]  # the state is the whole batch's
+    assert strided.schedule.counts == [int(n) for n in np.bincount(sources)]  # the state is the whole batch's
 
 
 def test_resume_in_the_middle_of_an_epoch_deals_the_same_batches(loader):
@@ -215,7 +239,7 @@ def test_loader_refuses(tmp_path):
     assert data.Loader([shards], [1.0], 10, 0).next(3)[0].tolist() == [list(range(11))] * 3
     with pytest.raises(cli.UserError, match="less than a window"):
         data.Loader([shards], [1.0], 11, 0)
-    for weights in ([], [0.0], [-1.0], [math.nan], [1.0, 1.0]):
+    for weights in ([], [0.0], [-1.0], [math.nan], [1.0, 1.0], [(0.0, 1.0)]):
         with pytest.raises(cli.UserError, match="weights"):
             data.Loader([shards], weights, 10, 0)
 

@@ -3,8 +3,11 @@ import copy
 import csv
 import inspect
 import json
+import os
 import random
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -64,14 +67,15 @@ def world(tmp_path_factory):
     (root / "model").mkdir()
     model.save(llama, root / "model")
     tokenizer.save(root / "base.model", root / "model")
-    for name in kobest.TASKS:
-        write(root, name, [random_row(rng, name, i) for i in range(1, 31)])
+    for name in kobest.KOBEST:
+        for split, n in (("dev", 30), ("train", 40)):
+            write(root, name, [random_row(rng, name, i) for i in range(1, n + 1)], split)
     return root
 
 
 def test_prompts_are_the_harness_s_to_the_blank(tmp_path):
     read = lambda name, split="dev": [
-        (e.row, e.context, e.choices, e.label) for e in kobest.read(tmp_path, kobest.TASKS[name], split)]
+        (e.row, e.context, e.choices, e.label) for e in kobest.read(tmp_path, name, split)]
     write(tmp_path, "boolq", [[1, '그는 "네"라고 했다. ', "물음?", "TRUE"], [2, "글", "물음", "False"]])
     assert read("boolq") == [(1, '그는 "네"라고 했다.  질문: 물음? 답변: ', ["아니오", "예"], 1),
                              (2, "글 질문: 물음 답변: ", ["아니오", "예"], 0)]
@@ -95,9 +99,43 @@ def test_reads_the_bytes_of_the_original_files(tmp_path):
     file.write_bytes(('\ufeffText\tQuestion\tAnswer\r\n"그는 ""네""\t했\r\n다"\t왜?\tTrue\r\n\r\n'
                       '그"는"\t왜\tFALSE').encode())
     for data in (tmp_path, tmp_path / "v1.0"):
-        assert [(e.row, e.context, e.label) for e in kobest.read(data, kobest.TASKS["boolq"], "test")] == [
+        assert [(e.row, e.context, e.label) for e in kobest.read(data, "boolq", "test")] == [
             (1, '그는 "네"\t했\r\n다 질문: 왜? 답변: ', 1), (2, '그"는" 질문: 왜 답변: ', 0)]
-    assert len(kobest.read(tmp_path, kobest.TASKS["boolq"], "test", limit=1)) == 1
+    assert len(kobest.read(tmp_path, "boolq", "test", limit=1)) == 1
+
+
+def hugging_face(world: Path, out: Path, name: str, split: str, stem: str, task: str | None = None) -> None:
+    """A TSV of the world as Hugging Face has it: JSON lines, the harness's names, labels that count from 0."""
+    columns = dict(pair.split("=") for pair in kobest.TASKS[task or name].columns.split())
+    with open(world / "v1.0" / kobest.TASKS[name].folder / f"{split}.tsv", encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file, delimiter="\t")
+    (out / name).mkdir(exist_ok=True)
+    with open(out / name / f"{stem}.jsonl", "w", encoding="utf-8") as lines:
+        for row in rows:
+            doc = {field: row[header.index(column)] for field, column in columns.items()}
+            label = doc["label"].lower()
+            doc["label"] = label == "true" if label in ("true", "false") else int(label) - (name == "copa")
+            doc["label"] = int(doc["label"])
+            lines.write(json.dumps(doc, ensure_ascii=False) + "\n")
+
+
+@pytest.mark.parametrize("name", kobest.KOBEST)
+def test_json_lines_hold_the_same_examples(world, tmp_path, name):
+    hugging_face(world, tmp_path, name, "dev", "validation")
+    assert kobest.read(tmp_path, name, "dev") == kobest.read(world, name, "dev")
+
+
+def test_sentineg_s_originals(tmp_path):
+    # "not bad" was "bad", "not good" was "good"
+    rows = [[1, 1, "나쁘지 않다", "나쁘다", 0, "부정"], [2, 0, "좋지 않다", "좋다", 1, "부정"]]
+    write(tmp_path, "sentineg", rows, "test", ["ID", "Label", "Text", "Text_origin", "Label_origin", "Category_neg"])
+    hugging_face(tmp_path, tmp_path, "sentineg", "test", "test")
+    hugging_face(tmp_path, tmp_path, "sentineg", "test", "test_originated", "sentineg_originated")
+    for _ in ("TSV", "JSON lines"):
+        read = lambda name: [(e.context, e.label) for e in kobest.read(tmp_path, name, "test")]
+        assert read("sentineg") == [("문장: 나쁘지 않다 긍부정:", 1), ("문장: 좋지 않다 긍부정:", 0)]
+        assert read("sentineg_originated") == [("문장: 나쁘다 긍부정:", 0), ("문장: 좋다 긍부정:", 1)]
+        (tmp_path / "v1.0" / "SentiNeg" / "test.tsv").unlink(missing_ok=True)
 
 
 def test_blanks_at_the_end_of_a_context_move_to_the_answer(world):
@@ -154,15 +192,32 @@ def test_loglikelihoods_equal_a_naive_float64_scorer(world):
         np.testing.assert_allclose(ours, expected, rtol=2e-6, atol=2e-4)
 
 
-def test_inputs_that_begin_another_are_run_once():
-    rng = random.Random()
-    inputs = [[rng.randrange(2) for _ in range(rng.randrange(1, 7))] for _ in range(60)]
-    groups = kobest.share(inputs)
-    assert sorted(i for group in groups for i in group) == list(range(60))
-    for first, *others in groups:
-        assert all(inputs[first][:len(inputs[i])] == inputs[i] for i in others)
-    maximal = {tuple(a) for a in inputs if not any(len(b) > len(a) and b[:len(a)] == a for b in inputs)}
-    assert len(groups) == len(maximal)
+def test_a_plan_runs_each_context_once():
+    """Every request is answered by the very tokens it sees; contexts that branch are run once, whatever the budget."""
+    rng, limit = random.Random(), 60
+    tokens = lambda n: [rng.randrange(1, 9) for _ in range(n)]
+    contexts = [[1, *tokens(rng.randrange(0, 70))] for _ in range(30)]
+    requests = [(c, tokens(rng.randrange(1, 6))) for c in contexts for _ in range(rng.choice([1, 2, 4]))]
+    for budget in (1, 150, 10**6):
+        answered = []
+        for prefixes, rows in kobest.plan(requests, limit, budget):
+            assert len({len(prefix) for prefix in prefixes}) == 1
+            width = len(prefixes[0]) or max(len(row) for row, *_ in rows)
+            assert len(prefixes) == 1 or len(prefixes) * width <= budget
+            for row, first, members, context in rows:
+                seen = prefixes[context] + row
+                answered += members
+                for i in members:
+                    expected = (requests[i][0] + requests[i][1])[-(limit + 1):-1]
+                    assert seen[:len(expected)] == expected
+                    assert len(prefixes[context]) + first + len(requests[i][1]) == len(expected)
+        assert sorted(answered) == list(range(len(requests)))
+    context, answers = tokens(50), [[2, 3, 4], [2, 3, 5, 6], [3], [7, 2], [7, 4]]
+    for budget in (1, 10**6):
+        [(prefixes, rows)] = kobest.plan([(context, a) for a in answers], limit, budget)
+        assert prefixes == [context[:-1]]
+        assert rows == [([context[-1], 7], 0, [4, 3], 0), ([context[-1], 2, 3, 5], 0, [1, 0, 2], 0)]
+    assert [(p, len(rows)) for p, rows in kobest.plan([(context, [1]), (context, [2])], limit, 1)] == [([[]], 1)]
 
 
 def examples(labels, choices=("가", "나")):
@@ -206,46 +261,62 @@ def test_acc_norm_divides_by_characters():
     assert result["acc"] == 0.5 and result["acc_norm"] == 1.0
 
 
-def harness_scores(world: Path, name: str, folder: Path):
+def harness_scores(world: Path, name: str, folder: Path, shots: int):
     """Log-likelihoods and metrics of lm-evaluation-harness, its own task file over our rows."""
     pytest.importorskip("lm_eval")
     huggingface = pytest.importorskip("lm_eval.models.huggingface")  # needs accelerate
     import datasets
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks._yaml_loader import load_yaml
-    with open(world / "v1.0" / kobest.TASKS[name].folder / "dev.tsv", encoding="utf-8", newline="") as file:
-        header, *rows = csv.reader(file, delimiter="\t")
     label = {"true": 1, "false": 0} if name in ("boolq", "wic") else {str(i): i - (name == "copa") for i in range(5)}
-    columns = list(kobest.TASKS[name].columns.values())[:-1]
-    docs = [{**{f: row[header.index(c)] for f, c in zip(FIELDS[name], columns, strict=True)},
-             "label": label[row[-1].lower()]} for row in rows]
-    splits = datasets.DatasetDict(dict.fromkeys(("train", "validation", "test"), datasets.Dataset.from_list(docs)))
+    columns = [pair.partition("=")[2] for pair in kobest.TASKS[name].columns.split()][:-1]
+
+    def docs(split):
+        with open(world / "v1.0" / kobest.TASKS[name].folder / f"{split}.tsv", encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file, delimiter="\t")
+        return datasets.Dataset.from_list([
+            {**{f: row[header.index(c)] for f, c in zip(FIELDS[name], columns, strict=True)},
+             "label": label[row[-1].lower()]} for row in rows])
+
+    splits = datasets.DatasetDict(train=docs("train"), validation=docs("dev"), test=docs("dev"))
     config = load_yaml(Path(inspect.getfile(load_yaml)).parent / "kobest" / f"kobest_{name}.yaml")
     del config["dataset_path"], config["dataset_name"]
     task = ConfigurableTask(config={**config, "custom_dataset": lambda **_: splits})
+    task.set_config(key="num_fewshot", value=shots)
+    task.set_fewshot_seed(1234)                  # the harness's default
     task.build_all_requests()
     lm = huggingface.HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=7)
     scores = iter(lm.loglikelihood(task.instances, disable_tqdm=True))
-    results = [[next(scores) for i in task.instances if i.doc_id == d] for d in range(len(docs))]
+    results = [[next(scores) for i in task.instances if i.doc_id == d] for d in range(30)]
     metrics = [task.process_results(doc, result) for doc, result in zip(task.test_docs(), results, strict=True)]
     means = {key: task.aggregation()[key]([m[key] for m in metrics]) for key in metrics[0]}
-    return [[value for value, _ in result] for result in results], means
+    return [[value for value, _ in result] for result in results], means, task.VERSION
 
 
-@pytest.mark.parametrize("name", kobest.TASKS)
-@pytest.mark.parametrize("positions", [160, 60])  # 60: many contexts are truncated
-def test_scores_equal_the_harness_s(world, tmp_path, name, positions):
+@pytest.mark.parametrize("name", kobest.KOBEST)
+@pytest.mark.parametrize("positions, shots", [(160, 0), (60, 0), (2000, 3), (160, 3)])  # 60, 160 with shots: truncated
+def test_scores_equal_the_harness_s(world, tmp_path, name, positions, shots):
     for file in (world / "model").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = cli.read_json(tmp_path / "config.json")
     cli.write_json(tmp_path / "config.json", {**config, "max_position_embeddings": positions})
-    theirs, means = harness_scores(world, name, tmp_path)
+    theirs, means, version = harness_scores(world, name, tmp_path, shots)
     kobest.main(["--model", str(tmp_path), "--data", str(world), "--split", "dev", "--tasks", name, "--device", "cpu",
-                 "--batch_tokens", "500", "--out", str(tmp_path / "out.json")])
+                 "--batch_tokens", "500", "--shots", str(shots), "--out", str(tmp_path / "out.json")])
     ours = cli.read_json(tmp_path / "out.json")["tasks"][name]
     np.testing.assert_allclose([e["loglikelihoods"] for e in ours["examples"]], theirs, atol=1e-3)
     assert ours["acc"] == pytest.approx(means["acc"]) and ours["macro_f1"] == pytest.approx(means["f1"])
     assert ours.get("acc_norm") == pytest.approx(means["acc_norm"]) if name == "hellaswag" else "acc_norm" not in ours
+    assert ours["version"] == version
+
+
+def test_shots_as_one_generator_draws_them():
+    """Two examples, three in the pool: the second draw goes on where the first one ended."""
+    pool = [kobest.Example(i, f"글{i} 답: ", ["가", "나"], i % 2) for i in range(3)]
+    rng, text = random.Random(1234), lambda i: f"글{i} 답:  {'가나'[i % 2]}\n\n"
+    expected = ["".join(map(text, rng.sample(range(3), 2))) + "글" for _ in range(2)]
+    shot = kobest.add_shots([kobest.Example(1, "글", ["가", "나"], 0)] * 2, pool, 2)
+    assert [e.context for e in shot] == expected
 
 
 def test_the_report_holds_every_example_and_the_means(world, tmp_path, capsys):
@@ -253,7 +324,7 @@ def test_the_report_holds_every_example_and_the_means(world, tmp_path, capsys):
     kobest.main([*argv, "--out", str(tmp_path / "all.json")])
     report, printed = cli.read_json(tmp_path / "all.json"), capsys.readouterr().out
     tasks = report["tasks"]
-    assert list(tasks) == list(kobest.TASKS) and all(len(task["examples"]) == 30 for task in tasks.values())
+    assert list(tasks) == kobest.KOBEST and all(len(task["examples"]) == 30 for task in tasks.values())
     assert [e["id"] for e in tasks["copa"]["examples"]] == list(range(1, 31))
     for name, task in tasks.items():
         assert task["acc"] == np.mean([e["label"] == e["prediction"] for e in task["examples"]])
@@ -279,9 +350,50 @@ def test_answer_only_sees_no_context(world, tmp_path):
     tasks = cli.read_json(tmp_path / "out.json")["tasks"]
     assert len({tuple(e["loglikelihoods"]) for e in tasks["sentineg"]["examples"]}) == 1
     sp, llama = tokenizer.load(world / "model"), model.load(world / "model")
-    row = kobest.read(world, kobest.TASKS["hellaswag"], "dev")[0]
-    expected = [naive(llama, [1], sp.encode("가 " + choice)[len(sp.encode("가")):]) for choice in row.choices]
+    row = kobest.read(world, "hellaswag", "dev")[0]
+    blanks = " " * (len(row.context) - len(row.context.rstrip()) + 1)
+    expected = [naive(llama, [1], sp.encode("가" + blanks + choice)[len(sp.encode("가")):]) for choice in row.choices]
     np.testing.assert_allclose(tasks["hellaswag"]["examples"][0]["loglikelihoods"], expected, rtol=1e-4)
+
+
+def test_two_processes_find_what_one_finds(world, tmp_path):
+    argv = ["--model", str(world / "model"), "--data", str(world), "--split", "dev", "--device", "cpu", "--shots", "1",
+            "--batch_tokens", "300", "--out"]
+    kobest.main([*argv, str(tmp_path / "one.json")])
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
+                           kobest.__file__, *argv, str(tmp_path / "two.json")],
+                          capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("settings:") == 1 and done.stdout.count("boolq  ") == 1            # one rank talks
+    one, two = (cli.read_json(tmp_path / file) for file in ("one.json", "two.json"))
+    assert one["tasks"] == two["tasks"] and one["mean_acc"] == two["mean_acc"]                  # to the last bit
+
+
+def test_mcnemar_by_hand():
+    assert kobest.mcnemar(0, 0) == kobest.mcnemar(3, 3) == 1
+    assert kobest.mcnemar(0, 5) == kobest.mcnemar(5, 0) == 2 / 2**5
+    assert kobest.mcnemar(1, 5) == 2 * (1 + 6) / 2**6
+    assert kobest.mcnemar(2, 3) == 1                                                # 2 · (1 + 5 + 10) / 32
+
+
+def test_compare_names_what_changed(tmp_path, capsys, refused):
+    def file(name, **predictions):
+        tasks = {task: {"acc": 0.5, "macro_f1": 0.25, "examples": [
+            {"id": i, "label": 1, "loglikelihoods": [], "prediction": p} for i, p in enumerate(guesses, 1)]}
+            for task, guesses in predictions.items()}
+        cli.write_json(tmp_path / name, {"tasks": tasks})
+        return str(tmp_path / name)
+
+    a, b = file("a", copa=[1, 0, 1, 0, 2], wic=[1]), file("b", copa=[1, 1, 0, 0, 3], boolq=[1])
+    kobest.main(["--compare", a, b])
+    assert capsys.readouterr().out.splitlines() == [
+        "copa       acc 0.5000 → 0.5000   macro-F1 0.2500 → 0.2500   McNemar's p 1", "           lost 1: [3]",
+        "           gained 1: [2]", "           wrong both times: [5]", "together   lost 1, gained 1, McNemar's p 1"]
+    refused(kobest, ["--compare", a, file("c", hellaswag=[1])], "no task in common")
+    refused(kobest, ["--compare", a, file("d", copa=[1])], "different examples of copa")
+    refused(kobest, ["--compare", a, str(tmp_path / "none")], "cannot read")
+    (tmp_path / "list").write_text("[]")
+    refused(kobest, ["--compare", str(tmp_path / "list"), a], "did --out write both?")
 
 
 def break_model(root: Path, world: Path, change) -> list[str]:
@@ -297,27 +409,46 @@ def break_model(root: Path, world: Path, change) -> list[str]:
 def test_wrong_data_is_named_by_file_and_row(world, tmp_path, refused):
     argv = ["--model", str(world / "model"), "--data", str(tmp_path), "--device", "cpu", "--split", "dev"]
     bad = lambda part, *more: refused(kobest, [*argv, *more], part)
-    bad("no file " + str(tmp_path / "BoolQ" / "dev.tsv") + "; --data takes the folder")
+    bad(f"no file {tmp_path}/BoolQ/dev.tsv, nor {tmp_path}/boolq/validation.jsonl; --data takes the folder")
     good = [1, "글", "물음", "True"]
     file = write(tmp_path, "boolq", [good], "train")
-    bad("dev.tsv; try --split train", "--tasks", "boolq")
+    bad("validation.jsonl; try --split train", "--tasks", "boolq")
     for rows, header, part in (
-            ([[1, "글", "True"]], ["ID", "Text", "Answer"], "no column 'Question'; its first line names ID, Text, An"),
+            ([[1, "글", "True"]], ["ID", "Text", "Answer"], "row 1: no column 'Question', only ID, Text, Answer"),
             ([good, [2, "글", "물음", "Maybe"]], None, "row 2: 'Answer' is 'Maybe', not one of false, true"),
             ([good, good, [3, "글", " ", "True"]], None, "row 3: column 'Question' is empty"),
             ([good, [2, "글"]], None, "row 2: column 'Question' is empty"),
-            ([], None, "has no rows below its header")):
+            ([], None, "has no rows")):
         file = write(tmp_path, "boolq", rows, "dev", header)
         bad(f"{file}", "--tasks", "boolq")
         bad(part, "--tasks", "boolq")
     file.write_bytes("ID\tText\tQuestion\tAnswer\r\n1\t글\t물음\tTrue".encode("cp949"))
-    bad("dev.tsv is not a table in UTF-8", "--tasks", "boolq")
+    bad("dev.tsv, row 0: not a UTF-8 table with tabs", "--tasks", "boolq")
     file.write_bytes(b"")
-    bad("its first line names none", "--tasks", "boolq")
+    bad("dev.tsv has no rows", "--tasks", "boolq")
     write(tmp_path, "copa", [[1, "글", "이유", "가", "나", 1]])
     bad("row 1: 'question' is '이유', not one of 원인, 결과", "--tasks", "copa")
     write(tmp_path, "hellaswag", [["글", "가", "나", "다", "라", 4]])
     bad("row 1: 'label' is '4', not one of 0, 1, 2, 3", "--tasks", "hellaswag")
+
+
+def test_wrong_json_lines_are_named_by_file_and_row(world, tmp_path, refused):
+    argv = ["--model", str(world / "model"), "--data", str(tmp_path), "--split", "dev", "--tasks", "copa"]
+    good = {"premise": "글", "question": "원인", "alternative_1": "가", "alternative_2": "나", "label": 0}
+    file = tmp_path / "copa" / "validation.jsonl"
+    file.parent.mkdir()
+    for changes, part in (({"label": 2}, "'label' is '2', not one of 0, 1"), ({"premise": " "}, "'premise' is empty"),
+                          ({"question": "왜"}, "not one of 원인, 결과"), ({"premise": None}, "'premise' is empty")):
+        file.write_text(json.dumps(good) + "\n\n" + json.dumps({**good, **changes}))
+        refused(kobest, argv, f"{file}, row 2: ")
+        refused(kobest, argv, part)
+    for line, part in (('{"label": 0}', "no column 'premise', only label"), ("[1]", "a JSON object a line"),
+                       ('{"', "a JSON object a line")):
+        file.write_text(json.dumps(good) + "\n" + line)
+        refused(kobest, argv, f"{file}, row 2: ")
+        refused(kobest, argv, part)
+    file.write_text("")
+    refused(kobest, argv, f"{file} has no rows")
 
 
 def test_wrong_models_and_flags(world, tmp_path, refused, monkeypatch):
@@ -332,10 +463,10 @@ def test_wrong_models_and_flags(world, tmp_path, refused, monkeypatch):
     refused(kobest, [*argv, *good, "--anser_only"], "did you mean --answer_only?")
     (tmp_path / "nan").mkdir()
     nan = break_model(tmp_path / "nan", world, lambda llama: llama.model.norm.weight.data.fill_(float("nan")))
-    refused(kobest, [*argv, *nan], "sentineg, row 1: log-likelihoods [nan, nan]")
+    refused(kobest, [*argv, *nan], "sentineg, row 1: log-likelihood nan")
     (tmp_path / "short").mkdir()
     short = break_model(tmp_path / "short", world, lambda llama: setattr(llama.config, "max_position_embeddings", 2))
-    refused(kobest, [*argv, *short, "--tasks", "hellaswag"], "the model takes 1 to 2")
+    refused(kobest, [*argv, *short, "--tasks", "hellaswag"], "the model takes 1…2")
 
     def shrink(llama):
         llama.config.vocab_size = 500
@@ -344,4 +475,9 @@ def test_wrong_models_and_flags(world, tmp_path, refused, monkeypatch):
 
     (tmp_path / "small").mkdir()
     refused(kobest, [*argv, *break_model(tmp_path / "small", world, shrink)], "its tokenizer has 800 pieces")
+    refused(kobest, [*argv, *good, "--shots", "41"], "--shots 41: the train split has 40 examples")
+    refused(kobest, [*argv, *good, "--shots", "-1"], "--shots -1")
+    refused(kobest, [*argv, *good, "--shots", "1", "--answer_only"], "choose one")
+    refused(kobest, [*argv, *good, "--batch_tokens", "0"], "--batch_tokens 0")
+    refused(kobest, argv, "required: --model, --data")
     assert not list(tmp_path.glob("*.json"))

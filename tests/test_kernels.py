@@ -388,7 +388,7 @@ def test_the_same_bits_every_time(choice):
         assert all(torch.equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True))
 
 
-def llama_for(what: str, recompute: bool) -> model.Llama:
+def llama_for(what: str, recompute: str) -> model.Llama:
     torch.manual_seed(0)
     llama = model.Llama(tiny_config())
     if what == "lora":
@@ -402,8 +402,8 @@ def llama_for(what: str, recompute: bool) -> model.Llama:
     return llama.to(DEVICE)
 
 
-@pytest.mark.parametrize("what, recompute", [("full", False), ("full", True), ("embed", False), ("odd", False),
-                                             ("lora", True)])
+@pytest.mark.parametrize("what, recompute", [("full", "none"), ("full", "full"), ("full", "attention"), ("embed", "none"),
+                                             ("odd", "none"), ("lora", "full")])
 def test_a_training_step_with_the_kernels_is_the_pytorch_step(what, recompute):
     tokens = torch.randint(0, 512, (2, 17), device=DEVICE)
     results = {}

@@ -58,9 +58,48 @@ def test_masters_are_float32_under_bfloat16_compute(world, tmp_path):
 
 
 def test_recomputation_changes_nothing_but_memory(world, tmp_path):
-    for mode in ("none", "full"):
+    for mode in ("none", "attention", "full"):
         train.main(flags(world, tmp_path / mode, "full:640:1e-3", more=["--checkpoint", mode]))
-    assert exact(tmp_path / "none") == exact(tmp_path / "full")
+    assert exact(tmp_path / "none") == exact(tmp_path / "full") == exact(tmp_path / "attention")
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_the_same(world, tmp_path):
+    for more in ([], ["--compile"]):
+        train.main(flags(world, tmp_path / str(len(more)), "odd:640:1e-3", "lora:640:1e-3", more=more))
+    for a, b in zip(exact(tmp_path / "0"), exact(tmp_path / "1"), strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+
+
+def test_samples_come_with_every_validation(world, tmp_path):
+    train.main(flags(world, tmp_path / "run", "full:640:1e-3", more=["--eval_every", "2"]))
+    lines = records(tmp_path / "run", "samples")
+    assert [r["step"] for r in lines] == [0, 2, 4, 5]
+    assert all(len(r["samples"]) == 2 and all(r["samples"].values()) for r in lines)
+
+
+def test_a_source_fades_in_over_a_stage(world, tmp_path):
+    """Korean from a tenth to nine tenths: of 40 windows the integral is 20, and few of the first ten."""
+    argv = flags(world, tmp_path / "run", "full:1280:1e-3", "full:1280:1e-3")
+    i = argv.index("--data")
+    argv[i + 1:i + 3] = [f"{world}/shards/ko=0.1:0.9", f"{world}/shards/en=0.9:0.1"]
+    seen, draw = [], train.data.Schedule.draw
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.data.Schedule, "draw", lambda self: seen.append(draw(self)) or seen[-1])
+        train.main(argv)
+    for stage in (seen[:40], seen[40:]):
+        assert stage.count(0) == 20 and stage[:10].count(0) == 2 and stage[-10:].count(0) == 8
+
+
+def test_the_order_of_the_shards_can_be_kept(world, tmp_path):
+    read, seen = train.data.Shards.window, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.data.Shards, "window",
+                      lambda self, i, n: seen.append((self.folder.name, i)) or read(self, i, n))
+        train.main(flags(world, tmp_path / "run", "full:1280:1e-3", more=["--order", "as_packed"]))
+    for name in ("ko", "en"):
+        places = [i for folder, i in seen if folder == name]
+        assert places == list(range(len(places))) and len(places) > 5
 
 
 def test_a_tied_model_trains_and_stays_tied(world, tmp_path):
