@@ -1,27 +1,26 @@
 """Train a Korean SentencePiece model, merge it into the base's, and measure what that buys.
 
-An English base spells Korean in bytes and single syllables: twice the tokens. RedWhale (arXiv 2408.11294, section 3.2)
-appends the pieces of a Korean BPE model. Three facts make that a small program:
+An English base spells Korean in bytes and single syllables. RedWhale (arXiv 2408.11294, section 3.2) appends the pieces
+of a Korean BPE model. Three facts make that a small program:
 
 - BPE training needs words and their counts, no more: `train` feeds counted Hangul runs, not the text.
 - A SentencePiece model is a protobuf message, and protobuf messages concatenate: `merge` appends bytes.
 - SentencePiece joins the two neighbours whose concatenation has the highest score. Pieces of Hangul only, scored below
   all the base's, leave the segmentation of every text without Hangul as it was.
 
-    python tokenizer.py train  --input out/clean/ko --vocab_size 20000 --out korean.model
+    python tokenizer.py train  --input wiki reviews --balance --vocab_size 20000 --min_count 50 --out korean.model
     python tokenizer.py merge  --base base.model --korean korean.model --out merged.model
     python tokenizer.py report --tokenizers base.model merged.model --input held_out.jsonl english.jsonl
-    python tokenizer.py report --tokenizers base.model --korean korean.model --sizes 8000 16000 --input held_out.jsonl
+    python tokenizer.py report --tokenizers base.model --korean big.model --sizes 8000 16000 24000 --input new.jsonl
 """
 import gzip
 import io
 import itertools
 import json
-import math
-import operator
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from operator import eq, gt, ne
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,12 +30,11 @@ import sentencepiece
 import cli
 
 HANGUL = "ㄱ-ㅣㅥ-ㆎ가-힣"  # compatibility jamo (without U+3164, an invisible filler) and the 11,172 syllables
-HANGUL_RUN, HANGUL_PIECE = regex.compile(f" ?[{HANGUL}]+"), regex.compile(f"▁?[{HANGUL}]+")
 LINE = 4096  # characters; longer lines are cut, for SentencePiece drops those over max_sentence_length in silence
+HANGUL_RUN, HANGUL_PIECE = regex.compile(f" ?[{HANGUL}]{{1,256}}"), regex.compile(f"▁?[{HANGUL}]+")
 
 # ---- The file: protobuf, as far as a vocabulary needs it. Field numbers of sentencepiece_model.proto ---------------
-PIECES, TRAINER, NORMALIZER = 1, 2, 3                # parts of the file
-MODEL_TYPE, VOCAB_SIZE, DUMMY_PREFIX = 3, 4, 3       # fields of TRAINER, TRAINER and NORMALIZER
+PIECES, TRAINER, NORMALIZER, MODEL_TYPE, VOCAB_SIZE, DUMMY_PREFIX = 1, 2, 3, 3, 4, 3  # parts, then fields of the latter
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # types of pieces (5 is unused, 6 a byte)
 
 
@@ -72,11 +70,7 @@ def field(number: int, value: int | float | bytes) -> bytes:
 def fields(message: bytes) -> Iterator[tuple[int, int | float | bytes]]:
     """The inverse: (number, value) of every field. ValueError or LookupError where the bytes are no such message."""
     stream = io.BytesIO(message)
-
-    def number() -> int:
-        byte = stream.read(1)[0]
-        return byte if byte < 128 else byte - 128 + (number() << 7)
-
+    number = lambda: byte if (byte := stream.read(1)[0]) < 128 else byte - 128 + (number() << 7)
     while stream.tell() < len(message):
         key, wire = divmod(number(), 8)
         size = 0 if wire == 0 else number() if wire == 2 else {1: 8, 5: 4}[wire]
@@ -88,21 +82,15 @@ def fields(message: bytes) -> Iterator[tuple[int, int | float | bytes]]:
 
 def parse(raw: bytes) -> tuple[list[Piece], int]:
     """The pieces in a file's bytes, and the model type (2 is BPE). Of a field that comes twice, the last one counts."""
-    pieces, kind = [], 1
-    for key, value in fields(raw):
-        if key == PIECES:
-            piece = dict(fields(value))
-            pieces.append(Piece(piece[1].decode(), piece.get(2, 0.0), piece.get(3, NORMAL)))
-        elif key == TRAINER:
-            kind = dict(fields(value)).get(MODEL_TYPE, kind)
+    parts = [(key, dict(fields(value))) for key, value in fields(raw) if key in (PIECES, TRAINER)]
+    pieces = [Piece(p[1].decode(), p.get(2, 0.0), p.get(3, NORMAL)) for key, p in parts if key == PIECES]
     if not pieces:
         raise ValueError("no pieces")
-    return pieces, kind
+    return pieces, [1, *(p[MODEL_TYPE] for key, p in parts if key == TRAINER and MODEL_TYPE in p)][-1]
 
 
 def processor(raw: bytes, dummy_prefix: bool = True) -> sentencepiece.SentencePieceProcessor:
-    """A processor from a file's bytes. `dummy_prefix=False` appends a field that takes away the ▁ before every text, so
-    that a piece can be encoded as it stands inside a word."""
+    """A processor from a file's bytes; without dummy_prefix, which puts ▁ before a text, to encode a part of a word."""
     override = b"" if dummy_prefix else field(NORMALIZER, field(DUMMY_PREFIX, 0))
     return sentencepiece.SentencePieceProcessor(model_proto=raw + override)
 
@@ -149,54 +137,70 @@ def files(paths: list[str]) -> list[Path]:
             if file == path or file.name.endswith((".jsonl", ".jsonl.gz", ".txt")) and file.name not in records]
 
 
-def texts(paths: list[Path], sample_bytes: int | None = None) -> Iterator[str]:
-    """Texts of .jsonl, .jsonl.gz and .txt files; about `sample_bytes` of their bytes, as every k-th document. (data.py
-    has the full reader. It imports this module, so this one reads for itself; what it cannot read, it counts.)"""
-    def documents() -> Iterator[tuple[Path, bytes]]:
+def texts(paths: list[Path]) -> Iterator[str]:
+    """Texts of .jsonl, .jsonl.gz and .txt files. (The full reader is data.py's, which imports this module.)"""
+    bad = 0
+    try:
         for path in paths:
             with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-                yield from ((path, raw) for raw in ([file.read()] if path.suffix == ".txt" else file))
-
-    try:
-        bad, step = 0, max(1, round(sum(path.stat().st_size for path in paths) / (sample_bytes or math.inf)))
-        for path, raw in itertools.islice(documents(), 0, None, step):
-            try:
-                text = raw.decode() if path.suffix == ".txt" else json.loads(raw)["text"]
-                text.encode()  # half a surrogate pair is valid JSON but no text
-                yield text
-            except (ValueError, LookupError, TypeError, AttributeError):
-                bad += 1
+                for raw in [file.read()] if path.suffix == ".txt" else file:
+                    try:
+                        text = raw.decode() if path.suffix == ".txt" else json.loads(raw)["text"]
+                        text.encode()  # half a surrogate pair is valid JSON but no text
+                        yield text
+                    except (ValueError, LookupError, TypeError, AttributeError):
+                        bad += 1
     except (OSError, EOFError) as error:
         raise cli.UserError(f"cannot read --input: {error}") from None
     if bad:
         print(f"skipped {bad} documents that cannot be read (data.py clean names them)")
 
 
-def hangul_counts(documents: Iterable[str]) -> Iterator[str]:
-    """The Hangul runs with their counts, in SentencePiece's TSV format. A run takes along the one blank before it,
-    which becomes ▁; the start of a document counts as one, as it does in the base.
+def hangul_counts(documents: Iterable[str]) -> Counter:
+    """The Hangul runs, each with the blank before it (as which a document's start counts too), and their counts. Pieces
+    across blanks would save more tokens; but then a prompt's end is no token's end, and choices could not be scored.
 
-    >>> list(hangul_counts(["나는 2권 나는", "2권"]))  # 나는: "I"; 2권: "2 volumes"
-    [' 나는\\t2', '권\\t2']
+    >>> hangul_counts(["나는 2권 나는", "2권"])  # 나는: "I"; 2권: "2 volumes"
+    Counter({' 나는': 2, '권': 2})
     """
-    counts = Counter(run for text in documents for run in HANGUL_RUN.findall(" " + text))
-    for run, count in counts.most_common():
-        yield from (f"{run[i:i + LINE]}\t{count}" for i in range(0, len(run), LINE))
+    return Counter(run for text in documents for run in HANGUL_RUN.findall(" " + text))
 
 
-def train(inputs: list[str], vocab_size: int, text: str, character_coverage: float, sample_bytes: int | None) -> bytes:
+def frequent(raw: bytes, runs: Counter, size: int, least: int) -> bytes:
+    """Cut a model to the first `size` pieces of Hangul that occur `least` times in the runs, as do then their parts."""
+    pieces, found = {p.text: p for p in parse(raw)[0] if HANGUL_PIECE.fullmatch(p.text)}, Counter()
+    for word, n in ((run.replace(" ", "▁"), n) for run, n in runs.items()):
+        for a, b in itertools.combinations(range(len(word) + 1), 2):
+            if word[a:b] in pieces:
+                found[word[a:b]] += n
+    often = [piece for text, piece in pieces.items() if found[text] >= least]
+    if len(often) < size:
+        raise cli.UserError(f"--min_count {least}: only {len(often)} pieces of the first {len(pieces)} occur as often")
+    keep = {"<unk>", "▁", *(piece.text for piece in smaller(often, size))}
+    return b"".join(field(key, value) for key, value in fields(raw) if key != PIECES or dict(fields(
+        value))[1].decode() in keep) + field(TRAINER, field(VOCAB_SIZE, len(keep)))
+
+
+def train(inputs: list[str], vocab_size: int, text: str, character_coverage: float, balance: bool = False,
+          min_count: int = 1, also: Iterable[str] = ()) -> bytes:
     """Train a BPE model; returns the file's bytes. UserError where vocab_size does not suit the corpus.
 
-    `hangul`: vocab_size pieces of Hangul, beside <unk> and ▁, which no merge takes over. `all`: a base tokenizer of
-    vocab_size pieces like Llama's: byte fallback, single digits, runs of blanks, <unk> <s> </s> = 0 1 2.
-    """
-    documents = texts(files(inputs), sample_bytes)
+    `hangul`: vocab_size pieces of Hangul, beside <unk> and ▁, which no merge takes over. With `balance` the counts of
+    each input are raised until all are as long. `all`: a base like Llama's: byte fallback, split digits, runs of ▁."""
     if text == "hangul":
-        options = dict(vocab_size=vocab_size + 2, input_format="tsv", add_dummy_prefix=False, bos_id=-1, eos_id=-1)
-        lines = list(hangul_counts(documents))
+        counts = [hangul_counts(texts(files([path]))) for path in inputs]
+        letters = [sum(len(run) * n for run, n in one.items()) if balance else 1 for one in counts]
+        runs, size = sum(counts, hangul_counts(texts(files(also)))), vocab_size * (3 if min_count > 1 else 2) // 2
+        options = dict(vocab_size=size + 2, input_format="tsv", add_dummy_prefix=False, bos_id=-1, eos_id=-1)
+        raised = (Counter({run: round(n * max(letters) / length) for run, n in one.items()})
+                  for one, length in zip(counts, letters, strict=True))
+        lines = [f"{run}\t{n}" for run, n in sum(raised, Counter()).most_common()]
+    elif balance or min_count > 1 or also:
+        raise cli.UserError("--balance, --min_count and --also are for --text hangul")
     else:
         options = dict(vocab_size=vocab_size, byte_fallback=True, split_digits=True, allow_whitespace_only_pieces=True)
-        lines = [line[i:i + LINE] for text in documents for line in text.split("\n") for i in range(0, len(line), LINE)]
+        lines = [line[i:i + LINE] for text in texts(files(inputs)) for line in text.split("\n")
+                 for i in range(0, len(line), LINE)]
     if not lines:
         raise cli.UserError(f"--input {' '.join(inputs)} holds no {'Hangul' if text == 'hangul' else 'text'}")
     try:
@@ -208,7 +212,7 @@ def train(inputs: list[str], vocab_size: int, text: str, character_coverage: flo
     except RuntimeError as error:
         raise cli.UserError(f"--vocab_size {vocab_size} or --character_coverage misfits the corpus; SentencePiece "
                             f"(its size: {options['vocab_size']}) says: {str(error).partition(') ')[2]}") from None
-    return out.getvalue()
+    return frequent(out.getvalue(), runs, vocab_size, min_count) if min_count > 1 else out.getvalue()
 
 
 # ---- Merge ---------------------------------------------------------------------------------------------------------
@@ -218,33 +222,27 @@ def smaller(pieces: list[Piece], size: int) -> list[Piece]:
     hangul = [piece for piece in pieces if HANGUL_PIECE.fullmatch(piece.text)]
     characters = [piece for piece in hangul if len(piece.text) == 1]
     if not len(characters) <= size <= len(hangul):
-        raise cli.UserError(f"--sizes {size}: choose from {len(characters)}, the Korean model's single characters, to "
-                            f"{len(hangul)}, all its pieces of Hangul")
+        raise cli.UserError(f"--sizes {size}: choose from {len(characters)} (only characters) to {len(hangul)} (all)")
     return [piece for piece in hangul if len(piece.text) > 1][:size - len(characters)] + characters
 
 
 def merge(base: Model, korean: list[Piece]) -> bytes:
-    """Append the pure-Hangul pieces that the base lacks; returns the merged file's bytes.
-
-    A piece's parts are substrings, so Hangul, so kept: it is unreachable only where the base joins Hangul otherwise
-    (`report` names it). Scores go on below the base's lowest rank; Mistral's -1e9 for runs of blanks is no rank: from
-    there float32 would make all new scores equal, while steps of 1 are exact down to -2^24. The last field overrides
-    the base's vocab_size.
-    """
+    """Append the pure-Hangul pieces that the base lacks; returns the file's bytes. A piece's parts are Hangul
+    too, so it is unreachable only where the base joins Hangul otherwise (`report` names it). Scores go on below the
+    base's lowest rank; Mistral's -1e9 for runs of blanks is no rank: from there float32 makes all new scores equal,
+    while steps of 1 are exact down to -2^24. The last field overrides vocab_size."""
     known = {piece.text for piece in base.pieces}
     new = [piece.text for piece in korean if HANGUL_PIECE.fullmatch(piece.text) and piece.text not in known]
-    lowest = math.floor(min((p.score for p in base.pieces if p.type == NORMAL and p.score > -1e6), default=0.0))
-    appended = [field(PIECES, field(1, text.encode()) + field(2, float(lowest - 1 - i))) for i, text in enumerate(new)]
+    lowest = min((p.score for p in base.pieces if p.type == NORMAL and p.score > -1e6), default=0.0) // 1
+    appended = [field(PIECES, field(1, text.encode()) + field(2, lowest - 1 - i)) for i, text in enumerate(new)]
     return base.raw + b"".join(appended) + field(TRAINER, field(VOCAB_SIZE, len(base.pieces) + len(new)))
 
 
 # ---- Save, for transformers ----------------------------------------------------------------------------------------
 def ranked_merges(pieces: list[Piece]) -> list[tuple[str, str]]:
-    """SentencePiece's scores as the list of pairs, best first, that transformers' BPE wants.
-
-    SentencePiece joins any neighbours that make a piece, so every split of a piece is a pair, ranked by the piece's
-    score. Of equal scores it joins the leftmost pair, which no list can say. Equal are, in practice, runs of one
-    character (Mistral's blanks, all -1e9), and those grow from the left when the longer piece ranks first.
+    """SentencePiece's scores as the list of pairs, best first, that transformers' BPE wants: every split of a piece, as
+    SentencePiece joins any neighbours that make one; of equal scores the leftmost, which no list can say. Equal are, in
+    practice, runs of one character (Mistral's blanks), and those grow from the left if the longer piece ranks first.
 
     >>> ranked_merges([Piece(t, s, NORMAL) for t, s in dict(a=-3, aa=-1, aaa=-1, ab=-2, b=-4).items()])
     [('a', 'aa'), ('aa', 'a'), ('a', 'a'), ('a', 'b')]
@@ -256,42 +254,36 @@ def ranked_merges(pieces: list[Piece]) -> list[tuple[str, str]]:
 
 
 def tokenizer_json(model: Model) -> dict:
-    """The model in the format of Hugging Face's `tokenizers`.
-
-    transformers can read tokenizer.model, but ranks merges by id, and then segments runs of blanks otherwise.
-    User-defined pieces are split off first and found whole (ignore_merges); as added tokens they would get a ▁ after
-    them. Control pieces are added tokens: a literal "</s>" in a text is EOS to transformers, as with every Llama, and
-    four characters to SentencePiece. That is the one difference between the two.
+    """The model in the format of Hugging Face's `tokenizers`. (From tokenizer.model transformers would rank merges by
+    id, and cut runs of blanks otherwise.) User-defined pieces are split off first and found whole (ignore_merges); as
+    added tokens they would get a ▁ after them. Control pieces are added tokens: the one difference between the two is
+    that a literal "</s>" in a text is EOS to transformers, as with every Llama, and four characters to SentencePiece.
     """
     own = sorted((piece.text for piece in model.pieces if piece.type == USER_DEFINED), key=len, reverse=True)
     split = dict(type="Split", pattern={"Regex": "|".join(map(regex.escape, own))}, behavior="Isolated", invert=False)
     prefix = "".join(model.sp.encode("a", out_type=str)).startswith("▁")  # add_dummy_prefix
     bos_id, bos = model.sp.bos_id(), model.sp.id_to_piece(model.sp.bos_id())
     start, a, b = {"SpecialToken": {"id": bos, "type_id": 0}}, *({"Sequence": {"id": i, "type_id": 0}} for i in "AB")
-    return {
-        "version": "1.0",
-        "added_tokens": [dict(id=i, content=piece.text, special=True, normalized=False, single_word=False, lstrip=False,
-                              rstrip=False) for i, piece in enumerate(model.pieces)
-                         if piece.type in (UNKNOWN, CONTROL)],
-        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}] * prefix + [
-            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
-        "pre_tokenizer": split if own else None,
-        "post_processor": {"type": "TemplateProcessing", "single": [start, a], "pair": [start, a, start, b],
-                           "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}}},
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
-            *[{"type": "Strip", "content": " ", "start": 1, "stop": 0}] * prefix]},
-        "model": dict(type="BPE", byte_fallback=True, fuse_unk=True, ignore_merges=bool(own), merges=ranked_merges(
-            model.pieces), vocab={piece.text: i for i, piece in enumerate(model.pieces)},
-            unk_token=model.sp.id_to_piece(model.sp.unk_id()))}
+    return dict(
+        version="1.0",
+        added_tokens=[dict(id=i, content=piece.text, special=True, normalized=False, single_word=False, lstrip=False,
+                           rstrip=False) for i, piece in enumerate(model.pieces) if piece.type in (UNKNOWN, CONTROL)],
+        normalizer=dict(type="Sequence", normalizers=[dict(type="Prepend", prepend="▁")] * prefix + [
+            dict(type="Replace", pattern={"String": " "}, content="▁")]),
+        pre_tokenizer=split if own else None,
+        post_processor=dict(type="TemplateProcessing", single=[start, a], pair=[start, a, start, b],
+                            special_tokens={bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}}),
+        decoder=dict(type="Sequence", decoders=[
+            dict(type="Replace", pattern={"String": "▁"}, content=" "), dict(type="ByteFallback"), dict(type="Fuse"),
+            *[dict(type="Strip", content=" ", start=1, stop=0)] * prefix]),
+        model=dict(type="BPE", byte_fallback=True, fuse_unk=True, ignore_merges=bool(own),
+                   unk_token=model.sp.id_to_piece(model.sp.unk_id()), merges=ranked_merges(model.pieces),
+                   vocab={piece.text: i for i, piece in enumerate(model.pieces)}))
 
 
 def save(model_file: str | Path, folder: str | Path) -> None:
-    """Write tokenizer.model, tokenizer.json and tokenizer_config.json into a model directory.
-
-    The class is PreTrainedTokenizerFast, which takes tokenizer.json as it stands: transformers 5's LlamaTokenizer
-    keeps its merges only, and puts no ▁ before a text that begins with a blank.
-    """
+    """Write tokenizer.model, tokenizer.json and tokenizer_config.json into a model directory. PreTrainedTokenizerFast
+    takes tokenizer.json as it is; transformers 5's LlamaTokenizer puts no ▁ before a text that begins with a blank."""
     model, folder = read(model_file, base=True), Path(folder)
     bos, eos, unk = map(model.sp.id_to_piece, (model.sp.bos_id(), model.sp.eos_id(), model.sp.unk_id()))
     (folder / "tokenizer.model").write_bytes(model.raw)
@@ -310,12 +302,12 @@ def measure(processors: list[sentencepiece.SentencePieceProcessor], documents: I
         other = [line for text in batch for line in text.split("\n") if not regex.search(f"[{HANGUL}]", line)]
         size.update(documents=len(batch), characters=sum(map(len, batch)), bytes=sum(len(t.encode()) for t in batch),
                     eojeol=sum(len(text.split()) for text in batch), lines_without_hangul=len(other))
-        seen = []
-        for sp, count in zip(processors, counts, strict=True):
-            ids, lines = encode(sp, batch, bos=False), encode(sp, other, bos=False)
-            seen.append((lines, [a == b for a, b in zip(sp.decode(ids), batch, strict=True)]))
-            count.update(tokens=sum(map(len, ids)), lines_changed=sum(map(operator.ne, seen[0][0], lines)),
-                         round_trips_lost=sum(map(operator.gt, seen[0][1], seen[-1][1])))
+        all_ids = [encode(sp, batch, bos=False) for sp in processors]
+        lines = [encode(sp, other, bos=False) for sp in processors]
+        right = [list(map(eq, sp.decode(ids), batch)) for sp, ids in zip(processors, all_ids, strict=True)]
+        for i, count in enumerate(counts):
+            count.update(tokens=sum(map(len, all_ids[i])), lines_changed=sum(map(ne, lines[0], lines[i])),
+                         round_trips_lost=sum(map(gt, right[0], right[i])))
     if not counts[0]["tokens"]:
         raise cli.UserError("--input holds a file without text: nothing to measure")
     return [dict(token_ratio=n["tokens"] / counts[0]["tokens"], tokens_per_character=n["tokens"] / size["characters"],
@@ -338,12 +330,25 @@ def report(models: dict[str, Model], inputs: list[str]) -> dict:
     first = len(models[base].pieces)
     for name, (raw, pieces, _) in models.items():
         sp = processor(raw, dummy_prefix=False)
-        lost = [p.text for i, p in enumerate(pieces[first:], first) if encode(sp, p.text, bos=False) != [i]]
+        cuts = {piece.text: encode(sp, piece.text, bos=False) for piece in pieces[first:]}
+        lost = {text: " ".join(map(sp.id_to_piece, ids)) for text, ids in cuts.items() if len(ids) > 1}
         summary[name] = dict(pieces=len(pieces), added=len(pieces) - first, embedding_growth=len(pieces) / first,
                              mean_token_ratio=sum(rows[name]["token_ratio"] for rows in found.values()) / len(found),
                              unreachable=len(lost), unreachable_pieces=lost,
                              inputs={path: rows[name] for path, rows in found.items()})
+        for text, cut in lost.items():
+            print(f"{name}: {text} is unreachable: by the base's ranks its text is cut as {cut}")
     return table("all inputs", summary)
+
+
+def suggest(rows: dict[str, dict]) -> str:
+    """Of rising sizes, the knee (Satopaa et al. 2011): the one furthest below the straight line from the first to the
+    last. Up to it a new row saves more tokens than the average row of the range, beyond it less."""
+    x, y = ([row[key] for row in rows.values()] for key in ("embedding_growth", "mean_token_ratio"))
+    saved, names = lambda a, b: (y[a] - y[b]) / (x[b] - x[a] or 1), list(rows)
+    best = min(range(len(x)), key=lambda i: y[i] + saved(0, -1) * x[i])
+    return (f"{names[best]}, the knee: rows worth 1 % of the base's save {saved(0, best):.2f} % of its tokens from "
+            f"{names[0]} to there, {saved(best, -1):.2f} % from there to {names[-1]}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -355,7 +360,9 @@ def main(argv: list[str] | None = None) -> None:
     flag("--out", required=True, help="the .model file to write")
     flag("--text", choices=("hangul", "all"), default="hangul", help="Hangul runs, to be merged; or all, for a base")
     flag("--character_coverage", type=float, default=0.9999, help="share of characters that get a piece of their own")
-    flag("--sample_bytes", type=int, help="train on about so many bytes of the files; without it, on all")
+    flag("--balance", action="store_true", help="let every --input count alike, whatever its size (Hangul)")
+    flag("--min_count", type=int, default=1, help="replace pieces that occur less often in the files (Hangul)")
+    flag("--also", nargs="+", default=[], help="files that --min_count looks into too; no merges are learnt from them")
     flag = commands.add_parser("merge", help="append a Korean model's Hangul pieces to a base").add_argument
     flag("--base", required=True, help="the base's tokenizer.model, or its model directory")
     flag("--korean", required=True, help="what `train` wrote")
@@ -372,15 +379,17 @@ def main(argv: list[str] | None = None) -> None:
         if bool(args.sizes) != bool(args.korean):
             raise cli.UserError("--sizes and --korean go together: the sizes are cut from that Korean model")
         models = {path: read(path) for path in args.tokenizers}
-        for size in args.sizes:
+        for size in sorted(set(args.sizes)):
             raw = merge(models[args.tokenizers[0]], smaller(read(args.korean).pieces, size))
             models[f"{size} pieces"] = Model(raw, parse(raw)[0], processor(raw))
         result = {"settings": settings, "tokenizers": report(models, args.input)}
+        if len(rows := dict(list(result["tokenizers"].items())[len(args.tokenizers):])) > 2:
+            print("suggested size:", result.setdefault("suggested", suggest(rows)))
         if args.out:
             cli.write_json(args.out, result)
         return
-    raw = (train(args.input, args.vocab_size, args.text, args.character_coverage, args.sample_bytes)
-           if args.command == "train" else merge(read(args.base, base=True), read(args.korean).pieces))
+    raw = merge(read(args.base, base=True), read(args.korean).pieces) if args.command == "merge" else train(
+        args.input, args.vocab_size, args.text, args.character_coverage, args.balance, args.min_count, args.also)
     with cli.new_file(args.out) as temporary:
         temporary.write_bytes(raw)
     print(f"{args.out}: {len(parse(raw)[0])} pieces")

@@ -1,8 +1,10 @@
 """New rows are what their definition says, by id, in both tables; everything old is the same, bit for bit."""
 import json
+import math
+import os
 import random
+import re
 import shutil
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -182,25 +184,47 @@ def test_a_base_with_padding_of_its_own_is_regrown_from_its_pieces(base, tmp_pat
     assert all(torch.equal(again[k], fresh[k]) for k in fresh)
 
 
-def test_memory_is_a_buffer_not_a_model(tmp_path):
-    """A file of 100 MB, of which two tables of 1 MB grow, is copied in buffers of 16 MiB."""
+def sparse_shard(file: Path, shapes: dict[str, list[int]]) -> None:
+    """A safetensors file of float32 zeros that takes no disk."""
     header, at = {}, 0
-    for name in (*init.TABLES, *(f"w{i}" for i in range(24))):
-        shape = [1000, 256] if name in init.TABLES else [4, 256 * 1000]
-        size = 4 * shape[0] * shape[1]
+    for name, shape in shapes.items():
+        size = 4 * int(np.prod(shape))
         header[name], at = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}, at + size
     text = json.dumps(header).encode()
-    with open(tmp_path / "big.safetensors", "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + at)  # sparse: it takes no disk
-    new = {name: torch.ones(500, 256) for name in init.TABLES}
-    tracemalloc.start()
-    assert init.grow_file(tmp_path / "big.safetensors", tmp_path / "out.safetensors", 1000, new) == at + 2 * 512_000
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 40e6 < at / 2
-    with safe_open(tmp_path / "out.safetensors", "pt") as opened:
-        assert opened.get_tensor(init.TABLES[1]).sum(1).tolist() == [0] * 1000 + [256] * 500
+    with open(file, "wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + at)
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux resets the peak of resident memory")
+@pytest.mark.parametrize("together", [False, True])
+def test_memory_is_one_table_and_the_new_rows_not_a_model(base, tmp_path, together):
+    """A model of many small shards, 8 MB a tensor, 270 MB in all; its two tables in one shard or in two."""
+    width, folder, where = 2048, tmp_path / "model", {}
+    shutil.copytree(base / "model", folder)
+    (folder / "model.safetensors").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    cli.write_json(folder / "config.json", config | {"hidden_size": width})
+    shards = [{name: [900, width]} for name in init.TABLES] + [{f"w{i}": [1000, width]} for i in range(31)]
+    for i, shapes in enumerate([{**shards[0], **shards[1]}, *shards[2:]] if together else shards):
+        sparse_shard(folder / f"{i}.safetensors", shapes)
+        where.update(dict.fromkeys(shapes, f"{i}.safetensors"))
+    cli.write_json(folder / init.INDEX, {"metadata": {}, "weight_map": where})
+    added = math.ceil(tokenizer.load(base / "merged.model").get_piece_size() / 64) * 64 - 900
+    table, rows, model_bytes = 4 * 900 * width, 4 * added * width, 33 * 4 * 900 * width
+
+    def memory(field: str) -> int:
+        return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+    init.growth(folder, base / "merged.model", 64)  # what Python keeps of the tokenizers is not what is looked for
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    init.main(["--model", str(folder), "--tokenizer", f"{base}/merged.model", "--out", f"{tmp_path}/out"])
+    peak = memory("VmHWM") - before
+    in_float64 = 2 * 2 * table  # a slice of at most 4,096 rows, and its squares
+    assert peak < table + 2 * rows + in_float64 + 2 * (1 << 24) + 10e6 < model_bytes / 2, f"{peak / 1e6:.0f} MB"
+    with safe_open(tmp_path / "out" / where[init.TABLES[1]], "pt") as opened:
+        assert opened.get_slice(init.TABLES[1]).get_shape() == [900 + added, width]
 
 
 def test_refusals(base, world, tmp_path, refused):
@@ -242,6 +266,8 @@ def test_refusals(base, world, tmp_path, refused):
             ("--out", ["--model", f"{base}/model", "--tokenizer", f"{base}/merged.model"]),
             ("choose another", ["--model", f"{base}/model", "--tokenizer", f"{base}/merged.model", "--out",
                                 f"{base}/model"]),
+            ("--probe_steps 0", ["--model", f"{base}/model", "--tokenizer", f"{base}/merged.model", "--probe",
+                                 f"{base}/shards", "--probe_steps", "0"]),
             ("another tokenizer", ["--model", f"{base}/model", *merged, "--probe", f"{world}/shards/ko"])]:
         refused(init, argv, part)
     assert not list(tmp_path.glob("*out*")) and not list(tmp_path.glob(".*"))
@@ -257,25 +283,47 @@ def test_an_interrupted_growth_leaves_nothing(base, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["model", "tied"])
-def test_probe_starts_where_the_folders_do_and_trains_only_the_tables(base, tmp_path, name, monkeypatch, capsys):
+def test_probe_starts_where_the_folders_do_and_trains_what_it_says(base, tmp_path, name, monkeypatch, capsys):
     frozen = []
-    train = init.train_tables
+    train = init.train_briefly
 
     def spy(llama, *rest):
         before = {k: v.clone() for k, v in llama.state_dict().items()}
         yield from train(llama, *rest)
         frozen.append({k for k, v in llama.state_dict().items() if torch.equal(v, before[k])})
 
-    monkeypatch.setattr(init, "train_tables", spy)
+    monkeypatch.setattr(init, "train_briefly", spy)
     init.main(["--model", f"{base}/{name}", "--tokenizer", f"{base}/merged.model", "--probe", f"{base}/shards", "--out",
-               f"{tmp_path}/probe.json", "--probe_steps", "3", "--probe_batch", "2", "--seq_len", "16", "--lr", "0.01"])
-    result = cli.read_json(tmp_path / "probe.json")
-    assert tuple(result["bits_per_byte"]) == METHODS and result["best"] in METHODS
-    assert "lowest after 3 steps" in capsys.readouterr().out
-    for found in frozen:
-        assert found == {k for k in model.load(base / name).state_dict() if k not in init.TABLES}
-    for method, bits in result["bits_per_byte"].items():
+               f"{tmp_path}/probe.json", "--probe_steps", "12", "--probe_batch", "2", "--seq_len", "16", "--lr", "0.01",
+               "--probe_bytes", "1000"])
+    result, printed = cli.read_json(tmp_path / "probe.json"), capsys.readouterr().out
+    tables, every = result["bits_per_byte"], result["everything"]
+    assert tuple(tables) == tuple(every) == METHODS
+    body = {k for k in model.load(base / name).state_dict() if k not in init.TABLES}
+    assert frozen == [body] * len(METHODS) + [set()] * len(METHODS)
+    for method in METHODS:
         grow(base, name, tmp_path / "out", method)
-        start = data.bits_per_byte(model.load(tmp_path / "out"), data.Shards(base / "shards"), 16, 200_000)
-        assert bits["0"] == pytest.approx(start["bits_per_byte"], rel=1e-6)
-        assert bits["3"] != bits["0"]
+        start = data.bits_per_byte(model.load(tmp_path / "out"), data.Shards(base / "shards"), 16, 1000)
+        for bits in (tables[method], every[method]):
+            assert list(bits) == ["0", "10", "12"]
+            assert bits["0"] == pytest.approx(start["bits_per_byte"], rel=1e-6) and bits["12"] < bits["0"]
+        assert every[method]["12"] != tables[method]["12"]
+    assert result["best"] == min(METHODS, key=lambda method: tables[method]["12"] + every[method]["12"])
+    assert f"--method {result['best']}" in printed
+    assert f"of everything: {min(METHODS, key=lambda method: every[method]['12'])}" in printed
+
+
+def test_probe_sees_the_same_batches_whatever_the_method(base, tmp_path, monkeypatch):
+    seen = []
+    draw = data.Loader.next
+
+    def spy(self, n):
+        seen.append(draw(self, n)[0])
+        return seen[-1], None
+
+    monkeypatch.setattr(data.Loader, "next", spy)
+    init.main(["--model", f"{base}/model", "--tokenizer", f"{base}/merged.model", "--probe", f"{base}/shards",
+               "--out", f"{tmp_path}/probe.json", "--probe_steps", "2", "--probe_batch", "2", "--seq_len", "16",
+               "--probe_bytes", "500"])
+    assert len(seen) == 2 * 2 * len(METHODS) and not np.array_equal(seen[0], seen[1])
+    assert all(np.array_equal(batch, seen[i % 2]) for i, batch in enumerate(seen))

@@ -402,8 +402,8 @@ def llama_for(what: str, recompute: str) -> model.Llama:
     return llama.to(DEVICE)
 
 
-@pytest.mark.parametrize("what, recompute", [("full", "none"), ("full", "full"), ("full", "attention"), ("embed", "none"),
-                                             ("odd", "none"), ("lora", "full")])
+@pytest.mark.parametrize("what, recompute", [("full", "none"), ("full", "full"), ("full", "attention"),
+                                             ("embed", "none"), ("odd", "none"), ("lora", "full")])
 def test_a_training_step_with_the_kernels_is_the_pytorch_step(what, recompute):
     tokens = torch.randint(0, 512, (2, 17), device=DEVICE)
     results = {}

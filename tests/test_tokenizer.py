@@ -127,6 +127,52 @@ def test_mistral_scores_of_blanks_are_no_rank():
     assert [(p.text, p.score) for p in new] == [("나다", -31741), ("가나", -31742), ("나", -31743), ("다", -31744)]
 
 
+def grow(rng: random.Random, letters: str, n: int) -> list[str]:
+    """n different strings, each joined from two earlier ones or letters, as BPE makes them."""
+    texts = dict.fromkeys(letters)
+    while len(texts) < len(letters) + n:
+        texts["".join(rng.choices(list(texts), k=2))[:8]] = None
+    return list(texts)[len(letters):]
+
+
+def random_models(rng: random.Random) -> tuple[bytes, list[Piece]]:
+    """A base (with user-defined and control pieces, Hangul, runs of blanks at -1e9) and Korean pieces, some of them
+    the base's or not of Hangul."""
+    own = [Piece(text, 0, 4) for text in rng.sample(["<user>", "나다", "가b", "a.*"], rng.randint(0, 4))]
+    blanks = [Piece("▁" * n, -1e9, 1) for n in (2, 3, 4)]
+    taken = {piece.text for piece in own + blanks}
+    texts = [t for t in dict.fromkeys(grow(rng, "abc▁", 12) + grow(rng, "가나", rng.randint(0, 4))) if t not in taken]
+    base = [*own, Piece("<|im|>", 0, 3), *blanks, *(Piece(text, -1.5 * i, 1) for i, text in enumerate(texts)),
+            *letters("▁abc가나다")]
+    korean = grow(rng, "▁가나다라마", 40) + grow(rng, "가나a1 ", 10) + list("가나다라마")
+    return write_model(base, dummy_prefix=rng.random() < 0.7), [Piece(t, 0, 1) for t in dict.fromkeys(korean)]
+
+
+@pytest.mark.parametrize("seed", [random.randrange(10**9) for _ in range(25)])
+def test_merge_of_any_models(seed):
+    rng = random.Random(seed)
+    raw, korean_pieces = random_models(rng)
+    base = as_model(raw)
+    new = as_model(tokenizer.merge(base, korean_pieces))
+    n, added = len(base.pieces), [piece.text for piece in as_model(new.raw).pieces[len(base.pieces):]]
+    assert new.pieces[:n] == base.pieces and [new.sp.id_to_piece(i) for i in range(n)] == [p.text for p in base.pieces]
+    assert added == [p.text for p in korean_pieces if p.text not in {p.text for p in base.pieces}
+                     and p.text.strip("▁") and set(p.text.removeprefix("▁")) <= set("가나다라마")]
+    scores = np.array([p.score for p in new.pieces[n:]], np.float32)
+    assert (np.diff(scores) < 0).all() and scores[0] < min(p.score for p in base.pieces if p.score > -1e6)
+    parts = ["a", "b", "c", "abc", " ", "  ", "     ", "\n", "<user>", "a.*", "1", "é", "漢", "😀"]
+    hangul = ["가", "나다", "다라마", "가b", "나가 마", "한"]  # 한 ("Korean"): in neither model
+    texts = ["".join(rng.choice(parts) for _ in range(rng.randint(0, 9))) for _ in range(100)]
+    assert [base.sp.encode(text) for text in texts] == [new.sp.encode(text) for text in texts]
+    texts += ["".join(rng.choice(parts + hangul) for _ in range(rng.randint(0, 12))) for _ in range(100)]
+    for text in texts:
+        assert new.sp.decode(new.sp.encode(text)) == base.sp.decode(base.sp.encode(text))
+    pytest.importorskip("tokenizers")
+    plain = tokenizer.processor(new.raw, dummy_prefix=False)  # a piece that no merges lead to, which BPE training never
+    if all(len(plain.encode(piece.text)) == 1 for piece in new.pieces if piece.type == 1):  # makes: ignore_merges would
+        assert disagreements(new.raw, texts) == []                                         # find it all the same
+
+
 def test_scores_stay_distinct_at_the_end_of_the_range():
     base = as_model(write_model([Piece("ab", -999_999.5, 1), Piece("a", -1, 1), Piece("b", -2, 1), Piece("▁", -3, 1)]))
     syllables = [chr(0xAC00 + i) for i in range(11172)]
@@ -140,11 +186,63 @@ def test_a_smaller_size_is_the_model_that_would_have_been_trained(tmp_path):
     write_jsonl(tmp_path / "ko.jsonl", [words(rng, "가나다라마바사아자차카타파하", 60) for _ in range(100)])
     models = {}
     for size in (60, 150):
-        raw = tokenizer.train([str(tmp_path / "ko.jsonl")], size, "hangul", 1.0, None)
+        raw = tokenizer.train([str(tmp_path / "ko.jsonl")], size, "hangul", 1.0)
         models[size] = tokenizer.parse(raw)[0]
     texts = lambda pieces: [p.text for p in pieces]
     assert texts(tokenizer.smaller(models[150], 60)) == texts(tokenizer.smaller(models[60], 60))
     assert texts(tokenizer.smaller(models[150], 150)) == [p.text for p in models[150] if p.text not in ("<unk>", "▁")]
+
+
+def pieces_of(raw: bytes) -> list[str]:
+    return [piece.text for piece in tokenizer.parse(raw)[0] if piece.text not in ("<unk>", "▁")]
+
+
+def test_rare_pieces_make_room_for_further_merges(tmp_path):
+    rng, n = random.Random(), 80
+    text = " ".join("".join(chr(0xAC00 + min(int(rng.expovariate(0.1)), 60)) for _ in range(rng.randint(1, 6)))
+                    for _ in range(3000))
+    path = str(write_jsonl(tmp_path / "a.jsonl", [text]))
+    text = "▁" + text.replace(" ", "▁")
+    occurs = lambda piece: sum(text.startswith(piece, i) for i in range(len(text)))
+    assert min(map(occurs, pieces_of(tokenizer.train([path], n, "hangul", 1.0)))) < 10  # of the rarest syllables
+    raw = tokenizer.train([path], n, "hangul", 1.0, min_count=10)
+    found = pieces_of(raw)
+    assert len(found) == n and min(map(occurs, found)) >= 10
+    every = pieces_of(tokenizer.train([path], n * 3 // 2, "hangul", 1.0))
+    merges = [piece for piece in every if len(piece) > 1 and occurs(piece) >= 10]
+    characters = [piece for piece in every if len(piece) == 1 and occurs(piece) >= 10]
+    assert found == merges[:n - len(characters)] + characters
+    assert found == pieces_of(tokenizer.train([path], n, "hangul", 1.0, min_count=20, also=[path]))  # all seen twice
+    base = as_model(write_model(letters("▁a")))
+    new = tokenizer.processor(tokenizer.merge(base, tokenizer.parse(raw)[0]), dummy_prefix=False)
+    assert all(len(new.encode(piece)) == 1 for piece in found)
+    assert sentencepiece.SentencePieceProcessor(model_proto=raw).get_piece_size() == n + 2
+
+
+def test_balance_is_repetition(tmp_path):
+    rng = random.Random()
+    text = words(rng, "가나다라마바", 200)
+    large = " ".join([text.translate(str.maketrans("가나다라마바", "사아자차카타"))] * 7)
+    for name, content in (("small", text), ("large", large), ("seven", " ".join([text] * 7))):
+        write_jsonl(tmp_path / f"{name}.jsonl", [content])
+    small, large, seven = (str(tmp_path / f"{name}.jsonl") for name in ("small", "large", "seven"))
+    balanced = pieces_of(tokenizer.train([large, small], 60, "hangul", 1.0, balance=True))
+    assert balanced == pieces_of(tokenizer.train([large, seven], 60, "hangul", 1.0))
+    assert balanced != pieces_of(tokenizer.train([large, small], 60, "hangul", 1.0))
+
+
+def test_the_suggested_size_is_the_furthest_from_the_line():
+    rng = random.Random()
+    x = np.cumsum([rng.random() + 0.1 for _ in range(8)])
+    y = 1 / (x + rng.random()) ** rng.choice([0.3, 1, 2])
+    line = np.array([x[-1] - x[0], y[-1] - y[0]])
+    distance = np.abs(line[0] * (y - y[0]) - line[1] * (x - x[0])) / np.linalg.norm(line)
+    rows = {f"{i} pieces": dict(embedding_growth=x[i], mean_token_ratio=y[i]) for i in range(8)}
+    best = int(distance.argmax())
+    found = tokenizer.suggest(rows)
+    assert found.startswith(f"{best} pieces")
+    assert f" {(y[0] - y[best]) / (x[best] - x[0]):.2f} %" in found
+    assert f" {(y[best] - y[-1]) / (x[-1] - x[best]):.2f} %" in found
 
 
 def test_training_reads_every_kind_of_file_and_counts_what_it_cannot(tmp_path, capsys):
@@ -162,14 +260,8 @@ def test_training_reads_every_kind_of_file_and_counts_what_it_cannot(tmp_path, c
 def test_long_lines_and_their_ends_are_learnt(tmp_path):
     """SentencePiece drops lines over max_sentence_length; one line of 300 kB must count as any other."""
     (tmp_path / "a.txt").write_text("a " + "qq " * 100_000 + "가나 " * 50_000, encoding="utf-8")
-    assert "가나" in {p.text for p in tokenizer.parse(tokenizer.train([str(tmp_path)], 5, "hangul", 1.0, None))[0]}
-    assert "▁qq" in {p.text for p in tokenizer.parse(tokenizer.train([str(tmp_path)], 270, "all", 1.0, None))[0]}
-
-
-def test_samples_take_about_the_bytes_asked_for(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", [f"{i:04}" + "x" * 90 for i in range(1000)])
-    found = [int(t[:4]) for t in tokenizer.texts([path], path.stat().st_size // 10)]
-    assert found == list(range(0, 1000, 10))
+    assert "가나" in {p.text for p in tokenizer.parse(tokenizer.train([str(tmp_path)], 5, "hangul", 1.0))[0]}
+    assert "▁qq" in {p.text for p in tokenizer.parse(tokenizer.train([str(tmp_path)], 270, "all", 1.0))[0]}
 
 
 # ---- transformers ---------------------------------------------------------------------------------------------------
@@ -242,7 +334,7 @@ def test_report_counts(merged, tmp_path, capsys):
     assert row["lines_changed"] == row["round_trips_lost"] == one["unreachable"] == 0
     assert one["added"] == len(new.pieces) - len(base.pieces)
     assert one["embedding_growth"] == len(new.pieces) / len(base.pieces)
-    assert 0 < report["500 pieces"]["added"] <= 500
+    assert 0 < report["500 pieces"]["added"] <= 500 and "suggested" not in cli.read_json(tmp_path / "r.json")
     assert "token_ratio" in capsys.readouterr().out
 
 
@@ -256,7 +348,7 @@ def test_report_sees_damage(tmp_path):
     models = {name: tokenizer.read(tmp_path / f"{name}.model") for name in ("base", "bad")}
     found = tokenizer.report(models, [str(tmp_path / "t.jsonl")])["bad"]
     assert found["inputs"][str(tmp_path / "t.jsonl")]["lines_changed"] == 1
-    assert found["unreachable_pieces"] == ["abab가"]
+    assert found["unreachable_pieces"] == {"abab가": "ab ab <0xEA> <0xB0> <0x80>"}
 
 
 def train_other(text: list[str], **options) -> bytes:
@@ -292,6 +384,9 @@ def test_refusals(world, tmp_path, refused):
             ("required_chars", ["train", "--input", f"{world}/ko.jsonl", "--vocab_size", "9", "--out", out]),
             ("none", ["train", "--input", f"{tmp_path}/none", "--out", out]),
             ("--korean", ["report", "--tokenizers", base, "--input", base, "--sizes", "9"]),
+            ("--text hangul", ["train", "--input", f"{world}/ko.jsonl", "--text", "all", "--balance", "--out", out]),
+            ("--min_count 999999", ["train", "--input", f"{world}/ko.jsonl", "--vocab_size", "600", "--min_count",
+                                    "999999", "--out", out]),
             ("--sizes 9", ["report", "--tokenizers", base, "--input", base, "--sizes", "9", "--korean", ours]),
             ("without text", ["report", "--tokenizers", base, "--input", f"{tmp_path}/empty"])]:
         refused(tokenizer, argv, part)
