@@ -13,13 +13,11 @@ Three ideas, in the order in which text meets them:
     python data.py pack  --input out/clean --tokenizer out/merged.model --out out/shards
 """
 import argparse
-import bisect
 import hashlib
 import heapq
 import json
 import math
 from collections.abc import Iterable, Iterator
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +27,9 @@ import cli
 import tokenizer
 from cleaning import STEPS, clean
 from cleaning.read import SUFFIXES, documents
+from schedule import Schedule
+
+GIVEN, MARK = 2**32, "\x00"  # added to a token that is given, not predicted; between a prompt and its response
 
 # --------------------------------------------------------------------------------------------------------- packing
 
@@ -90,11 +91,17 @@ def save(path: Path, array: np.ndarray) -> dict:
     return {"tokens": len(array), "bytes_on_disk": path.stat().st_size, "sha256": cli.sha256(path)}
 
 
-def texts(docs: Iterable[dict], bar: tqdm) -> Iterator[str]:
-    """Their texts; moves the bar by their UTF-8 bytes."""
+def texts(docs: Iterable[dict], bar: tqdm, fields: tuple[str, ...] = ("text",)) -> Iterator[str]:
+    """Their texts, prompt and response with a mark between them; moves the bar by their UTF-8 bytes."""
     for document in docs:
-        bar.update(len(document["text"].encode()))
-        yield document["text"]
+        text = document[fields[0]] if len(fields) == 1 else MARK.join(document[f].replace(MARK, "") for f in fields)
+        bar.update(len(text.encode()))
+        yield text
+
+
+def n_bytes_learnt(text: str, prompted: bool) -> int:
+    """UTF-8 bytes of a document, of a response without its prompt."""
+    return len((text.partition(MARK)[2] if prompted else text).encode())
 
 
 def batches(found: Iterable[str], max_characters: int = 2_000_000) -> Iterator[list[str]]:
@@ -109,10 +116,19 @@ def batches(found: Iterable[str], max_characters: int = 2_000_000) -> Iterator[l
     yield batch
 
 
-def encode(sp, batch: list[str], workers: int) -> np.ndarray:
-    """BOS text EOS of each text, joined. SentencePiece's own threads do it: the same ids for any number of them."""
+def encode(sp, batch: list[str], workers: int, prompted: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """BOS text EOS of each text, joined: (ids, which of them are given and not to be learnt). SentencePiece's own
+    threads do it: the same ids for any number of them.
+
+    A prompt and its response are encoded together, a blank between them, and cut where the prompt alone would end."""
+    given = [0] * len(batch)
+    if prompted and batch:
+        prompts, responses = zip(*(text.split(MARK) for text in batch), strict=True)
+        given = [len(row) for row in sp.encode([p.rstrip() for p in prompts], add_bos=True, num_threads=workers)]
+        batch = [p.rstrip() + " " + r.lstrip() for p, r in zip(prompts, responses, strict=True)]
     ids = sp.encode(batch, add_bos=True, add_eos=True, num_threads=workers) if batch else []
-    return np.concatenate([np.zeros(0, np.uint32), *(np.array(row, np.uint32) for row in ids)])
+    return (np.concatenate([np.zeros(0, np.uint32), *(np.array(row, np.uint32) for row in ids)]),
+            np.concatenate([np.zeros(0, bool), *(np.arange(len(row)) < n for row, n in zip(ids, given, strict=True))]))
 
 
 def pack(args: argparse.Namespace) -> dict:
@@ -122,32 +138,42 @@ def pack(args: argparse.Namespace) -> dict:
     sp = tokenizer.load(model)
     if not 0 < args.val_fraction < 1:
         raise cli.UserError(f"--val_fraction {args.val_fraction} is not between 0 and 1")
+    if bool(args.prompt_field) != bool(args.response_field):
+        raise cli.UserError("--prompt_field and --response_field go together: what is given, and what is to be learnt")
+    prompted = bool(args.prompt_field)
+    fields = (args.prompt_field, args.response_field) if prompted else ("text",)
     bar = {"unit": "B", "unit_scale": True}
     with cli.new_folder(args.out) as folder:
         with open(folder / "rejected.jsonl", "w", encoding="utf-8") as rejected, tqdm(**bar, desc="read") as reading:
-            found = documents(args.input, args.encoding, lambda bad: print(json.dumps(bad), file=rejected))
-            held_out = choose_validation(texts(found, reading), args.val_fraction, args.val_bytes)
+            found = documents(args.input, args.encoding, lambda bad: print(json.dumps(bad), file=rejected), fields)
+            held_out = choose_validation(texts(found, reading, fields), args.val_fraction, args.val_bytes)
         train = ShardWriter(folder, "train", np.uint16 if sp.vocab_size() <= 2**16 else np.uint32, args.shard_tokens)
+        given = ShardWriter(folder, "given", bool, args.shard_tokens)  # beside each token: is it a prompt's?
         n_documents = n_bytes = 0
         with tqdm(**bar, desc="pack", total=reading.n) as packing:
-            for batch in batches(texts(documents(args.input, args.encoding), packing)):
+            for batch in batches(texts(documents(args.input, args.encoding, fields=fields), packing, fields)):
                 batch = [text for text in batch if text_hash(text) not in held_out]
-                train.append(encode(sp, batch, args.workers))
-                n_documents, n_bytes = n_documents + len(batch), n_bytes + sum(len(text.encode()) for text in batch)
+                ids, prompts = encode(sp, batch, args.workers, prompted)
+                train.append(ids)
+                given.append(prompts if prompted else prompts[:0])
+                n_documents += len(batch)
+                n_bytes += sum(n_bytes_learnt(text, prompted) for text in batch)
         train.flush()
+        given.flush()
         n_rejected = (folder / "rejected.jsonl").read_bytes().count(b"\n")
         if not n_documents:
             raise cli.UserError(f"no document to train on in {' '.join(map(str, args.input))} ({n_rejected} lines were "
                                 f"rejected, {len(held_out)} documents are for validation)")
-        val = encode(sp, list(held_out.values()), args.workers).astype(train.buffer.dtype)
-        val_bytes = np.array([len(text.encode()) for text in held_out.values()], np.uint32)
+        val, val_given = encode(sp, list(held_out.values()), args.workers, prompted)
+        val_bytes = np.array([n_bytes_learnt(text, prompted) for text in held_out.values()], np.uint32)
+        val_files = {"val-00000.npy": val.astype(train.buffer.dtype), "val_bytes.npy": val_bytes}
+        val_files |= {"val_given.npy": val_given} if prompted else {}
         index = {"tokens": sum(entry["tokens"] for entry in train.files.values()), "bytes": n_bytes,
                  "documents": n_documents, "vocab_size": sp.vocab_size(), "tokenizer_sha256": cli.sha256(model),
                  "dtype": train.buffer.dtype.name, "bos_token_id": sp.bos_id(), "eos_token_id": sp.eos_id(),
-                 "files": train.files,
+                 "files": train.files, "given": given.files,
                  "val": {"tokens": len(val), "bytes": int(val_bytes.sum()), "documents": len(val_bytes),
-                         "files": {"val-00000.npy": save(folder / "val-00000.npy", val),
-                                   "val_bytes.npy": save(folder / "val_bytes.npy", val_bytes)}}}
+                         "files": {name: save(folder / name, array) for name, array in val_files.items()}}}
         cli.write_json(folder / "index.json", index)
     print(f"{n_documents} documents, {n_bytes} bytes, {index['tokens']} tokens ({n_bytes / index['tokens']:.2f} bytes "
           f"a token) in {len(train.files)} shards; for validation {len(val_bytes)} documents, {val_bytes.sum()} bytes; "
@@ -168,12 +194,13 @@ class Shards:
         self.index = cli.read_json(self.folder / "index.json")
         try:
             self.tokens, self.tokenizer_sha256 = self.index["tokens"], self.index["tokenizer_sha256"]
-            files = self.index["files"] | self.index["val"]["files"]
+            files = self.index["files"] | self.index.setdefault("given", {}) | self.index["val"]["files"]
         except (KeyError, TypeError):
             raise cli.UserError(f"{self.folder / 'index.json'} is not an index that data.py pack wrote") from None
         for name, entry in files.items():
             self._check(self.folder / name, entry, verify)
-        self._maps = [np.load(self.folder / name, mmap_mode="r") for name in self.index["files"]]
+        self._maps, self._given = ([np.load(self.folder / name, mmap_mode="r") for name in self.index[kind]]
+                                   for kind in ("files", "given"))
         self._starts = np.cumsum([0] + [len(tokens) for tokens in self._maps])
 
     @staticmethod
@@ -191,16 +218,20 @@ class Shards:
         return (self.tokens - 1) // seq_len
 
     def window(self, i: int, seq_len: int) -> np.ndarray:
-        """Tokens i * seq_len to (i + 1) * seq_len, both included: int64 (seq_len + 1,). May span files."""
+        """Tokens i * seq_len to (i + 1) * seq_len, both included: int64 (seq_len + 1,), GIVEN added to a prompt's. May
+        span files."""
         first, end, parts = i * seq_len, (i + 1) * seq_len + 1, []
         while first < end:
             shard = int(np.searchsorted(self._starts, first, side="right")) - 1
-            parts.append(self._maps[shard][first - self._starts[shard]:end - self._starts[shard]])
+            place = slice(first - self._starts[shard], end - self._starts[shard])
+            parts.append(self._maps[shard][place].astype(np.int64))
+            if self._given:
+                parts[-1] += GIVEN * self._given[shard][place]
             first += len(parts[-1])
-        return np.concatenate(parts).astype(np.int64)
+        return np.concatenate(parts)
 
     def validation(self, max_bytes: int) -> tuple[list[np.ndarray], int]:
-        """(the first validation documents that fit into max_bytes of text, at least one; their UTF-8 bytes).
+        """(the first validation documents that fit into max_bytes of text, at least one; the UTF-8 bytes to predict).
 
         Each document is int64, BOS ... EOS. Which they are depends on the text alone, so tokenizers can be compared."""
         if not self.index["val"]["documents"]:
@@ -209,66 +240,13 @@ class Shards:
         n = max(1, int(np.searchsorted(n_bytes, max_bytes, side="right")))
         tokens = np.load(self.folder / "val-00000.npy", mmap_mode="r")
         starts = np.append(np.flatnonzero(tokens == self.index["bos_token_id"]), len(tokens))
+        if self._given:
+            tokens = tokens.astype(np.int64) + GIVEN * np.load(self.folder / "val_given.npy")
         docs = [tokens[a:b].astype(np.int64) for a, b in zip(starts[:n], starts[1:n + 1], strict=True)]
         return docs, int(n_bytes[n - 1])
 
 
 # --------------------------------------------------------------------------------------------------------- batches
-
-
-class Schedule:
-    """Which source each window comes from: exactly by weight, however the weights move.
-
-    Dice would be off by sqrt(s) after s draws, and always taking the source that is furthest behind can fall more than
-    one draw behind when there are many. Let A(s) be the windows of a source that s draws owe it: s w for a weight w.
-    Draw k of it (from 0) may come when A(s) > k - w and must have come when A(s) = k + 1; of those that may come the
-    most urgent goes first: earliest deadline first, which misses none (Baruah et al. 1996, "Proportionate progress").
-    So floor(A) or ceil(A) windows have been drawn at any time. In whole numbers, so that nothing rounds.
-
-    A weight may be a pair, the share of the first and of the last window of a stage: it moves on a line between them.
-
-    >>> schedule = Schedule([3, 1])
-    >>> [schedule.draw() for _ in range(8)]
-    [0, 0, 0, 1, 0, 0, 0, 1]
-    """
-
-    def __init__(self, weights: list[float | tuple[float, float]]):
-        pairs = [w if isinstance(w, tuple) else (w, w) for w in weights]
-        if not pairs or not all(0 <= w < math.inf for pair in pairs for w in pair) or not all(
-                max(pair) >= 1e-6 for pair in pairs):
-            raise cli.UserError(f"weights {weights}: every source needs one, of at least 1e-6")
-        exact = [[Fraction(pair[end]).limit_denominator(10**6) for pair in pairs] for end in (0, 1)]
-        if not all(map(sum, exact)):
-            raise cli.UserError(f"weights {weights}: no source is left to draw from at one end of a stage")
-        exact = [[w / sum(end) for w in end] for end in exact]
-        self.common = math.lcm(*(w.denominator for end in exact for w in end))
-        self.first, self.last = ([int(w * self.common) for w in end] for end in exact)  # whole shares of `common`
-        self.counts = [0] * len(pairs)                              # windows drawn from each source
-        self.origin, self.length = [0] * len(pairs), 1              # counts when the stage began, and its windows
-
-    def begin(self, length: int) -> None:
-        """A stage of `length` windows begins. Weights that do not move have no use for that: they go on."""
-        if self.first != self.last:
-            self.origin, self.length = list(self.counts), length
-
-    def _due(self, i: int, s: int) -> int:
-        """A(s) of source i, in parts of 2 · length · common."""
-        return 2 * self.length * self.first[i] * s + (self.last[i] - self.first[i]) * s * s
-
-    def _deadline(self, i: int, need: int) -> int:
-        """The fewest draws that owe source i `need` parts."""
-        if self.first == self.last:
-            return -(-need // (2 * self.length * self.first[i]))
-        return bisect.bisect_left(range(self.length + 1), need, key=lambda s: self._due(i, s))
-
-    def draw(self) -> int:
-        """The source of the next window; counts it."""
-        drawn, unit = sum(self.counts) - sum(self.origin), 2 * self.length * self.common
-        done = [count - before for count, before in zip(self.counts, self.origin, strict=True)]
-        _, source = min((self._deadline(i, (k + 1) * unit), i) for i, k in enumerate(done)
-                        if k * unit < self._due(i, drawn + 1))
-        self.counts[source] += 1
-        return source
 
 
 class Loader:
@@ -329,6 +307,13 @@ class Loader:
         s.counts, s.origin, s.length = list(state["counts"]), list(state["origin"]), state["length"]
 
 
+def split(rows):
+    """Windows (B, T + 1), as a torch tensor → the model's inputs (B, T), and its targets (B, T): the next tokens, -100
+    for a prompt's and for padding."""
+    inputs, targets = rows[:, :-1].clamp(min=0) % GIVEN, rows[:, 1:]
+    return inputs, targets.where(targets < GIVEN, -100)
+
+
 # ----------------------------------------------------------------------------------------------------- measurement
 
 
@@ -352,8 +337,7 @@ def bits_per_byte(llama, shards: Shards, seq_len: int, max_bytes: int = 1_000_00
             tokens = np.full((max(1, len(rows)), max(map(len, rows), default=2)), -100)
             for row, window in zip(tokens, rows, strict=False):
                 row[:len(window)] = window
-            tokens = torch.from_numpy(tokens).to(device)
-            loss, count = llama(tokens[:, :-1].clamp(min=0), tokens[:, 1:])  # right padding: causal, needs no mask
+            loss, count = llama(*split(torch.from_numpy(tokens).to(device)))  # right padding: causal, needs no mask
             nats, n_tokens = nats + float(loss), n_tokens + int(count)
     nats, n_tokens = parallel.total(nats, n_tokens)
     n_tokens = int(n_tokens)
@@ -383,6 +367,8 @@ def main(argv: list[str] | None = None) -> None:
             add("--decontaminate", metavar="KOBEST_DIR", help="folder with the benchmark's .tsv files")
         else:
             add("--tokenizer", required=True, help="a SentencePiece .model file, or a model folder that holds one")
+            add("--prompt_field", help="JSONL field whose text is given and not learnt, for an sft stage")
+            add("--response_field", help="JSONL field with the answer to it, which is")
             add("--val_fraction", type=float, default=0.005, help="share of the documents for validation")
             add("--val_bytes", type=int, default=5_000_000, help="at most so many bytes of text for validation")
             add("--shard_tokens", type=int, default=100_000_000, help="tokens in a shard file")

@@ -228,7 +228,7 @@ def train_briefly(llama: model.Llama, shards: data.Shards, steps: list[int], arg
                                      args.device)["bits_per_byte"]
         if step < steps[-1]:
             tokens = torch.from_numpy(loader.next(args.probe_batch)[0]).to(args.device)
-            loss, count = llama(tokens[:, :-1], tokens[:, 1:])
+            loss, count = llama(*data.split(tokens))
             optimizer.zero_grad()
             (loss / count).backward()
             optimizer.step()

@@ -6,6 +6,7 @@ RedWhale (2408.11294, section 3.4) fits a 10.7B model on one GPU by training a p
     embed      the input embedding and the head             odd, even  layers 1, 3, 5, … and layers 0, 2, 4, …
     new_rows   only the rows that init.py added to them     body       all layers and the final norm
     lora       a LoRA beside every matrix of every layer    full       everything
+    sft        everything, on the responses of dialogues whose prompts are given (data.py pack --prompt_field)
 
 or a union, `odd+embed`. A LoRA joins only with embed (its matrices are frozen by definition).
 
@@ -30,7 +31,7 @@ from cli import UserError
 
 MASTER = {"adamw": torch.float32, "adamw_bf16": torch.bfloat16}  # type of a trained weight, its gradient and moments
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
-PARTS = ("embed", "new_rows", "odd", "even", "body", "lora", "full")
+PARTS = ("embed", "new_rows", "odd", "even", "body", "lora", "full", "sft")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ def parse_stage(text: str) -> Stage:
     others = set(what.split("+")) - {"lora", "embed"}
     if "lora" in what.split("+") and others:
         raise UserError(f"stage {text!r}: lora joins only with embed, not with {', '.join(sorted(others))}")
-    if "new_rows" in what.split("+") and {"embed", "full"} & set(what.split("+")):
+    if "new_rows" in what.split("+") and {"embed", "full", "sft"} & set(what.split("+")):
         raise UserError(f"stage {text!r}: new_rows keeps the old rows as they are, embed and full train them; choose")
     number = re.fullmatch(r"(\d+(?:\.\d+)?)([kKMB]?)", tokens)
     if not number or float(number[1]) == 0:
@@ -80,7 +81,7 @@ def parse_stage(text: str) -> Stage:
 def is_trained(name: str, what: str) -> bool:
     """Does a stage train the parameter of this name? (new_rows trains its two tables: their old rows are masked.)"""
     layer = re.match(r"model\.layers\.(\d+)\.", name)
-    return any(part == "full"
+    return any(part in ("full", "sft")
                or part in ("embed", "new_rows") and name in TABLES
                or part == "body" and name not in TABLES
                or part == "odd" and layer and int(layer[1]) % 2 == 1

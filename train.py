@@ -62,7 +62,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     flag("--out", default="out/run", help="run folder to write")
     flag("--stages", nargs="+", metavar="WHAT:TOKENS:PEAK_LR",
          default=["embed:300k:5e-3", "odd:500k:5e-3", "even:500k:5e-3", "lora:200k:5e-3"],
-         help="what: embed new_rows odd even body lora full, or a union (odd+embed)")
+         help="what: embed new_rows odd even body lora full sft, or a union (odd+embed)")
     flag("--seq_len", type=int, default=0, help="tokens a window; 0: the model's positions, at most 2048")
     flag("--batch_tokens", type=int, default=0, help="tokens an optimizer step; 0: 16 windows")
     flag("--micro_batch", type=int, default=0, help="windows a forward pass; 0: about 16,384 tokens")
@@ -202,7 +202,7 @@ def say(line: str) -> None:
 def blame(llama, rows: torch.Tensor, origin, names: list[str]) -> str:
     """The source of the first window of a batch whose own loss is not finite; said when a run is stopped for it."""
     with torch.no_grad():
-        finite = [bool(llama(row[None, :-1], row[None, 1:])[0].isfinite()) for row in rows]
+        finite = [bool(llama(*data.split(row[None]))[0].isfinite()) for row in rows]
     bad = parallel.gather(names[source] for source, good in zip(origin, finite, strict=True) if not good)
     return f"a window of {bad[0]}" if bad else (
         "a gradient (every window's loss is finite), so the learning rate may be too high")
@@ -250,11 +250,11 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
         for group in optimizer.param_groups:
             group["lr"] = lr
         rows, origin = loader.next(windows, mine)                                   # (share, seq_len + 1)
-        (count,) = parallel.total((rows[:, 1:] != -100).sum())                      # known before the first backward
+        (count,) = parallel.total((rows[:, 1:] < data.GIVEN).sum())                 # known before the first backward
         rows = torch.from_numpy(rows).to(args.device)
         total = torch.zeros((), device=args.device)
         for micro in rows.split(args.micro_batch):
-            loss, _ = llama(micro[:, :-1], micro[:, 1:])
+            loss, _ = llama(*data.split(micro))
             (loss / count).backward()
             total += loss.detach()
         if "new_rows" in stage.parts:
@@ -317,6 +317,9 @@ def main(argv: list[str] | None = None) -> None:
     run, tokenizer_file = Path(args.out), Path(args.tokenizer or Path(args.model) / "tokenizer.model")
     sp = tokenizer.load(tokenizer_file)
     shards, weights = sources(args, config, tokenizer_file)
+    if any("sft" in stage.parts for stage in stages) and not any(source.index["given"] for source in shards.values()):
+        raise UserError("an sft stage needs shards of prompts and responses: data.py pack --prompt_field F "
+                        "--response_field F")
     if any("new_rows" in stage.parts for stage in stages) and config.base_vocab_size is None:
         raise UserError(f"a new_rows stage needs base_vocab_size in {args.model}/config.json; init.py writes it")
     if not args.resume and (run / "metrics.jsonl").exists():

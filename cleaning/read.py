@@ -48,8 +48,8 @@ def lines(path: Path) -> Iterator[tuple[int, bytes | Exception]]:
         raise cli.UserError(f"cannot read {path}: {error.strerror}") from None
 
 
-def parse(raw: bytes | Exception, path: Path, encoding: str = "utf-8") -> dict:
-    """One document, a dict with a `text`. ValueError says why these bytes are none.
+def parse(raw: bytes | Exception, path: Path, encoding: str = "utf-8", fields: tuple[str, ...] = ("text",)) -> dict:
+    """One document, a dict in which `fields` hold text. ValueError says why these bytes are none.
 
     >>> parse(b'{"id": 7, "text": "ab"}', Path("a.jsonl"))
     {'id': 7, 'text': 'ab'}
@@ -66,20 +66,21 @@ def parse(raw: bytes | Exception, path: Path, encoding: str = "utf-8") -> dict:
         raise ValueError("lone surrogate") from None
     except (ValueError, RecursionError):
         raise ValueError("broken JSON") from None
-    if not isinstance(document, dict) or not isinstance(document.get("text"), str):
-        raise ValueError("no text field")
-    if not document["text"].strip():
-        raise ValueError("empty text")
+    for field in fields:
+        if not isinstance(document, dict) or not isinstance(document.get(field), str):
+            raise ValueError(f"no {field} field")
+        if not document[field].strip():
+            raise ValueError(f"empty {field}")
     return document
 
 
-def documents(paths: Iterable[str | Path], encoding: str = "utf-8",
-              rejected: Callable[[dict], None] | None = None) -> Iterator[dict]:
+def documents(paths: Iterable[str | Path], encoding: str = "utf-8", rejected: Callable[[dict], None] | None = None,
+              fields: tuple[str, ...] = ("text",)) -> Iterator[dict]:
     """Every document of files or folders, in order. Bad lines go to `rejected` as {"file", "line", "reason"}."""
     for path in files(paths):
         for number, raw in lines(path):
             try:
-                yield parse(raw, path, encoding)
+                yield parse(raw, path, encoding, fields)
             except ValueError as error:
                 if rejected:
                     rejected({"file": str(path), "line": number, "reason": str(error)})

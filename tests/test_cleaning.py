@@ -228,7 +228,7 @@ def test_minhash_estimates_jaccard():
     assert hashed.nbytes == 112 * len(hashed)
     agree = (hashed[::2] == hashed[1::2]).mean()
     expected = np.mean([similarity(a, b) ** 8 for a, b in trials])  # eight minima, each equal with probability s
-    assert abs(agree - expected) < 0.03
+    assert abs(agree - expected) < 0.06  # six standard errors
 
 
 def test_band_hashes_do_not_depend_on_the_batch():

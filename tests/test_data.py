@@ -13,6 +13,8 @@ import torch
 
 import cli
 import data
+import tokenizer
+import train
 
 WORDS = "바다 하늘 기차 도시 음악 책상 나무 sea sky train town music desk tree 1 22 333 ! ?".split()
 
@@ -84,9 +86,9 @@ def test_validation_is_the_same_text_under_any_tokenizer_order_and_threads(tmp_p
     write(tmp_path / "shuffled" / "a.jsonl", texts + texts[:50])  # copies change nothing
     flags = ["--val_fraction", "0.2", "--val_bytes", "2500"]
     found = []
-    for tokenizer, folder, threads in ((0, "in", "1"), (0, "in", "3"), (1, "in", "2"), (0, "shuffled", "1")):
-        shards = pack(tmp_path, tokenizers[tokenizer], f"out{len(found)}", *flags, "--workers", threads, input=folder)
-        sp = sentencepiece.SentencePieceProcessor(model_file=str(tokenizers[tokenizer]))
+    for which, folder, threads in ((0, "in", "1"), (0, "in", "3"), (1, "in", "2"), (0, "shuffled", "1")):
+        shards = pack(tmp_path, tokenizers[which], f"out{len(found)}", *flags, "--workers", threads, input=folder)
+        sp = sentencepiece.SentencePieceProcessor(model_file=str(tokenizers[which]))
         documents, n_bytes = shards.validation(10**9)
         found.append([sp.decode(d[1:-1].tolist()) for d in documents])
         assert n_bytes <= 2500 and n_bytes == sum(len(text.encode()) for text in found[-1])
@@ -242,6 +244,52 @@ def test_loader_refuses(tmp_path):
     for weights in ([], [0.0], [-1.0], [math.nan], [1.0, 1.0], [(0.0, 1.0)]):
         with pytest.raises(cli.UserError, match="weights"):
             data.Loader([shards], weights, 10, 0)
+
+
+def test_prompts_are_given_and_responses_learnt(world, tmp_path):
+    """The targets of a packed dialogue are the tokens of response and EOS, as prompt and response are encoded together;
+    validation counts the bytes of responses; a line without a field is rejected by name."""
+    rng = np.random.default_rng()
+    word = lambda: "".join(rng.choice(list("etaoin"), 4))
+    pairs = [(f"{word()} {word()}? ", f"{word()} {word()} {word()}") for _ in range(40)]
+    lines = [{"question": p, "answer": r} for p, r in pairs] + [{"question": "q"}]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data.main(["pack", "--input", str(tmp_path / "d.jsonl"), "--tokenizer", str(world / "base.model"), "--out",
+               str(tmp_path / "s"), "--prompt_field", "question", "--response_field", "answer", "--val_fraction", "0.2",
+               "--shard_tokens", "50"])
+    assert "no answer field" in (tmp_path / "s" / "rejected.jsonl").read_text()
+    sp, shards = tokenizer.load(world / "base.model"), data.Shards(tmp_path / "s")
+    docs, n_bytes = shards.validation(10**6)
+    responses = {r for _, r in pairs}
+    window = [shards.window(i, 7) for i in range(shards.windows(7))]
+    stream = np.concatenate([w[:-1] for w in window])
+    learnt = [[]]
+    for token in stream:
+        if token < data.GIVEN:
+            learnt[-1].append(int(token))
+        elif learnt[-1]:
+            learnt.append([])
+    texts = [sp.decode(ids) for ids in learnt if ids[-1:] == [sp.eos_id()]]
+    assert len(texts) >= 30 and all(text in responses for text in texts)
+    held = [sp.decode([int(t) for t in doc if t < data.GIVEN]) for doc in docs]
+    assert all(text in responses for text in held) and n_bytes == sum(len(text) for text in held)
+    rows = torch.from_numpy(np.stack(window[:4]))
+    inputs, targets = data.split(rows)
+    assert (inputs == rows[:, :-1] % data.GIVEN).all() and inputs.max() < 400
+    assert ((targets == -100) == (rows[:, 1:] >= data.GIVEN)).all() and (targets[targets != -100] < 400).all()
+    model_folder = str(world / "model")
+    train.main(["--model", model_folder, "--data", str(tmp_path / "s"), "--out", str(tmp_path / "run"), "--stages",
+                "sft:256:1e-2", "--seq_len", "16", "--batch_tokens", "64", "--device", "cpu"])
+    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [record["loss"] for record in records if "loss" in record]
+    assert losses[-1] < losses[0]
+
+
+def test_half_of_a_dialogue_and_sft_without_prompts_are_refused(world, tmp_path, refused):
+    refused(data, ["pack", "--input", str(world / "en.jsonl"), "--tokenizer", str(world / "base.model"), "--out",
+                   str(tmp_path / "s"), "--prompt_field", "question"], "go together")
+    refused(train, ["--model", str(world / "model"), "--data", str(world / "shards/ko"), "--stages", "sft:1k:1e-3",
+                    "--device", "cpu", "--seq_len", "32", "--out", str(tmp_path / "run")], "--prompt_field")
 
 
 # ---------------------------------------------------------------------------------------------------- bits per byte
