@@ -34,7 +34,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sentencepiece import SentencePieceProcessor
-from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 import cli
@@ -74,7 +73,7 @@ TASKS = {
     "wic": Task("WiC", "word=Target context_1=SENTENCE1 context_2=SENTENCE2 label=ANSWER", FALSE_TRUE,
                 "문장1: {context_1} 문장2: {context_2} 두 문장에서 {word}가 같은 뜻으로 쓰였나?", NO_YES),
 }
-KOBEST, ONEDNN = list(TASKS), torch.backends.mkldnn.is_available()
+KOBEST = list(TASKS)
 # The test sentences of SentiNeg before a negation turned them round. They are not a sixth task: no mean counts them.
 TASKS["sentineg_originated"] = replace(TASKS["sentineg"], columns="sentence=Text_origin label=Label_origin")
 
@@ -207,15 +206,6 @@ def plan(requests: list[Request], limit: int, batch_tokens: int) -> list[tuple[l
     return batches
 
 
-class OneDNN(TorchFunctionMode):
-    """Products of float32 on a CPU through oneDNN, where PyTorch has it. It would take MKL, on AMD half as fast."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is F.linear and args[0].dtype == torch.float32 and args[0].device.type == "cpu" and ONEDNN:
-            return torch.ops.mkldnn._linear_pointwise(*args, None, "none", [], "")
-        return function(*args, **(kwargs or {}))
-
-
 def run(llama: model.Llama, batch: tuple[list[list[int]], list[Row]], requests: list[Request], batch_tokens: int,
         total: torch.Tensor) -> None:
     """Add to `total` (requests,) what one batch of `plan` answers. Rows of like length run together, `batch_tokens` at
@@ -252,9 +242,8 @@ def loglikelihoods(llama: model.Llama, requests: list[Request], batch_tokens: in
     """
     total = torch.zeros(len(requests), dtype=torch.float64, device=llama.lm_head.weight.device)
     batches = plan(requests, llama.config.max_position_embeddings, batch_tokens)[parallel.rank()::parallel.size()]
-    with OneDNN():
-        for batch in tqdm(batches, name, unit="batch", leave=False, disable=parallel.rank() > 0 or None):
-            run(llama, batch, requests, batch_tokens, total)
+    for batch in tqdm(batches, name, unit="batch", leave=False, disable=parallel.rank() > 0 or None):
+        run(llama, batch, requests, batch_tokens, total)
     return parallel.total(*total.tolist())      # each request was run by one rank, and is zero on the others
 
 

@@ -41,7 +41,7 @@ class Linear(nn.Linear):
     """x Wᵀ. The weight may be a float32 master while x is bfloat16: the cast is explicit, and autograd undoes it."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return kernels.linear(x, self.weight.to(x.dtype))
 
 
 class LoRALinear(Linear):
@@ -56,8 +56,8 @@ class LoRALinear(Linear):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        low = F.linear(x, self.lora_A.to(x.dtype))                # (B, T, rank)
-        return super().forward(x) + self.scale * F.linear(low, self.lora_B.to(x.dtype))
+        low = kernels.linear(x, self.lora_A.to(x.dtype))          # (B, T, rank)
+        return super().forward(x) + self.scale * kernels.linear(low, self.lora_B.to(x.dtype))
 
     def merged(self) -> Linear:
         """W + (alpha / rank) B A as a plain layer: summed in float32, rounded once to W's dtype."""

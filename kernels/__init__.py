@@ -5,6 +5,7 @@ PyTorch lines that *define* it, against which everything faster is tested), Trit
 autograd function. Each is registered with PyTorch, so that torch.compile keeps it whole. The model calls the names
 below and never asks which implementation runs: launch.py decides that, once (train.py's --kernels).
 
+    linear(x, weight)                             linear.py: which library multiplies
     rms_norm(x, weight, eps)                      rms_norm.py
     add_rms_norm(x, residual, weight, eps)        rms_norm.py: the addition in front of a norm, and the norm
     swiglu(gate, up)                              swiglu.py
@@ -14,11 +15,12 @@ below and never asks which implementation runs: launch.py decides that, once (tr
 """
 from kernels.adamw import AdamW
 from kernels.launch import IMPLEMENTATIONS, use
+from kernels.linear import linear, linear_reference
 from kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
 from kernels.rope import rope, rope_reference
 from kernels.swiglu import swiglu, swiglu_reference
 
-__all__ = ["rms_norm", "add_rms_norm", "swiglu", "rope", "linear_cross_entropy", "AdamW", "rms_norm_reference",
-           "add_rms_norm_reference", "swiglu_reference", "rope_reference", "linear_cross_entropy_reference", "use",
-           "IMPLEMENTATIONS"]
+__all__ = ["linear", "rms_norm", "add_rms_norm", "swiglu", "rope", "linear_cross_entropy", "AdamW", "linear_reference",
+           "rms_norm_reference", "add_rms_norm_reference", "swiglu_reference", "rope_reference",
+           "linear_cross_entropy_reference", "use", "IMPLEMENTATIONS"]

@@ -12,10 +12,10 @@ are taken a chunk at a time, and the gradient is finished in the same visit, whi
 The upstream gradient is one number that multiplies everything, so it can wait for the backward pass. (Recomputing the
 logits there instead would cost a fourth matrix product.) What remains of memory is one chunk of logits.
 
-The three products are the vendor library's (cuBLAS): they are matrix products like any other, and nobody beats it at
-them. What lies between, softmax, loss and dz, is memory traffic. PyTorch's operations visit the chunk some ten times;
-the kernel below reads a row twice, the second time backwards, so that it meets what the cache still holds, and writes
-dz over it: 2 to 3 tensors of the logits' size.
+The three products are a library's (cuBLAS on a GPU; on a CPU see linear.py), which nobody beats. What lies between,
+softmax, loss and dz, is memory traffic. PyTorch's operations visit the chunk some ten times; the kernel below reads a
+row twice, the second time backwards, so that it meets what the cache still holds, and writes dz over it: 2 to 3 tensors
+of the logits' size.
 
 Chunks come from a budget of bytes, not of rows: thin chunks starve the products. dW is accumulated in float32 whatever
 the dtype: hundreds of bfloat16 additions would lose the small ones. Rows whose target is -100 do not count.
@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from torch.library import custom_op
 
 from kernels.launch import block, jit, require, tl, triton_runs
+from kernels.linear import product, suits
 
 IGNORE = -100
 CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}  # of logits alive at once
@@ -95,7 +96,9 @@ def _softmax_torch(logits, targets, gradient):
 
 def _accumulate(total: torch.Tensor, dz: torch.Tensor, h: torch.Tensor) -> None:
     """total (V, D) += dzᵀ h, summed in total's dtype, whatever that of dz (n, V) and h (n, D)."""
-    if dz.dtype == total.dtype:
+    if suits(dz):
+        total += product(dz.t(), h.t())
+    elif dz.dtype == total.dtype:
         total.addmm_(dz.t(), h)
     elif dz.is_cuda:  # the product's own float32 sums go on from total, and nothing is rounded between chunks
         torch.addmm(total, dz.t(), h, out_dtype=total.dtype, out=total)
@@ -117,15 +120,19 @@ def loss_and_gradients(hidden: torch.Tensor, weight: torch.Tensor, targets: torc
     step -= step % 128 if step > 128 else 0               # products like whole tiles
     step = -(-n_rows // max(1, -(-n_rows // step)))       # as few chunks as the budget allows, all of about one size
     step += -step % 128 if step > 128 else 0
-    buffer = hidden.new_empty(min(step, n_rows), len(weight))  # one for all chunks: two would be alive for a moment
+    buffer = None if suits(hidden) else hidden.new_empty(min(step, n_rows), len(weight))  # one for all chunks
     for start in range(0, n_rows, max(1, step)):
         h, target = hidden[start:start + step], targets[start:start + step]
-        losses, dz = softmax(torch.mm(h, matrix.t(), out=buffer[:len(h)]), target, need_hidden or need_weight)
+        z = product(h, matrix) if buffer is None else torch.mm(h, matrix.t(), out=buffer[:len(h)])
+        losses, dz = softmax(z, target, need_hidden or need_weight)
         loss += losses.sum()
-        if need_hidden:
+        if need_hidden and buffer is None:
+            grad_hidden[start:start + step] = product(dz, matrix.t())
+        elif need_hidden:
             torch.mm(dz, matrix, out=grad_hidden[start:start + step])
         if need_weight:
             _accumulate(grad_weight, dz, h)
+        del z, dz  # or two chunks would be alive for a moment
     return loss, grad_hidden, grad_weight
 
 

@@ -24,8 +24,8 @@ import plan
 from cli import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ["rms_norm", "rope", "swiglu", "linear_cross_entropy", "adamw"]
-rms_norm, rope, swiglu, lce, adamw = (importlib.import_module(f"kernels.{name}") for name in MODULES)
+MODULES = ["rms_norm", "rope", "swiglu", "linear_cross_entropy", "adamw", "linear"]
+rms_norm, rope, swiglu, lce, adamw, linear = (importlib.import_module(f"kernels.{name}") for name in MODULES)
 launch = importlib.import_module("kernels.launch")
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -464,6 +464,25 @@ def test_torch_compile_with_inductor_gives_the_same_numbers(name):
     got = run(lambda *x: x, lambda _, *x: compiled(*x), inputs, torch.bfloat16, upstream)
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("trained", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("library", [True, False])
+def test_products_are_the_same_from_every_library(library, trained, monkeypatch):
+    """Values, gradients, and what is kept for them; strided inputs; and few rows, which never go to oneDNN."""
+    monkeypatch.setattr(linear, "ONEDNN", library and linear.ONEDNN)
+    for shape in ((2, 40, 24), (40, 24), (1, 3, 24)):
+        x, w = between_nans(shape, torch.float32), torch.randn(24, 10, device=DEVICE).t()
+        inputs = [t.detach().requires_grad_(needed) for t, needed in zip((x, w), trained, strict=True)]
+        y = kernels.linear(*inputs)
+        upstream = torch.randn_like(y)
+        exact = [t.detach().double().requires_grad_(needed) for t, needed in zip((x, w), trained, strict=True)]
+        true = kernels.linear_reference(*exact)
+        torch.testing.assert_close(y.double(), true, rtol=1e-5, atol=1e-5)
+        for got, want in zip(torch.autograd.grad(y, [t for t in inputs if t.requires_grad], upstream),
+                             torch.autograd.grad(true, [t for t in exact if t.requires_grad], upstream.double()),
+                             strict=True):
+            torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
 
 
 # --- adamw.py ---------------------------------------------------------------------------------------------------------
