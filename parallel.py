@@ -99,7 +99,7 @@ def shard(llama, compute_dtype: torch.dtype) -> None:
         fully_shard(group, mesh=mesh, mp_policy=policy)
     fully_shard(llama, mesh=mesh, mp_policy=policy)
     for module in llama.modules():
-        if isinstance(module, FSDPModule):
+        if isinstance(module, FSDPModule) and size() > 1:
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # the factor alone is an operation that gloo does not know
     register_fsdp_forward_method(llama, "generate")

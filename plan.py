@@ -10,24 +10,48 @@ RedWhale (2408.11294, section 3.4) fits a 10.7B model on one GPU by training a p
 
 or a union, `odd+embed`. A LoRA joins only with embed (its matrices are frozen by definition).
 
-What Adam costs: a trained parameter is a float32 master (4 bytes), its gradient (4) and two moments (8): 16 bytes; or
-all four in bfloat16 (kernels/adamw.py): 8. A frozen one is held in the compute type: 4 bytes, or 2 in bfloat16. So
-10.7B parameters trained at once need 171 GB before any activation, and half of the layers a good half of that: which
-is why there are stages.
+**Weights, gradients, Adam's moments.** A trained parameter is a float32 master (4 bytes), its gradient (4) and two
+moments (8): 16 bytes; or all four in bfloat16 (kernels/adamw.py): 8. A frozen one is held in the compute type: 4 bytes,
+or 2 in bfloat16. So 10.7B parameters trained at once need 171 GB before any activation, and half of the layers a good
+half of that: which is why there are stages. Gradients used as soon as they exist (update_in_backward) are those of one
+parameter. Of N processes each holds ceil(rows / N) rows of every parameter, its gradient and moments, and besides one
+group gathered in the compute type: the largest of a block, the embedding and the head (parallel.py). What is on its way
+(the next group, the gradients of the one before) and what libraries take for themselves is not counted.
 
-FLOPs a token, forward and backward: 2 a parameter forward; 2 more for the gradient of the input, if anything below is
-trained; 2 more for the gradient of the weight, if it is trained itself. So 6 for a trained matrix, 4 for a frozen one
-that gradients pass through, 2 for a frozen one below everything trained. Attention adds 2·T·H·E forward in each layer
-(causal: half of the score matrix), twice that backward.
+**Activations**, elements a token that one block keeps for its backward pass (letters as in model.py; a figure in
+brackets only where the block's matrices, or a LoRA beside them, are trained: only a trained matrix needs its input):
+
+    attention      D the stream (the norm's input)  [D the normed stream]  HE + 2KE queries, keys, values
+                   HE attention's output  [HE its contiguous copy, on a CPU]
+    feed-forward   D the stream  [D the normed stream]  2F gate and up  [F their product]
+
+and in float32 one number a norm and one a head; a LoRA keeps its rank, for each of the seven matrices. A master that is
+not of the compute type leaves a copy of itself that is, in this one's bytes (not when sharded: the gathered group is).
+Below the lowest trained parameter nothing is kept. Recomputing "attention" keeps the stream instead of the first line;
+"full" keeps the stream instead of both, and one block at a time (`block`) has them again, with the gradients of gate,
+up and their product. Norm and head keep D, and the loss a chunk of logits, their weight's gradient in float32, and 2D.
+
+**The peak** is reached at the loss, or in the first block of the backward pass, and gradients of earlier micro-batches
+lie beside the activations of this one. With a single micro-batch gradients come as activations go, so it is there or at
+the end of the backward pass. What torch.compile chooses to keep is its own affair: these figures are of the plain path.
+
+**FLOPs a token**, forward and backward: 2 a parameter forward; 2 more for the gradient of the input, if anything below
+is trained; 2 more for the gradient of the weight, if it is trained itself. So 6 for a trained matrix, 4 for a frozen
+one that gradients pass through, 2 for a frozen one below everything trained. Attention adds 2·T·H·E forward in each
+layer (causal: half of the score matrix), twice that backward. What is computed again adds its forward, but for its last
+product, whose result no gradient needs.
 """
 import dataclasses
+import math
 import re
 import time
 
 import torch
 
+import kernels
 import model
 from cli import UserError
+from kernels.linear_cross_entropy import CHUNK_BYTES
 
 MASTER = {"adamw": torch.float32, "adamw_bf16": torch.bfloat16}  # type of a trained weight, its gradient and moments
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
@@ -45,6 +69,25 @@ class Stage:
     def parts(self) -> list[str]:
         """The members of the union."""
         return self.what.split("+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """How each process computes an optimizer step: `accumulation` micro-batches of `micro_batch` windows."""
+    seq_len: int
+    dtype: torch.dtype                  # of activations, products and frozen weights
+    optimizer: str = "adamw"
+    micro_batch: int = 1
+    accumulation: int = 1
+    world_size: int = 1
+    recompute: str = "none"             # or "attention", or "full"
+    device: str = "cpu"
+    update_in_backward: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one micro-batch."""
+        return self.micro_batch * self.seq_len
 
 
 def parse_stage(text: str) -> Stage:
@@ -99,54 +142,145 @@ def shapes(config: model.Config, what: str, lora_rank: int) -> dict[str, tuple[i
     return {name: tuple(p.shape) for name, p in llama.named_parameters()}
 
 
-def flops_per_token(config: model.Config, what: str, lora_rank: int, seq_len: int, recompute: bool = False) -> float:
-    """FLOPs of one token, forward and backward, at this sequence length; see the module docstring for the factors."""
-    sizes: dict[int, list[tuple[int, bool]]] = {}  # layer → (elements, trained?) of each matrix; the head comes last
-    head = config.num_hidden_layers
+def layers(config: model.Config, what: str, lora_rank: int) -> list[list[tuple[str, int, bool]]]:
+    """(name, elements, trained?) of the matrices of each layer, in the order of computation; the head comes last."""
+    found = [[] for _ in range(config.num_hidden_layers + 1)]
     for name, shape in shapes(config, what, lora_rank).items():
         layer = re.match(r"model\.layers\.(\d+)\.", name)
         if len(shape) == 2 and (layer or name == "lm_head.weight"):
-            sizes.setdefault(int(layer[1]) if layer else head, []).append((shape[0] * shape[1], is_trained(name, what)))
+            found[int(layer[1]) if layer else -1].append((name, shape[0] * shape[1], bool(is_trained(name, what))))
     if config.tie_word_embeddings:
-        sizes[head] = [(config.vocab_size * config.hidden_size, is_trained(TABLES[0], what))]
-    attention = 2 * seq_len * config.num_attention_heads * config.head_dim
+        found[-1] = [("lm_head.weight", config.vocab_size * config.hidden_size, bool(is_trained(TABLES[0], what)))]
+    return found
+
+
+def flops_per_token(config: model.Config, what: str, lora_rank: int, seq_len: int,
+                    recompute: str | bool = "none") -> float:
+    """FLOPs of one token, forward and backward, at this sequence length; see the module docstring for the factors.
+    `recompute` as in Step; True is "full", False "none"."""
+    part = {"none": None, False: None, "attention": ".self_attn.", "full": ".layers.", True: ".layers."}[recompute]
+    scores = 2 * seq_len * config.num_attention_heads * config.head_dim
     total, below = 0.0, is_trained(TABLES[0], what)  # below: is there anything trained further down?
-    for layer in range(head + 1):
-        mine = any(trained for _, trained in sizes[layer])
-        forward = 2 * sum(n for n, _ in sizes[layer]) + (attention if layer < head else 0)
+    for matrices in layers(config, what, lora_rank):
+        attention = scores if ".layers." in matrices[0][0] else 0
+        below = below or any(trained for _, _, trained in matrices)
         # the gradient of a layer's inner inputs is needed as soon as one of its own matrices is trained
-        backward = forward * (1 if below or mine else 0)
-        backward += attention * (layer < head and (below or mine))                # scores' gradient: two products
-        backward += 2 * sum(n for n, trained in sizes[layer] if trained)
-        total += forward + backward + (forward if recompute and layer < head else 0)
-        below = below or mine
+        forward = 2 * sum(n for _, n, _ in matrices) + attention
+        backward = (forward + attention) * below + 2 * sum(n for _, n, trained in matrices if trained)
+        again = [2 * n for name, n, _ in matrices if below and part and part in name]  # the last one is left out
+        total += forward + backward + (sum(again[:-1]) + attention if again else 0)
     return total
 
 
+def block_activations(config: model.Config, matrices: list[tuple[str, int, bool]], below: bool,
+                      step: Step) -> tuple[int, int]:
+    """Bytes that a block keeps for its backward pass: attention's (with its norm), and the feed-forward's."""
+    lora = [n for name, n, _ in matrices if name.endswith("lora_A")]
+    trained = any(t for _, _, t in matrices)      # a matrix, or a LoRA beside it: either needs its input
+    flows = below or trained and not lora         # into attention's norm: its own weight is trained with the matrices
+    if not (below or trained):
+        return 0, 0
+    D, F, s = config.hidden_size, config.intermediate_size, step.dtype.itemsize
+    Q, K = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    rank = lora[0] // D if lora else 0
+    copied = trained and step.device == "cpu"
+    attention = (s * (flows * D + trained * D + 2 * Q + 2 * K + copied * Q + 4 * rank)
+                 + 4 * (flows + config.num_attention_heads))
+    feed_forward = s * (D + trained * D + 2 * F + trained * F + 3 * rank) + 4
+    casts = {True: 0, False: 0}
+    if MASTER[step.optimizer] != step.dtype and step.world_size == 1:
+        for name, n, t in matrices:  # for the gradient of its input, which the lowest LoRA's first products do not need
+            first = name.endswith(("q_proj.lora_A", "k_proj.lora_A", "v_proj.lora_A"))
+            casts[".self_attn." in name] += s * n * (t and (flows or not first))
+    return step.tokens * attention + casts[True], step.tokens * feed_forward + casts[False]
+
+
+def activations(config: model.Config, what: str, lora_rank: int, step: Step) -> dict[str, int]:
+    """Bytes beside weights, gradients and moments. `activations`: what the forward pass of a micro-batch keeps below
+    the head; `loss`: what the head and the loss hold; `block`: what the backward pass of one block adds."""
+    N, D, V, s = step.tokens, config.hidden_size, config.vocab_size, step.dtype.itemsize
+    *blocks, [(_, head, head_trained)] = layers(config, what, lora_rank)
+    rope = 4 * config.head_dim * max(step.seq_len, min(config.max_position_embeddings, 4096))
+    saved = rope + 8 * (N + step.micro_batch) + N * (D * s + 4)             # tables, token ids, the final norm
+    again, below = 0, is_trained(TABLES[0], what)
+    for matrices in blocks:
+        attention, feed_forward = block_activations(config, matrices, below, step)
+        if feed_forward:
+            kept = {"none": attention + feed_forward, "attention": N * D * s + feed_forward, "full": N * D * s}
+            saved += kept[step.recompute]
+            freed = any(trained for _, _, trained in matrices)  # gate and up's product, let go before their gradients
+            again = max(again, attention + feed_forward - kept[step.recompute]
+                        + (3 - freed) * N * config.intermediate_size * s)
+        below = below or any(trained for _, _, trained in matrices)
+    budget = CHUNK_BYTES[step.device]
+    if step.device == "cuda" and head_trained:
+        budget = max(budget, 2 * head)
+    wide = 4 if step.device == "cpu" and s < 4 else 0
+    chunk, beside = min(budget // (s + wide), N * V), 0                     # logits; what a CPU holds beside them:
+    if step.device == "cpu" and s < 4:
+        beside = max(chunk * wide, head_trained * head * s)                 # a float32 copy; then a share of dW
+    elif step.device == "cpu":
+        beside = head_trained * (chunk + head) * s                          # a transposed copy, and a share of dW
+    cast = s if MASTER[step.optimizer] != step.dtype and step.world_size == 1 else 0
+    loss = chunk * s + beside + 2 * N * D * s + head_trained * head * (4 + cast)
+    return {"activations": saved, "loss": loss, "block": again}
+
+
+def gathered(config: model.Config, sizes: dict[str, tuple[int, ...]]) -> int:
+    """Elements of the largest group of parameters that several processes gather at once, grouped as in parallel.py."""
+    groups: dict[str, int] = {}
+    for name, shape in sizes.items():
+        layer = re.match(r"model\.layers\.\d+\.", name)
+        ends = "head" if name != TABLES[0] or config.tie_word_embeddings else "embedding"
+        groups[layer[0] if layer else ends] = groups.get(layer[0] if layer else ends, 0) + math.prod(shape)
+    return max(groups.values())
+
+
 def cost(config: model.Config, stage: Stage, lora_rank: int, seq_len: int, dtype: torch.dtype,
-         optimizer: str = "adamw") -> dict:
-    """A stage's parameters, bytes (weights, gradients, Adam's moments) and FLOPs a token; activations come on top."""
-    count = {True: 0, False: 0}
-    for name, shape in shapes(config, stage.what, lora_rank).items():
-        count[is_trained(name, stage.what)] += torch.Size(shape).numel()
-    trained, frozen, each = count[True], count[False], MASTER[optimizer].itemsize
-    return {"stage": stage.what, "trained": trained, "share": trained / (trained + frozen),
-            "weights": each * trained + dtype.itemsize * frozen, "gradients": each * trained,
-            "optimizer": 2 * each * trained,
-            "flops_per_token": flops_per_token(config, stage.what, lora_rank, seq_len)}
+         optimizer: str = "adamw", **how) -> dict:
+    """A stage's parameters, the bytes that each process holds, and FLOPs a token (`hardware`: with what is computed
+    again). `how`: the fields of Step. Weights, gradients and moments are exact; the rest is by the factors above."""
+    step, each = Step(seq_len, dtype, optimizer, **how), MASTER[optimizer].itemsize
+    sizes = shapes(config, stage.what, lora_rank)
+    whole, mine = {True: 0, False: 0}, {True: [], False: []}  # elements of the model; of each parameter, on one process
+    for name, shape in sizes.items():
+        trained = bool(is_trained(name, stage.what))
+        whole[trained] += math.prod(shape)
+        mine[trained].append(-(-shape[0] // step.world_size) * math.prod(shape[1:]))
+    here = sum(mine[True])
+    c = {"stage": stage.what, "trained": whole[True], "share": whole[True] / sum(whole.values()),
+         "weights": each * here + dtype.itemsize * sum(mine[False]),
+         "gathered": dtype.itemsize * gathered(config, sizes) if step.world_size > 1 else 0,
+         "gradients": each * (max(mine[True]) if step.update_in_backward else here), "optimizer": 2 * each * here,
+         **activations(config, stage.what, lora_rank, step),
+         "flops_per_token": flops_per_token(config, stage.what, lora_rank, seq_len),
+         "hardware": flops_per_token(config, stage.what, lora_rank, seq_len, step.recompute)}
+    before = c["gradients"] if step.accumulation > 1 else 0
+    c["peak"] = c["weights"] + c["gathered"] + c["optimizer"] + max(
+        before + c["activations"] + max(c["loss"], c["block"]), c["gradients"] + c["block"])
+    return c
 
 
 def table(config: model.Config, stages: list[Stage], lora_rank: int, seq_len: int, dtype: torch.dtype,
-          optimizer: str) -> str:
-    """The stages as a table: what each trains, for how long, and what it holds and computes."""
-    lines = [f"{'stage':<14}{'tokens':>10}{'peak lr':>9}{'trained':>15}{'share':>8}{'weights':>10}{'gradients':>11}"
-             f"{'optimizer':>11}{'in all':>9}   GFLOP/token"]
-    for stage in stages:
-        c = cost(config, stage, lora_rank, seq_len, dtype, optimizer)
-        gb = [c[k] / 1e9 for k in ("weights", "gradients", "optimizer")]
-        lines.append(f"{stage.what:<14}{stage.tokens / 1e6:>9.4g}M{stage.peak_lr:>9.1e}{c['trained']:>15,}"
-                     f"{c['share']:>8.2%}{gb[0]:>8.3f}GB{gb[1]:>9.3f}GB{gb[2]:>9.3f}GB{sum(gb):>7.3f}GB"
-                     f"{c['flops_per_token'] / 1e9:>14.4g}")
+          optimizer: str, **how) -> str:
+    """The stages as two tables: what each trains and computes, and what a process holds. `how`: the fields of Step."""
+    step = Step(seq_len, dtype, optimizer, **how)
+    costs = [cost(config, stage, lora_rank, seq_len, dtype, optimizer, **how) for stage in stages]
+    held = ("weights", "gathered", "optimizer", "gradients", "activations", "loss", "block", "peak")
+    lines = [f"{'stage':<14}{'tokens':>10}{'peak lr':>9}{'trained':>16}{'share':>9}  GFLOP/token  with recompute"]
+    for stage, c in zip(stages, costs, strict=True):
+        lines.append(f"{stage.what:<14}{stage.tokens / 1e6:>9.4g}M{stage.peak_lr:>9.1e}{c['trained']:>16,}"
+                     f"{c['share']:>9.2%}{c['flops_per_token'] / 1e9:>13.4g}{c['hardware'] / 1e9:>16.4g}")
+    lines += ["", f"{'GB a process':<14}" + "".join(f"{name:>13}" for name in held)]
+    lines += [f"{c['stage']:<14}" + "".join(f"{c[name] / 1e9:>13.3f}" for name in held) for c in costs]
+    high = "activations + the larger of loss and block"
+    together = f"gradients + {high}" if step.accumulation > 1 else f"the larger of ({high}) and (gradients + block)"
+    master = MASTER[optimizer].itemsize
+    lines += [f"peak = weights + gathered + optimizer + {together}",
+              f"bytes a parameter: trained {master}, gradient {master}, moments {2 * master}; frozen {dtype.itemsize}",
+              f"activations of a micro-batch of {step.tokens:,} tokens; computed again: {step.recompute}",
+              f"a step: {step.world_size} processes x {step.accumulation} micro-batches x {step.micro_batch} windows x "
+              f"{seq_len:,} = {step.world_size * step.accumulation * step.tokens:,} tokens"]
     return "\n".join(lines)
 
 
@@ -155,11 +289,11 @@ def matmul_rate(device: str, dtype: torch.dtype, seconds: float = 0.2) -> float:
     n = 8192 if device == "cuda" else 1024
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     sync = torch.cuda.synchronize if device == "cuda" else lambda: None
-    torch.mm(a, b)
+    kernels.linear(a, b)
     sync()
     start, products = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
-        torch.mm(a, b)
+        kernels.linear(a, b)
         sync()
         products += 1
     return 2 * n**3 * products / (time.perf_counter() - start)

@@ -42,7 +42,7 @@ from cli import UserError
 from stage import begin, finish, load_stage, make_optimizer, mask_old_rows
 
 PROMPTS = ("대한민국의 수도는", "The capital of Korea is")  # the first: "the capital of the Republic of Korea is"
-NOT_SAVED = ("resume", "plan", "out")  # everything else is in RUN/config.json
+NOT_SAVED = ("resume", "plan", "world_size", "out")  # everything else is in RUN/config.json
 SIZE, SHARE = (0, math.inf), (0, 1)
 LIMITS = {"seq_len": SIZE, "batch_tokens": SIZE, "micro_batch": SIZE, "warmup": SHARE, "min_lr": SHARE, "clip": SIZE,
           "weight_decay": SIZE, "lora_rank": SIZE, "lora_alpha": SIZE, "seed": (0, 2**32 - 1), "eval_every": SIZE,
@@ -86,7 +86,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     flag("--kernels", default="auto", choices=["auto", *kernels.IMPLEMENTATIONS], help="implementation of kernels/")
     flag("--seed", type=int, default=0, help="of the data order, the LoRA's and random weights")
     flag("--deterministic", action="store_true", help="bit-exact on a GPU too, and slower")
-    flag("--plan", action="store_true", help="print the table of stages and stop")
+    flag("--plan", action="store_true", help="print the tables of stages and stop; allocates nothing")
+    flag("--world_size", type=int, default=0, help="processes that --plan plans for; 0: those that run")
     flag("--resume", default=None, metavar="RUN", help="go on with this run, with its own settings")
     cli.add_device(p)
     args = p.parse_args(argv)
@@ -97,15 +98,25 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         saved = cli.read_json(Path(args.resume) / "config.json")
         if not isinstance(saved, dict) or set(saved) != set(vars(args)) - set(NOT_SAVED):
             raise UserError(f"{args.resume}/config.json does not hold the settings of a run; is it a run folder?")
-        return argparse.Namespace(**saved, resume=args.resume, plan=False, out=args.resume)
+        return argparse.Namespace(**saved, resume=args.resume, plan=False, world_size=0, out=args.resume)
     if args.config and args.model or args.tokenizer and not args.config:
         raise UserError("--config and --tokenizer start from random weights, --model from a model with a tokenizer of "
                         "its own; give one or the other")
     if args.config and not (args.tokenizer or args.plan):
         raise UserError("--config needs --tokenizer: the tokenizer.model that the shards were packed with")
     args.model = args.model or (None if args.config else "out/grown")
-    cli.set_device(args)
+    if args.world_size < 0 or args.world_size and not args.plan:
+        raise UserError(f"--world_size {args.world_size}: a number of processes for --plan; torchrun starts real ones")
+    if args.plan and args.device == "cuda":
+        args.dtype = args.dtype or "bfloat16"  # a laptop may plan for a GPU
+    else:
+        cli.set_device(args)
     return args
+
+
+def processes(args: argparse.Namespace) -> int:
+    """The number of processes that train, or that are planned for."""
+    return args.world_size or parallel.size()
 
 
 def derive(args: argparse.Namespace, config: model.Config) -> None:
@@ -126,11 +137,11 @@ def derive(args: argparse.Namespace, config: model.Config) -> None:
     windows, rest = divmod(args.batch_tokens, args.seq_len)
     if rest or not windows:
         raise UserError(f"--batch_tokens {args.batch_tokens} is not a multiple of --seq_len {args.seq_len}")
-    args.micro_batch = args.micro_batch or math.gcd(windows // parallel.size(), max(1, 2**14 // args.seq_len))
-    if windows % (args.micro_batch * parallel.size()):
+    n = processes(args)
+    args.micro_batch = args.micro_batch or math.gcd(max(1, windows // n), max(1, 2**14 // args.seq_len))
+    if windows % (args.micro_batch * n):
         raise UserError(f"--batch_tokens {args.batch_tokens} is {windows} windows of {args.seq_len} tokens, not a "
-                        f"multiple of --micro_batch {args.micro_batch}" + f" times {parallel.size()} processes"
-                        * (parallel.size() > 1))
+                        f"multiple of --micro_batch {args.micro_batch}" + f" times {n} processes" * (n > 1))
 
 
 def sources(args: argparse.Namespace, config: model.Config, tokenizer_file: Path) -> tuple[dict, list[tuple]]:
@@ -309,7 +320,10 @@ def main(argv: list[str] | None = None) -> None:
     config = model.Config.read(args.config or args.model)
     derive(args, config)
     settings, first = cli.settings(args), parallel.rank() == 0
-    say(plan.table(config, stages, args.lora_rank, args.seq_len, getattr(torch, args.dtype), args.optimizer))
+    say(plan.table(config, stages, args.lora_rank, args.seq_len, getattr(torch, args.dtype), args.optimizer,
+                   micro_batch=args.micro_batch, world_size=processes(args), recompute=args.checkpoint,
+                   device=args.device, accumulation=args.batch_tokens // (args.seq_len * args.micro_batch
+                                                                          * processes(args))))
     if args.plan:
         return
     if not args.out:

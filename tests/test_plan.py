@@ -74,7 +74,7 @@ def test_bytes_of_one_of_several_processes(what, optimizer, processes, tied, mon
     """The first of so many, alone: the others are PyTorch's fake process group."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
     monkeypatch.setenv("WORLD_SIZE", str(processes))
-    monkeypatch.setattr(parallel.dist, "get_backend", lambda: "gloo")
+    monkeypatch.setattr(parallel.dist, "get_backend", lambda *_: "gloo")
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
     try:
         config = tiny_config(tie_word_embeddings=tied, vocab_size=510 if tied else 511, intermediate_size=50)
@@ -135,8 +135,10 @@ def test_activations_are_those_that_autograd_saves(what, dtype, recompute):
         assert planned <= 1.1 * measured + slack
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs Triton's interpreter")
 def test_on_a_gpu_attention_is_not_copied_before_its_last_product():
     """Triton's RoPE leaves a head's rows where they are, and so does attention; the interpreter shows the layout."""
+    pytest.importorskip("triton")
     config, tokens = tiny_config(num_hidden_layers=1), torch.randint(0, 512, (1, 17))
     llama = as_a_stage(config, "full", torch.float32, "adamw")
     kernels.use("triton")
@@ -172,7 +174,7 @@ def measured_peak(config, what, optimizer, dtype, recompute, rows, width, accumu
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("what, optimizer, dtype, recompute, vocabulary", [
-    ("full", "adamw", torch.float32, "none", 2048), ("full", "adamw_bf16", torch.bfloat16, "attention", 2048),
+    ("full", "adamw", torch.float32, "none", 1024), ("full", "adamw_bf16", torch.bfloat16, "attention", 2048),
     ("embed", "adamw", torch.float32, "full", 512), ("odd", "adamw", torch.bfloat16, "full", 512),
     ("lora", "adamw", torch.bfloat16, "none", 2048)])
 def test_peak_of_a_step(what, optimizer, dtype, recompute, vocabulary, accumulation):
@@ -250,6 +252,7 @@ def test_flops_of_what_is_computed_again(what, monkeypatch):
     from torch.utils.flop_counter import FlopCounterMode
     head = sys.modules["kernels.linear_cross_entropy"]
     monkeypatch.setattr(head, "_operation", head.loss_and_gradients)
+    monkeypatch.setattr(sys.modules["kernels.linear"], "ONEDNN", False)
     tokens, scores, counted, planned = torch.randint(0, 512, (2, 33)), 2 * 32 * 32, {}, {}  # T × H·E
     for recompute in ("none", "attention", "full"):
         llama = as_a_stage(tiny_config(), what, torch.float32, "adamw", recompute)

@@ -155,9 +155,9 @@ def test_micro_batches_give_the_loss_and_gradient_of_the_whole_batch(world, tmp_
 
 
 def test_full_stage_equals_an_independent_loop(world, tmp_path):
-    """Ten steps against transformers' Llama, torch's AdamW and clipping, written out again here."""
+    """A hundred steps against transformers' Llama, torch's AdamW and clipping, written out again here."""
     transformers = pytest.importorskip("transformers")
-    train.main(flags(world, tmp_path / "run", "full:1280:1e-3"))
+    train.main(flags(world, tmp_path / "run", "full:12800:1e-3"))
     peer = transformers.AutoModelForCausalLM.from_pretrained(world / "model", dtype=torch.float32)
     shards = [data.Shards(world / "shards/ko"), data.Shards(world / "shards/en")]
     loader = data.Loader(shards, [0.75, 0.25], 32, 0)

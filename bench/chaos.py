@@ -1,0 +1,87 @@
+"""Pull the plug a hundred times: a training run that is killed (-9) at random moments must end in the same bits.
+
+One run goes undisturbed. Others are killed after a random time and resumed, again and again, until they finish; then
+their weights, and step, tokens, loss, learning rate and gradient norm of every step, are compared with the first one's.
+A resumed run must also lose no more than the steps since its last checkpoint. Runs end when enough kills have been
+dealt; any difference ends this program with status 1.
+
+    bash speedrun.sh --prepare && python bench/chaos.py --kills 100
+"""
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import measure
+from safetensors.torch import load_file
+
+import cli
+
+KEYS = ("stage", "step", "tokens", "loss", "lr", "grad_norm")
+
+
+def steps(run: Path) -> list[tuple]:
+    """What must be equal, of every training step."""
+    records = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [tuple(record[key] for key in KEYS) for record in records if "loss" in record]
+
+
+def difference(run: Path, other: Path) -> str:
+    """The first thing in which two finished runs differ, or nothing."""
+    a, b = (load_file(folder / "model" / "model.safetensors") for folder in (run, other))
+    changed = [name for name in a if not a[name].equal(b[name])]
+    if changed:
+        return f"weights: {changed[0]}"
+    return "" if steps(run) == steps(other) else "metrics"
+
+
+def main() -> None:
+    parser = cli.Parser(description=__doc__, prog="bench/chaos.py")
+    flag = parser.add_argument
+    flag("--model", default="out/grown", help="model directory to start from")
+    flag("--data", nargs="+", default=["out/shards/ko=0.75", "out/shards/en=0.25"], help="as train.py's")
+    flag("--stages", nargs="+", default=["embed:60k:5e-3", "odd:60k:5e-3", "lora:60k:5e-3"], help="as train.py's")
+    flag("--more", nargs="*", default=[], help="more flags of train.py, without their --, such as optimizer=adamw_bf16")
+    flag("--kills", type=int, default=100, help="kills to deal, at least")
+    flag("--longest", type=float, default=12.0, help="seconds that a process lives, at most")
+    flag("--save_every", type=int, default=5, help="steps between checkpoints")
+    flag("--seed", type=int, default=None, help="of the moments; None: another every time")
+    args = parser.parse_args()
+    draw, kills, finished = random.Random(args.seed), 0, 0
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        still, run = Path(folder) / "still", Path(folder) / "run"
+        train = [sys.executable, str(measure.ROOT / "train.py")]
+        new = [*train, "--model", args.model, "--data", *args.data, "--stages", *args.stages, "--save_every",
+               str(args.save_every), *(f"--{pair}" for pair in args.more), "--out"]
+        subprocess.run([*new, str(still)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while kills < args.kills:
+            command = [*train, "--resume", str(run)] if (run / "config.json").exists() else [*new, str(run)]
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            try:
+                _, errors = process.communicate(timeout=draw.uniform(0, args.longest))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.communicate()
+                kills += 1
+                continue
+            if process.returncode:
+                sys.exit(f"after {kills} kills train.py ended with {process.returncode}: {errors[-2000:]}")
+            found = difference(run, still)
+            if found:
+                sys.exit(f"after {kills} kills a finished run differs in its {found}")
+            finished += 1
+            print(f"{kills} kills, {finished} runs finished, all equal", flush=True)
+            shutil.rmtree(run)
+    measure.report("chaos", [{"kills": kills, "finished runs": finished, "steps a run": "equal, every number",
+                              "weights": "equal, every bit", "seconds": time.perf_counter() - began}],
+                   measure.machine() | {"stages": args.stages, "save_every": args.save_every, "more": args.more})
+
+
+if __name__ == "__main__":
+    cli.run(main)
