@@ -339,6 +339,8 @@ def main(argv: list[str] | None = None) -> None:
     if not args.resume and (run / "metrics.jsonl").exists():
         raise UserError(f"{run} is a run already; --resume {run} goes on with it, or choose another --out")
     kernels.use(args.kernels, args.device)
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it before it promises anything
     torch.use_deterministic_algorithms(args.deterministic)
     parallel.start(args.device)
     run.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ carries oneDNN, which does not. GFLOP/s on an AMD EPYC, one thread, (2048, 256) 
 
     y = x Wᵀ          dx = dy W          dW = dyᵀ x
     MKL     79               99                  96       all three have the form A Bᵀ, of matrices or transposed
-    oneDNN 219              220                 152       views, so one function serves them
+    oneDNN 219              220         152 … 230 *       views, so one function serves them     (* see `gradient`)
 
 Everywhere else (GPUs, bfloat16, a few rows) PyTorch's own choice stands.
 """
@@ -38,6 +38,12 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
 
 
+def gradient(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """dyᵀ x of dy (N, M) and x (N, K) → (M, K). oneDNN copies a first matrix that is transposed: so the narrower comes
+    first, and the result may itself be the transposed view of another."""
+    return product(x.t(), dy.t()).t() if x.shape[1] < dy.shape[1] else product(dy.t(), x.t())
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight):
@@ -49,8 +55,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         grad_x = product(grad, weight.t()) if weight is not None else None
-        grad_weight = product(grad.flatten(0, -2).t(), x.flatten(0, -2).t()) if x is not None else None
-        return grad_x, grad_weight
+        return grad_x, None if x is None else gradient(grad.flatten(0, -2), x.flatten(0, -2))
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

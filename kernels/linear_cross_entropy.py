@@ -27,10 +27,11 @@ from torch.autograd.function import once_differentiable
 from torch.library import custom_op
 
 from kernels.launch import block, jit, require, tl, triton_runs
-from kernels.linear import product, suits
+from kernels.linear import gradient, product, suits
 
 IGNORE = -100
-CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}  # of logits alive at once
+CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**29}  # of logits alive at once
+CHUNK_ROWS = 384  # but at least so many, if the caller does not say
 AT_ONCE = 8192  # elements of a row that a program holds
 
 
@@ -83,21 +84,19 @@ def _softmax_torch(logits, targets, gradient):
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))      # (n, V)
     valid = (targets != IGNORE).unsqueeze(1)                             # (n, 1)
     index = torch.where(valid, targets.unsqueeze(1), 0)                  # (n, 1)
-    correct = z.gather(1, index)                                         # before softmax overwrites it
-    top = z.amax(1, keepdim=True)
-    z.sub_(top).exp_()
-    total = z.sum(1, keepdim=True)
-    losses = (total.log() + top - correct) * valid
+    torch.ops.aten._log_softmax.out(z, 1, False, out=z)                  # in place: a row is read before it is written
+    losses = -z.gather(1, index) * valid
     if gradient:
-        z.mul_(valid / total)                                            # softmax; 0 on ignored rows
-        z.scatter_add_(1, index, -valid.to(z.dtype))                     # minus onehot: dz, in place
+        z.exp_().scatter_add_(1, index, -torch.ones_like(losses))        # softmax minus onehot: dz
+        if not valid.all():
+            z.mul_(valid)
     return losses, z if z is logits else logits.copy_(z)
 
 
 def _accumulate(total: torch.Tensor, dz: torch.Tensor, h: torch.Tensor) -> None:
     """total (V, D) += dzᵀ h, summed in total's dtype, whatever that of dz (n, V) and h (n, D)."""
     if suits(dz):
-        total += product(dz.t(), h.t())
+        total += gradient(dz, h)
     elif dz.dtype == total.dtype:
         total.addmm_(dz.t(), h)
     elif dz.is_cuda:  # the product's own float32 sums go on from total, and nothing is rounded between chunks
@@ -115,6 +114,8 @@ def loss_and_gradients(hidden: torch.Tensor, weight: torch.Tensor, targets: torc
     matrix = weight.to(hidden.dtype)  # here, not at the caller: so that a float32 master gets a float32 gradient
     grad_hidden = hidden.new_empty(hidden.shape if need_hidden else 0)
     grad_weight = torch.zeros(weight.shape if need_weight else 0, dtype=wide, device=weight.device)
+    if suits(hidden) and need_weight:  # laid out as `gradient` gives what is added to it
+        grad_weight = grad_weight.view(weight.shape[::-1]).t()
     loss = torch.zeros((), dtype=wide, device=hidden.device)
     step = max(1, chunk_bytes // (len(weight) * (hidden.dtype.itemsize + copies * wide.itemsize)))
     step -= step % 128 if step > 128 else 0               # products like whole tiles
@@ -133,7 +134,7 @@ def loss_and_gradients(hidden: torch.Tensor, weight: torch.Tensor, targets: torc
         if need_weight:
             _accumulate(grad_weight, dz, h)
         del z, dz  # or two chunks would be alive for a moment
-    return loss, grad_hidden, grad_weight
+    return loss, grad_hidden, grad_weight.contiguous()
 
 
 # One operation for torch.compile, which must not look inside: it would unroll the chunks, and hold all their logits.
@@ -175,8 +176,9 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
     require(("hidden's width", hidden.shape, (len(hidden), weight.shape[1])),
             ("targets' shape", targets.shape, hidden.shape[:1]))
     need_hidden, need_weight = (torch.is_grad_enabled() and x.requires_grad for x in (hidden, weight))
-    if chunk_bytes is None and hidden.is_cuda and need_weight:
-        chunk_bytes = max(CHUNK_BYTES["cuda"], 2 * weight.numel())  # adding to a large dW wants fewer and larger chunks
-    chunk_bytes = chunk_bytes or CHUNK_BYTES["cuda" if hidden.is_cuda else "cpu"]
+    if chunk_bytes is None:
+        chunk_bytes = max(CHUNK_BYTES["cuda" if hidden.is_cuda else "cpu"], CHUNK_ROWS * len(weight) * hidden.itemsize)
+        if hidden.is_cuda and need_weight:
+            chunk_bytes = max(chunk_bytes, 2 * weight.numel())  # adding to a large dW wants fewer and larger chunks
     loss = _LinearCrossEntropy.apply(hidden, weight, targets, chunk_bytes, need_hidden, need_weight)
     return loss, (targets != IGNORE).sum()
