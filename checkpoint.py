@@ -48,7 +48,8 @@ class StopSignal:
 
     def _raise_flag(self, number, frame):
         self.asked = True
-        signal.signal(number, signal.SIG_DFL)
+        if number == signal.SIGINT:  # a scheduler may repeat its SIGTERM while a checkpoint is being written
+            signal.signal(number, signal.SIG_DFL)
 
     def __exit__(self, *exception):
         for number, handler in self._old.items():
@@ -61,8 +62,10 @@ def lock(run: Path):
     with open(run / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(f"another process is training in {run}; stop it first, or choose another --out") from None
+        except OSError as error:  # some shared disks cannot lock
+            print(f"warning: cannot lock {run} ({error.strerror}); see that no one else trains there", file=sys.stderr)
         for leftover in run.glob("*/.*.partial"):  # of a process that was killed while it wrote; tens of GB, perhaps
             shutil.rmtree(leftover)
         yield
@@ -97,7 +100,8 @@ def save(run: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer, co
         reason = str(error).strip().split("\n")[-1]
         raise UserError(f"cannot write checkpoint {folder}; is the disk full? ({reason}) The ones before it are whole, "
                         f"and --resume {run} goes on from the newest") from None
-    for old in find(run)[keep:] if parallel.rank() == 0 else []:
+    others = [old for old in find(run) if old != folder]  # the one just written stays, even below a newer broken one
+    for old in others[keep - 1:] if parallel.rank() == 0 else []:
         shutil.rmtree(old)
     return folder
 

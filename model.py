@@ -147,7 +147,7 @@ class Block(nn.Module):
 
     def forward(self, x, cos, sin, cache: Cache | None = None, keep=None, again: bool = False):
         attend = lambda x: self.self_attn(self.input_layernorm(x), cos, sin, cache, keep)
-        attended = checkpoint(attend, x, use_reentrant=False) if again else attend(x)
+        attended = checkpoint(attend, x, use_reentrant=False, preserve_rng_state=False) if again else attend(x)
         normed, x = self.post_attention_layernorm(attended, x if keep is None else x[keep])
         return x + self.mlp(normed)                                                 # the norm gave x + attended back
 
@@ -207,7 +207,7 @@ class Llama(nn.Module):
         cos, sin = self.rope_tables(start, start + tokens.shape[1], x.device)
         for block in self.model.layers:
             if self.recompute == "full" and torch.is_grad_enabled():
-                x = checkpoint(block, x, cos, sin, use_reentrant=False)
+                x = checkpoint(block, x, cos, sin, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, cos, sin, cache, keep if block is self.model.layers[-1] else None,
                           self.recompute == "attention" and torch.is_grad_enabled())

@@ -37,10 +37,21 @@ def size() -> int:
 
 def start(device: str) -> None:
     """Meet the other processes, if torchrun started several; choose this one's GPU."""
+    own = int(os.environ.get("LOCAL_RANK", 0))
+    if device == "cuda" and own >= torch.cuda.device_count():
+        raise UserError(f"more processes than the {torch.cuda.device_count()} GPUs of this machine; start one for each")
     if device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(own)
     if size() > 1 and not dist.is_initialized():
+        if "MASTER_ADDR" not in os.environ:
+            raise UserError(f"WORLD_SIZE is {size()} but MASTER_ADDR is not set; start several processes with torchrun")
         dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+
+
+def stop() -> None:
+    """Part from the other processes, at the end of a program."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def total(*values: float) -> list[float]:
@@ -62,10 +73,10 @@ def broadcast(value):
 
 def gather(values: Iterable) -> list:
     """The values of all processes in one list, in the order of the processes."""
-    lists = [list(values)]
+    mine = list(values)
+    lists = [mine] * size()
     if size() > 1:
-        lists = [[]] * size()
-        dist.all_gather_object(lists, list(values))
+        dist.all_gather_object(lists, mine)
     return [value for values in lists for value in values]
 
 
@@ -79,7 +90,7 @@ def watching():
         if size() == 1 or not any(word in str(error).lower() for word in words):
             raise
         raise Lost(f"process {rank()}: another process of this run is gone; every checkpoint before is whole, and "
-                   "train.py --resume goes on from the newest") from None
+                   f"train.py --resume goes on from the newest ({str(error).strip().splitlines()[0][:200]})") from None
 
 
 def shard(llama, compute_dtype: torch.dtype) -> None:

@@ -18,6 +18,7 @@ The arithmetic of stages is in plan.py, what survives a power cut in checkpoint.
 """
 import argparse
 import contextlib
+import gc
 import json
 import math
 import os
@@ -98,7 +99,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         saved = cli.read_json(Path(args.resume) / "config.json")
         if not isinstance(saved, dict) or set(saved) != set(vars(args)) - set(NOT_SAVED):
             raise UserError(f"{args.resume}/config.json does not hold the settings of a run; is it a run folder?")
-        return argparse.Namespace(**saved, resume=args.resume, plan=False, world_size=0, out=args.resume)
+        args = argparse.Namespace(**saved, resume=args.resume, plan=False, world_size=0, out=args.resume)
+        cli.set_device(args)
+        return args
     if args.config and args.model or args.tokenizer and not args.config:
         raise UserError("--config and --tokenizer start from random weights, --model from a model with a tokenizer of "
                         "its own; give one or the other")
@@ -112,6 +115,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     else:
         cli.set_device(args)
     return args
+
+
+def micro_batch(args: argparse.Namespace) -> int:
+    """Windows of a forward pass: as asked, or about 16,384 tokens; the latter too where a run is resumed by a number of
+    processes among which what was asked does not divide."""
+    share = args.batch_tokens // args.seq_len // processes(args)
+    if args.micro_batch and not (args.resume and share % args.micro_batch):
+        return args.micro_batch
+    return math.gcd(max(1, share), max(1, 2**14 // args.seq_len))
 
 
 def processes(args: argparse.Namespace) -> int:
@@ -137,11 +149,10 @@ def derive(args: argparse.Namespace, config: model.Config) -> None:
     windows, rest = divmod(args.batch_tokens, args.seq_len)
     if rest or not windows:
         raise UserError(f"--batch_tokens {args.batch_tokens} is not a multiple of --seq_len {args.seq_len}")
-    n = processes(args)
-    args.micro_batch = args.micro_batch or math.gcd(max(1, windows // n), max(1, 2**14 // args.seq_len))
-    if windows % (args.micro_batch * n):
+    n, micro = processes(args), micro_batch(args)
+    if windows % (micro * n):
         raise UserError(f"--batch_tokens {args.batch_tokens} is {windows} windows of {args.seq_len} tokens, not a "
-                        f"multiple of --micro_batch {args.micro_batch}" + f" times {n} processes" * (n > 1))
+                        f"multiple of --micro_batch {micro}" + f" times {n} processes" * (n > 1))
 
 
 def sources(args: argparse.Namespace, config: model.Config, tokenizer_file: Path) -> tuple[dict, list[tuple]]:
@@ -159,7 +170,7 @@ def sources(args: argparse.Namespace, config: model.Config, tokenizer_file: Path
         if not (min(ends) >= 0 and max(ends) > 0):
             raise UserError(f"--data {entry}: a weight is above 0")
         weights.append((ends[0], ends[-1]))
-        source = data.Shards(folder)
+        source = data.Shards(folder, verify=parallel.rank() == 0)  # one process reads it all; the others look at sizes
         if source.tokenizer_sha256 != cli.sha256(tokenizer_file):
             raise UserError(f"{folder} was packed with another tokenizer than {tokenizer_file}; pack it again with "
                             f"data.py pack --tokenizer {tokenizer_file}")
@@ -195,7 +206,8 @@ def validate(llama, shards: dict, sp, args, stage: int, step: int, tokens: int, 
     for prompt in PROMPTS:
         start = torch.tensor([tokenizer.encode(sp, prompt, bos=True)], device=args.device)
         n = min(24, llama.config.max_position_embeddings - start.shape[1])
-        ids = llama.generate(start, n, temperature=0, eos=sp.eos_id())[0].tolist()
+        ids = llama.generate(start, n, temperature=0)[0].tolist()  # to the end in every process, and cut at EOS after
+        ids = ids[:ids.index(sp.eos_id())] if sp.eos_id() in ids else ids
         samples[prompt] = sp.decode([i for i in ids if i < sp.get_piece_size()])
     log({"stage": stage, "step": step, "tokens": tokens, "validation": scores, "samples": samples})
     say(f"stage {stage} step {step}: " + "  ".join(
@@ -224,6 +236,10 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
     """Train one stage from `start` and write its directory; `before` tokens were trained in earlier stages.
 
     Returns the tokens trained in all. Exits with 0 after a checkpoint if a signal asked to stop."""
+    gc.collect()  # FSDP's modules refer to each other: without this the last stage's model lives on beside the new one
+    if args.device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     llama = load_stage(stage, start, args, number)
     optimizer = make_optimizer(llama, args)
     steps = max(1, round(stage.tokens / args.batch_tokens))
@@ -261,10 +277,10 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
         for group in optimizer.param_groups:
             group["lr"] = lr
         rows, origin = loader.next(windows, mine)                                   # (share, seq_len + 1)
-        (count,) = parallel.total((rows[:, 1:] < data.GIVEN).sum())                 # known before the first backward
+        count = max(1, parallel.total((rows[:, 1:] < data.GIVEN).sum())[0])         # known before the first backward
         rows = torch.from_numpy(rows).to(args.device)
         total = torch.zeros((), device=args.device)
-        for micro in rows.split(args.micro_batch):
+        for micro in rows.split(micro_batch(args)):
             loss, _ = llama(*data.split(micro))
             (loss / count).backward()
             total += loss.detach()
@@ -300,6 +316,7 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
             say(f"\nstopped after stage {number} step {done}; go on with: train.py --resume {run}")
             sys.exit(0)
     validate(llama, shards, sp, args, number, steps, tokens, log)
+    del optimizer  # room for the whole model, which the first process gathers
     finish(llama, stage, start, run / "stages" / f"{number}-{stage.what}", args,
            {"stage": number, "tokens": tokens, "loader": loader.state_dict()})
     return tokens
@@ -321,8 +338,8 @@ def main(argv: list[str] | None = None) -> None:
     derive(args, config)
     settings, first = cli.settings(args), parallel.rank() == 0
     say(plan.table(config, stages, args.lora_rank, args.seq_len, getattr(torch, args.dtype), args.optimizer,
-                   micro_batch=args.micro_batch, world_size=processes(args), recompute=args.checkpoint,
-                   device=args.device, accumulation=args.batch_tokens // (args.seq_len * args.micro_batch
+                   micro_batch=micro_batch(args), world_size=processes(args), recompute=args.checkpoint,
+                   device=args.device, accumulation=args.batch_tokens // (args.seq_len * micro_batch(args)
                                                                           * processes(args))))
     if args.plan:
         return
@@ -341,6 +358,7 @@ def main(argv: list[str] | None = None) -> None:
     kernels.use(args.kernels, args.device)
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it before it promises anything
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
     torch.use_deterministic_algorithms(args.deterministic)
     parallel.start(args.device)
     run.mkdir(parents=True, exist_ok=True)
@@ -368,6 +386,7 @@ def main(argv: list[str] | None = None) -> None:
             with cli.new_folder(run / "model") as temporary:  # the last stage, under a name that does not depend on it
                 shutil.copytree(start, temporary, copy_function=link, dirs_exist_ok=True)
                 (temporary / "training_state.json").unlink()
+    parallel.stop()
     say(f"{tokens:,} tokens trained; the model is in {run / 'model'}")
 
 

@@ -26,10 +26,11 @@ def train(args, model: str, data: list[str], out: Path, stages: list[str], seed:
     if (out / "model").exists():
         return
     with open(f"{out}.log", "w", encoding="utf-8") as log:
-        done = subprocess.run([sys.executable, "train.py", "--model", model, "--data", *data, "--out", str(out),
-                               "--stages", *stages, "--seed", str(seed), "--seq_len", str(args.seq_len),
-                               "--eval_bytes", str(args.eval_bytes), "--batch_tokens", str(args.batch_tokens),
-                               "--lora_rank", str(args.lora_rank)], stdout=log, stderr=log)
+        flags = ["--resume", str(out)] if (out / "config.json").exists() else [
+            "--model", model, "--data", *data, "--out", str(out), "--stages", *stages, "--seed", str(seed), "--seq_len",
+            str(args.seq_len), "--eval_bytes", str(args.eval_bytes), "--batch_tokens", str(args.batch_tokens),
+            "--lora_rank", str(args.lora_rank)]
+        done = subprocess.run([sys.executable, "train.py", *flags], stdout=log, stderr=log)
     if done.returncode:
         raise cli.UserError(f"train.py stopped; {out}.log says why")
 

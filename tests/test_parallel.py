@@ -142,6 +142,38 @@ cli.run(train.main)
     close(alone, run)
 
 
+def test_a_run_of_one_resumes_on_two_without_being_told_how(world, tmp_path):
+    """Windows of a pass that were derived, or asked for, on one process need not suit two."""
+    for more in ([], ["--micro_batch", "4"]):
+        run = tmp_path / f"run{len(more)}"
+        argv = flags(world, run, "odd:640:1e-3", "full:640:1e-3")
+        i = argv.index("--micro_batch")
+        train.main(argv[:i] + argv[i + 2:] + more)
+        for folder in (run / "model", *run.glob("stages/2-*")):
+            shutil.rmtree(folder)
+        out = torchrun(2, ["--resume", str(run)])
+        assert out.returncode == 0 and (run / "model").exists(), out.stderr
+
+
+def test_the_cause_of_a_non_finite_loss_is_found_on_any_process(world, tmp_path):
+    folder = tmp_path / "broken"
+    shutil.copytree(world / "model", folder)
+    llama = model.load(folder)
+    llama.model.norm.weight.data[0] = torch.inf
+    model.save(llama, folder)
+    argv = flags(world, tmp_path / "run", "odd:640:1e-3")
+    argv[argv.index("--model") + 1] = str(folder)
+    out = torchrun(2, argv)
+    assert out.returncode != 0 and "the cause is a window of" in out.stderr
+    assert out.stderr.count("the cause is") == 1  # one process speaks
+
+
+def test_more_processes_than_torchrun_started(world, tmp_path, refused, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    refused(train, flags(world, tmp_path / "run", "embed:400:1e-3"), "torchrun")
+
+
 def test_the_batch_must_divide_among_the_processes(world, tmp_path, refused, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     refused(train, flags(world, tmp_path / "run", "embed:400:1e-3"), "a multiple of --micro_batch 2 times 3 processes")
