@@ -51,7 +51,7 @@ import torch
 import kernels
 import model
 from cli import UserError
-from kernels.linear_cross_entropy import CHUNK_BYTES
+from kernels.linear_cross_entropy import chunk_budget
 
 MASTER = {"adamw": torch.float32, "adamw_bf16": torch.bfloat16}  # type of a trained weight, its gradient and moments
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
@@ -212,9 +212,7 @@ def activations(config: model.Config, what: str, lora_rank: int, step: Step) -> 
             again = max(again, attention + feed_forward - kept[step.recompute]
                         + (3 - freed) * N * config.intermediate_size * s)
         below = below or any(trained for _, _, trained in matrices)
-    budget = CHUNK_BYTES[step.device]
-    if step.device == "cuda" and head_trained:
-        budget = max(budget, 2 * head)
+    budget = chunk_budget(step.device, V, D, s, head_trained)
     wide = 4 if step.device == "cpu" and s < 4 else 0
     chunk, beside = min(budget // (s + wide), N * V), 0                     # logits; what a CPU holds beside them:
     if step.device == "cpu" and s < 4:

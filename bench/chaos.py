@@ -40,6 +40,7 @@ def difference(run: Path, other: Path) -> str:
 
 
 def main() -> None:
+    """Deal the kills, finish the last run, compare."""
     parser = cli.Parser(description=__doc__, prog="bench/chaos.py")
     flag = parser.add_argument
     flag("--model", default="out/grown", help="model directory to start from")

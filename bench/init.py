@@ -16,6 +16,7 @@ import init
 
 
 def main() -> None:
+    """Run the probe once a seed; print mean and spread."""
     parser = cli.Parser(description=__doc__, prog="bench/init.py")
     flag = parser.add_argument
     flag("--model", required=True, help="the base's model directory")

@@ -325,6 +325,7 @@ def loss_on_cpu(tokens: int, runs: int = 5) -> list[dict]:
 
 
 def main() -> None:
+    """Compile, or time, and write down what came out."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--compile-only", action="store_true", help="compile for sm_75, sm_80 and sm_90; needs no GPU")
     p.add_argument("--json", action="store_true", help="with --compile-only: print the rows as one line of JSON")

@@ -161,6 +161,7 @@ def one(shape: str, vocabulary: int, stage: str, args) -> list[dict]:
 
 
 def main() -> None:
+    """Time every shape, vocabulary and stage."""
     parser = cli.Parser(description=__doc__, prog="bench/train_step.py")
     flag = parser.add_argument
     flag("--shapes", nargs="+", default=None, choices=list(SHAPES), help="default: base-en on a CPU, 1.1B on a GPU")

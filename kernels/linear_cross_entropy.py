@@ -105,6 +105,13 @@ def _accumulate(total: torch.Tensor, dz: torch.Tensor, h: torch.Tensor) -> None:
         total += torch.mm(dz.t(), h)
 
 
+def chunk_budget(device: str, classes: int, width: int, itemsize: int, need_weight: bool) -> int:
+    """Bytes of logits alive at once where the caller does not say: CHUNK_BYTES, and at least CHUNK_ROWS rows. On a GPU
+    adding to a large dW wants fewer and larger chunks: at least half of dW's size. plan.py counts with it too."""
+    budget = max(CHUNK_BYTES[device], CHUNK_ROWS * classes * itemsize)
+    return max(budget, 2 * classes * width) if device == "cuda" and need_weight else budget
+
+
 def loss_and_gradients(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk_bytes: int,
                        need_hidden: bool, need_weight: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """hidden (N, D), weight (V, D), targets (N,) → loss, dloss/dhidden (N, D), dloss/dweight (V, D) in float32 or
@@ -168,7 +175,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
                          chunk_bytes: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed cross-entropy of `hidden @ weight.T`, holding at most `chunk_bytes` of logits (None: CHUNK_BYTES).
+    """Summed cross-entropy of `hidden @ weight.T`, holding at most `chunk_bytes` of logits (None: chunk_budget).
 
     hidden (N, D), weight (V, D; cast to hidden's dtype for the products), targets (N,) int64, -100 = ignored →
     (loss in nats, a float32 or float64 scalar; number of targets counted). A frozen weight costs no gradient.
@@ -177,8 +184,6 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
             ("targets' shape", targets.shape, hidden.shape[:1]))
     need_hidden, need_weight = (torch.is_grad_enabled() and x.requires_grad for x in (hidden, weight))
     if chunk_bytes is None:
-        chunk_bytes = max(CHUNK_BYTES["cuda" if hidden.is_cuda else "cpu"], CHUNK_ROWS * len(weight) * hidden.itemsize)
-        if hidden.is_cuda and need_weight:
-            chunk_bytes = max(chunk_bytes, 2 * weight.numel())  # adding to a large dW wants fewer and larger chunks
+        chunk_bytes = chunk_budget("cuda" if hidden.is_cuda else "cpu", *weight.shape, hidden.itemsize, need_weight)
     loss = _LinearCrossEntropy.apply(hidden, weight, targets, chunk_bytes, need_hidden, need_weight)
     return loss, (targets != IGNORE).sum()
