@@ -58,8 +58,10 @@ class StopSignal:
 
 @contextlib.contextmanager
 def lock(run: Path):
-    """`with lock(run):` holds RUN for this process; UserError if another one trains there. A kill lets go of it too."""
-    with open(run / ".lock", "w") as file:
+    """`with lock(run):` makes RUN and holds it; UserError if someone else trains there. A kill lets go of it too."""
+    def take():
+        run.mkdir(parents=True, exist_ok=True)
+        file = open(run / ".lock", "w")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -68,6 +70,9 @@ def lock(run: Path):
             print(f"warning: cannot lock {run} ({error.strerror}); see that no one else trains there", file=sys.stderr)
         for leftover in run.glob("*/.*.partial"):  # of a process that was killed while it wrote; tens of GB, perhaps
             shutil.rmtree(leftover)
+        return file
+
+    with parallel.first(take) or contextlib.nullcontext():
         yield
 
 
@@ -89,13 +94,18 @@ def save(run: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer, co
     folder = run / "checkpoints" / f"{counters['stage']:02d}-{counters['step']:08d}"
     parameters, moments = get_state_dict(llama, optimizer, options=TRAINED_ONLY)
     try:
-        with new_folder(folder) if parallel.rank() == 0 else contextlib.nullcontext() as temporary:
+        with contextlib.ExitStack() as writing:
+            temporary = parallel.first(lambda: writing.enter_context(new_folder(folder)))
             temporary = parallel.broadcast(temporary)
             dcp.save({"parameters": parameters, "optimizer": moments}, checkpoint_id=temporary,
                      no_dist=parallel.size() == 1)
-            if parallel.rank() == 0:
+
+            def seal():
                 hashes = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
                 write_json(temporary / "counters.json", {**counters, "files": hashes})
+                writing.close()  # renames it
+
+            parallel.first(seal)
     except (OSError, CheckpointException) as error:  # the latter hides the system's own words behind torch's
         reason = str(error).strip().split("\n")[-1]
         raise UserError(f"cannot write checkpoint {folder}; is the disk full? ({reason}) The ones before it are whole, "
@@ -106,14 +116,16 @@ def save(run: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer, co
     return folder
 
 
-def find(run: Path) -> list[Path]:
-    """The checkpoints of a run, newest first: by stage and step, not by the clock."""
-    return sorted((p for p in (run / "checkpoints").glob("[0-9]*-[0-9]*") if p.is_dir()), reverse=True)
+def find(run: Path, stage: int | None = None) -> list[Path]:
+    """The checkpoints of a run, or of one stage, newest first: by stage and step, not by the clock."""
+    name = "[0-9]*-[0-9]*" if stage is None else f"{stage:02d}-[0-9]*"
+    return sorted((p for p in (run / "checkpoints").glob(name) if p.is_dir()), reverse=True)
 
 
-def newest(run: Path) -> tuple[Path, dict] | None:
-    """The newest whole checkpoint and its counters, or None. A broken one is passed over with a warning."""
-    for folder in find(run):
+def newest(run: Path, stage: int | None = None) -> tuple[Path, dict] | None:
+    """The newest whole checkpoint, of one stage if it is given, and its counters; or None. A broken one is passed over
+    with a warning."""
+    for folder in find(run, stage):
         problem = None
         try:
             counters = read_json(folder / "counters.json")

@@ -66,21 +66,31 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main) -> None:
-    """Call `main()`; turn a UserError, or what the machine refuses, into one line on stderr and exit status 2."""
+    """Call `main()` and leave; a UserError, or what the machine refuses, is one line on stderr and exit status 2."""
+    status = 0
     try:
         main()
+    except SystemExit as leaving:
+        status = leaving.code or 0
     except UserError as error:
         if os.environ.get("RANK", "0") == "0" or error.of_one_process:  # torchrun's processes would all say it
             print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)
+        status = 2
     except BrokenPipeError:  # `... | head` closed our stdout; Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        status = 1
     except OSError as error:
         if error.errno not in FROM_OUTSIDE:
             raise
         print(f"{Path(sys.argv[0]).name}: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
-        sys.exit(2)
+        status = 2
+    distributed = sys.modules.get("torch.distributed")
+    if distributed and distributed.is_initialized():
+        # Past Python's own way out, on which a thread of gloo's that still holds a tensor would abort the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -355,7 +355,12 @@ def main(argv: list[str] | None = None) -> None:
         raise cli.UserError("--answer_only leaves the context out, and --shots are part of it; choose one")
     if args.out and args.out.is_dir():
         raise cli.UserError(f"--out {args.out} is a folder; name a file in it")
-    parallel.start(args.device)
+    with parallel.together(args.device):
+        score(args)
+
+
+def score(args) -> None:
+    """Read the tasks and the model, score, print, and write --out."""
     if parallel.rank():
         sys.stdout = open(os.devnull, "w")      # one process talks
     settings, tasks = cli.settings(args), {}

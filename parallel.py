@@ -12,7 +12,7 @@ A single process is not sharded: gathering from oneself costs copies and brings 
 """
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
@@ -35,23 +35,43 @@ def size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def start(device: str) -> None:
-    """Meet the other processes, if torchrun started several; choose this one's GPU."""
+@contextlib.contextmanager
+def together(device: str):
+    """`with together(device):` meet the other processes, if torchrun started several; choose this one's GPU; leave
+    together. A communication that fails becomes one line: PyTorch's error is about sockets, not the run."""
     own = int(os.environ.get("LOCAL_RANK", 0))
     if device == "cuda" and own >= torch.cuda.device_count():
         raise UserError(f"more processes than the {torch.cuda.device_count()} GPUs of this machine; start one for each")
     if device == "cuda":
         torch.cuda.set_device(own)
-    if size() > 1 and not dist.is_initialized():
-        if "MASTER_ADDR" not in os.environ:
-            raise UserError(f"WORLD_SIZE is {size()} but MASTER_ADDR is not set; start several processes with torchrun")
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    if size() > 1 and "MASTER_ADDR" not in os.environ:
+        raise UserError(f"WORLD_SIZE is {size()} but MASTER_ADDR is not set; start several processes with torchrun")
+    try:
+        if size() > 1:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+        yield
+        if size() > 1:
+            broadcast(None)  # who leaves early would look like one that died; then cli.run ends this process
+    except RuntimeError as error:
+        words = ("connection", "socket", "timed out", "nccl", "gloo")
+        if size() == 1 or not any(word in str(error).lower() for word in words):
+            raise
+        raise Lost(f"process {rank()}: another process of this run is gone; every checkpoint before is whole, and "
+                   f"train.py --resume goes on from the newest ({str(error).strip().splitlines()[0][:200]})") from None
 
 
-def stop() -> None:
-    """Part from the other processes, at the end of a program."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def first(work: Callable):
+    """What work() returns, in the first process; None in the others, which wait for it. If it fails there, all stop,
+    and the first process alone says why."""
+    value = failed = None
+    if rank() == 0:
+        try:
+            value = work()
+        except BaseException as error:  # whatever it is, the others must not wait for ever
+            failed = error
+    if broadcast(failed is not None):
+        raise failed or UserError("the first process says why")
+    return value
 
 
 def total(*values: float) -> list[float]:
@@ -78,19 +98,6 @@ def gather(values: Iterable) -> list:
     if size() > 1:
         dist.all_gather_object(lists, mine)
     return [value for values in lists for value in values]
-
-
-@contextlib.contextmanager
-def watching():
-    """`with watching():` a failed communication becomes one line: PyTorch's error is about sockets, not the run."""
-    try:
-        yield
-    except RuntimeError as error:
-        words = ("connection", "socket", "timed out", "nccl", "gloo")
-        if size() == 1 or not any(word in str(error).lower() for word in words):
-            raise
-        raise Lost(f"process {rank()}: another process of this run is gone; every checkpoint before is whole, and "
-                   f"train.py --resume goes on from the newest ({str(error).strip().splitlines()[0][:200]})") from None
 
 
 def shard(llama, compute_dtype: torch.dtype) -> None:

@@ -3,11 +3,14 @@
     load_stage   the start directory, with what the stage trains in the optimizer's type and the rest frozen, sharded if
                  there are several processes
     finish       the stage's own directory: trained weights gathered, a LoRA merged, frozen weights as they were
+    publish      RUN/model, when all stages are done
 
 Between the two stands train.py's loop. What a stage trains is said in plan.py; what survives a power cut within one, in
 checkpoint.py.
 """
 import argparse
+import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -66,25 +69,46 @@ def make_optimizer(llama: model.Llama, args: argparse.Namespace) -> torch.optim.
 def finish(llama: model.Llama, stage: plan.Stage, start: Path, folder: Path, args: argparse.Namespace, state: dict):
     """Write a stage's model directory. Frozen weights come from the start directory, not from their copies in the
     compute type, so that they pass through every stage unchanged; a LoRA is added to them in float32, rounded once."""
-    main = parallel.rank() == 0
-    if main:
+    def open_start():
         whole = model.load(start, dtype=getattr(torch, llama.config.dtype))
         if "lora" in stage.parts:
             model.add_lora(whole, args.lora_rank, args.lora_alpha)
-        places = dict(whole.named_parameters())
-    with torch.no_grad():
-        for name, p in llama.named_parameters():
-            gathered = parallel.whole(p) if p.requires_grad else None  # all take part, the first process keeps it
-            if main and p.requires_grad:
-                old = llama.config.base_vocab_size if "new_rows" in stage.parts and name in plan.TABLES else 0
-                places[name][old:] = gathered[old:]  # new_rows: what it does not train does not even pass through it
-    if main:
+        return whole
+
+    def write():
         model.merge_lora(whole)
         with cli.new_folder(folder) as temporary:
             model.save(whole, temporary)
             tokenizer.save(start / "tokenizer.model", temporary)
             cli.write_json(temporary / "training_state.json", state)
-    parallel.broadcast(None)  # nobody goes on before it is there
+
+    whole = parallel.first(open_start)
+    places = dict(whole.named_parameters()) if whole else {}
+    with torch.no_grad():
+        for name, p in llama.named_parameters():
+            gathered = parallel.whole(p) if p.requires_grad else None  # all take part, the first process keeps it
+            if places and p.requires_grad:
+                old = llama.config.base_vocab_size if "new_rows" in stage.parts and name in plan.TABLES else 0
+                places[name][old:] = gathered[old:]  # new_rows: what it does not train does not even pass through it
+    parallel.first(write)
+
+
+def link(source: str, target: str) -> None:
+    """The same file under a second name; a copy on a file system that has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def publish(start: Path, run: Path) -> None:
+    """RUN/model: the last stage's directory, under a name that does not depend on it."""
+    def write():
+        with cli.new_folder(run / "model") as temporary:
+            shutil.copytree(start, temporary, copy_function=link, dirs_exist_ok=True)
+            (temporary / "training_state.json").unlink()
+
+    parallel.first(write)
 
 
 def begin(args: argparse.Namespace, run: Path) -> Path:
@@ -92,7 +116,10 @@ def begin(args: argparse.Namespace, run: Path) -> Path:
     if not args.config:
         return Path(args.model)
     start = run / "stages" / "0-random"
-    if parallel.rank() == 0 and not (start.exists() and args.resume):
+
+    def write():
+        if args.resume and start.exists():
+            return
         config, pieces = model.Config.read(args.config), tokenizer.load(args.tokenizer).get_piece_size()
         if pieces > config.vocab_size:
             raise UserError(f"{args.tokenizer} has {pieces} pieces, more than {args.config}'s vocab_size")
@@ -102,4 +129,6 @@ def begin(args: argparse.Namespace, run: Path) -> Path:
         with cli.new_folder(start) as temporary:
             model.save(llama, temporary)
             tokenizer.save(args.tokenizer, temporary)
+
+    parallel.first(write)
     return start

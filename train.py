@@ -17,15 +17,14 @@ RUN holds config.json (the settings), metrics.jsonl (a line a step), checkpoints
 The arithmetic of stages is in plan.py, what survives a power cut in checkpoint.py, the order of the data in data.py.
 """
 import argparse
-import contextlib
 import gc
 import json
 import math
 import os
 import resource
-import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -40,7 +39,7 @@ import parallel
 import plan
 import tokenizer
 from cli import UserError
-from stage import begin, finish, load_stage, make_optimizer, mask_old_rows
+from stage import begin, finish, load_stage, make_optimizer, mask_old_rows, publish
 
 PROMPTS = ("대한민국의 수도는", "The capital of Korea is")  # the first: "the capital of the Republic of Korea is"
 NOT_SAVED = ("resume", "plan", "world_size", "out")  # everything else is in RUN/config.json
@@ -99,7 +98,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         saved = cli.read_json(Path(args.resume) / "config.json")
         if not isinstance(saved, dict) or set(saved) != set(vars(args)) - set(NOT_SAVED):
             raise UserError(f"{args.resume}/config.json does not hold the settings of a run; is it a run folder?")
-        args = argparse.Namespace(**saved, resume=args.resume, plan=False, world_size=0, out=args.resume)
+        words = [[f"--{name}", *map(str, value if isinstance(value, list) else [value] * (value is not True))]
+                 for name, value in saved.items() if value is not None and value is not False]
+        args = p.parse_args(sum(words, []), argparse.Namespace(resume=args.resume, out=args.resume))  # checked as flags
         cli.set_device(args)
         return args
     if args.config and args.model or args.tokenizer and not args.config:
@@ -222,6 +223,20 @@ def say(line: str) -> None:
         tqdm.write(line)
 
 
+def batches(loader: data.Loader, n: int, windows: int, device: str) -> Iterator[tuple]:
+    """The next n batches, each made ready while the device works on the one before: this process's rows on the device,
+    the source of each, the tokens to predict in the whole batch (known before its first backward), and the loader's
+    state after it, for a checkpoint."""
+    share = windows // parallel.size()
+    mine = slice(parallel.rank() * share, (parallel.rank() + 1) * share)
+    for _ in range(n):
+        rows, origin = loader.next(windows, mine)                                   # (share, seq_len + 1)
+        count = max(1, parallel.total((rows[:, 1:] < data.GIVEN).sum())[0])
+        rows = torch.from_numpy(rows)
+        rows = rows.pin_memory().to(device, non_blocking=True) if device == "cuda" else rows
+        yield rows, origin, count, loader.state_dict()
+
+
 def blame(llama, rows: torch.Tensor, origin, names: list[str]) -> str:
     """The source of the first window of a batch whose own loss is not finite; said when a run is stopped for it."""
     with torch.no_grad():
@@ -244,13 +259,11 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
     optimizer = make_optimizer(llama, args)
     steps = max(1, round(stage.tokens / args.batch_tokens))
     windows, names, metrics = args.batch_tokens // args.seq_len, list(shards), run / "metrics.jsonl"
-    share = windows // parallel.size()
-    mine = slice(parallel.rank() * share, (parallel.rank() + 1) * share)            # of every batch
     flops = [plan.flops_per_token(llama.config, stage.what, args.lora_rank, args.seq_len, recompute)
              for recompute in ("none", llama.recompute)]
     peak = plan.matmul_rate(args.device, getattr(torch, args.dtype)) * parallel.size()
-    found, first = parallel.broadcast(checkpoint.newest(run) if args.resume and parallel.rank() == 0 else None), 0
-    if found and found[1]["stage"] == number:
+    found, first = parallel.broadcast(parallel.first(lambda: args.resume and checkpoint.newest(run, number))), 0
+    if found:
         folder, counters = found
         checkpoint.load(folder, llama, optimizer)
         loader.load_state_dict(counters["loader"])
@@ -259,8 +272,7 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
         loader.schedule.begin(steps * windows)
     if first:
         say(f"going on from {folder}")
-    if parallel.rank() == 0:
-        checkpoint.rewind_metrics(metrics, number, first if first else -1)
+    parallel.first(lambda: checkpoint.rewind_metrics(metrics, number, first if first else -1))
 
     def log(record: dict) -> None:
         if parallel.rank() == 0:
@@ -271,14 +283,14 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
         validate(llama, shards, sp, args, number, 0, before, log)
     bar = tqdm(range(first, steps), f"{number}-{stage.what}", steps, initial=first, unit="step", mininterval=1,
                disable=parallel.rank() > 0)
+    upcoming = batches(loader, steps - first, windows, args.device)
+    batch = next(upcoming)
     for step in bar:
         began = time.perf_counter()
+        rows, origin, count, position = batch
         lr = learning_rate(step, steps, stage.peak_lr, args)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        rows, origin = loader.next(windows, mine)                                   # (share, seq_len + 1)
-        count = max(1, parallel.total((rows[:, 1:] < data.GIVEN).sum())[0])         # known before the first backward
-        rows = torch.from_numpy(rows).to(args.device)
         total = torch.zeros((), device=args.device)
         for micro in rows.split(micro_batch(args)):
             loss, _ = llama(*data.split(micro))
@@ -288,8 +300,9 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
             mask_old_rows(llama)
         norm = torch.nn.utils.clip_grad_norm_([p for p in llama.parameters() if p.requires_grad],
                                               args.clip or math.inf)
-        grad_norm = parallel.whole(norm).item()                                     # the step's one synchronisation
-        mean_loss = parallel.total(total.item())[0] / count
+        batch = next(upcoming, None)
+        mean_loss, grad_norm = torch.stack((total, parallel.whole(norm).float())).tolist()  # the step's one wait
+        mean_loss, stopping = parallel.total(mean_loss / count, stop.asked)  # a signal may reach one process only
         if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
             bar.close()
             raise UserError(f"stage {number} step {step + 1}: loss {mean_loss}, gradient norm {grad_norm}; the cause "
@@ -308,9 +321,8 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
         bar.set_postfix_str(f"loss {mean_loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
         if args.eval_every and done % args.eval_every == 0 and done < steps:
             validate(llama, shards, sp, args, number, done, tokens, log)
-        stopping = parallel.total(stop.asked)[0]  # a signal does not reach all processes in the same step
         if done < steps and (stopping or done % args.save_every == 0):
-            state = {"stage": number, "step": done, "tokens": tokens, "loader": loader.state_dict()}
+            state = {"stage": number, "step": done, "tokens": tokens, "loader": position}
             checkpoint.save(run, llama, optimizer, state, args.keep)
         if stopping and done < steps:
             say(f"\nstopped after stage {number} step {done}; go on with: train.py --resume {run}")
@@ -322,21 +334,13 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
     return tokens
 
 
-def link(source: str, target: str) -> None:
-    """The same file under a second name; a copy on a file system that has no hard links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Parse, check everything that can be checked before the first step, then train stage after stage."""
     args = parse(argv)
     stages = [plan.parse_stage(text) for text in args.stages]
     config = model.Config.read(args.config or args.model)
     derive(args, config)
-    settings, first = cli.settings(args), parallel.rank() == 0
+    settings = cli.settings(args)
     say(plan.table(config, stages, args.lora_rank, args.seq_len, getattr(torch, args.dtype), args.optimizer,
                    micro_batch=micro_batch(args), world_size=processes(args), recompute=args.checkpoint,
                    device=args.device, accumulation=args.batch_tokens // (args.seq_len * micro_batch(args)
@@ -360,17 +364,17 @@ def main(argv: list[str] | None = None) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it before it promises anything
         torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
     torch.use_deterministic_algorithms(args.deterministic)
-    parallel.start(args.device)
-    run.mkdir(parents=True, exist_ok=True)
     loader = data.Loader(list(shards.values()), weights, args.seq_len, args.seed, args.order == "as_packed")
     tokens = 0
-    with (checkpoint.lock(run) if first else contextlib.nullcontext(), checkpoint.StopSignal() as stop,
-          parallel.watching()):
+    with parallel.together(args.device), checkpoint.lock(run), checkpoint.StopSignal() as stop:
         start = begin(args, run)
-        if first:
+
+        def note():
             inputs = [source.folder / "index.json" for source in shards.values()] + sorted(start.glob("*.safetensors"))
             checkpoint.check_inputs(run, inputs, resumed=bool(args.resume))
             cli.write_json(run / "config.json", {k: v for k, v in settings.items() if k not in NOT_SAVED})
+
+        parallel.first(note)
         for number, stage in enumerate(stages, 1):
             folder = run / "stages" / f"{number}-{stage.what}"
             if parallel.broadcast(folder.exists()):  # finished before this run was stopped
@@ -382,11 +386,7 @@ def main(argv: list[str] | None = None) -> None:
             start = folder
             if parallel.total(stop.asked)[0] and number < len(stages):
                 return say(f"stopped after stage {number}; go on with: train.py --resume {run}")
-        if first:
-            with cli.new_folder(run / "model") as temporary:  # the last stage, under a name that does not depend on it
-                shutil.copytree(start, temporary, copy_function=link, dirs_exist_ok=True)
-                (temporary / "training_state.json").unlink()
-    parallel.stop()
+        publish(start, run)
     say(f"{tokens:,} tokens trained; the model is in {run / 'model'}")
 
 

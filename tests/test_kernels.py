@@ -646,7 +646,8 @@ def sharded(rank: int, file: str, out: str) -> None:
         optimizer.step()
     gathered = {"loss": total, "weight": head.weight.grad.full_tensor(), "adamw": layer.weight.detach().full_tensor()}
     torch.save({**gathered, "states": states.grad}, f"{out}/{rank}.pt")
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # as cli.run leaves: on Python's own way out a thread of gloo's may abort the process
 
 
 def test_a_sharded_head_and_a_sharded_optimizer(tmp_path):
