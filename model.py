@@ -110,13 +110,15 @@ class Attention(nn.Module):
         k = self.k_proj(x).view(B, T, self.groups, self.width).transpose(1, 2)      # (B, K, T, E)
         v = self.v_proj(x).view(B, T, self.groups, self.width).transpose(1, 2)      # (B, K, T, E)
         q, k = kernels.rope(q, k, cos, sin)
-        mask = None
-        if cache is not None:
+        if cache is None:
+            y = kernels.attention(q, k, v)                                          # (B, H, T, E)
+        else:
             k, v = cache.extend(self.layer, k, v)
+            mask = None
             if T > 1 and cache.used:  # new position i sees the cached ones and the new ones up to itself
                 mask = torch.ones(T, k.shape[2], dtype=torch.bool, device=x.device).tril(cache.used)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
-                                           enable_gqa=self.heads != self.groups)    # (B, H, T, E)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
+                                               enable_gqa=self.heads != self.groups)
         y = y.transpose(1, 2).reshape(B, T, -1)
         return self.o_proj(y if keep is None else y[keep])                          # (B, T, D), or (N, D)
 

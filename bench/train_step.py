@@ -3,14 +3,16 @@
     python bench/train_step.py --device cpu                          # base-en's body, vocabularies of 14k and 49k
     python bench/train_step.py --shapes 1.1B 8B 10.7B --stages embed odd lora full    # on a GPU
 
-Every contender has the same weights, batch, dtype, threads, attention (PyTorch's SDPA) and fused AdamW, and takes turns
-with the others; all are in memory at once, so give `--against` nothing for a peak at 10.7B. transformers is given
-labels, as its own trainer does; Liger patches it where installed. "sharded" is nanowhale under FSDP in one process:
+Every contender has the same shapes, batch, dtype, threads and fused AdamW, a process of its own, and takes turns with
+the others; all are in memory at once, so give `--against` nothing for 10.7B. transformers has SDPA and is given labels,
+as its own trainer does; Liger patches it where installed. "sharded" is nanowhale under FSDP in one process:
 what parallel.py avoids. Utilisation is FLOPs by plan.py over what a large matrix product reached in the same run: of
 the model (mfu), and of what was executed, recomputation included (hfu).
 """
 import argparse
 import math
+import multiprocessing
+import os
 import sys
 import time
 
@@ -36,7 +38,7 @@ SHAPES = {
 
 
 def ours(config: model.Config, stage: str, args, shard: bool = False):
-    """nanowhale's step: (function that makes one, the model)."""
+    """nanowhale's step."""
     dtype, master = getattr(torch, args.dtype), plan.MASTER[args.optimizer]
     with torch.device("meta"):
         llama = model.Llama(config)
@@ -57,7 +59,7 @@ def ours(config: model.Config, stage: str, args, shard: bool = False):
         for p in llama.parameters():
             parallel.local(p).normal_(std=0.02) if p.dim() > 1 else parallel.local(p).fill_(1)
     llama.compute_dtype, llama.recompute = dtype, args.checkpoint
-    return step_of(llama, lambda x, y: llama(x, y)[0], args), llama
+    return step_of(llama, lambda x, y: llama(x, y)[0], args)
 
 
 def theirs(config: model.Config, stage: str, args, liger: bool = False):
@@ -78,7 +80,7 @@ def theirs(config: model.Config, stage: str, args, liger: bool = False):
     def loss(x, y):
         with torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
             return llama(input_ids=x, labels=x).loss * y.numel()
-    return step_of(llama, loss, args), llama
+    return step_of(llama, loss, args)
 
 
 def step_of(llama, loss, args):
@@ -124,39 +126,64 @@ def parts(step, args) -> dict[str, float]:
     return {kind: used / max(1, sum(spent.values())) for kind, used in sorted(spent.items(), key=lambda x: -x[1])}
 
 
+def serve(who: str, shape: str, vocabulary: int, stage: str, args, asked) -> None:
+    """A contender's process: makes its step, and answers "seconds", "parts" and "peak" until it is told to stop."""
+    torch.set_num_threads(args.threads)
+    config = model.Config(vocab_size=vocabulary, **SHAPES[shape])
+    if "sharded" in who:
+        kind = "cpu:gloo,cuda:nccl" if args.device == "cuda" else "gloo"
+        torch.distributed.init_process_group(kind, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    if "nanowhale" in who:
+        cli.set_device(args)  # as train.py does
+        kernels.use("auto", args.device)
+        step = ours(config, stage, args, shard="sharded" in who)
+    else:
+        step = theirs(config, stage, args, liger="liger" in who)
+    for _ in range(2):
+        step()
+    asked.send("ready")
+    while (question := asked.recv()) != "stop":
+        asked.send(parts(step, args) if question == "parts" else seconds(step, args) if question == "seconds"
+                   else torch.cuda.max_memory_allocated() / 1e9)
+    os._exit(0)
+
+
 def one(shape: str, vocabulary: int, stage: str, args) -> list[dict]:
     """The rows of one shape, vocabulary and stage."""
-    config = model.Config(vocab_size=vocabulary, **SHAPES[shape])
-    entrants = {"nanowhale": ours(config, stage, args)}
-    for name, make in (("transformers", lambda: theirs(config, stage, args)),
-                       ("transformers + liger", lambda: theirs(config, stage, args, liger=True)),
-                       ("nanowhale, sharded", lambda: ours(config, stage, args, shard=True))):
-        if name in args.against and not ("transformers" in name and stage == "lora"):  # it has no LoRA of its own
-            try:
-                entrants[name] = make()
-            except ImportError as error:
-                print(f"left out: {name} ({error})")
-    for step, _ in entrants.values():
-        for _ in range(2):
-            step()
-    calls = {name: lambda s=step: seconds(s, args) for name, (step, _) in entrants.items()}
-    times = measure.interleaved(calls, args.runs)
+    config, entrants = model.Config(vocab_size=vocabulary, **SHAPES[shape]), {}
+    for who in ("nanowhale", *args.against):
+        if "transformers" in who and stage == "lora":  # it has no LoRA of its own
+            continue
+        entrants[who], theirs_end = multiprocessing.Pipe()
+        multiprocessing.Process(target=serve, args=(who, shape, vocabulary, stage, args, theirs_end)).start()
+        theirs_end.close()
+        try:
+            entrants[who].recv()  # ready, before the next one begins
+        except EOFError:
+            print(f"left out: {who}, which ended with an error")
+            del entrants[who]
+
+    def ask(who: str, question: str):
+        entrants[who].send(question)
+        return entrants[who].recv()
+
+    times = measure.interleaved({who: lambda who=who: ask(who, "seconds") for who in entrants}, args.runs)
     rate = plan.matmul_rate(args.device, getattr(torch, args.dtype))
     executed = [plan.flops_per_token(config, stage, config.hidden_size // 32, args.seq_len, r)
                 for r in ("none", args.checkpoint)]
     rows, tokens = [], args.batch * args.seq_len
-    for name, (step, _) in entrants.items():
-        median, low, high = measure.quantiles(times[name])
-        faster = [b / a for a, b in zip(times["nanowhale"], times[name], strict=True)]
-        row = {"shape": shape, "vocabulary": vocabulary, "stage": stage, "who": name,
+    for who in entrants:
+        median, low, high = measure.quantiles(times[who])
+        faster = [b / a for a, b in zip(times["nanowhale"], times[who], strict=True)]
+        row = {"shape": shape, "vocabulary": vocabulary, "stage": stage, "who": who,
                "tokens a second": tokens / median, "20 %": tokens / high, "80 %": tokens / low,
                "nanowhale is faster by": measure.quantiles(faster)[0],
                "mfu": executed[0] * tokens / median / rate, "hfu": executed[1] * tokens / median / rate}
         if args.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            step()
-            row["peak GB"] = torch.cuda.max_memory_allocated() / 1e9
-        rows.append(row | {"time": ", ".join(f"{k} {v:.0%}" for k, v in parts(step, args).items())})
+            row["peak GB"] = ask(who, "peak")
+        rows.append(row | {"time": ", ".join(f"{k} {v:.0%}" for k, v in ask(who, "parts").items())})
+    for pipe in entrants.values():
+        pipe.send("stop")
     return rows
 
 
@@ -179,10 +206,8 @@ def main() -> None:
     cli.add_device(parser)
     args: argparse.Namespace = parser.parse_args()
     cli.set_device(args)
-    kernels.use("auto", args.device)
-    if "nanowhale, sharded" in args.against:
-        kind = "cpu:gloo,cuda:nccl" if args.device == "cuda" else "gloo"
-        torch.distributed.init_process_group(kind, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    args.threads = torch.get_num_threads()
+    multiprocessing.set_start_method("spawn")
     shapes = args.shapes or ["base-en" if args.device == "cpu" else "1.1B"]
     rows = [row for shape in shapes for vocabulary in args.vocabularies for stage in args.stages
             for row in one(shape, vocabulary, stage, args)]

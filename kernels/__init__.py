@@ -1,4 +1,4 @@
-"""The operations in which a training step spends its time outside matrix products and attention.
+"""The operations in which a training step spends its time.
 
 One file an operation, each a lesson: the mathematics, the memory traffic that fusing saves, `*_reference` (the few
 PyTorch lines that *define* it, against which everything faster is tested), Triton forward and backward, and the
@@ -6,6 +6,7 @@ autograd function. Each is registered with PyTorch, so that torch.compile keeps 
 below and never asks which implementation runs: launch.py decides that, once (train.py's --kernels).
 
     linear(x, weight)                             linear.py: which library multiplies
+    attention(q, k, v)                            attention.py: which library attends
     rms_norm(x, weight, eps)                      rms_norm.py
     add_rms_norm(x, residual, weight, eps)        rms_norm.py: the addition in front of a norm, and the norm
     swiglu(gate, up)                              swiglu.py
@@ -14,6 +15,7 @@ below and never asks which implementation runs: launch.py decides that, once (tr
     AdamW(groups, seed)                           adamw.py: weights and moments in bfloat16, stochastic rounding
 """
 from kernels.adamw import AdamW
+from kernels.attention import attention, attention_reference
 from kernels.launch import IMPLEMENTATIONS, use
 from kernels.linear import linear, linear_reference
 from kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
@@ -21,6 +23,6 @@ from kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms
 from kernels.rope import rope, rope_reference
 from kernels.swiglu import swiglu, swiglu_reference
 
-__all__ = ["linear", "rms_norm", "add_rms_norm", "swiglu", "rope", "linear_cross_entropy", "AdamW", "linear_reference",
-           "rms_norm_reference", "add_rms_norm_reference", "swiglu_reference", "rope_reference",
-           "linear_cross_entropy_reference", "use", "IMPLEMENTATIONS"]
+__all__ = ["linear", "attention", "rms_norm", "add_rms_norm", "swiglu", "rope", "linear_cross_entropy", "AdamW",
+           "linear_reference", "attention_reference", "rms_norm_reference", "add_rms_norm_reference",
+           "swiglu_reference", "rope_reference", "linear_cross_entropy_reference", "use", "IMPLEMENTATIONS"]

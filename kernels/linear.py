@@ -33,9 +33,13 @@ def suits(x: torch.Tensor) -> bool:
             and x.shape[-1] > 0 and x.numel() >= FEWEST_ROWS * x.shape[-1])
 
 
-def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """A Bᵀ through oneDNN, in float32 proper. a (..., K), b (M, K) → (..., M)."""
-    return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+def product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None,
+            times: torch.Tensor | None = None) -> torch.Tensor:
+    """A Bᵀ through oneDNN, in float32 proper, plus a bias, times a factor. a (..., K), b (M, K), bias (M,), factor of
+    the result's shape → (..., M)."""
+    if times is not None:
+        return torch.ops.mkldnn._linear_pointwise.binary(a, times, b, bias, "mul")
+    return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
 
 
 def gradient(dy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ from kernels.launch import block, jit, require, tl, triton_runs
 from kernels.linear import gradient, product, suits
 
 IGNORE = -100
-CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**29}  # of logits alive at once
+CHUNK_BYTES = {"cpu": 3 * 2**23, "cuda": 2**29}  # of logits alive at once; from 32 MiB on malloc gives nothing again
 CHUNK_ROWS = 384  # but at least so many, if the caller does not say
 AT_ONCE = 8192  # elements of a row that a program holds
 

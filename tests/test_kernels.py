@@ -485,6 +485,26 @@ def test_products_are_the_same_from_every_library(library, trained, monkeypatch)
             torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("library", [True, False])
+@pytest.mark.parametrize("heads", [(4, 4), (6, 2), (3, 1)])
+def test_attention_is_the_same_from_every_library(heads, library, monkeypatch):
+    """Values and gradients against float64, at lengths that are no multiple of a block, for the strides of a model."""
+    attention = importlib.import_module("kernels.attention")
+    monkeypatch.setattr(attention, "ONEDNN", library and attention.ONEDNN)
+    for length in (1, 37, attention.FEWEST_POSITIONS, attention.FEWEST_POSITIONS + 131):
+        q, k, v = (torch.randn(2, length, h, 24, device=DEVICE).transpose(1, 2).requires_grad_()
+                   for h in (heads[0], heads[1], heads[1]))
+        upstream = torch.randn(2, length, heads[0], 24, device=DEVICE).transpose(1, 2)
+        out = kernels.attention(q, k, v)
+        assert ("_Attention" in type(out.grad_fn).__name__) == attention.suits(q)
+        exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+        true = kernels.attention_reference(*exact)
+        torch.testing.assert_close(out.double(), true, rtol=1e-5, atol=1e-5)
+        for got, want in zip(torch.autograd.grad(out, (q, k, v), upstream),
+                             torch.autograd.grad(true, exact, upstream.double()), strict=True):
+            torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=2e-5)
+
+
 # --- adamw.py ---------------------------------------------------------------------------------------------------------
 
 def test_stochastic_rounding_is_unbiased():
