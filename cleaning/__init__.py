@@ -1,33 +1,32 @@
 """Cleaning a corpus: the steps in their order, over many files and processes, and the report.
 
-RedWhale (arXiv 2408.11294) goes from 121.6 GB to 43.9 GB in about this order, cheap steps first: sample, normalise,
-mask, rules, exact duplicates, near duplicates, decontaminate; all but the duplicates take one document at a time. Those
-concern all documents at once, so there are two passes, and a scratch file that holds the texts between them:
+RedWhale (arXiv 2408.11294) goes from 121.6 GB to 43.9 GB in this order, cheap steps first: sample, normalise, mask,
+rules, exact duplicates, near duplicates, (lines that many web pages share,) perplexity, decontaminate. A step that
+looks at one document at a time can run anywhere; duplicates concern all of them, as do the counts of lines and the
+percentiles of perplexity. Hence three passes over units of some 8 MB, in many processes, and between them what one
+process does alone:
 
-    files ─▶ sample, normalise, mask, rules, hash ─▶ scratch ─▶ exact, near ─▶ decontaminate ─▶ OUT/*.jsonl
-             (many processes)                                   (one)          (many)
+    files ─▶ first pass: sample, normalise, mask, rules, hash ─▶ exact, near ─▶ count lines ─▶ train the n-gram model
+          ─▶ score pass: perplexity ─▶ percentiles ─▶ last pass: lines, perplexity, decontaminate ─▶ OUT/*.jsonl
 
-Chunks come back in the order in which they went out: the same bytes for any number of processes.
+Results are put together in the order of the units: the same bytes for any number of processes (work.py).
 """
 import argparse
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
-import multiprocessing
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import cli
-from cleaning import decontaminate, duplicates, mask, normalise, read, rules
-from cleaning.corpus import CHUNK, Scratch, Step, Tally, where
+from cleaning import corpus, decontaminate, lines, mask, normalise, passes, perplexity, read, report, rules
+from cleaning.report import Step, Tally
+from cleaning.work import Work
 
-STEPS = ("normalise", "mask", "rules", "exact", "near", "decontaminate")
+STEPS = ("normalise", "mask", "rules", "exact", "near", "lines", "perplexity", "decontaminate")
 
 
 def sample(text: str, share: float) -> tuple[bool, str]:
@@ -42,87 +41,25 @@ def choose_steps(args: argparse.Namespace) -> tuple[list[str], dict[str, Step]]:
     names = [step for step in STEPS if step in (args.steps or STEPS)]
     if not args.steps and not args.decontaminate:
         names.remove("decontaminate")
+    if not args.steps and args.profile != "web":
+        names.remove("lines")
     if ("decontaminate" in names) != bool(args.decontaminate):
         raise cli.UserError("the step decontaminate and --decontaminate KOBEST_DIR need each other: give both or none")
+    if args.reference and "perplexity" not in names:
+        raise cli.UserError("--reference is for the step perplexity, which is not among --steps")
     if not 0 < args.sample <= 1:
         raise cli.UserError(f"--sample {args.sample} is not a share above 0, up to 1")
+    if min(args.tails) < 0 or sum(args.tails) >= 100:
+        raise cli.UserError(f"--tails {args.tails[0]} {args.tails[1]}: two percentages, together less than 100")
     steps = {"sample": functools.partial(sample, share=args.sample),
              "normalise": normalise.normalise, "mask": functools.partial(mask.mask, lang=args.lang),
              "rules": functools.partial(rules.check, limits=rules.LIMITS[args.lang][args.profile], lang=args.lang)}
     if args.decontaminate:
         steps["decontaminate"] = decontaminate.Benchmark(decontaminate.fields(args.decontaminate)).check
+        found = decontaminate.detectable(args.decontaminate).items()
+        print("items that can be found:", ", ".join(f"{file} {seen:,} of {items:,}" for file, (seen, items) in found))
     names = ["sample"] * (args.sample < 1) + names
     return names, {name: step for name, step in steps.items() if name in names}
-
-
-_job: dict = {}  # what the passes of this process do; sent once, for a benchmark is too large to go with every chunk
-
-
-def _start(job: dict) -> None:
-    _job.update(job)
-
-
-def first_pass(chunk: tuple[Path, list]) -> tuple:
-    """Raw lines -> what Scratch.append takes, and a Tally."""
-    path, lines = chunk
-    tally, texts, out = Tally(), [], []
-    for number, raw in lines:
-        try:
-            document = read.parse(raw, path, _job["encoding"])
-        except ValueError as error:
-            tally.record("rejected.jsonl", "read", str(error), {"file": str(path), "line": number}, repr(raw)[:100])
-            continue
-        tally.passed(str(path), "read", "in", len(document["text"].encode()))
-        if text := tally.take(document["text"], _job["first"], where(str(path), number, document)):
-            texts.append(text)
-            out.append(f"{number}\t{json.dumps(document | {'text': text}, ensure_ascii=False)}\n".encode())
-    keys = b"".join(map(duplicates.exact_key, texts))
-    return str(path), out, keys, duplicates.band_hashes(texts).tobytes(), [len(text.encode()) for text in texts], tally
-
-
-def last_pass(chunk: tuple[str, list[bytes]]) -> tuple[str, list[bytes], Tally]:
-    """Scratch lines -> (source, lines of output, Tally)."""
-    source, lines = chunk
-    tally, out = Tally(), []
-    for scratch_line in lines:
-        number, _, line = scratch_line.partition(b"\t")
-        document = json.loads(line)
-        if tally.take(document["text"], _job["last"], where(source, int(number), document)):
-            tally.passed(source, "write", "out", len(document["text"].encode()))
-            out.append(line)
-    return source, out, tally
-
-
-def ordered(function: Callable, items: Iterable, workers: int, job: dict) -> Iterator:
-    """map(function, items) in `workers` processes, in order; a few items are under way at a time, not all."""
-    if workers == 1:
-        _start(job)
-        yield from map(function, items)
-        return
-    # spawn: a forked copy of a process that has threads (PyTorch's, in the tests) may hang
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (job,)) as pool:
-        waiting = deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def chunks(paths: list[Path], bar: tqdm) -> Iterator[tuple[Path, list]]:
-    """(path, [(line number, raw line)]) of about CHUNK bytes; moves the bar."""
-    for path in paths:
-        chunk, size = [], 0
-        for number, raw in read.lines(path):
-            chunk.append((number, raw))
-            size += len(raw) if isinstance(raw, bytes) else 0
-            if size >= CHUNK:
-                yield path, chunk
-                bar.update(size)
-                chunk, size = [], 0
-        yield path, chunk
-        bar.update(size)
 
 
 def output_names(paths: list[Path]) -> dict[str, str]:
@@ -131,56 +68,125 @@ def output_names(paths: list[Path]) -> dict[str, str]:
     >>> list(output_names([Path("a/wiki.jsonl.gz"), Path("b/wiki.txt")]).values())
     ['wiki.jsonl', 'wiki-2.jsonl']
     """
-    names: dict[str, str] = {}
+    taken, names = {*read.RECORDS}, {}
     for path in paths:
         stem = functools.reduce(str.removesuffix, (".gz", ".jsonl", ".txt"), path.name)
-        options = (f"{stem}-{n}.jsonl" if n > 1 else f"{stem}.jsonl" for n in range(1, len(paths) + 5))
-        names[str(path)] = next(name for name in options if name not in {*names.values(), *read.RECORDS})
+        options = (f"{stem}-{n}.jsonl" if n > 1 else f"{stem}.jsonl" for n in itertools.count(1))
+        names[str(path)] = next(name for name in options if name not in taken)
+        taken.add(names[str(path)])
     return names
+
+
+def duplicates_once(job: passes.Job, work: Work) -> np.ndarray:
+    """The mask of the documents that the steps exact and near keep, from the folder if they have been done."""
+    done = work.folder / "kept.npy"
+    if not done.exists():
+        kept = np.ones(len(job.corpus), bool)
+        with open(work.folder / "duplicates.log", "w", encoding="utf-8") as log:
+            tally = Tally(log)
+            for step in [name for name in job.names if name in ("exact", "near")]:
+                kept = job.corpus.remove_duplicates(step, kept, tally, work.folder)
+        cli.write_json(work.folder / "duplicates.json", tally.to_json())
+        with cli.new_file(done) as temporary, open(temporary, "wb") as file:
+            np.save(file, kept)
+    return np.load(done)
+
+
+def train_models(job: passes.Job, kept: np.ndarray, args: argparse.Namespace) -> None:
+    """One model of --reference, or two of the corpus's documents with even and with odd numbers."""
+    if args.reference:
+        paths = read.files(args.reference)
+        share = min(1, perplexity.SAMPLE / max(1, sum(path.stat().st_size for path in paths)))
+        texts = (normalise.normalise(document["text"])[0] for document in read.documents(paths, args.encoding))
+        perplexity.Model.train(text for text in texts if sample(text, share)[0]).save(job.folder / "model-0")
+        return
+    sizes, odd = job.corpus.gather("size"), np.arange(len(kept)) % 2 == 1
+    for k in (0, 1):
+        chosen = perplexity.some(k, sizes, kept & (odd == k), perplexity.SAMPLE)
+        texts = (job.without_lines(job.corpus.document(i)[1]["text"]) for i in chosen)
+        perplexity.Model.train(text for text in texts if text).save(job.folder / f"model-{k}")
+
+
+def find_cuts(job: passes.Job, stems: list[Path], tails: tuple[float, float]) -> dict:
+    """Each source's percentiles to cuts.npy; the histograms."""
+    scores = []
+    for stem in stems:
+        with np.load(f"{stem}.npz") as arrays:
+            scores.append(arrays["scores"])
+    scores, sources = np.concatenate(scores), job.corpus.gather("source")
+    limits = perplexity.cuts(scores, sources, len(job.sources), tails)
+    np.save(job.folder / "cuts.npy", limits)
+    return perplexity.histograms(scores, sources, list(job.sources), limits)
+
+
+def put_together(job: passes.Job, stems: list[Path], folder: Path, outputs: dict[str, str]) -> None:
+    """The last pass's documents into one file for each input, in order."""
+    for name in outputs.values():
+        (folder / name).touch()
+    names = list(outputs.values())
+    for stem in stems:
+        with open(f"{stem}.docs", "rb") as documents, np.load(f"{stem}.npz") as arrays:
+            for source, size in arrays["runs"].tolist():
+                with open(folder / names[source], "ab") as file:
+                    for start in range(0, size, 2**24):
+                        file.write(documents.read(min(2**24, size - start)))
 
 
 def clean(args: argparse.Namespace) -> dict:
     """Clean documents: one output file for each input file, and beside them report.json, and a line in removed.jsonl,
-    masked.jsonl or rejected.jsonl for each document that was taken out, changed, or could not be read."""
+    masked.jsonl or rejected.jsonl for each document that was taken out, changed, or could not be read. A run that was
+    stopped goes on where it was when the same command is given again."""
     names, steps = choose_steps(args)
-    first = {name: step for name, step in steps.items() if name != "decontaminate"}
-    job = {"encoding": args.encoding, "first": first, "last": {k: v for k, v in steps.items() if k not in first}}
     paths = read.files(args.input)
-    outputs, total = output_names(paths), Tally()
+    units, outputs = read.units(paths), output_names(paths)
+    extra = [[str(path), *read.stamp(path)] for path in read.files(args.reference)] if args.reference else []
+    extra += [[str(path), *read.stamp(path)] for path in sorted(Path(args.decontaminate or "/nowhere").rglob("*.tsv"))]
+    settings = {key: value for key, value in vars(args).items() if key not in ("workers", "run", "out")}
     with cli.new_folder(args.out) as folder, contextlib.ExitStack() as stack:
-        scratch = Scratch(folder / "scratch", list(outputs))
-        with tqdm(total=sum(p.stat().st_size for p in paths), desc="clean", unit="B", unit_scale=True) as bar:
-            for *documents, tally in ordered(first_pass, chunks(paths, bar), args.workers, job):
-                scratch.append(*documents)
-                total.add(tally, folder)
-        alive = np.arange(len(scratch.size))
-        for step in [name for name in names if name in ("exact", "near")]:
-            tally = Tally()
-            alive = scratch.duplicates(step, alive, tally)
-            total.add(tally, folder)
-        files = {source: stack.enter_context(open(folder / name, "wb")) for source, name in outputs.items()}
-        for source, lines, tally in ordered(last_pass, scratch.chunks(alive), args.workers, job):
-            files[source].writelines(lines)
-            total.add(tally, folder)
-        scratch.file.close()
-        (folder / "scratch").unlink()
-        report = total.report(names, list(outputs))
-        if not report["output"]["documents"]:
-            reasons = [report["rejected"], *(step["reasons"] for step in report["steps"])]
+        settings |= {"names": names, "units": units, "extra": extra}
+        work = Work(Path(args.out).absolute(), settings, args.workers)
+        stack.enter_context(work.guarded())
+        characters = rules.LIMITS[args.lang][args.profile].characters
+        job = passes.Job(work.folder, args, names, steps, characters, list(outputs))
+        total, result = run_passes(job, work, units, args, folder, outputs)
+        result = total.report(names, list(outputs)) | result
+        work.finish()
+        if not result["output"]["documents"]:
+            reasons = [result["rejected"], *(step["reasons"] for step in result["steps"])]
             why = ", ".join(f"{n} {reason}" for counts in reasons for reason, n in counts.items())
-            raise cli.UserError(f"nothing is left of {report['input']['documents']} documents ({why or 'no lines'}); "
+            raise cli.UserError(f"nothing is left of {result['input']['documents']} documents ({why or 'no lines'}); "
                                 "do --lang, --profile and --encoding fit?")
-        cli.write_json(folder / "report.json", report)
-    print(table(report))
-    return report
+        cli.write_json(folder / "report.json", result)
+    print(report.table(result))
+    return result
 
 
-def table(report: dict) -> str:
-    """The steps as a table, like the paper's 121.6 GB -> 43.9 GB."""
-    last = report["input"] | {"step": "input", "reasons": report["rejected"]}
-    rows = [("step", "documents", "MB", "share", "removed, masked or rejected for")]
-    for step in [last | {f"{key}_out": last[key] for key in ("documents", "bytes")}, *report["steps"]]:
-        rows.append((step["step"], f"{step['documents_out']:,}", f"{step['bytes_out'] / 1e6:,.1f}",
-                     f"{step['bytes_out'] / max(1, last['bytes']):.1%}",
-                     ", ".join(f"{reason} {n:,}" for reason, n in step["reasons"].items())))
-    return "\n".join(f"{a:14}{b:>12}{c:>12}{d:>8}  {e}".rstrip() for a, b, c, d, e in rows)
+def run_passes(job: passes.Job, work: Work, units: list[list[read.Span]], args: argparse.Namespace, folder: Path,
+               outputs: dict[str, str]) -> tuple[Tally, dict]:
+    """All passes; the outputs and records into `folder`. -> (tally of everything, {"perplexity": histograms})."""
+    first = work.run("first", passes.first_pass, units, [sum(s.end - s.start for s in unit) for unit in units], job)
+    before = corpus.write_index(work.folder / "corpus.json", first, list(outputs))
+    kept, result = duplicates_once(job, work), {}
+    numbers, sizes = range(len(units)), [(stem.parent / f"{stem.name}.docs").stat().st_size for stem in first]
+    if "lines" in job.names:
+        counted = work.run("lines", passes.count_pass, numbers, sizes, job)
+        sketch = lines.Sketch(work.folder / "lines.sketch", "w+")
+        for stem in counted:
+            with np.load(f"{stem}.npz") as arrays:
+                sketch.add(arrays["hashes"], arrays["counts"])
+        sketch.counters.flush()
+    if "perplexity" in job.names:
+        if not (work.folder / "models.json").exists():
+            train_models(job, kept, args)
+            cli.write_json(work.folder / "models.json", {"models": "whole"})
+        result["perplexity"] = find_cuts(job, work.run("score", passes.score_pass, numbers, sizes, job), args.tails)
+    last = work.run("last", passes.last_pass, numbers, sizes, job)
+    total = Tally()
+    with contextlib.ExitStack() as stack:
+        records = {name: stack.enter_context(open(folder / name, "w", encoding="utf-8")) for name in read.RECORDS}
+        parts = [(stem, lines_before) for stem, lines_before in zip(first, before, strict=True)]
+        for stem, lines_before in [*parts, (work.folder / "duplicates", {}), *((stem, {}) for stem in last)]:
+            total.add(Tally.from_json(json.loads(Path(f"{stem}.json").read_text(encoding="utf-8"))))
+            report.merge_log(Path(f"{stem}.log"), records, lines_before)
+    put_together(job, last, folder, outputs)
+    return total, result

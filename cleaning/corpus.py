@@ -1,138 +1,130 @@
-"""What the steps leave behind: the tally of what happened, and the documents as they wait between the two passes."""
+"""The documents between the passes: on disk the texts, in memory a few numbers a document.
+
+The first pass leaves for each unit the documents that it kept, one JSON line each, and their columns: source, line,
+place, size, and the hashes that find duplicates. A document's number is its place among all of them, so `kept.npy`,
+one byte a document, says which are still there.
+
+Bytes a document in memory, and the most at a time for 35 million (bench/cleaning.py measures the growth):
+
+    step           held for each document                              at the peak    35 million
+    exact          key 16, its order 8, sorted 16, kept 8, workspace 8          56        2.0 GB
+    near           parent 4, size 4, one band 8, its order 8, sorted 8,         36        1.3 GB
+                   workspace 4; the other 13 bands wait on disk (112)
+    perplexity     score 4, source 4, one source's scores sorted 8              17        0.6 GB
+    always         kept 1
+
+The rest does not grow with the corpus: for each process a unit (8 MB of text, some 200 MB while it is worked on), the
+model (2 x 100 MB, shared), the sketch of lines (512 MB at most, shared), the benchmark (20 MB).
+"""
+import functools
 import json
-from array import array
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from cleaning import duplicates, read
-
-# A step answers (True, "") to keep a text, (False or "", reason) to remove it, or (new text, what was changed in it).
-Step = Callable[[str], tuple[bool | str, str]]
-EXAMPLES, EXAMPLE_CHARACTERS = 3, 200
-CHUNK = 2_000_000  # bytes of documents that go to a process at a time
+import cli
+from cleaning import duplicates
+from cleaning.report import Tally
 
 
-class Tally:
-    """What happened: counts for each source, records of what was removed, masked or rejected, and some examples."""
-
-    def __init__(self):
-        self.counts: dict[str, Counter] = defaultdict(Counter)  # of each source: {(step, what): number}
-        self.records: dict[str, list[dict]] = {name: [] for name in read.RECORDS}
-        self.examples: dict[str, list[str]] = defaultdict(list)
-
-    def passed(self, source: str, step: str, side: str, size: int) -> None:
-        """A document of `size` bytes came "in" to a step or went "out" of it."""
-        self.counts[source][step, f"documents_{side}"] += 1
-        self.counts[source][step, f"bytes_{side}"] += size
-
-    def record(self, name: str, step: str, reason: str, where: dict, text: str, **more) -> None:
-        self.records[name].append(where | {"step": step, "reason": reason} | more)
-        self.counts[where["file"]]["reason", step, reason] += 1
-        self.examples[reason] = (self.examples[reason] + [text[:EXAMPLE_CHARACTERS]])[:EXAMPLES]
-
-    def take(self, text: str, steps: dict[str, Step], where: dict) -> str:
-        """Run the steps on one document; its text at the end, "" if one of them removed it."""
-        for name, step in steps.items():
-            self.passed(where["file"], name, "in", len(text.encode()))
-            answer, reason = step(text)
-            if answer and answer is not True:
-                text = answer
-            if reason:  # an example of what was masked shows the mask, not what is under it
-                self.record("masked.jsonl" if answer else "removed.jsonl", name, reason, where, text)
-            if not answer:
-                return ""
-            self.passed(where["file"], name, "out", len(text.encode()))
-        return text
-
-    def add(self, other: "Tally", folder: Path) -> None:
-        """Add the counts and examples of another, and append its records to their files in `folder`."""
-        for source, counts in other.counts.items():
-            self.counts[source].update(counts)
-        for reason, examples in other.examples.items():
-            self.examples[reason] = (self.examples[reason] + examples)[:EXAMPLES]
-        for name, records in other.records.items():
-            with open(folder / name, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-
-    def report(self, steps: list[str], sources: list[str]) -> dict:
-        """The whole, each step, and each source, with the reasons of what was removed or masked."""
-        def line(counts: Counter, first: str, last: str, steps: list[str]) -> dict:
-            reasons = Counter({key[2]: n for key, n in counts.items() if key[0] == "reason" and key[1] in steps})
-            ends = {f"{what}_{side}": counts[step, f"{what}_{side}"]
-                    for side, step in (("in", first), ("out", last)) for what in ("documents", "bytes")}
-            return ends | {"reasons": dict(reasons.most_common())}
-
-        whole = sum(self.counts.values(), Counter())
-        total = line(whole, "read", "write", [])
-        return {"input": {what: total[f"{what}_in"] for what in ("documents", "bytes")},
-                "output": {what: total[f"{what}_out"] for what in ("documents", "bytes")},
-                "rejected": line(whole, "read", "read", ["read"])["reasons"],
-                "steps": [{"step": step} | line(whole, step, step, [step]) for step in steps],
-                "sources": {source: line(self.counts[source], "read", "write", ["read", *steps]) for source in sources},
-                "examples": dict(self.examples)}
-
-
-def where(source: str, number: int, document: dict) -> dict:
+def place(source: str, number: int, document: dict) -> dict:
     """How records name a document: its file, its line and its id, which is file:line where it has none."""
     return {"file": source, "line": number, "id": document.get("id", f"{source}:{number}")}
 
 
-class Scratch:
-    """The documents between the passes: a file of lines "source, line number, document", and in memory, of each
-    document, where it lies (24 bytes) and the hashes that find duplicates (128)."""
+def write_index(path: Path, stems: list[Path], sources: list[str]) -> list[dict[str, int]]:
+    """What a Corpus has to know of the first pass's units. -> for each unit, the lines of its files that earlier units
+    hold: a unit counts a file's lines from its own first one."""
+    starts, before, seen = [0], [], dict.fromkeys(sources, 0)
+    for stem in stems:
+        with np.load(f"{stem}.npz") as arrays:
+            starts.append(starts[-1] + len(arrays["size"]))
+            spans = [(sources[source], n) for source, n in arrays["spans"].tolist()]
+        before.append({source: seen[source] for source, _ in spans})
+        seen |= {source: seen[source] + n for source, n in spans}
+    cli.write_json(path, {"stems": list(map(str, stems)), "sources": sources, "starts": starts, "before": before})
+    return before
 
-    def __init__(self, path: Path, sources: list[str]):
-        self.file, self.sources = open(path, "wb+"), sources
-        self.source, self.offset, self.size = array("L"), array("Q", [0]), array("Q")
-        self.keys, self.bands = bytearray(), bytearray()
 
-    def append(self, source: str, lines: list[bytes], keys: bytes, bands: bytes, sizes: list[int]) -> None:
-        self.file.writelines(lines)
-        for line in lines:
-            self.source.append(self.sources.index(source))
-            self.offset.append(self.offset[-1] + len(line))
-        self.size.extend(sizes)
-        self.keys += keys
-        self.bands += bands
+class Corpus:
+    """The documents that the first pass kept, by their number."""
 
-    def line(self, i: int) -> bytes:
-        self.file.seek(self.offset[i])
-        return self.file.read(self.offset[i + 1] - self.offset[i])
+    def __init__(self, index: Path):
+        values = cli.read_json(index)
+        self.stems, self.sources, self.starts = values["stems"], values["sources"], values["starts"]
+        self.before = values["before"]
+        self.columns = functools.lru_cache(8)(self.columns)  # neighbours lie in the same unit
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def columns(self, unit: int) -> dict[str, np.ndarray]:
+        """source, number (of the line), offset and size of a unit's documents."""
+        with np.load(f"{self.stems[unit]}.npz") as arrays:
+            columns = {name: arrays[name] for name in ("source", "number", "offset", "size")}
+        before = np.array([self.before[unit].get(source, 0) for source in self.sources])
+        return columns | {"number": columns["number"] + before[columns["source"]]}
+
+    def gather(self, name: str) -> np.ndarray:
+        """A column of all documents."""
+        out = None
+        for unit, stem in enumerate(self.stems):
+            with np.load(f"{stem}.npz") as arrays:
+                column = arrays[name]
+            if out is None:
+                out = np.empty((len(self), *column.shape[1:]), column.dtype)
+            out[self.starts[unit]:self.starts[unit + 1]] = column
+        return out
+
+    def read(self, unit: int, kept: np.ndarray) -> Iterator[tuple[int, dict, dict]]:
+        """(number, where it came from, the document) of those of a unit's documents that are `kept`, a mask of all."""
+        columns, start = self.columns(unit), self.starts[unit]
+        with open(f"{self.stems[unit]}.docs", "rb") as file:
+            rows = zip(file, columns["source"].tolist(), columns["number"].tolist(), strict=True)
+            for i, (line, source, number) in enumerate(rows, start):
+                if kept[i]:
+                    document = json.loads(line)
+                    yield i, place(self.sources[source], number, document), document
 
     def document(self, i: int) -> tuple[dict, dict]:
-        """(where it came from, the document)."""
-        number, _, line = self.line(i).partition(b"\t")
-        document = json.loads(line)
-        return where(self.sources[self.source[i]], int(number), document), document
+        """(where it came from, the document) of number i."""
+        unit = int(np.searchsorted(self.starts, i, side="right")) - 1
+        columns, i = self.columns(unit), i - self.starts[unit]
+        with open(f"{self.stems[unit]}.docs", "rb") as file:
+            file.seek(columns["offset"][i])
+            document = json.loads(file.readline())
+        return place(self.sources[columns["source"][i]], int(columns["number"][i]), document), document
 
-    def duplicates(self, step: str, alive: np.ndarray, tally: Tally) -> np.ndarray:
-        """The documents of `alive` that stay after `step`, "exact" or "near"."""
+    def duplicates(self, step: str, kept: np.ndarray, folder: Path) -> np.ndarray:
+        """For each document of `kept` (bool) the one that stays in its place after `step`, "exact" or "near"."""
         if step == "exact":
-            kept = alive[duplicates.exact_duplicates(np.frombuffer(self.keys, np.uint64).reshape(-1, 2)[alive])]
-        else:
-            bands = np.frombuffer(self.bands, np.uint64).reshape(-1, duplicates.BANDS)[alive]
-            sizes = np.frombuffer(self.size, np.uint64)[alive].astype(np.int64)
-            kept = alive[duplicates.near_duplicates(bands, sizes, lambda i: self.document(alive[i])[1]["text"])]
-        for i, by in zip(alive.tolist(), kept.tolist(), strict=True):
-            source = self.sources[self.source[i]]
-            tally.passed(source, step, "in", self.size[i])
-            if i == by:
-                tally.passed(source, step, "out", self.size[i])
-            else:
-                place, document = self.document(i)
-                tally.record("removed.jsonl", step, f"{step}_duplicate", place, document["text"],
-                             duplicate_of=self.document(by)[0]["id"])
-        return alive[kept == alive]
+            among = np.flatnonzero(kept)
+            by = np.arange(len(self), dtype=np.int32 if len(self) < 2**31 else np.int64)
+            by[among] = among[duplicates.exact_duplicates(self.gather("keys")[among])]
+            return by
+        # a row a band, so that each can be read by itself; a file, so that they need not all be in memory
+        bands = np.lib.format.open_memmap(folder / "bands.npy", "w+", np.uint64, (duplicates.BANDS, len(self)))
+        for unit, stem in enumerate(self.stems):
+            with np.load(f"{stem}.npz") as arrays:
+                bands[:, self.starts[unit]:self.starts[unit + 1]] = arrays["bands"].T
+        sizes = self.gather("size")
+        return duplicates.near_duplicates(bands, sizes, lambda i: self.document(i)[1]["text"], kept)
 
-    def chunks(self, alive: np.ndarray) -> Iterator[tuple[str, list[bytes]]]:
-        """(source, lines) of the documents in `alive`, in chunks that never span two sources."""
-        chunk, size = [], 0
-        for i, following in zip(alive.tolist(), [*alive.tolist(), None][1:], strict=True):
-            chunk.append(self.line(i))
-            size += len(chunk[-1])
-            if following is None or self.source[following] != self.source[i] or size >= CHUNK:
-                yield self.sources[self.source[i]], chunk
-                chunk, size = [], 0
+    def remove_duplicates(self, step: str, kept: np.ndarray, tally: Tally, folder: Path) -> np.ndarray:
+        """`kept` without the duplicates, which are recorded with the one that stays."""
+        by = self.duplicates(step, kept, folder)
+        for unit in range(len(self.stems)):
+            columns, first = self.columns(unit), self.starts[unit]
+            alive, stays = (a[first:self.starts[unit + 1]] for a in (kept, kept & (by == np.arange(len(by)))))
+            for side, mask in (("in", alive), ("out", stays)):
+                counts = np.bincount(columns["source"][mask], minlength=len(self.sources))
+                sizes = np.bincount(columns["source"][mask], columns["size"][mask], len(self.sources))
+                for source in np.flatnonzero(counts).tolist():
+                    tally.passed(self.sources[source], step, side, int(sizes[source]), int(counts[source]))
+            for i in np.flatnonzero(alive & ~stays).tolist():
+                where, document = self.document(first + i)
+                other, _ = self.document(int(by[first + i]))
+                tally.record("removed.jsonl", step, f"{step}_duplicate", where, document["text"],
+                             duplicate_of=other["id"])
+        return kept & (by == np.arange(len(by)))

@@ -1,4 +1,4 @@
-"""Step 6, decontaminate: no document that gives away an item of the benchmark by which the model will be judged.
+"""Step 8, decontaminate: no document that gives away an item of the benchmark by which the model will be judged.
 
 RedWhale is judged by KoBEST; much of KoBEST's text comes from Wikipedia, and one published Korean model had SentiNeg in
 its training data. A document goes when, spaces and punctuation set aside, it contains
@@ -40,6 +40,17 @@ def fields(folder: str | Path) -> list[str]:
     if not found:
         raise cli.UserError(f"--decontaminate {folder}: no .tsv file there; it takes the folder of KoBEST")
     return list(found)
+
+
+def detectable(folder: str | Path) -> dict[str, tuple[int, int]]:
+    """{file: (items of which some field is long enough to be found, items)}."""
+    found = {}
+    for path in sorted(Path(folder).rglob("*.tsv")):
+        with open(path, encoding="utf-8", newline="") as file:
+            _, *rows = csv.reader(file, delimiter="\t")  # the first names the columns
+        seen = sum(any(not field.startswith("http") and len(squeeze(field)) >= WHOLE for field in row) for row in rows)
+        found[f"{path.parent.name}/{path.stem}"] = seen, len(rows)
+    return found
 
 
 def rolling(codes: np.ndarray, n: int) -> np.ndarray:

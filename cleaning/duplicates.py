@@ -14,9 +14,10 @@ are too many to compare, so (Broder 1997; Leskovec, Rajaraman, Ullman, "Mining o
 
 Under 50 characters only exact copies are removed: two short reviews share most 5-grams and mean different things.
 """
-import functools
 import hashlib
-from collections.abc import Callable
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -101,32 +102,58 @@ def exact_duplicates(keys: np.ndarray) -> np.ndarray:
     return kept
 
 
-def near_duplicates(bands: np.ndarray, sizes: np.ndarray, read: Callable[[int], str]) -> np.ndarray:
-    """For each document the one that is kept in its place, itself if it is kept: int64 (n,).
+class Grams:
+    """The sets of 5-grams of the documents looked at last, sorted: some 64 MB of them."""
 
-    bands: uint64 (n, 14) of `band_hashes`; sizes: the documents' lengths; read(i): the text of document i."""
-    parent = np.arange(len(bands))
-    long = np.flatnonzero(bands.any(1))
+    def __init__(self, read: Callable[[int], str], room: int = 8_000_000):
+        self.read, self.room, self.held = read, room, OrderedDict()
+
+    def __call__(self, i: int) -> np.ndarray:
+        if i not in self.held:
+            self.held[i] = np.unique(shingles(flatten(self.read(i))))
+            self.room -= len(self.held[i])
+            while self.room < 0 and len(self.held) > 2:
+                self.room += len(self.held.popitem(last=False)[1])
+        self.held.move_to_end(i)
+        return self.held[i]
+
+
+def crowds(hashes: np.ndarray, documents: np.ndarray) -> Iterator[np.ndarray]:
+    """Those of the documents that share a hash, together: arrays of two or more, in order."""
+    order = np.argsort(hashes, kind="stable")
+    ranked = hashes[order]
+    same = np.flatnonzero(ranked[1:] == ranked[:-1])  # these and the one behind each
+    if not len(same):
+        return
+    first = np.append(True, np.diff(same) > 1)
+    starts, ends = same[first], same[np.append(first[1:], True)] + 2
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        yield documents[order[start:end]]
+
+
+def near_duplicates(bands: np.ndarray, sizes: np.ndarray, read: Callable[[int], str],
+                    among: np.ndarray | None = None) -> np.ndarray:
+    """For each document the one that is kept in its place, itself if it is kept: int32 (n,).
+
+    bands: uint64 (14, n), a row of `band_hashes` a column; sizes: the documents' lengths; read(i): the text of document
+    i; among: bool (n,), the documents that are looked at, if not all."""
+    n = len(sizes)
+    parent = np.arange(n, dtype=np.int32 if n < 2**31 else np.int64)
+    long = np.flatnonzero((bands[0] != 0) & (True if among is None else among)).astype(parent.dtype)
+    grams = Grams(read)
 
     def root(i: int) -> int:
         while parent[i] != i:
             parent[i] = i = parent[parent[i]]  # halve the path on the way
-        return i
-
-    @functools.lru_cache(2048)
-    def grams(i: int) -> np.ndarray:
-        return np.unique(shingles(flatten(read(i))))
+        return int(i)
 
     for band in range(BANDS):
-        order = long[np.argsort(bands[long, band], kind="stable")]
-        ends = np.flatnonzero(np.append(bands[order[1:], band] != bands[order[:-1], band], True)) + 1
-        starts = np.append(0, ends[:-1])[:len(ends)]
-        for start, end in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
-            clusters: dict[int, int] = {}  # of the documents that share this band: {root: one of the cluster}
-            for i in map(int, order[start:end]):
+        for crowd in crowds(bands[band][long], long):
+            clusters: OrderedDict[int, int] = OrderedDict()  # of the documents of the crowd: {root: one of the cluster}
+            for i in crowd.tolist():
                 if root(i) in clusters:
                     continue
-                for other, member in list(clusters.items())[:-COMPARED - 1:-1]:
+                for other, member in itertools.islice(reversed(clusters.items()), COMPARED):
                     if jaccard(grams(i), grams(member)) >= THRESHOLD:
                         del clusters[other]
                         parent[root(i)] = root(member)
@@ -134,7 +161,10 @@ def near_duplicates(bands: np.ndarray, sizes: np.ndarray, read: Callable[[int], 
                 clusters[root(i)] = i
     while (parent[parent] != parent).any():
         parent = parent[parent]
-    order = np.lexsort((np.arange(len(parent)), -sizes, parent))  # by cluster, the longest first, then the earliest
-    longest = np.empty_like(parent)
+    joined = np.flatnonzero(parent != np.arange(n))
+    joined = np.union1d(joined, parent[joined])
+    # in each cluster the longest first, of these the earliest
+    order = joined[np.lexsort((joined, -sizes[joined].astype(np.int64), parent[joined]))]
+    longest = np.arange(n, dtype=parent.dtype)
     longest[parent[order[::-1]]] = order[::-1]  # the last to be written is the first in the order
     return longest[parent]

@@ -206,7 +206,7 @@ def test_near_duplicates_against_all_pairs():
     texts += [edited(rng, texts[i], rng.choice([0.01, 0.03, 0.05])) for i in range(100)]
     rng.shuffle(texts)
     sizes = np.array([len(text) for text in texts])
-    kept = duplicates.near_duplicates(duplicates.band_hashes(texts), sizes, texts.__getitem__)
+    kept = duplicates.near_duplicates(duplicates.band_hashes(texts).T, sizes, texts.__getitem__)
     close = {(i, j) for i in range(len(texts)) for j in range(i) if similarity(texts[i], texts[j]) >= 0.85}
     together = sum(kept[i] == kept[j] for i, j in close)
     assert len(close) >= 60 and together >= 0.95 * len(close)
@@ -336,11 +336,12 @@ def test_clean_finds_what_was_planted_and_loses_nothing(corpus, capsys):
     assert report["input"]["documents"] == 84 == len(kept) + len(removed) and report["output"]["documents"] == len(kept)
     assert report["output"]["bytes"] == sum(len(d["text"].encode()) for d in kept)
     steps = report["steps"]
-    assert [s["step"] for s in steps] == ["normalise", "mask", "rules", "exact", "near", "decontaminate"]
+    assert [s["step"] for s in steps] == ["normalise", "mask", "rules", "exact", "near", "perplexity",
+                                         "decontaminate"]
     assert all(a["documents_out"] == b["documents_in"] and a["bytes_out"] == b["bytes_in"]
                for a, b in zip(steps, steps[1:], strict=False))
     assert sum(s["documents_out"] for s in report["sources"].values()) == len(kept)
-    assert "010-1234" not in json.dumps(report) and report["examples"]["too_short"] == ["짧다"]
+    assert "010-1234" not in json.dumps(report) and [e["text"] for e in report["examples"]["too_short"]] == ["짧다"]
     assert "exact_duplicate 1" in capsys.readouterr().out
 
 

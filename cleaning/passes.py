@@ -1,0 +1,134 @@
+"""What is done to a unit of documents, in three passes (and a small one to count lines). Each is one task of work.py:
+it reads files, writes documents to `out`, what happened to `tally`, and returns arrays, one value a document."""
+import argparse
+import functools
+import json
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+import cli
+from cleaning import duplicates, lines, perplexity, read
+from cleaning.corpus import Corpus
+from cleaning.report import Step, Tally
+
+
+class Job:
+    """What the passes have in common. It is sent to a process once, at the start; what the passes before have left in
+    the folder is read when first needed."""
+
+    def __init__(self, folder: Path, args: argparse.Namespace, names: list[str], steps: dict[str, Step],
+                 characters: int, sources: list[str]):
+        self.folder, self.encoding, self.names, self.steps = folder, args.encoding, names, steps
+        self.characters, self.sources = characters, {source: i for i, source in enumerate(sources)}
+
+    @functools.cached_property
+    def corpus(self) -> Corpus:
+        return Corpus(self.folder / "corpus.json")
+
+    @functools.cached_property
+    def kept(self) -> np.ndarray:
+        return np.load(self.folder / "kept.npy", mmap_mode="r")
+
+    @functools.cached_property
+    def sketch(self) -> lines.Sketch:
+        return lines.Sketch(self.folder / "lines.sketch")
+
+    @functools.cached_property
+    def models(self) -> list[perplexity.Model]:
+        return [perplexity.Model.load(path.with_suffix("").with_suffix(""))
+                for path in sorted(self.folder.glob("model-?.keys.npy"))]
+
+    @functools.cached_property
+    def cuts(self) -> np.ndarray:
+        return np.load(self.folder / "cuts.npy")
+
+    def without_lines(self, text: str) -> bool | str:
+        """The text as it leaves the step "lines", False if it does not."""
+        if "lines" not in self.names:
+            return text
+        answer, _ = self.sketch.check(text, self.characters)
+        return text if answer is True else answer
+
+
+def first_pass(job: Job, spans: list[read.Span], tally: Tally, out: IO[bytes]) -> dict[str, np.ndarray]:
+    """Raw lines -> the documents that the steps keep which look at one at a time, and the hashes of each."""
+    texts, sources, numbers, offsets, n_lines = [], [], [], [0], []
+    steps = {name: job.steps[name] for name in job.names if name in job.steps and name != "decontaminate"}
+    for span in spans:
+        source = str(span.path)
+        for number, raw in read.lines(span.path, span.start, span.end):
+            if raw is None:
+                n_lines.append((job.sources[source], number))
+                break
+            try:
+                document = read.parse(raw, span.path, job.encoding)
+            except ValueError as error:
+                shown = repr(raw[:100]) if isinstance(raw, bytes) else ""
+                tally.record("rejected.jsonl", "read", str(error), {"file": source, "line": number}, shown)
+                continue
+            tally.passed(source, "read", "in", len(document["text"].encode()))
+            where = {"file": source, "line": number, "id": document.get("id")}
+            if text := tally.take(document["text"], steps, where):
+                line = json.dumps(document | {"text": text}, ensure_ascii=False).encode() + b"\n"
+                out.write(line)
+                offsets.append(offsets[-1] + len(line))
+                texts.append(text)
+                sources.append(job.sources[source])
+                numbers.append(number)
+        if read.stamp(span.path) != span.stamp:
+            raise cli.UserError(f"{span.path} was changed while it was read; run again when it is whole")
+    keys = np.frombuffer(b"".join(map(duplicates.exact_key, texts)), np.uint64).reshape(-1, 2)
+    bands = duplicates.band_hashes(texts if "near" in job.names else [""] * len(texts))
+    return {"source": np.array(sources, np.uint32), "number": np.array(numbers, np.int64),
+            "offset": np.array(offsets[:-1], np.uint64), "keys": keys, "bands": bands,
+            "size": np.array([len(text.encode()) for text in texts], np.uint32),
+            "spans": np.array(n_lines, np.int64).reshape(-1, 2)}
+
+
+def count_pass(job: Job, unit: int, tally: Tally, out: IO[bytes]) -> dict[str, np.ndarray]:
+    """-> lines' hashes, and in how many of the unit's documents each is."""
+    hashes, counts = lines.count(document["text"] for _, _, document in job.corpus.read(unit, job.kept))
+    return {"hashes": hashes, "counts": counts}
+
+
+def score_pass(job: Job, unit: int, tally: Tally, out: IO[bytes]) -> dict[str, np.ndarray]:
+    """-> bits a character of the unit's documents, nan for those that are gone or too short to say. A document whose
+    number is even is scored by the model that was trained on odd ones."""
+    start = job.corpus.starts[unit]
+    scores = np.full(job.corpus.starts[unit + 1] - start, np.nan, np.float32)
+    texts: list[dict[int, str]] = [{} for _ in job.models]
+    for i, _, document in job.corpus.read(unit, job.kept):
+        text = job.without_lines(document["text"])
+        if text and perplexity.long_enough(text):
+            texts[(i + 1) % len(job.models)][i - start] = text
+    for model, own in zip(job.models, texts, strict=True):
+        scores[list(own)] = model.bits(list(own.values()))
+    return {"scores": scores}
+
+
+def last_pass(job: Job, unit: int, tally: Tally, out: IO[bytes]) -> dict[str, np.ndarray]:
+    """-> the steps that need to know of all documents, and the rest; in `out` what the corpus has become. "runs" says
+    how many bytes of it belong to which source."""
+    runs: list[list[int]] = []
+    if "perplexity" in job.names:
+        with np.load(job.folder / "score" / f"{unit:06}.npz") as arrays:
+            scores = arrays["scores"]
+    for i, where, document in job.corpus.read(unit, job.kept):
+        source, steps = job.sources[where["file"]], {}
+        if "lines" in job.names:
+            steps["lines"] = functools.partial(job.sketch.check, characters=job.characters)
+        if "perplexity" in job.names:
+            verdict = perplexity.verdict(float(scores[i - job.corpus.starts[unit]]), *job.cuts[source])
+            steps["perplexity"] = lambda text, verdict=verdict: verdict
+        if "decontaminate" in job.names:
+            steps["decontaminate"] = job.steps["decontaminate"]
+        if text := tally.take(document["text"], steps, where):
+            tally.passed(where["file"], "write", "out", len(text.encode()))
+            line = json.dumps(document | {"text": text}, ensure_ascii=False).encode() + b"\n"
+            out.write(line)
+            if not runs or runs[-1][0] != source:
+                runs.append([source, 0])
+            runs[-1][1] += len(line)
+    return {"runs": np.array(runs, np.int64).reshape(-1, 2)}
