@@ -364,7 +364,7 @@ def main(argv: list[str] | None = None) -> None:
                 help="how strict the rules are: for web pages, edited text, or reviews and comments")
             add("--steps", nargs="+", choices=STEPS, help="only these, in this order; if not given, all")
             add("--sample", type=float, default=1.0, help="share of the documents to start from, chosen by hash")
-            add("--reference", nargs="+", metavar="FILE", help="text to train the n-gram model on; else the input's own")
+            add("--reference", nargs="+", metavar="FILE", help="text to train the n-gram model on, if not the input")
             add("--tails", nargs=2, type=float, default=[1.0, 2.0], metavar=("LOW", "HIGH"),
                 help="percent of each source's documents to remove as too predictable and as too surprising")
             add("--decontaminate", metavar="KOBEST_DIR", help="folder with the benchmark's .tsv files")

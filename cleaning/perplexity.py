@@ -29,7 +29,7 @@ SHORTEST = 40       # characters a document must have: of fewer, the mean is cha
 BATCH = 100_000     # characters scored at once
 END = "\n"          # before and behind each document; inside there is none, white space being one blank
 BASE = np.uint64(0x9E3779B97F4A7C15)
-BINS = np.arange(0, 20.25, 0.25)  # bits a character, for the histogram
+BINS = np.arange(0, 20.5, 0.5)  # bits a character, for the histogram
 
 
 def mixed(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -213,12 +213,3 @@ def histograms(scores: np.ndarray, sources: np.ndarray, names: list[str], limits
             out[name] = {"from": low, "to": high, "median": round(float(np.median(own)), 3), "counts": counts.tolist()}
     return out
 
-
-def bars(counts: list[int]) -> str:
-    """A histogram in one line.
-
-    >>> bars([0, 1, 4, 8])
-    ' ▁▄█'
-    """
-    most = max(counts)
-    return "".join(" ▁▂▃▄▅▆▇█"[-(-8 * count // most)] for count in counts)

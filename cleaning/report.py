@@ -113,6 +113,16 @@ def merge_log(log: Path, files: dict[str, IO[str]], lines_before: dict[str, int]
             files[name].write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
+def bars(counts: list[int]) -> str:
+    """A histogram in one line.
+
+    >>> bars([0, 1, 4, 8])
+    ' ▁▄█'
+    """
+    most = max(counts)
+    return "".join(" ▁▂▃▄▅▆▇█"[-(-8 * count // most)] for count in counts)
+
+
 def columns(rows: Iterable[tuple]) -> str:
     """Rows of (name, documents, MB, share, share removed, rest) set in columns."""
     return "\n".join(f"{a:28}{b:>12}{c:>12}{d:>8}{e:>9}  {f}".rstrip() for a, b, c, d, e, f in rows)
@@ -136,6 +146,11 @@ def table(report: dict) -> str:
     text = columns(rows)
     if len(sources) > SOURCES_ON_SCREEN:
         text += f"\nand {len(sources) - SOURCES_ON_SCREEN} more sources, in report.json"
+    if "perplexity" in report:
+        text += f"\n\n{'bits a character':28}{'from':>8}{'to':>8}{'median':>8}  documents at 0 ... 20 bits"
+    for source, line in list(report.get("perplexity", {}).items())[:SOURCES_ON_SCREEN]:
+        low, high = (line[key] or "-" for key in ("from", "to"))
+        text += f"\n{Path(source).name[-27:]:28}{low:>8}{high:>8}{line['median']:>8}  |{bars(line['counts'])}|"
     for reason, examples in report["examples"].items():
         text += f"\n\n{examples[0]['step']}: {reason}"
         for example in examples:

@@ -16,7 +16,7 @@ import pytest
 
 import cleaning
 import data
-from cleaning import decontaminate, duplicates, mask, normalise, read, rules
+from cleaning import decontaminate, duplicates, mask, normalise, perplexity, read, report, rules
 from cli import UserError
 
 # Dog, cat, teacher, student, sea ...; saw, bought, met, drew ...; yesterday, today, last year ...
@@ -34,7 +34,8 @@ def korean(rng: random.Random, sentences: int) -> str:
                     f"{rng.choice(VERBS)}." for _ in range(sentences))
 
 
-@pytest.mark.parametrize("module", [cleaning, normalise, mask, duplicates, decontaminate, read, rules])
+@pytest.mark.parametrize("module", [cleaning, normalise, mask, duplicates, decontaminate, perplexity, read, report,
+                                    rules])
 def test_examples_in_docstrings(module):
     assert doctest.testmod(module).failed == 0
 
