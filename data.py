@@ -365,7 +365,7 @@ def main(argv: list[str] | None = None) -> None:
             add("--steps", nargs="+", choices=STEPS, help="only these, in this order; if not given, all")
             add("--sample", type=float, default=1.0, help="share of the documents to start from, chosen by hash")
             add("--reference", nargs="+", metavar="FILE", help="text to train the n-gram model on, if not the input")
-            add("--tails", nargs=2, type=float, default=[1.0, 2.0], metavar=("LOW", "HIGH"),
+            add("--tails", nargs=2, type=float, default=[0.5, 1.0], metavar=("LOW", "HIGH"),
                 help="percent of each source's documents to remove as too predictable and as too surprising")
             add("--decontaminate", metavar="KOBEST_DIR", help="folder with the benchmark's .tsv files")
         else:

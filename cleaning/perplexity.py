@@ -47,6 +47,18 @@ def longer(grams: np.ndarray, n: int, characters: np.ndarray) -> np.ndarray:
     return grams[:-1] * BASE + characters[n - 1:] if n > 1 else characters
 
 
+def distinct(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(each gram once, sorted; a place where it stands; for each place its gram's number; how often it stands there).
+    np.unique's first place costs a stable sort, five times this; here all places of a gram serve alike."""
+    order = np.argsort(grams)
+    ranked = grams[order]
+    starts = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1])[:len(ranked)])
+    counts = np.diff(starts, append=len(ranked))
+    number = np.empty(len(grams), np.int64)
+    number[order] = np.repeat(np.arange(len(starts)), counts)
+    return ranked[starts], order[starts], number, counts
+
+
 class Table:
     """Hashes -> places, by a sorted array and, for the first bits of a hash, where in it those begin."""
 
@@ -86,22 +98,21 @@ class Model:
     @classmethod
     def train(cls, texts: Iterable[str], order: int = ORDER) -> "Model":
         characters, _ = mixed(texts)
-        grams, unique, first, inverse, raw = None, [], [], [], []
+        grams, found = None, []
         for n in range(1, order + 1):
             grams = longer(grams, n, characters)
-            for found, values in zip((unique, first, inverse, raw), np.unique(
-                    grams, return_index=True, return_inverse=True, return_counts=True), strict=True):
-                found.append(values)
+            found.append(distinct(grams))
+        unique, place, number, raw = zip(*found, strict=True)
         p = np.full(1, 1 / (len(unique[0]) + 1))  # p_0: all characters that were seen, and one that was not
         log_p, rest = [], []
         for n in range(1, order + 1):
-            size, at = len(unique[n - 1]), first[n - 1]
+            size, at = len(unique[n - 1]), place[n - 1]
             # different characters before it; the document's first, which has none before it, counts once
-            count = raw[-1] if n == order else np.maximum(1, np.bincount(inverse[n - 1][first[n] + 1], minlength=size))
+            count = raw[-1] if n == order else np.maximum(1, np.bincount(number[n - 1][place[n] + 1], minlength=size))
             n1, n2 = (count == 1).sum(), (count == 2).sum()
             discount = n1 / (n1 + 2 * n2) if n1 and n2 else 0.5
-            context = inverse[n - 2][at] if n > 1 else np.zeros(size, int)
-            shorter = inverse[n - 2][at + 1] if n > 1 else np.zeros(size, int)
+            context = number[n - 2][at] if n > 1 else np.zeros(size, int)
+            shorter = number[n - 2][at + 1] if n > 1 else np.zeros(size, int)
             contexts = len(unique[n - 2]) if n > 1 else 1
             total = np.maximum(1, np.bincount(context, count, contexts))
             types = np.bincount(context, minlength=contexts)

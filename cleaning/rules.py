@@ -157,7 +157,7 @@ def check(text: str, limits: Limits, lang: str = "ko") -> tuple[bool, str]:
     with_either = np.count_nonzero(np.logical_or.reduceat((kinds >= HANGUL) | (kinds == DIGIT), starts))
     if with_either - with_letter > limits.no_letters * with_either:  # a lone | or - is no word
         return False, "no_letters"
-    if limits.garbled is not None and IS_RARE[codes].sum() > limits.garbled * count[HANGUL]:
+    if limits.garbled is not None and IS_RARE[codes].sum() > limits.garbled * count[HANGUL] + 1:  # one is a joke
         return False, "garbled"
     if limits.function_words is not None and n_words >= FEW:
         if lang == "ko":
