@@ -16,7 +16,6 @@ import contextlib
 import functools
 import hashlib
 import itertools
-import json
 from pathlib import Path
 
 import numpy as np
@@ -186,7 +185,7 @@ def run_passes(job: passes.Job, work: Work, units: list[list[read.Span]], args: 
         records = {name: stack.enter_context(open(folder / name, "w", encoding="utf-8")) for name in read.RECORDS}
         parts = [(stem, lines_before) for stem, lines_before in zip(first, before, strict=True)]
         for stem, lines_before in [*parts, (work.folder / "duplicates", {}), *((stem, {}) for stem in last)]:
-            total.add(Tally.from_json(json.loads(Path(f"{stem}.json").read_text(encoding="utf-8"))))
+            total.add(Tally.from_json(cli.read_json(f"{stem}.json")), lines_before)
             report.merge_log(Path(f"{stem}.log"), records, lines_before)
     put_together(job, last, folder, outputs)
     return total, result

@@ -23,7 +23,7 @@ class Tally:
     def __init__(self, log: IO[str] | None = None):
         self.log = log
         self.counts: Counter = Counter()  # of (source, step, "documents_in" or the like) and (source, step, "", reason)
-        self.examples: dict[tuple[str, str], list[tuple]] = {}  # of (step, reason): (hash, source, id, text)
+        self.examples: dict[tuple[str, str], list[tuple]] = {}  # of (step, reason): (hash, file, line, id, text)
 
     def passed(self, source: str, step: str, side: str, size: int, documents: int = 1) -> None:
         """Documents of `size` bytes in all came "in" to a step or went "out" of it."""
@@ -35,11 +35,11 @@ class Tally:
         self.log.write(f"{name}\t{json.dumps(where | {'step': step, 'reason': reason} | more, ensure_ascii=False)}\n")
         self.counts[where["file"], step, "", reason] += 1
         rank = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-        self._example((step, reason), [(rank, where["file"], str(where.get("id", where["line"])),
-                                        text[:EXAMPLE_CHARACTERS])])
+        example = (rank, where["file"], where["line"], where.get("id"), text[:EXAMPLE_CHARACTERS])
+        self._example((step, reason), [example])
 
     def _example(self, key: tuple[str, str], examples: list) -> None:
-        self.examples[key] = sorted(self.examples.get(key, []) + [tuple(e) for e in examples])[:EXAMPLES]
+        self.examples[key] = sorted(self.examples.get(key, []) + examples, key=lambda e: e[:3])[:EXAMPLES]
 
     def take(self, text: str, steps: dict[str, Step], where: dict) -> str:
         """Run the steps on one document; its text at the end, "" if one of them removed it."""
@@ -56,10 +56,12 @@ class Tally:
             self.passed(where["file"], name, "out", size)
         return text
 
-    def add(self, other: "Tally") -> None:
+    def add(self, other: "Tally", lines_before: dict[str, int]) -> None:
+        """Add the counts and examples of another, in which a file's lines are counted from after `lines_before`."""
         self.counts.update(other.counts)
         for key, examples in other.examples.items():
-            self._example(key, examples)
+            self._example(key, [(rank, file, line + lines_before.get(file, 0), *rest)
+                                for rank, file, line, *rest in examples])
 
     def to_json(self) -> dict:
         return {"counts": [[*key, n] for key, n in self.counts.items()],
@@ -81,7 +83,7 @@ class Tally:
                     reasons[reason[0]] += n
             ends = {f"{what}_{side}": counts[step, f"{what}_{side}"]
                     for side, step in (("in", first), ("out", last)) for what in ("documents", "bytes")}
-            return ends | {"reasons": dict(reasons.most_common())}
+            return ends | {"reasons": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))}
 
         whole, of_source = Counter(), {source: Counter() for source in sources}
         for (source, *key), n in self.counts.items():
@@ -95,8 +97,8 @@ class Tally:
                 "sources": {source: line(counts, "read", "write", ["read", *steps]) | {
                     "steps": {step: line(counts, step, step, [step]) for step in steps}}
                     for source, counts in of_source.items()},
-                "examples": {reason: [{"step": step, "file": file, "id": id, "text": text}
-                                      for _, file, id, text in examples]
+                "examples": {reason: [{"step": step, "file": file, "line": line, "id": id, "text": text}
+                                      for _, file, line, id, text in examples]
                              for (step, reason), examples in sorted(self.examples.items())}}
 
 
@@ -155,5 +157,5 @@ def table(report: dict) -> str:
         text += f"\n\n{examples[0]['step']}: {reason}"
         for example in examples:
             snippet = " ".join(example["text"].split())[:SCREEN_CHARACTERS]
-            text += f"\n    {Path(example['file']).name} {example['id']}: {snippet}"
+            text += f"\n    {Path(example['file']).name}:{example['line']} {snippet}"
     return text

@@ -30,6 +30,7 @@ from tqdm import tqdm
 import cli
 from cleaning.report import Tally
 
+PARTS = (".log", ".docs", ".npz")
 _job = None  # what the tasks of this process have in common, sent to it once
 
 
@@ -54,7 +55,20 @@ def _do(function: Callable, task, stem: Path) -> None:
     with open(f"{stem}.log", "w", encoding="utf-8") as log, open(f"{stem}.docs", "wb") as out:
         tally = Tally(log)
         np.savez(f"{stem}.npz", **function(_job, task, tally, out))
-    cli.write_json(f"{stem}.json", tally.to_json())
+    sizes = [os.path.getsize(f"{stem}{suffix}") for suffix in PARTS]
+    with open(f"{stem}.json.part", "w", encoding="utf-8") as file:
+        json.dump(tally.to_json() | {"sizes": sizes}, file, ensure_ascii=False)
+    os.replace(f"{stem}.json.part", f"{stem}.json")
+
+
+def _done(stem: Path) -> bool:
+    """Whether a task has left everything. Nothing is synced to the disk on the way, which would cost more than it is
+    worth: after a power cut, a file that is shorter than it was shows."""
+    marker = Path(f"{stem}.json")
+    if not marker.exists():
+        return False
+    sizes = json.loads(marker.read_text(encoding="utf-8"))["sizes"]
+    return sizes == [os.path.getsize(f"{stem}{suffix}") for suffix in PARTS]
 
 
 class Work:
@@ -91,7 +105,7 @@ class Work:
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         stems = [folder / f"{i:06}" for i in range(len(tasks))]
-        open_tasks = [i for i, stem in enumerate(stems) if not stem.with_suffix(".json").exists()]
+        open_tasks = [i for i, stem in enumerate(stems) if not _done(stem)]
         with tqdm(total=sum(sizes), initial=sum(sizes) - sum(sizes[i] for i in open_tasks), desc=f"{name:10}", unit="B",
                   unit_scale=True) as bar:
             if self.workers == 1:

@@ -1,7 +1,6 @@
 """Each cleaning step on inputs made here, against independent oracles; then `data.py clean` as a whole."""
 import csv
 import doctest
-import functools
 import gzip
 import json
 import random
@@ -11,27 +10,15 @@ import sys
 import unicodedata
 from pathlib import Path
 
-import numpy as np
 import pytest
+from sentences import NOUNS, edited, korean
 
 import cleaning
 import data
 from cleaning import decontaminate, duplicates, mask, normalise, perplexity, read, report, rules
 from cli import UserError
 
-# Dog, cat, teacher, student, sea ...; saw, bought, met, drew ...; yesterday, today, last year ...
-NOUNS = "강아지 고양이 선생님 학생 바다 하늘 기차 도시 음악 책상 나무 겨울 친구 시장 다리 아침".split()
-VERBS = "보았다 샀다 만났다 그렸다 불렀다 찾았다 고쳤다 옮겼다 기다렸다 잊었다".split()
-WHEN = "어제 오늘 작년에 지난주에 봄에 밤에 새벽에 주말에".split()
-
-
 LEAKED = "고양이가 기차를 타고 바다로 갔다"  # 'the cat took a train to the sea'
-
-
-def korean(rng: random.Random, sentences: int) -> str:
-    """Sentences like 'yesterday the student saw the sea'."""
-    return " ".join(f"{rng.choice(WHEN)} {rng.choice(NOUNS)}이 {rng.choice(NOUNS)}에서 {rng.choice(NOUNS)}을 "
-                    f"{rng.choice(VERBS)}." for _ in range(sentences))
 
 
 @pytest.mark.parametrize("module", [cleaning, normalise, mask, duplicates, decontaminate, perplexity, read, report,
@@ -180,70 +167,6 @@ def test_english_rules():
     assert rules.check(korean(rng, 30), limits, "en") == (False, "wrong_language")
     words = ["".join(rng.choices("bcdfghjklmnprstvw", k=5)) for _ in range(100)]
     assert rules.check(" ".join(words) + ".", limits, "en") == (False, "function_words")
-
-
-# ------------------------------------------------------------------------------------------------------ duplicates
-
-@functools.cache
-def grams(text: str) -> set[str]:
-    text = " ".join(text.split())
-    return {text[i:i + 5] for i in range(len(text) - 4)}
-
-
-def similarity(a: str, b: str) -> float:
-    return len(grams(a) & grams(b)) / len(grams(a) | grams(b))
-
-
-def edited(rng: random.Random, text: str, share: float) -> str:
-    words = text.split(" ")
-    for i in rng.sample(range(len(words)), max(1, round(share * len(words)))):
-        words[i] = "".join(rng.choices("가나다라마바사아자차", k=3))
-    return " ".join(words)
-
-
-def test_near_duplicates_against_all_pairs():
-    rng = random.Random()
-    texts = [korean(rng, rng.randrange(6, 30)) for _ in range(150)]
-    texts += [edited(rng, texts[i], rng.choice([0.01, 0.03, 0.05])) for i in range(100)]
-    rng.shuffle(texts)
-    sizes = np.array([len(text) for text in texts])
-    kept = duplicates.near_duplicates(duplicates.band_hashes(texts).T, sizes, texts.__getitem__)
-    close = {(i, j) for i in range(len(texts)) for j in range(i) if similarity(texts[i], texts[j]) >= 0.85}
-    together = sum(kept[i] == kept[j] for i, j in close)
-    assert len(close) >= 60 and together >= 0.95 * len(close)
-    clusters: dict[int, set[int]] = {}
-    for i, by in enumerate(kept):
-        clusters.setdefault(by, set()).add(i)
-    for by, members in clusters.items():  # the longest stays, and all hang together by pairs over the threshold
-        assert len(texts[by]) == max(len(texts[i]) for i in members)
-        reached = {by}
-        while grown := {i for i in members - reached if any(similarity(texts[i], texts[j]) >= 0.7 for j in reached)}:
-            reached |= grown
-        assert reached == members
-
-
-def test_minhash_estimates_jaccard():
-    rng = random.Random()
-    trials = [(a := korean(rng, 40), edited(rng, a, 0.04)) for _ in range(300)]
-    hashed = duplicates.band_hashes([text for pair in trials for text in pair])
-    assert hashed.nbytes == 112 * len(hashed)
-    agree = (hashed[::2] == hashed[1::2]).mean()
-    expected = np.mean([similarity(a, b) ** 8 for a, b in trials])  # eight minima, each equal with probability s
-    assert abs(agree - expected) < 0.06  # six standard errors
-
-
-def test_band_hashes_do_not_depend_on_the_batch():
-    rng = random.Random()
-    texts = [korean(rng, n) for n in (1, 2, 300, 5, 0, 2000, 3)]
-    alone = np.concatenate([duplicates.band_hashes([text]) for text in texts])
-    assert (duplicates.band_hashes(texts) == alone).all()
-    assert not alone[4].any() and alone[3].all()
-
-
-def test_exact_duplicates_keep_the_first():
-    keys = [duplicates.exact_key(text) for text in ["가 나", "다", "가  나\n", "다", "라"]]
-    rows = np.frombuffer(b"".join(keys), np.uint64).reshape(-1, 2)
-    assert duplicates.exact_duplicates(rows).tolist() == [0, 1, 0, 1, 4]
 
 
 # --------------------------------------------------------------------------------------------------- decontaminate

@@ -1,0 +1,150 @@
+"""A run of `data.py clean` that is killed, joined by another, or let down by its disk or its input."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from sentences import edited, korean
+
+import data
+from cleaning import passes, read, work
+from cli import UserError
+
+DRIVER = "import sys; sys.path.insert(0, {!r}); from cleaning import read; read.UNIT = 6000; import data; data.main({})"
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch):
+    monkeypatch.setattr(read, "UNIT", 6_000)
+    rng = random.Random()
+    texts = [korean(rng, 9) for _ in range(110)]
+    texts += [edited(rng, texts[i], 0.02) for i in range(9)] + [texts[3], "짧다"]
+    rng.shuffle(texts)
+    (tmp_path / "raw").mkdir()
+    for name, part in (("a", texts[:90]), ("b", texts[90:100]), ("c", texts[100:])):
+        (tmp_path / "raw" / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n\n" for text in part) + "{broken\n")
+    return tmp_path
+
+
+def argv(corpus: Path, out: str, *flags: str) -> list[str]:
+    return ["clean", "--input", str(corpus / "raw"), "--out", str(corpus / out), "--tails", "2", "2",
+            "--profile", "formal", *flags]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_spans_hold_every_line_once(corpus):
+    for path in read.files([corpus / "raw"]):
+        whole = [raw for _, raw in read.lines(path) if raw is not None]
+        for size in (1, 7, 600, 5_000):
+            cuts = [*range(0, path.stat().st_size, size), path.stat().st_size] if size > 1 else [0, 1, 2, 10**9]
+            parts = [list(read.lines(path, a, b)) for a, b in zip(cuts, cuts[1:], strict=False)]
+            assert [raw for part in parts for _, raw in part[:-1]] == whole
+            assert sum(part[-1][0] for part in parts) == 2 * (len(whole) - 1) + 1
+
+
+def test_units_do_not_change_the_result(corpus, monkeypatch):
+    data.main(argv(corpus, "small"))
+    monkeypatch.setattr(read, "UNIT", 10**9)
+    data.main(argv(corpus, "large"))
+    assert contents(corpus / "small") == contents(corpus / "large")
+    record = json.loads((corpus / "small" / "rejected.jsonl").read_text().splitlines()[0])
+    assert record["line"] == 181 and record["file"].endswith("a.jsonl")
+
+
+def test_what_is_finished_is_not_done_again(corpus, monkeypatch, capsys):
+    data.main(argv(corpus, "whole"))
+    done, last_pass = [], passes.last_pass
+
+    def stopped(job, unit, tally, out):
+        done.append(unit)
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        return last_pass(job, unit, tally, out)
+
+    monkeypatch.setattr(passes, "last_pass", stopped)
+    with pytest.raises(UserError, match="stopped.*goes on from there"):
+        data.main(argv(corpus, "out"))
+    assert not (corpus / "out").exists()
+    monkeypatch.setattr(passes, "first_pass", None)   # would fail if it were called
+    monkeypatch.setattr(passes, "score_pass", None)
+    data.main(argv(corpus, "out"))
+    assert done == [0, 1, 2, 3, *range(3, len(done) - 1)] and "going on" in capsys.readouterr().out
+    assert contents(corpus / "out") == contents(corpus / "whole")
+    assert not list(corpus.glob(".*"))
+
+
+def test_other_settings_start_anew(corpus, monkeypatch, capsys):
+    monkeypatch.setattr(passes, "last_pass", None)
+    with pytest.raises(TypeError):
+        data.main(argv(corpus, "out"))
+    monkeypatch.undo()
+    data.main(argv(corpus, "out", "--sample", "0.5"))
+    data.main(argv(corpus, "half", "--sample", "0.5"))
+    assert "going on" not in capsys.readouterr().out and contents(corpus / "out") == contents(corpus / "half")
+
+
+def test_killed_and_started_again(corpus):
+    data.main(argv(corpus, "whole"))
+    command = [sys.executable, "-c", DRIVER.format(str(Path(data.__file__).parent), argv(corpus, "out"))]
+    for phase in ("first", "last"):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and len(list(corpus.glob(f".out.work/{phase}/*.json"))) < 2:
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (corpus / "out").exists() or phase == "last"
+    subprocess.run(command, check=True, capture_output=True)
+    assert contents(corpus / "out") == contents(corpus / "whole")
+    assert [p.name for p in corpus.glob(".*")] == []
+
+
+def test_one_run_at_a_time(corpus):
+    first = work.Work(corpus / "out", {}, 1)
+    with pytest.raises(UserError, match="another process is writing"):
+        data.main(argv(corpus, "out"))
+    with first.guarded():
+        pass
+    data.main(argv(corpus, "out"))
+
+
+def test_an_input_that_changes_or_vanishes(corpus, monkeypatch):
+    parse = read.parse
+
+    def meanwhile(change):
+        def wrapped(*args):
+            change(corpus / "raw" / "c.jsonl")
+            return parse(*args)
+        return wrapped
+
+    monkeypatch.setattr(read, "parse", meanwhile(lambda path: path.write_text('{"text": "다른 글"}\n')))
+    with pytest.raises(UserError, match="c.jsonl was changed while it was read"):
+        data.main(argv(corpus, "out"))
+    monkeypatch.setattr(read, "parse", meanwhile(lambda path: path.unlink(missing_ok=True)))
+    with pytest.raises(UserError, match="cannot read .*c.jsonl: No such file"):
+        data.main(argv(corpus, "out"))
+    assert not (corpus / "out").exists()
+
+
+@pytest.mark.parametrize("limit, message", [(2, "File too large"), (40, "File too large")])
+def test_a_disk_that_takes_no_more(corpus, limit, message):
+    command = f"ulimit -f {limit}; exec {sys.executable} {data.__file__} " + " ".join(argv(corpus, "out"))
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    last = done.stderr.replace("\r", "\n").strip().split("\n")[-1]
+    assert done.returncode == 2 and message in last and "Traceback" not in done.stderr, done.stderr
+    assert not (corpus / "out").exists()
+    data.main(argv(corpus, "out"))
+
+
+def test_an_output_that_cannot_be_written(corpus, refused):
+    (corpus / "file").touch()
+    refused(data, argv(corpus, "file/out"), "file: File exists")
+    refused(data, ["clean", "--input", str(corpus / "raw"), "--out", "/sys/nowhere/out"], "/sys/nowhere")
