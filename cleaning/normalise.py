@@ -86,7 +86,9 @@ def html_to_text(page: str) -> str:
     ```
     """
     parser = _Text(page)
-    parser.feed(page.replace("<![", "<!-["))  # html.parser gives up on a marked section that it does not know
+    page = page.replace("<![", "<!-[")  # html.parser gives up on a marked section that it does not know,
+    tags, end, rest = page.rpartition(">")  # and looks through all the rest for the end of every tag that has none
+    parser.feed(tags + end + rest.replace("<", "&lt;"))
     parser.close()
     prose_and_code = "".join(parser.parts).split(FENCE)
     prose_and_code[1::2] = [code.strip("\n") for code in prose_and_code[1::2]]

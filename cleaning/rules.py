@@ -70,13 +70,15 @@ LIMITS = {"ko": {"web": KO_WEB, "formal": KO_FORMAL, "short": KO_SHORT},
 
 NOT_PROSE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|https?://\S+|</?[a-zA-Z][^<>]{0,500}>|\$[^$\n]+\$", re.DOTALL)
 FEW = 20  # function words are judged from so many words on, and
+ENDS = set('.!?。…"\'”’)')
 REPEATS = 3  # an n-gram is frequent from so many times on: a stub names its subject twice
 # The last syllables of particles and verb endings: topic, subject, object, place, 'and', plain and polite endings ...
 ENDINGS = "다이은는을를의에서로고지도만면며한인할과와가자기음게해까요라나들어아네데적던된년월일부터"
 # Gopher's eight, and the eight that are as frequent.
 STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with", "a", "in", "is", "was", "for", "on", "as", "it"}
 
-MARK, DIGIT, SPACE, HANGUL, HANJA, LATIN, OTHER = range(7)  # classes of characters; from HANGUL on they are letters
+# Classes of characters, in an order in which one comparison tells letters, and one Hangul.
+MARK, SPACE, DIGIT, OTHER, LATIN, HANJA, HANGUL, RARE, ENDING = range(9)
 
 
 def _classes() -> np.ndarray:
@@ -91,42 +93,57 @@ def _classes() -> np.ndarray:
         table[first:last + 1] = HANJA
     for first, last in ((0x41, 0x5A), (0x61, 0x7A), (0xC0, 0x24F)):
         table[first:last + 1] = LATIN
+    for code in range(0xAC00, 0xD7A4):  # KS X 1001 has the 2,350 syllables of Korean words; 뷁쀍 is something else read
+        if len(chr(code).encode("euc_kr")) != 2:  # as CP949. (euc_kr spells the other 8,822 out in eight bytes.)
+            table[code] = RARE
+    table[[ord(char) for char in ENDINGS]] = ENDING
     return table
 
 
 CLASS = _classes()
-IS_ENDING = np.isin(np.arange(0x110000), [ord(c) for c in ENDINGS])
-# KS X 1001 has the 2,350 syllables of Korean words; 뷁쀍 is something else read as CP949. (euc_kr spells the other
-# 8,822 out in eight bytes.)
-IS_RARE = np.zeros(0x110000, bool)
-IS_RARE[0xAC00:0xD7A4] = [len(chr(code).encode("euc_kr")) != 2 for code in range(0xAC00, 0xD7A4)]
+PLACES = np.random.default_rng(5).integers(0, 2**64, 256, np.uint64) | np.uint64(1)  # a factor for each place in a word
 
 
-def repeats_itself(words: list[str], limits: Limits) -> bool:
+def word_hashes(codes: np.ndarray, space: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """A 64-bit hash of each word, all at once: a dict of words would take three times as long as the rest."""
+    places = np.arange(starts[0], len(codes)) - np.repeat(starts, np.diff(starts, append=len(codes)))
+    letters = np.where(space, 0, codes)[starts[0]:]
+    return np.add.reduceat(letters * PLACES[places & 255], starts - starts[0])
+
+
+def repeats_itself(words: np.ndarray, lengths: np.ndarray, limits: Limits) -> bool:
     """Whether n-grams of words cover more of the text than the limits allow; words that several cover count once.
 
-    An n-gram is a number made from its words' numbers, so one sorting counts all of a document."""
-    numbers: dict[str, int] = {}
-    ids = np.array([numbers.setdefault(word, len(numbers) + 1) for word in words], np.uint64)
-    lengths = np.array([len(word) for word in words])
-    total, grams = lengths.sum(), ids
+    words: their hashes. An n-gram is a number made from its words' hashes, so that sorting counts all of a document;
+    and the sorted numbers alone say how much at most could be covered, which for most documents is little enough."""
+    total, grams = lengths.sum(), words
     for n in range(2, 11):
-        grams = grams[:-1] * np.uint64(0x9E3779B97F4A7C15) + ids[n - 1:]
+        grams = grams[:-1] * np.uint64(0x9E3779B97F4A7C15) + words[n - 1:]
         if n > 4 and n not in limits.same_ngrams or not len(grams):
             continue
-        _, first, inverse, counts = np.unique(grams, return_index=True, return_inverse=True, return_counts=True)
-        if counts.max() == 1:  # then no longer n-gram repeats either
+        ranked = np.sort(grams)
+        starts = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
+        if len(starts) == len(grams):  # then no longer n-gram repeats either
             break
         if n <= 4:
-            covering, limit = inverse == counts.argmax(), limits.top_ngrams[n - 2] if counts.max() >= REPEATS else 1
+            counts = np.diff(starts, append=len(grams))
+            if counts.max() < REPEATS or counts.max() * n * lengths.max() <= limits.top_ngrams[n - 2] * total:
+                continue
+            order = np.argsort(grams)[starts]  # a place of each n-gram; of the most frequent ones, take the longest
+            length = np.convolve(lengths, np.ones(n, int))[n - 1:][order]
+            top = order[np.where(counts == counts.max(), length, 0).argmax()]
+            covering, limit = grams == grams[top], limits.top_ngrams[n - 2]
         else:
+            least = min(limits.same_ngrams.values())
+            if (len(grams) - len(starts)) * n * lengths.max() <= least * total:
+                break
             covering, limit = np.ones(len(grams), bool), limits.same_ngrams[n]
-            covering[first] = False
+            covering[np.minimum.reduceat(np.argsort(grams), starts)] = False  # where each n-gram stands first
         covered = np.convolve(covering, np.ones(n, int))[:len(words)] > 0  # an n-gram at i covers words i ... i + n - 1
         share = lengths[covered].sum() / total
         if share > limit:
             return True
-        if n >= 5 and share <= min(limits.same_ngrams.values()):  # longer n-grams repeat where their beginnings do
+        if n >= 5 and share <= least:  # longer n-grams repeat where their beginnings do
             break
     return False
 
@@ -137,42 +154,43 @@ def check(text: str, limits: Limits, lang: str = "ko") -> tuple[bool, str]:
     >>> check("짧다", LIMITS["ko"]["formal"])  # 'it is short'
     (False, 'too_short')
     """
-    prose = NOT_PROSE.sub(" ", text)
+    prose = f" {NOT_PROSE.sub(' ', text)} "  # with a blank at both ends, words begin and end where blank turns
     codes = np.frombuffer(prose.encode("utf-32-le"), np.uint32)
     kinds = CLASS[codes]
-    count = np.bincount(kinds, minlength=7)
-    letters, visible = int(count[HANGUL:].sum()), len(codes) - int(count[SPACE])
-    own = int(count[HANGUL] + count[HANJA]) if lang == "ko" else int(count[LATIN])
+    count = np.bincount(kinds, minlength=9).tolist()
+    letters, hangul, visible = sum(count[OTHER:]), sum(count[HANGUL:]), len(codes) - count[SPACE]
+    own = hangul + count[HANJA] if lang == "ko" else count[LATIN]
     if visible < limits.characters:
         return False, "too_short"
     # Korean with long quotations or many names in another language is still worth its 200 characters of Hangul.
-    if own < (0.15 if lang == "ko" and count[HANGUL] >= 200 else limits.share) * letters or not own:
+    if own < (0.15 if lang == "ko" and hangul >= 200 else limits.share) * letters or not own:
         return False, "wrong_language"
-    if not limits.word[0] <= visible / (n_words := len(words := prose.split())) <= limits.word[1]:
+    space = kinds == SPACE
+    edges = np.flatnonzero(space[1:] != space[:-1]) + 1
+    starts, n_words = edges[::2], len(edges) // 2
+    if not limits.word[0] <= visible / n_words <= limits.word[1]:
         return False, "word_length"
-    if visible - letters - count[DIGIT] > limits.symbols * visible:
+    if count[MARK] > limits.symbols * visible:
         return False, "symbols"
-    starts = np.flatnonzero((kinds != SPACE) & np.append(True, kinds[:-1] == SPACE))
-    with_letter = np.count_nonzero(np.logical_or.reduceat(kinds >= HANGUL, starts))
-    with_either = np.count_nonzero(np.logical_or.reduceat((kinds >= HANGUL) | (kinds == DIGIT), starts))
+    best = np.maximum.reduceat(kinds, starts)
+    with_letter, with_either = np.count_nonzero(best >= OTHER), np.count_nonzero(best >= DIGIT)
     if with_either - with_letter > limits.no_letters * with_either:  # a lone | or - is no word
         return False, "no_letters"
-    if limits.garbled is not None and IS_RARE[codes].sum() > limits.garbled * count[HANGUL] + 1:  # one is a joke
+    if limits.garbled is not None and count[RARE] > limits.garbled * hangul + 1:  # one is a joke
         return False, "garbled"
     if limits.function_words is not None and n_words >= FEW:
         if lang == "ko":
-            last = codes[:-1][(kinds[:-1] == HANGUL) & (kinds[1:] != HANGUL)]
-            share = IS_ENDING[last].mean() if len(last) >= FEW else 1
+            last = kinds[:-1][(kinds[:-1] >= HANGUL) & (kinds[1:] < HANGUL)]
+            share = np.count_nonzero(last == ENDING) / len(last) if len(last) >= FEW else 1
         else:
-            share = sum(word.lower() in STOP_WORDS for word in words) / n_words
+            share = sum(word.lower() in STOP_WORDS for word in prose.split()) / n_words
         if share < limits.function_words:
             return False, "function_words"
-    lines = [line.strip() for line in prose.split("\n") if line.strip()]
-    n_ends = sum(line[-1] in '.!?。…"\'”’)' for line in lines)
-    if limits.line_ends is not None and n_ends < limits.line_ends * len(lines):
+    lines = [line for line in map(str.strip, prose.split("\n")) if line]
+    if limits.line_ends is not None and sum(line[-1] in ENDS for line in lines) < limits.line_ends * len(lines):
         return False, "line_ends"
-    if limits.same_lines is not None and 1 - len(set(lines)) / len(lines) > limits.same_lines:
+    if limits.same_lines is not None and len(lines) - len(set(lines)) > limits.same_lines * len(lines):
         return False, "repeated_lines"
-    if n_words >= FEW and repeats_itself(words, limits):
+    if n_words >= FEW and repeats_itself(word_hashes(codes, space, starts), edges[1::2] - starts, limits):
         return False, "repeated_ngrams"
     return True, ""
