@@ -191,6 +191,7 @@ def check(text: str, limits: Limits, lang: str = "ko") -> tuple[bool, str]:
         return False, "line_ends"
     if limits.same_lines is not None and len(lines) - len(set(lines)) > limits.same_lines * len(lines):
         return False, "repeated_lines"
-    if n_words >= FEW and repeats_itself(word_hashes(codes, space, starts), edges[1::2] - starts, limits):
+    if limits.top_ngrams and n_words >= FEW and repeats_itself(
+            word_hashes(codes, space, starts), edges[1::2] - starts, limits):
         return False, "repeated_ngrams"
     return True, ""

@@ -2,6 +2,7 @@
 import csv
 import doctest
 import gzip
+import importlib.util
 import json
 import random
 import re
@@ -316,19 +317,13 @@ def test_what_a_person_can_get_wrong(tmp_path, monkeypatch, flags, message):
     assert not Path("out").exists() and not list(Path().glob(".*"))
 
 
-def test_random_bytes_never_stop_a_run(tmp_path):
-    rng = random.Random()
-    good = json.dumps({"text": korean(rng, 9)}, ensure_ascii=False).encode()
-    bad = [rng.randbytes(rng.randrange(1, 80)).replace(b"\n", b"") + b"x" for _ in range(150)]
-    bad += [good[:rng.randrange(1, len(good))] for _ in range(50)]
-    bad += [b"[" * 100_000, b'{"a":' * 100_000, b"\x00", b"null", b'"text"', b'{"text": null}', b"1" * 5000,
-            b'{"text": "\\u0000"}', b'{"text": "<html><![x"}', b'{"text": "' + b"\xed\x95\x9c " * 50_000 + b'"}']
-    rng.shuffle(bad)
-    (tmp_path / "a.jsonl").write_bytes(b"\n".join([good, *bad]))
-    data.main(["clean", "--input", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out")])
-    counts = [len(lines(tmp_path / "out" / name)) for name in ("a.jsonl", "removed.jsonl", "rejected.jsonl")]
-    n_read = sum(1 for line in (tmp_path / "a.jsonl").read_bytes().split(b"\n") if line.strip())
-    assert counts[0] >= 1 and sum(counts) == n_read
+@pytest.mark.parametrize("profile", ["web", "short"])
+def test_malformed_inputs_never_stop_a_run(tmp_path, profile):
+    seed = random.randrange(10**6)
+    folder = tmp_path / f"seed-{seed}"  # by which a failure can be had again
+    spec = importlib.util.spec_from_file_location("fuzz", Path(data.__file__).parent / "bench" / "fuzz_cleaning.py")
+    spec.loader.exec_module(fuzz := importlib.util.module_from_spec(spec))
+    fuzz.check(folder, fuzz.write(folder, random.Random(seed), 300), "--profile", profile)
 
 
 def test_an_english_corpus_gets_english_masks():
