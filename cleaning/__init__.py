@@ -99,7 +99,7 @@ def train_models(job: passes.Job, kept: np.ndarray, args: argparse.Namespace) ->
         texts = (normalise.normalise(document["text"])[0] for document in read.documents(paths, args.encoding))
         perplexity.Model.train(text for text in texts if sample(text, share)[0]).save(job.folder / "model-0")
         return
-    sizes, odd = job.corpus.gather("size"), np.arange(len(kept)) % 2 == 1
+    sizes, odd = job.corpus.all["size"], np.arange(len(kept)) % 2 == 1
     for k in (0, 1):
         chosen = perplexity.some(k, sizes, kept & (odd == k), perplexity.SAMPLE)
         texts = (job.without_lines(job.corpus.document(i)[1]["text"]) for i in chosen)
@@ -112,7 +112,7 @@ def find_cuts(job: passes.Job, stems: list[Path], tails: tuple[float, float]) ->
     for stem in stems:
         with np.load(f"{stem}.npz") as arrays:
             scores.append(arrays["scores"])
-    scores, sources = np.concatenate(scores), job.corpus.gather("source")
+    scores, sources = np.concatenate(scores), job.corpus.all["source"]
     limits = perplexity.cuts(scores, sources, len(job.sources), tails)
     np.save(job.folder / "cuts.npy", limits)
     return perplexity.histograms(scores, sources, list(job.sources), limits)
@@ -141,21 +141,24 @@ def clean(args: argparse.Namespace) -> dict:
     extra = [[str(path), *read.stamp(path)] for path in read.files(args.reference)] if args.reference else []
     extra += [[str(path), *read.stamp(path)] for path in sorted(Path(args.decontaminate or "/nowhere").rglob("*.tsv"))]
     settings = {key: value for key, value in vars(args).items() if key not in ("workers", "run", "out")}
-    with cli.new_folder(args.out) as folder, contextlib.ExitStack() as stack:
-        settings |= {"names": names, "units": units, "extra": extra}
-        work = Work(Path(args.out).absolute(), settings, args.workers)
-        stack.enter_context(work.guarded())
-        characters = rules.LIMITS[args.lang][args.profile].characters
-        job = passes.Job(work.folder, args, names, steps, characters, list(outputs))
-        total, result = run_passes(job, work, units, args, folder, outputs)
-        result = total.report(names, list(outputs)) | result
+    if Path(args.out).exists() and not Path(args.out).is_dir():
+        raise cli.UserError(f"{args.out} is a file; a folder is to be written there")
+    settings |= {"names": names, "units": units, "extra": extra}
+    work = Work(Path(args.out).absolute(), settings, args.workers)
+    with work.guarded():
+        with cli.new_folder(args.out) as folder:
+            characters = rules.LIMITS[args.lang][args.profile].characters
+            job = passes.Job(work.folder, args, names, steps, characters, list(outputs))
+            total, result = run_passes(job, work, units, args, folder, outputs)
+            result = total.report(names, list(outputs)) | result
+            if not result["output"]["documents"]:
+                work.finish()
+                reasons = [result["rejected"], *(step["reasons"] for step in result["steps"])]
+                why = ", ".join(f"{n} {reason}" for counts in reasons for reason, n in counts.items())
+                raise cli.UserError(f"nothing is left of {result['input']['documents']} documents "
+                                    f"({why or 'no lines'}); do --lang, --profile and --encoding fit?")
+            cli.write_json(folder / "report.json", result)
         work.finish()
-        if not result["output"]["documents"]:
-            reasons = [result["rejected"], *(step["reasons"] for step in result["steps"])]
-            why = ", ".join(f"{n} {reason}" for counts in reasons for reason, n in counts.items())
-            raise cli.UserError(f"nothing is left of {result['input']['documents']} documents ({why or 'no lines'}); "
-                                "do --lang, --profile and --encoding fit?")
-        cli.write_json(folder / "report.json", result)
     print(report.table(result))
     return result
 

@@ -6,16 +6,18 @@ one byte a document, says which are still there.
 
 Bytes a document in memory, and the most at a time for 35 million (bench/cleaning.py measures the growth):
 
-    step           held for each document                              at the peak    35 million
-    exact          key 16, its order 8, sorted 16, kept 8, workspace 8          56        2.0 GB
-    near           parent 4, size 4, one band 8, its order 8, sorted 8,         36        1.3 GB
-                   workspace 4; the other 13 bands wait on disk (112)
-    perplexity     score 4, source 4, one source's scores sorted 8              17        0.6 GB
-    always         kept 1
+    step           held for each document                                    at the peak    35 million
+    always         source 4, line 8, place 8, size 4, kept 1                           25        0.9 GB
+    exact          and a key of 16, twice, its order 8, sorted 16, workspace 4,        93        3.3 GB
+                   what stays 4 + 8
+    near           and parent 4, long 4, one band 8, twice, its order 8, sorted 8,     73        2.6 GB
+                   workspace 4, masks 4; the other 13 bands wait on disk (112)
+    perplexity     and scores 4, twice; the order in which a sample is drawn, 16       41        1.4 GB
 
 The rest does not grow with the corpus: for each process a unit (8 MB of text, some 200 MB while it is worked on), the
 model (2 x 100 MB, shared), the sketch of lines (512 MB at most, shared), the benchmark (20 MB).
 """
+import bisect
 import functools
 import json
 from collections.abc import Iterator
@@ -30,7 +32,8 @@ from cleaning.report import Tally
 
 def place(source: str, number: int, document: dict) -> dict:
     """How records name a document: its file, its line and its id, which is file:line where it has none."""
-    return {"file": source, "line": number, "id": document.get("id", f"{source}:{number}")}
+    id = document.get("id")
+    return {"file": source, "line": number, "id": f"{source}:{number}" if id is None else id}
 
 
 def write_index(path: Path, stems: list[Path], sources: list[str]) -> list[dict[str, int]]:
@@ -54,7 +57,6 @@ class Corpus:
         values = cli.read_json(index)
         self.stems, self.sources, self.starts = values["stems"], values["sources"], values["starts"]
         self.before = values["before"]
-        self.columns = functools.lru_cache(8)(self.columns)  # neighbours lie in the same unit
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -63,18 +65,28 @@ class Corpus:
         """source, number (of the line), offset and size of a unit's documents."""
         with np.load(f"{self.stems[unit]}.npz") as arrays:
             columns = {name: arrays[name] for name in ("source", "number", "offset", "size")}
-        before = np.array([self.before[unit].get(source, 0) for source in self.sources])
-        return columns | {"number": columns["number"] + before[columns["source"]]}
+        before = {self.sources.index(source): n for source, n in self.before[unit].items() if n}
+        for source, n in before.items():  # of one file at most: the others begin in this unit
+            columns["number"][columns["source"] == source] += n
+        return columns
 
-    def gather(self, name: str) -> np.ndarray:
-        """A column of all documents."""
-        out = None
-        for unit, stem in enumerate(self.stems):
+    @functools.cached_property
+    def all(self) -> dict[str, np.ndarray]:
+        """The columns of all documents, 24 bytes for each; only the first process needs them."""
+        out: dict[str, np.ndarray] = {}
+        for unit, start in enumerate(self.starts[:-1]):
+            for name, column in self.columns(unit).items():
+                if unit == 0:
+                    out[name] = np.empty(len(self), column.dtype)
+                out[name][start:start + len(column)] = column
+        return out
+
+    def keys(self) -> np.ndarray:
+        """The exact keys of all documents: uint64 (n, 2)."""
+        out = np.empty((len(self), 2), np.uint64)
+        for stem, start, end in zip(self.stems, self.starts, self.starts[1:], strict=False):
             with np.load(f"{stem}.npz") as arrays:
-                column = arrays[name]
-            if out is None:
-                out = np.empty((len(self), *column.shape[1:]), column.dtype)
-            out[self.starts[unit]:self.starts[unit + 1]] = column
+                out[start:end] = arrays["keys"]
         return out
 
     def read(self, unit: int, kept: np.ndarray) -> Iterator[tuple[int, dict, dict]]:
@@ -89,42 +101,37 @@ class Corpus:
 
     def document(self, i: int) -> tuple[dict, dict]:
         """(where it came from, the document) of number i."""
-        unit = int(np.searchsorted(self.starts, i, side="right")) - 1
-        columns, i = self.columns(unit), i - self.starts[unit]
+        unit = bisect.bisect_right(self.starts, i) - 1
         with open(f"{self.stems[unit]}.docs", "rb") as file:
-            file.seek(columns["offset"][i])
+            file.seek(self.all["offset"][i])
             document = json.loads(file.readline())
-        return place(self.sources[columns["source"][i]], int(columns["number"][i]), document), document
+        return place(self.sources[self.all["source"][i]], int(self.all["number"][i]), document), document
 
     def duplicates(self, step: str, kept: np.ndarray, folder: Path) -> np.ndarray:
         """For each document of `kept` (bool) the one that stays in its place after `step`, "exact" or "near"."""
         if step == "exact":
             among = np.flatnonzero(kept)
             by = np.arange(len(self), dtype=np.int32 if len(self) < 2**31 else np.int64)
-            by[among] = among[duplicates.exact_duplicates(self.gather("keys")[among])]
+            by[among] = among[duplicates.exact_duplicates(self.keys()[among])]
             return by
         # a row a band, so that each can be read by itself; a file, so that they need not all be in memory
         bands = np.lib.format.open_memmap(folder / "bands.npy", "w+", np.uint64, (duplicates.BANDS, len(self)))
         for unit, stem in enumerate(self.stems):
             with np.load(f"{stem}.npz") as arrays:
                 bands[:, self.starts[unit]:self.starts[unit + 1]] = arrays["bands"].T
-        sizes = self.gather("size")
-        return duplicates.near_duplicates(bands, sizes, lambda i: self.document(i)[1]["text"], kept)
+        return duplicates.near_duplicates(bands, self.all["size"], lambda i: self.document(i)[1]["text"], kept)
 
     def remove_duplicates(self, step: str, kept: np.ndarray, tally: Tally, folder: Path) -> np.ndarray:
         """`kept` without the duplicates, which are recorded with the one that stays."""
         by = self.duplicates(step, kept, folder)
-        for unit in range(len(self.stems)):
-            columns, first = self.columns(unit), self.starts[unit]
-            alive, stays = (a[first:self.starts[unit + 1]] for a in (kept, kept & (by == np.arange(len(by)))))
-            for side, mask in (("in", alive), ("out", stays)):
-                counts = np.bincount(columns["source"][mask], minlength=len(self.sources))
-                sizes = np.bincount(columns["source"][mask], columns["size"][mask], len(self.sources))
-                for source in np.flatnonzero(counts).tolist():
-                    tally.passed(self.sources[source], step, side, int(sizes[source]), int(counts[source]))
-            for i in np.flatnonzero(alive & ~stays).tolist():
-                where, document = self.document(first + i)
-                other, _ = self.document(int(by[first + i]))
-                tally.record("removed.jsonl", step, f"{step}_duplicate", where, document["text"],
-                             duplicate_of=other["id"])
-        return kept & (by == np.arange(len(by)))
+        stays = kept & (by == np.arange(len(by)))
+        for side, mask in (("in", kept), ("out", stays)):
+            counts = np.bincount(self.all["source"][mask], minlength=len(self.sources))
+            sizes = np.bincount(self.all["source"][mask], self.all["size"][mask], len(self.sources))
+            for source in np.flatnonzero(counts).tolist():
+                tally.passed(self.sources[source], step, side, int(sizes[source]), int(counts[source]))
+        for i in np.flatnonzero(kept & ~stays).tolist():
+            where, document = self.document(i)
+            other, _ = self.document(int(by[i]))
+            tally.record("removed.jsonl", step, f"{step}_duplicate", where, document["text"], duplicate_of=other["id"])
+        return stays

@@ -12,6 +12,7 @@ are cut wrongly. 512 MB in all, of which a small corpus touches little.
 """
 import hashlib
 import re
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -37,8 +38,10 @@ def hashes(lines: list[str]) -> list[int]:
 
 def count(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
     """(hashes of lines, in how many of the texts each is)."""
-    found = [hash for text in texts for hash in {*hashes(text.split("\n"))} - {0}]
-    return np.unique(np.array(found, np.uint64), return_counts=True)
+    found = array("Q")  # 8 bytes a line where a list takes 40
+    for text in texts:
+        found.extend({*hashes(text.split("\n"))} - {0})
+    return np.unique(np.frombuffer(found, np.uint64), return_counts=True)
 
 
 class Sketch:

@@ -13,6 +13,8 @@ from cleaning import duplicates, lines, perplexity, read
 from cleaning.corpus import Corpus
 from cleaning.report import Step, Tally
 
+AT_ONCE = 1000  # documents that wait to be hashed or scored together; a unit may hold far more if it is compressed
+
 
 class Job:
     """What the passes have in common. It is sent to a process once, at the start; what the passes before have left in
@@ -44,6 +46,11 @@ class Job:
     def cuts(self) -> np.ndarray:
         return np.load(self.folder / "cuts.npy")
 
+    def hashes(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Keys for exact duplicates, uint64 (n, 2), and bands for near ones, uint64 (n, 14)."""
+        keys = np.frombuffer(b"".join(map(duplicates.exact_key, texts)), np.uint64).reshape(-1, 2)
+        return keys, duplicates.band_hashes(texts if "near" in self.names else [""] * len(texts))
+
     def without_lines(self, text: str) -> bool | str:
         """The text as it leaves the step "lines", False if it does not."""
         if "lines" not in self.names:
@@ -54,7 +61,7 @@ class Job:
 
 def first_pass(job: Job, spans: list[read.Span], tally: Tally, out: IO[bytes]) -> dict[str, np.ndarray]:
     """Raw lines -> the documents that the steps keep which look at one at a time, and the hashes of each."""
-    texts, sources, numbers, offsets, n_lines = [], [], [], [0], []
+    texts, sources, numbers, offsets, sizes, n_lines, hashes = [], [], [], [0], [], [], []
     steps = {name: job.steps[name] for name in job.names if name in job.steps and name != "decontaminate"}
     for span in spans:
         source = str(span.path)
@@ -75,15 +82,18 @@ def first_pass(job: Job, spans: list[read.Span], tally: Tally, out: IO[bytes]) -
                 out.write(line)
                 offsets.append(offsets[-1] + len(line))
                 texts.append(text)
+                sizes.append(len(text.encode()))
                 sources.append(job.sources[source])
                 numbers.append(number)
+                if len(texts) == AT_ONCE:
+                    hashes.append(job.hashes(texts))
+                    texts = []
         if read.stamp(span.path) != span.stamp:
             raise cli.UserError(f"{span.path} was changed while it was read; run again when it is whole")
-    keys = np.frombuffer(b"".join(map(duplicates.exact_key, texts)), np.uint64).reshape(-1, 2)
-    bands = duplicates.band_hashes(texts if "near" in job.names else [""] * len(texts))
+    keys, bands = map(np.concatenate, zip(*hashes, job.hashes(texts), strict=True))
     return {"source": np.array(sources, np.uint32), "number": np.array(numbers, np.int64),
             "offset": np.array(offsets[:-1], np.uint64), "keys": keys, "bands": bands,
-            "size": np.array([len(text.encode()) for text in texts], np.uint32),
+            "size": np.array(sizes, np.uint32),
             "spans": np.array(n_lines, np.int64).reshape(-1, 2)}
 
 
@@ -98,13 +108,21 @@ def score_pass(job: Job, unit: int, tally: Tally, out: IO[bytes]) -> dict[str, n
     number is even is scored by the model that was trained on odd ones."""
     start = job.corpus.starts[unit]
     scores = np.full(job.corpus.starts[unit + 1] - start, np.nan, np.float32)
-    texts: list[dict[int, str]] = [{} for _ in job.models]
+    waiting: list[dict[int, str]] = [{} for _ in job.models]
+
+    def score(model: perplexity.Model, texts: dict[int, str]) -> None:
+        scores[list(texts)] = model.bits(list(texts.values()))
+        texts.clear()
+
     for i, _, document in job.corpus.read(unit, job.kept):
         text = job.without_lines(document["text"])
         if text and perplexity.long_enough(text):
-            texts[(i + 1) % len(job.models)][i - start] = text
-    for model, own in zip(job.models, texts, strict=True):
-        scores[list(own)] = model.bits(list(own.values()))
+            texts = waiting[(i + 1) % len(job.models)]
+            texts[i - start] = text
+            if len(texts) == AT_ONCE:
+                score(job.models[(i + 1) % len(job.models)], texts)
+    for model, texts in zip(job.models, waiting, strict=True):
+        score(model, texts)
     return {"scores": scores}
 
 

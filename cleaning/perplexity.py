@@ -184,25 +184,17 @@ def some(n: int, sizes: np.ndarray, kept: np.ndarray, room: int) -> Iterator[int
             return
 
 
-def groups(counts: np.ndarray) -> np.ndarray:
-    """For each source (counts: its documents) the group whose tails are cut together: itself, or all small ones: -1.
-
-    >>> groups(np.array([500, 3, 99, 100]))
-    array([ 0, -1, -1,  3])
-    """
-    return np.where(counts >= FEWEST, np.arange(len(counts)), -1)
-
-
 def cuts(scores: np.ndarray, sources: np.ndarray, n_sources: int, tails: tuple[float, float]) -> np.ndarray:
     """The lowest and the highest score that stays, for each source: float64 (n_sources, 2).
 
-    scores: float32 (n,), nan for a document that is gone already; sources: (n,); tails: percent, low and high."""
-    of, there = groups(np.bincount(sources, minlength=n_sources)), ~np.isnan(scores)
-    out = np.tile([-np.inf, np.inf], (n_sources, 1))
-    for group in np.unique(of).tolist():
-        own = scores[there & (of[sources] == group)]
+    scores: float32 (n,), nan for a document that has none; sources: (n,), ascending; tails: percent, low and high."""
+    bounds = np.searchsorted(sources, np.arange(n_sources + 1))
+    small, out = np.diff(bounds) < FEWEST, np.tile([-np.inf, np.inf], (n_sources, 1))
+    groups = [(k, scores[bounds[k]:bounds[k + 1]]) for k in np.flatnonzero(~small).tolist()]
+    for group, own in [*groups, (small, scores[small[sources]])]:
+        own = own[~np.isnan(own)]
         if len(own) >= FEWEST:
-            out[of == group] = np.percentile(own, [tails[0], 100 - tails[1]])
+            out[group] = np.percentile(own, [tails[0], 100 - tails[1]])
     return out
 
 
@@ -215,9 +207,10 @@ def verdict(score: float, low: float, high: float) -> tuple[bool, str]:
 
 def histograms(scores: np.ndarray, sources: np.ndarray, names: list[str], limits: np.ndarray) -> dict:
     """{source: its documents by bits a character, in bins, and the cut-offs}; above 20 bits counts as 20."""
-    out = {}
+    out, bounds = {}, np.searchsorted(sources, np.arange(len(names) + 1))
     for k, name in enumerate(names):
-        own = scores[(sources == k) & ~np.isnan(scores)]
+        own = scores[bounds[k]:bounds[k + 1]]
+        own = own[~np.isnan(own)]
         if len(own):
             counts, _ = np.histogram(np.minimum(own, BINS[-1]), BINS)
             low, high = (round(float(cut), 3) if np.isfinite(cut) else None for cut in limits[k])

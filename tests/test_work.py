@@ -146,5 +146,5 @@ def test_a_disk_that_takes_no_more(corpus, limit, message):
 
 def test_an_output_that_cannot_be_written(corpus, refused):
     (corpus / "file").touch()
-    refused(data, argv(corpus, "file/out"), "file: File exists")
+    refused(data, argv(corpus, "file/out"), "Not a directory")
     refused(data, ["clean", "--input", str(corpus / "raw"), "--out", "/sys/nowhere/out"], "/sys/nowhere")
