@@ -54,6 +54,7 @@ def test_spans_hold_every_line_once(corpus):
 def test_units_do_not_change_the_result(corpus, monkeypatch):
     data.main(argv(corpus, "small"))
     monkeypatch.setattr(read, "UNIT", 10**9)
+    monkeypatch.setattr(passes, "AT_ONCE", 7)
     data.main(argv(corpus, "large"))
     assert contents(corpus / "small") == contents(corpus / "large")
     record = json.loads((corpus / "small" / "rejected.jsonl").read_text().splitlines()[0])
