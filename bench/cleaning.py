@@ -312,6 +312,7 @@ def memory(args) -> None:
                 time.sleep(0.02)
             assert process.returncode == 0
             report = cli.read_json(f"{folder}/out/report.json")
+            print(f"{n:,} documents: {peak / 1e6:.0f} MB")
             rows.append({"documents": n, "MB": report["input"]["bytes"] / 1e6, "kept": report["output"]["documents"],
                          "near duplicates": report["steps"][4]["documents_in"] - report["steps"][4]["documents_out"],
                          "peak MB": peak / 1e6, "seconds": time.time() - start})

@@ -14,8 +14,9 @@ Bytes a document in memory, and the most at a time for 35 million (bench/cleanin
                    workspace 4, masks 4; the other 13 bands wait on disk (112)
     perplexity     and scores 4, twice; the order in which a sample is drawn, 16       41        1.4 GB
 
-The rest does not grow with the corpus: for each process a unit (8 MB of text, some 200 MB while it is worked on), the
-model (2 x 100 MB, shared), the sketch of lines (512 MB at most, shared), the benchmark (20 MB).
+The rest does not grow with the corpus: for each process a unit (8 MB of text, some 200 MB while it is worked on) and
+the benchmark (20 MB); the models (2 x 100 MB, shared; 600 MB while one is trained, in the first process); the sketch of
+lines (512 MB at most, shared).
 """
 import bisect
 import functools
