@@ -17,8 +17,9 @@ Modules carry the Hugging Face parameter names: `model.layers.0.self_attn.q_proj
     loss_sum, count = llama(tokens, targets)        # nats summed over targets that are not -100, and their number
     model.save(llama, "OUT")
 """
+import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -44,6 +45,11 @@ class Linear(nn.Linear):
         return kernels.linear(x, self.weight.to(x.dtype))
 
 
+def merged(weight: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scale: float) -> torch.Tensor:
+    """W + (alpha / rank) B A, summed in float32."""
+    return weight.float() + scale * (B.float() @ A.float())
+
+
 class LoRALinear(Linear):
     """x Wᵀ + (alpha / rank) · (x Aᵀ) Bᵀ with W frozen (2106.09685). B starts at zero: step 0 is unchanged."""
 
@@ -58,13 +64,6 @@ class LoRALinear(Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         low = kernels.linear(x, self.lora_A.to(x.dtype))          # (B, T, rank)
         return super().forward(x) + self.scale * kernels.linear(low, self.lora_B.to(x.dtype))
-
-    def merged(self) -> Linear:
-        """W + (alpha / rank) B A as a plain layer: summed in float32, rounded once to W's dtype."""
-        plain = Linear(self.in_features, self.out_features, bias=False, device="meta")
-        weight = self.weight.float() + self.scale * (self.lora_B.float() @ self.lora_A.float())
-        plain.weight = nn.Parameter(weight.to(self.weight.dtype))
-        return plain
 
 
 class RMSNorm(nn.Module):
@@ -283,13 +282,6 @@ def add_lora(llama: Llama, rank: int, alpha: float, dtype: torch.dtype = torch.f
         setattr(part, name, LoRALinear(layer, rank, alpha, dtype))
 
 
-def merge_lora(llama: Llama) -> None:
-    """Fold every LoRA into its matrix, in place."""
-    for part, name, layer in _matrices(llama):
-        if isinstance(layer, LoRALinear):
-            setattr(part, name, layer.merged())
-
-
 def _files(folder: Path) -> dict[str, Path]:
     """Where each tensor of a model directory lies: name → file."""
     index = folder / "model.safetensors.index.json"
@@ -308,6 +300,13 @@ def _open(file: Path) -> safe_open:
         return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {file}: {error}; is it missing or cut short?") from None
+
+
+def reader(folder: str | Path) -> Callable[[str], torch.Tensor]:
+    """A function that reads one tensor of a model directory, by its name."""
+    files = _files(Path(folder))
+    opened = {file: _open(file) for file in set(files.values())}
+    return lambda name: opened[files[name]].get_tensor(name)
 
 
 def load(folder: str | Path, device: str = "cpu", dtype: torch.dtype | Callable[[str], torch.dtype] = torch.float32,
@@ -360,29 +359,32 @@ def load(folder: str | Path, device: str = "cpu", dtype: torch.dtype | Callable[
     return llama
 
 
-def save(llama: Llama, folder: str | Path) -> None:
+def save(llama: Llama, folder: str | Path, tensors: Iterable[tuple[str, torch.Tensor]] | None = None) -> None:
     """Write config.json, generation_config.json and the weights, in config.dtype, into an existing folder.
 
-    Above 5 GB the weights go to shards with an index, in the layout that Hugging Face reads."""
+    Above 5 GB the weights go to shards with an index, in the layout that Hugging Face reads, and one shard is in memory
+    at a time. `tensors`: name and value of each, in the model's order, where they are not the model's own."""
     folder, config = Path(folder), llama.config
     dtype = getattr(torch, config.dtype)
-    shards, size = [[]], 0
-    for name, p in llama.named_parameters():  # a tied head appears once, under the embedding's name
+    own = [(name, p) for name, p in llama.named_parameters() if not name.endswith(("lora_A", "lora_B"))]
+    tensors, shards, size = iter(tensors or own), [[]], 0
+    for name, p in own:  # a tied head appears once, under the embedding's name
         if size and size + p.numel() * dtype.itemsize > MAX_SHARD_BYTES:
             shards, size = [*shards, []], 0
-        shards[-1].append((name, p))
+        shards[-1].append(name)
         size += p.numel() * dtype.itemsize
     where = {}
     for i, shard in enumerate(shards, 1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         try:
-            save_file({name: p.detach().to("cpu", dtype).contiguous() for name, p in shard}, folder / file,
+            save_file({name: value.detach().to("cpu", dtype).contiguous()
+                       for name, value in itertools.islice(tensors, len(shard))}, folder / file,
                       metadata={"format": "pt"})
         except SafetensorError as error:  # a full disk, mostly
             raise UserError(f"cannot write {folder / file}: {error}") from None
-        where.update(dict.fromkeys((name for name, _ in shard), file))
+        where.update(dict.fromkeys(shard, file))
     if len(shards) > 1:
-        total = sum(p.numel() for p in llama.parameters()) * dtype.itemsize
+        total = sum(p.numel() for _, p in own) * dtype.itemsize
         write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
     config.write(folder / "config.json")
     padded = range(config.unpadded_vocab_size or config.vocab_size, config.vocab_size)

@@ -2,6 +2,7 @@
 
     load_stage   the start directory, with what the stage trains in the optimizer's type and the rest frozen, sharded if
                  there are several processes
+    Updates      gradients into updates, all at the end of the backward pass or each as soon as it is there
     finish       the stage's own directory: trained weights gathered, a LoRA merged, frozen weights as they were
     publish      RUN/model, when all stages are done
 
@@ -9,8 +10,10 @@ Between the two stands train.py's loop. What a stage trains is said in plan.py; 
 checkpoint.py.
 """
 import argparse
+import math
 import os
 import shutil
+from collections import deque
 from pathlib import Path
 
 import torch
@@ -47,11 +50,10 @@ def load_stage(stage: plan.Stage, start: Path, args: argparse.Namespace, number:
     return llama
 
 
-def mask_old_rows(llama: model.Llama) -> None:
+def mask_old_rows(llama: model.Llama, table: torch.Tensor) -> None:
     """new_rows: no gradient for the rows that the base had. Adam moves nothing whose gradient was always 0."""
-    for table in {llama.model.embed_tokens.weight, llama.lm_head.weight}:
-        first, last = parallel.rows(table)
-        parallel.local(table.grad)[:max(0, min(last, llama.config.base_vocab_size) - first)] = 0
+    first, last = parallel.rows(table)
+    parallel.local(table.grad)[:max(0, min(last, llama.config.base_vocab_size) - first)] = 0
 
 
 def make_optimizer(llama: model.Llama, args: argparse.Namespace) -> torch.optim.Optimizer:
@@ -66,30 +68,78 @@ def make_optimizer(llama: model.Llama, args: argparse.Namespace) -> torch.optim.
     return torch.optim.AdamW(groups, **common, fused=True)
 
 
+class Updates:
+    """How gradients become an update. `norm()`, after the backward pass: their norm, a tensor; `apply()`: the update.
+
+    With --update_in_backward a gradient is used and let go of as soon as the backward pass has made it (as LOMO does,
+    2306.09782, without moments): only one is in memory at a time. So nothing can be known of the others: each tensor
+    is clipped by its own norm, and one whose gradient is not finite is left as it was. `apply()` finds all done.
+    """
+
+    def __init__(self, llama: model.Llama, optimizer: torch.optim.Optimizer, stage: plan.Stage, args):
+        self.llama, self.optimizer, self.limit = llama, optimizer, args.clip or math.inf
+        self.masked = [p for name, p in llama.named_parameters() if name in plan.TABLES] * ("new_rows" in stage.parts)
+        self.place = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        self.early, self.norms = args.update_in_backward, []
+        for p in self.place if self.early else ():
+            p.register_post_accumulate_grad_hook(self._update)
+
+    def _update(self, p: torch.Tensor) -> None:
+        self.norms.append(self._clipped([p]))
+        self.optimizer.found_inf = (~self.norms[-1].isfinite()).float()
+        groups = self.optimizer.param_groups  # looked up each time: a checkpoint brings new ones
+        self.optimizer.param_groups = [{**groups[self.place[p]], "params": [p]}]
+        self.optimizer.step()
+        self.optimizer.param_groups, p.grad = groups, None
+
+    def _clipped(self, parameters: list[torch.Tensor]) -> torch.Tensor:
+        for p in parameters:
+            if any(p is table for table in self.masked):
+                mask_old_rows(self.llama, p)
+        return parallel.whole(torch.nn.utils.clip_grad_norm_(parameters, self.limit)).float()
+
+    def norm(self) -> torch.Tensor:
+        if not self.early:
+            return self._clipped(list(self.place))
+        norms, self.norms = self.norms, []
+        return torch.stack(norms).norm()
+
+    def apply(self) -> None:
+        if not self.early:
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+
 def finish(llama: model.Llama, stage: plan.Stage, start: Path, folder: Path, args: argparse.Namespace, state: dict):
-    """Write a stage's model directory. Frozen weights come from the start directory, not from their copies in the
-    compute type, so that they pass through every stage unchanged; a LoRA is added to them in float32, rounded once."""
-    def open_start():
-        whole = model.load(start, dtype=getattr(torch, llama.config.dtype))
-        if "lora" in stage.parts:
-            model.add_lora(whole, args.lora_rank, args.lora_alpha)
-        return whole
+    """Write a stage's model directory, tensor by tensor: there is no second copy of the model. Frozen weights come from
+    the start directory, not from their copies in the compute type, so that they pass through every stage unchanged; a
+    LoRA is added to them in float32, rounded once."""
+    read, trained = model.reader(start), {name: p for name, p in llama.named_parameters() if p.requires_grad}
+    old = llama.config.base_vocab_size if "new_rows" in stage.parts else 0
+
+    def tensor(name: str) -> torch.Tensor:
+        prefix = name.removesuffix("weight")
+        parts = [parallel.whole(trained[part]).detach().cpu() for part in (name, prefix + "lora_A", prefix + "lora_B")
+                 if part in trained]  # all processes take part, the first one keeps them
+        if len(parts) == 2:
+            return model.merged(read(name), *parts, args.lora_alpha / args.lora_rank)
+        if parts and old and name in plan.TABLES:  # what new_rows does not train does not even pass through it
+            parts[0][:old] = read(name)[:old]
+        return parts[0] if parts else read(name)
+
+    stream = ((name, tensor(name)) for name, _ in llama.named_parameters() if not name.endswith(("lora_A", "lora_B")))
 
     def write():
-        model.merge_lora(whole)
-        with cli.new_folder(folder) as temporary:
-            model.save(whole, temporary)
-            tokenizer.save(start / "tokenizer.model", temporary)
-            cli.write_json(temporary / "training_state.json", state)
+        try:
+            with cli.new_folder(folder) as temporary:
+                model.save(llama, temporary, stream)
+                tokenizer.save(start / "tokenizer.model", temporary)
+                cli.write_json(temporary / "training_state.json", state)
+        finally:
+            deque(stream, maxlen=0)  # whatever went wrong here: the others wait for the rest of it
 
-    whole = parallel.first(open_start)
-    places = dict(whole.named_parameters()) if whole else {}
-    with torch.no_grad():
-        for name, p in llama.named_parameters():
-            gathered = parallel.whole(p) if p.requires_grad else None  # all take part, the first process keeps it
-            if places and p.requires_grad:
-                old = llama.config.base_vocab_size if "new_rows" in stage.parts and name in plan.TABLES else 0
-                places[name][old:] = gathered[old:]  # new_rows: what it does not train does not even pass through it
+    if parallel.rank() > 0:
+        deque(stream, maxlen=0)
     parallel.first(write)
 
 

@@ -39,7 +39,7 @@ import parallel
 import plan
 import tokenizer
 from cli import UserError
-from stage import begin, finish, load_stage, make_optimizer, mask_old_rows, publish
+from stage import Updates, begin, finish, load_stage, make_optimizer, publish
 
 PROMPTS = ("대한민국의 수도는", "The capital of Korea is")  # the first: "the capital of the Republic of Korea is"
 NOT_SAVED = ("resume", "plan", "world_size", "out")  # everything else is in RUN/config.json
@@ -74,6 +74,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     flag("--clip", type=float, default=1.0, help="largest norm of the whole gradient; 0: no clipping")
     flag("--optimizer", default="adamw", choices=["adamw", "adamw_bf16"],
          help="adamw: float32, 16 bytes a trained parameter with its gradient; adamw_bf16: 8 (kernels/adamw.py)")
+    flag("--update_in_backward", action="store_true",
+         help="use and free each gradient as soon as it exists: the memory of one instead of all. One process and one "
+              "micro-batch a step; --clip holds for each tensor by itself; a tensor whose gradient is not finite is "
+              "left as it was, others may have moved, and the run stops")
     flag("--lora_rank", type=int, default=0, help="0: a 32nd of the hidden size, which is 128 at 10.7B; at least 16")
     flag("--lora_alpha", type=float, default=0, help="a LoRA counts alpha / rank times; 0: as the rank, so once")
     flag("--eval_every", type=int, default=0, help="steps between validations; 0: at the ends of stages only")
@@ -124,7 +128,7 @@ def micro_batch(args: argparse.Namespace) -> int:
     share = args.batch_tokens // args.seq_len // processes(args)
     if args.micro_batch and not (args.resume and share % args.micro_batch):
         return args.micro_batch
-    return math.gcd(max(1, share), max(1, 2**14 // args.seq_len))
+    return max(1, share) if args.update_in_backward else math.gcd(max(1, share), max(1, 2**14 // args.seq_len))
 
 
 def processes(args: argparse.Namespace) -> int:
@@ -151,6 +155,9 @@ def derive(args: argparse.Namespace, config: model.Config) -> None:
     if rest or not windows:
         raise UserError(f"--batch_tokens {args.batch_tokens} is not a multiple of --seq_len {args.seq_len}")
     n, micro = processes(args), micro_batch(args)
+    if args.update_in_backward and (n > 1 or micro != windows):
+        raise UserError("--update_in_backward cannot wait for gradients of other micro-batches or processes; give one "
+                        f"process --micro_batch {windows}, or a smaller --batch_tokens")
     if windows % (micro * n):
         raise UserError(f"--batch_tokens {args.batch_tokens} is {windows} windows of {args.seq_len} tokens, not a "
                         f"multiple of --micro_batch {micro}" + f" times {n} processes" * (n > 1))
@@ -257,6 +264,7 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
         torch.cuda.reset_peak_memory_stats()
     llama = load_stage(stage, start, args, number)
     optimizer = make_optimizer(llama, args)
+    updates = Updates(llama, optimizer, stage, args)
     steps = max(1, round(stage.tokens / args.batch_tokens))
     windows, names, metrics = args.batch_tokens // args.seq_len, list(shards), run / "metrics.jsonl"
     flops = [plan.flops_per_token(llama.config, stage.what, args.lora_rank, args.seq_len, recompute)
@@ -296,20 +304,18 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
             loss, _ = llama(*data.split(micro))
             (loss / count).backward()
             total += loss.detach()
-        if "new_rows" in stage.parts:
-            mask_old_rows(llama)
-        norm = torch.nn.utils.clip_grad_norm_([p for p in llama.parameters() if p.requires_grad],
-                                              args.clip or math.inf)
+        norm = updates.norm()
         batch = next(upcoming, None)
-        mean_loss, grad_norm = torch.stack((total, parallel.whole(norm).float())).tolist()  # the step's one wait
+        mean_loss, grad_norm = torch.stack((total, norm)).tolist()                  # the step's one wait
         mean_loss, stopping = parallel.total(mean_loss / count, stop.asked)  # a signal may reach one process only
         if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
             bar.close()
             raise UserError(f"stage {number} step {step + 1}: loss {mean_loss}, gradient norm {grad_norm}; the cause "
-                            f"is {blame(llama, rows, origin, names)}. Nothing was updated. Look at the data there, or "
+                            f"is {blame(llama, rows, origin, names)}. "
+                            + ("Tensors of finite gradients have been updated" if args.update_in_backward else
+                               "Nothing was updated") + ". Look at the data there, or "
                             f"start this stage anew (another --out) from {start} with a lower learning rate")
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        updates.apply()
         done, seconds = step + 1, time.perf_counter() - began
         tokens = before + done * args.batch_tokens
         speed = args.batch_tokens / seconds
@@ -328,7 +334,6 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
             say(f"\nstopped after stage {number} step {done}; go on with: train.py --resume {run}")
             sys.exit(0)
     validate(llama, shards, sp, args, number, steps, tokens, log)
-    del optimizer  # room for the whole model, which the first process gathers
     finish(llama, stage, start, run / "stages" / f"{number}-{stage.what}", args,
            {"stage": number, "tokens": tokens, "loader": loader.state_dict()})
     return tokens
@@ -341,10 +346,10 @@ def main(argv: list[str] | None = None) -> None:
     config = model.Config.read(args.config or args.model)
     derive(args, config)
     settings = cli.settings(args)
+    windows, micro, n = args.batch_tokens // args.seq_len, micro_batch(args), processes(args)
     say(plan.table(config, stages, args.lora_rank, args.seq_len, getattr(torch, args.dtype), args.optimizer,
-                   micro_batch=micro_batch(args), world_size=processes(args), recompute=args.checkpoint,
-                   device=args.device, accumulation=args.batch_tokens // (args.seq_len * micro_batch(args)
-                                                                          * processes(args))))
+                   micro_batch=micro, accumulation=windows // (micro * n), world_size=n, recompute=args.checkpoint,
+                   device=args.device, update_in_backward=args.update_in_backward))
     if args.plan:
         return
     if not args.out:

@@ -126,7 +126,7 @@ def _step_kernel(TENSORS, CHUNK_TENSOR, CHUNK_START, beta1, rest1, beta2, rest2,
     G = tl.load(row + 3).to(tl.pointer_type(tl.bfloat16)) + start
     if ALIGNED:  # an address read from a table may be any number: without this, loads are of single elements
         W, M, V, G = tl.multiple_of(W, 16), tl.multiple_of(M, 16), tl.multiple_of(V, 16), tl.multiple_of(G, 16)
-    left = tl.minimum(tl.load(row + 4) - start, CHUNK).to(tl.int32)
+    left = tl.minimum(tl.maximum(tl.load(row + 4) - start, 0), CHUNK).to(tl.int32)
     first, key = tl.load(row + 5) + start, tl.load(row + 6).to(tl.uint32)
     whole = left // BLOCK * BLOCK  # blocks that need no mask, which would narrow the loads
     everywhere = tl.full([BLOCK], True, tl.int1)
@@ -144,7 +144,11 @@ class AdamW(torch.optim.Optimizer):
     `groups` as for torch.optim.AdamW. A sharded parameter (DTensor, Shard(0)) is rounded as it would be whole.
     TypeError for a parameter of another dtype; ValueError for one that is sharded otherwise, or whose elements are
     not neighbours.
+
+    Where `found_inf` is set (a tensor, as in PyTorch's fused optimizers), a 1 in it makes a step leave weights and
+    moments as they are, and no one has to wait for the device to know.
     """
+    found_inf: torch.Tensor | None = None
 
     def __init__(self, groups, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
                  weight_decay: float = 1e-2, seed: int = 0):
@@ -195,6 +199,8 @@ class AdamW(torch.optim.Optimizer):
                 if some:
                     self._launch(some, key, scalars, aligned)
             return
+        if self.found_inf is not None and self.found_inf.item():
+            return
         for *of_one, first in tensors:
             for start in range(0, of_one[0].numel(), CHUNK):
                 adamw_reference(*(t[start:start + CHUNK] for t in of_one), first + start, key, scalars)
@@ -207,6 +213,8 @@ class AdamW(torch.optim.Optimizer):
             start = (torch.arange(len(tensor)) - (count.cumsum(0) - count)[tensor]) * CHUNK
             self._chunks[sizes] = tensor.to(device), start.to(device)
         table = torch.tensor([[*(x.data_ptr() for x in t[:4]), t[0].numel(), t[4], key] for t in tensors])
-        tensor, start = self._chunks[sizes]
-        _step_kernel[(len(tensor),)](table.to(device), tensor, start, *scalars, CHUNK=CHUNK, BLOCK=BLOCK,
+        (tensor, start), table = self._chunks[sizes], table.to(device)
+        if self.found_inf is not None:
+            table[:, 4] *= self.found_inf == 0  # tensors of no elements
+        _step_kernel[(len(tensor),)](table, tensor, start, *scalars, CHUNK=CHUNK, BLOCK=BLOCK,
                                      ALIGNED=aligned, num_warps=4, enable_fp_fusion=False)

@@ -105,6 +105,8 @@ WRONG = {
     "an unknown optimizer": (TRAIN + "--optimizer sgd", "adamw_bf16"),
     "an unknown part to recompute": (TRAIN + "--checkpoint most", "attention"),
     "unknown kernels": (TRAIN + "--kernels cuda", "triton"),
+    "an update before all gradients are there": (TRAIN + "--update_in_backward --micro_batch 1",
+                                                 "--micro_batch 16"),
     "instruction tuning without prompts": (TRAIN + "--stages sft:1k:1e-3", "--prompt_field"),
     "a prompt without a response": ("data pack --input {w}/en.jsonl --tokenizer {w}/base.model --out {b}/p "
                                     "--prompt_field question", "go together"),

@@ -1,4 +1,5 @@
 """train.py and checkpoint.py: what a stage changes, what it leaves, and that it can be unplugged."""
+import argparse
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import checkpoint
 import data
 import model
+import plan
 import tokenizer
 import train
 from cli import UserError
@@ -69,6 +71,50 @@ def test_compiled_blocks_train_the_same(world, tmp_path):
         train.main(flags(world, tmp_path / str(len(more)), "odd:640:1e-3", "lora:640:1e-3", more=more))
     for a, b in zip(exact(tmp_path / "0"), exact(tmp_path / "1"), strict=True):
         assert a == pytest.approx(b, abs=1e-5)
+
+
+@pytest.mark.parametrize("more", [[], ["--optimizer", "adamw_bf16"], ["--checkpoint", "full"], ["--dtype", "bfloat16"],
+                                  ["--optimizer", "adamw_bf16", "--checkpoint", "attention", "--dtype", "bfloat16"]],
+                         ids=" ".join)
+def test_updates_in_the_backward_pass_are_those_after_it(more, world, tmp_path):
+    """Without clipping the order of updates changes nothing: the same bits, LoRA and old rows included."""
+    stages = ["new_rows+odd:640:5e-3", "lora:640:5e-3", "full:640:5e-3"]
+    shutil.copytree(world / "model", tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    (tmp_path / "model/config.json").write_text(json.dumps(config | {"base_vocab_size": 300}))
+    for early in ([], ["--update_in_backward"]):
+        argv = flags(world, tmp_path / str(len(early)), *stages, more=[*more, *early, "--clip", "0"])
+        argv[argv.index("--micro_batch") + 1] = "4"
+        train.main([*argv, "--model", str(tmp_path / "model")])
+    a, b = (records(tmp_path / run) for run in "01")
+    assert [(r["stage"], r["step"], r["loss"], r["lr"]) for r in a] == [
+        (r["stage"], r["step"], r["loss"], r["lr"]) for r in b]
+    assert [r["grad_norm"] for r in a] == pytest.approx([r["grad_norm"] for r in b], rel=1e-2)
+    whole = weights(tmp_path / "0/model")
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(tmp_path / "1/model").items())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_bf16"])
+@pytest.mark.parametrize("clip", [0.0, 1e-3])
+def test_a_tensor_without_a_finite_gradient_is_left_as_it_was(optimizer, clip, world):
+    stage = plan.parse_stage("full:1k:1e-2")
+    args = argparse.Namespace(dtype="float32", optimizer=optimizer, compile=False, device="cpu", seed=0, clip=clip,
+                              checkpoint="none", weight_decay=0.1, betas=[0.9, 0.95], update_in_backward=True)
+    llama = train.load_stage(stage, world / "model", args, 1)
+    updates = train.Updates(llama, train.make_optimizer(llama, args), stage, args)
+    for group in updates.optimizer.param_groups:
+        group["lr"] = 1e-2
+    bad = llama.model.layers[0].mlp.up_proj.weight
+    before, tokens = [p.detach().clone() for p in llama.parameters()], torch.randint(3, 90, (2, 9))
+    llama(tokens[:, :-1], tokens[:, 1:])[0].backward()
+    assert updates.norm().isfinite() and all(p.grad is None for p in llama.parameters())
+    middle = [p.detach().clone() for p in llama.parameters()]
+    assert not any(torch.equal(x, y) for x, y in zip(before, middle, strict=True))
+    bad.register_hook(lambda gradient: gradient * torch.nan)
+    llama(tokens[:, :-1], tokens[:, 1:])[0].backward()
+    assert not updates.norm().isfinite()
+    for p, old in zip(llama.parameters(), middle, strict=True):
+        assert torch.equal(p, old) == (p is bad) and p.isfinite().all()
 
 
 def test_samples_come_with_every_validation(world, tmp_path):
@@ -281,16 +327,16 @@ def test_a_killed_run_ends_in_the_same_bits(moment, world, undisturbed, tmp_path
 
 
 def stopping(run, after: int) -> None:
-    """Call run(), and send this process a SIGTERM in its step number `after`, before the update."""
-    clip, calls = torch.nn.utils.clip_grad_norm_, []
+    """Call run(), and send this process a SIGTERM in its step number `after`, when the backward pass is done."""
+    norm, calls = train.Updates.norm, []
 
-    def interrupted(*args):
+    def interrupted(self):
         calls.append(1)
         if len(calls) == after:
             os.kill(os.getpid(), 15)
-        return clip(*args)
+        return norm(self)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.nn.utils, "clip_grad_norm_", interrupted)
+        patch.setattr(train.Updates, "norm", interrupted)
         run()
 
 
@@ -302,9 +348,10 @@ def test_a_signal_saves_and_leaves_with_zero(world, undisturbed, tmp_path):
     assert exact(tmp_path / "run") == exact(undisturbed)
 
 
-def test_bfloat16_weights_and_moments_learn_and_resume_to_the_bit(world, tmp_path):
+@pytest.mark.parametrize("early", [[], ["--update_in_backward", "--micro_batch", "4"]], ids=["after", "in_backward"])
+def test_bfloat16_weights_and_moments_learn_and_resume_to_the_bit(early, world, tmp_path):
     """adamw_bf16 rounds by (seed, step, element), so a stop leaves no trace; and it learns as float32 does."""
-    more = ["--optimizer", "adamw_bf16"]
+    more = ["--optimizer", "adamw_bf16", *early]
     train.main(flags(world, tmp_path / "whole", *STAGES, more=more))
     with pytest.raises(SystemExit):
         stopping(lambda: train.main(flags(world, tmp_path / "run", *STAGES, more=more)), after=15)

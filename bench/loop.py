@@ -1,0 +1,78 @@
+"""train.py against a loop that shares nothing with it: transformers' Llama, cross_entropy, torch's AdamW.
+
+    python bench/loop.py --model BASE --data SHARDS/ko=0.75 SHARDS/en=0.25 --lr 2e-4
+
+Both train the same model directory on the same batches in float32, one stage `full`. Only the batches (data.Loader) and
+the learning rates come from nanowhale. What is reported is the largest difference of any step's loss. Two correct loops
+differ in the last bits of each sum, and training multiplies such differences: the more, the higher the learning rate.
+"""
+import json
+import tempfile
+from pathlib import Path
+
+import measure
+import torch
+import torch.nn.functional as F
+
+import cli
+import data
+import train
+
+
+def peer(run: Path, model: str, steps: int) -> list[float]:
+    """The losses of the other loop, on the batches and with the learning rates of a finished run."""
+    from transformers import AutoModelForCausalLM
+    settings = cli.read_json(run / "config.json")
+    folders, weights = zip(*(entry.split("=") for entry in settings["data"]), strict=True)
+    windows = settings["batch_tokens"] // settings["seq_len"]
+    loader = data.Loader([data.Shards(f) for f in folders], [float(w) for w in weights], settings["seq_len"],
+                         settings["seed"])
+    loader.schedule.begin(steps * windows)
+    llama = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    decays = lambda name, p: p.dim() == 2 and "embed_tokens" not in name and "lm_head" not in name
+    groups = [{"params": [p for name, p in llama.named_parameters() if decays(name, p) == wanted],
+               "weight_decay": settings["weight_decay"] * wanted} for wanted in (True, False)]
+    optimizer, losses = torch.optim.AdamW(groups, betas=tuple(settings["betas"])), []
+    for record in steps_of(run):
+        rows = torch.from_numpy(loader.next(windows)[0])
+        loss = F.cross_entropy(llama(rows[:, :-1]).logits.flatten(0, 1), rows[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(llama.parameters(), settings["clip"])
+        for group in optimizer.param_groups:
+            group["lr"] = record["lr"]
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def steps_of(run: Path) -> list[dict]:
+    """The lines of metrics.jsonl that are steps."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record for record in map(json.loads, lines) if "loss" in record]
+
+
+def main() -> None:
+    """Train twice, and compare."""
+    parser = cli.Parser(description=__doc__, prog="bench/loop.py")
+    flag = parser.add_argument
+    flag("--model", required=True, help="model directory")
+    flag("--data", nargs="+", required=True, metavar="SHARDS=WEIGHT", help="shards packed with its tokenizer")
+    flag("--lr", nargs="+", type=float, default=[2e-4, 1e-3], help="peak learning rates, a comparison each")
+    flag("--steps", type=int, default=100, help="optimizer steps")
+    flag("--seq_len", type=int, default=256, help="tokens a window; four a step")
+    args, rows = parser.parse_args(), []
+    for lr in args.lr:
+        with tempfile.TemporaryDirectory() as folder:
+            run, batch = Path(folder) / "run", 4 * args.seq_len
+            train.main(["--model", args.model, "--data", *args.data, "--out", str(run), "--seq_len", str(args.seq_len),
+                        "--batch_tokens", str(batch), "--stages", f"full:{args.steps * batch}:{lr}", "--eval_bytes",
+                        "2000", "--device", "cpu"])
+            ours, theirs = [record["loss"] for record in steps_of(run)], peer(run, args.model, args.steps)
+        rows.append({"peak lr": lr, "steps": len(ours), "first loss": ours[0], "last loss": ours[-1],
+                     "largest difference": max(abs(a - b) for a, b in zip(ours, theirs, strict=True))})
+    measure.report("loop", rows, measure.machine("transformers") | {"seq_len": args.seq_len})
+
+
+if __name__ == "__main__":
+    cli.run(main)
