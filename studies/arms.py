@@ -1,0 +1,125 @@
+"""What the studies share: an arm is a run of train.py, made once, measured as it goes, put into a table and a figure.
+
+A study may be stopped at any time: started again with the same command, it skips the arms that are finished and goes on
+with the one that was not. Beside each arm's folder lie the flags that it was asked for (a finished arm with other flags
+is an error, not a result) and what train.py printed.
+
+An arm may measure a language that it does not train on: a source of weight NEVER is validated like every other, and
+its first window would be drawn after a million others (schedule.py).
+"""
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cli
+from studies.plain import run_settings, steps
+from studies.report import table, validations
+
+ROOT = Path(__file__).resolve().parents[1]
+NEVER = 1e-6
+GREY, COLOURS = "#828a93", ["#2f81f7", "#db7f25", "#2da44e", "#c2479f", "#8a63d2", "#b89500", "#159a9c", "#e5534b"]
+
+
+def parser(doc: str, prog: str, tokens: str) -> cli.Parser:
+    """A study's flags, as far as all have the same ones. `tokens` says what --tokens counts."""
+    p = cli.Parser(description=doc, prog=prog)
+    flag = p.add_argument
+    flag("--out", type=Path, required=True, help="folder for the arms, the JSON and the figure")
+    flag("--tokens", type=int, default=300_000, help=tokens)
+    flag("--lr", type=float, default=2e-3, help="peak learning rate of every arm")
+    flag("--seq_len", type=int, default=256, help="tokens a window")
+    flag("--batch_tokens", type=int, default=2048, help="tokens a step")
+    flag("--eval_bytes", type=int, default=100_000, help="bytes of validation text of each source")
+    flag("--train_flags", default="", help="more flags for train.py, in one string: '--compile --dtype bfloat16'")
+    return p
+
+
+def start(args, **least: float) -> dict:
+    """Check numbers of the command line against the least they may be; print the settings, make OUT, return them."""
+    for name, low in {"tokens": 1, "lr": 1e-9, **least}.items():
+        if getattr(args, name) < low:
+            raise cli.UserError(f"--{name} {getattr(args, name)} is not at least {low:g}")
+    settings = cli.settings(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    return settings
+
+
+def full(args, tokens: float, what: str = "full") -> list[str]:
+    """--stages of an arm that has one."""
+    return [f"{what}:{round(tokens)}:{args.lr}"]
+
+
+def train(args, name: str, **flags) -> Path:
+    """The run OUT/name of train.py: nothing if it is finished, resumed if it was stopped. UserError if it fails."""
+    run, note = args.out / name, args.out / f"{name}.json"
+    wanted = {"seq_len": args.seq_len, "batch_tokens": args.batch_tokens, "eval_bytes": args.eval_bytes, **flags}
+    argv = [str(word) for key, value in wanted.items() if value is not None
+            for word in (f"--{key}", *(value if isinstance(value, list) else [value]))] + shlex.split(args.train_flags)
+    if note.exists() and cli.read_json(note) != argv:
+        raise cli.UserError(f"{run} was trained with other flags ({note}); choose another --out, or delete both")
+    cli.write_json(note, argv)
+    if (run / "model").exists():
+        return run
+    print(f"training {run}", flush=True)
+    begun = (run / "config.json").exists()
+    with open(f"{run}.log", "a", encoding="utf-8") as log:
+        subprocess.run([sys.executable, ROOT / "train.py", *(["--resume", run] if begun else ["--out", run, *argv])],
+                       stdout=log, stderr=log)
+    if not (run / "model").exists():
+        last = Path(f"{run}.log").read_text(encoding="utf-8").strip().splitlines()[-1:] or ["nothing was printed"]
+        raise cli.UserError(f"train.py stopped before {run} was finished ({last[0]}); {run}.log says more")
+    return run
+
+
+def measured(run: Path) -> list[dict]:
+    """A row for the start, and for each validation of a run: {"stage", "step", "tokens", "seconds" of training so far,
+    "scores": bits a byte of each source, "losses": nats a token}."""
+    batch, trained, rows = run_settings(run)["batch_tokens"], steps(run), []
+    for record in validations(run):
+        done = [r for r in trained if (r["stage"], r["step"]) <= (record["stage"], record["step"])]
+        rows.append({**{key: record[key] for key in ("stage", "step", "tokens")},
+                     "seconds": sum(batch / r["tokens_per_second"] for r in done),
+                     "scores": {name: score["bits_per_byte"] for name, score in record["validation"].items()},
+                     "losses": {name: score["loss"] for name, score in record["validation"].items()}})
+    return rows
+
+
+def shown(values: list[float]) -> str:
+    """A number that was measured once a seed: its mean, and the sample's standard deviation if there are several.
+
+    >>> shown([1.0, 2.0, 3.0]), shown([0.5])
+    ('2.000 ± 1.000', '0.500')
+    """
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}"
+
+
+def write(args, name: str, result: dict, header: list[str], rows: list[list], draw: Callable) -> None:
+    """Print the table; write OUT/name.json and OUT/name.svg."""
+    cli.write_json(args.out / f"{name}.json", result)
+    print(table(header, rows))
+    figure(args.out / f"{name}.svg", draw)
+
+
+def figure(path: Path, draw: Callable, panels: int = 1) -> None:
+    """An SVG that `draw(axes, ...)` fills, or one line where matplotlib, an optional extra, is missing. No background
+    and a middle grey: it can be read on white and on black."""
+    try:
+        import matplotlib
+    except ImportError:
+        return print(f"{path} was left out: figures need matplotlib (pip install matplotlib)")
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+    style = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), GREY)
+    style |= {"svg.fonttype": "none", "svg.hashsalt": "nanowhale", "axes.spines.top": False, "font.size": 9,
+              "axes.spines.right": False, "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "legend.frameon": False}
+    with matplotlib.rc_context(style):
+        whole, axes = pyplot.subplots(1, panels, figsize=(7 if panels == 1 else 9, 4), layout="constrained")
+        draw(*([axes] if panels == 1 else axes))
+        with cli.new_file(path) as temporary:
+            whole.savefig(temporary, format="svg", transparent=True, metadata={"Date": None})
+        pyplot.close(whole)
+    print(f"figure: {path}")

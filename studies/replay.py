@@ -1,0 +1,82 @@
+"""How much English must be replayed so that it is not forgotten while Korean is learnt?
+
+The same Korean tokens in every arm; English comes on top, so an arm of 50 % reads twice as many tokens:
+
+    0 … 50 %        a constant share of English windows (2407.02118, section 5: 5–30 %, about 30 % the best balance;
+                    2403.08763, Pile → German: 1 % already helps, 50 % costs the new language something)
+    first tenth     half English in the first tenth of the tokens, none after (2506.00288): as much English as 5 %. Two
+                    runs: the first at a constant rate, the second with the usual decay, and Adam starts anew between
+    30 → 60 % ko    a Korean share that rises on a line (PolyLM, 2307.06018)
+
+Bits a byte of held-out Korean and English, before and after.
+
+    python -m studies.replay --model out/grown --data out/shards --out out/studies/replay --seeds 3
+"""
+from pathlib import Path
+
+import cli
+from studies import arms
+
+SHARES = (0, 5, 10, 20, 30, 50)
+LABELS = {**{str(share): f"{share} %" for share in SHARES}, "first tenth": "first tenth", "rising": "70 → 40 %"}
+
+
+def one(args, name: str, seed: int) -> dict:
+    """Train an arm; its row of the table."""
+    mix = lambda *en: [f"{args.data}/ko=" + ":".join(f"{1 - share:g}" for share in en),
+                       f"{args.data}/en=" + ":".join(f"{share:g}" for share in en)]
+    common, label = {"model": args.model, "seed": seed}, f"{name.replace(' ', '_')}-{seed}"
+    runs, total = [], args.tokens / 0.95
+    if name == "first tenth":
+        runs.append(arms.train(args, f"{label}-a", **common, data=mix(0.5), stages=arms.full(args, total / 10),
+                               min_lr=1))
+        common, share, total = {**common, "model": runs[0] / "model"}, [arms.NEVER], 0.9 * total
+    elif name == "rising":
+        share, total = [0.7, 0.4], args.tokens / 0.45
+    else:
+        share, total = [max(int(name) / 100, arms.NEVER)], args.tokens / (1 - int(name) / 100)
+    runs.append(arms.train(args, label, **common, data=mix(*share), stages=arms.full(args, total)))
+    counts = [cli.read_json(run / "stages/1-full/training_state.json")["loader"]["counts"] for run in runs]
+    start, *_, end = [row for run in runs for row in arms.measured(run)]
+    return {"arm": name, "seed": seed, "start": start["scores"], **end["scores"],
+            "seconds": sum(arms.measured(run)[-1]["seconds"] for run in runs),
+            "tokens": {x: args.seq_len * sum(c[i] for c in counts) for i, x in enumerate(("ko", "en"))}}
+
+
+def report(args, settings: dict, rows: list[dict]) -> None:
+    """Table, JSON and figure of the rows so far."""
+    of = {name: [row for row in rows if row["arm"] == name] for name in LABELS}
+    start, mean = rows[0]["start"], lambda found, x: sum(row[x] for row in found) / len(found)
+
+    def draw(axes):
+        for name, found in of.items():
+            axes.plot([row["en"] for row in found], [row["ko"] for row in found], "o", label=LABELS[name], ms=5)
+        line = [[mean(of[str(s)], x) for s in SHARES] for x in ("en", "ko")]
+        axes.plot(*line, "-", color=arms.GREY, lw=0.8, zorder=0)
+        axes.axvline(start["en"], color=arms.GREY, ls=":", lw=0.8)
+        axes.set(xlabel="English, bits a byte (dotted: before)", ylabel="Korean, bits a byte")
+        axes.legend(title="English windows")
+
+    shown = [["untrained", "", "", f"{start['ko']:.3f}", f"{start['en']:.3f}", ""]]
+    shown += [[LABELS[name], *found[0]["tokens"].values(), *(arms.shown([row[x] for row in found])
+               for x in ("ko", "en")), round(mean(found, "seconds"))] for name, found in of.items()]
+    arms.write(args, "replay", {"settings": settings, "rows": rows},
+               ["English windows", "Korean tokens", "English tokens", "Korean, bits a byte", "English, bits a byte",
+                "seconds"], shown, draw)
+
+
+def main() -> None:
+    """Train all arms, seed by seed; print and write the table after each seed."""
+    parser = arms.parser(__doc__, "replay.py", "Korean tokens an arm")
+    parser.add_argument("--model", required=True, help="the grown model directory")
+    parser.add_argument("--data", type=Path, required=True, help="folder with shards ko and en")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of every arm; they differ in the order of the data")
+    args = parser.parse_args()
+    settings, rows = arms.start(args, seeds=1), []
+    for seed in range(args.seeds):
+        rows += [one(args, name, seed) for name in LABELS]
+        report(args, settings, rows)
+
+
+if __name__ == "__main__":
+    cli.run(main)
