@@ -1,0 +1,109 @@
+"""Korean gained against English lost: what each way of forgetting less costs.
+
+Every arm reads the same Korean tokens, and is measured as it goes, so that it draws a path on one plot:
+
+    plain            everything is trained, on Korean alone
+    plain, low rate  the same at a quarter of the rate: whoever learns less forgets less, so a method has to beat this
+    replay           every fourth window is English (2403.08763)
+    lora             a LoRA in the layers ("learns less and forgets less", 2405.09673), with embedding and head: new
+                     pieces have to be learnt somewhere
+    lora alone       without them
+    averaged         nothing is trained: the mean of the base's and the plain arm's weights, a quarter, half and three
+                     quarters of the way (2203.05482); and the running mean of the plain arm's checkpoints, base first
+                     (2506.00288, section 4: averaging instead of English data)
+
+    python -m studies.forgetting --model out/grown --data out/shards --out out/studies/forgetting
+"""
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+
+import checkpoint
+import cli
+import data
+import model
+from studies import arms
+
+ARMS = {"plain": ("full", arms.NEVER, 1), "plain, low rate": ("full", arms.NEVER, 0.25), "replay": ("full", 0.25, 1),
+        "lora": ("lora+embed", arms.NEVER, 1), "lora alone": ("lora", arms.NEVER, 1)}
+LANGUAGES = ("ko", "en")
+BETWEEN = {"plain, ¼ of the way": 0.25, "plain, ½ of the way": 0.5, "plain, ¾ of the way": 0.75}
+
+
+def trained(args, name: str) -> list[dict]:
+    """Train an arm; bits a byte of both languages along its way."""
+    what, english, rate = ARMS[name]
+    tokens = args.tokens / (1 - english)
+    every = max(1, round(tokens / args.batch_tokens / args.points))
+    run = arms.train(args, name.replace(", ", "_").replace(" ", "_"), model=args.model, lora_rank=args.lora_rank,
+                     stages=[f"{what}:{round(tokens)}:{args.lr * rate:g}"], eval_every=every, save_every=every,
+                     keep=args.points, data=[f"{args.data}/ko={1 - english:g}", f"{args.data}/en={english:g}"])
+    return [row["scores"] for row in arms.measured(run)]
+
+
+def weights(llama: model.Llama, folder: Path) -> dict[str, torch.Tensor]:
+    """The parameters in a checkpoint of a run that trained all of them."""
+    state = {"parameters": {name: torch.empty_like(p) for name, p in llama.named_parameters()}}
+    dcp.load(state, checkpoint_id=folder, no_dist=True)
+    return state["parameters"]
+
+
+def mean(weighted: list[tuple[float, dict]]) -> dict[str, torch.Tensor]:
+    """The weighted mean of models' parameters, in float64; weights that sum to 1."""
+    return {name: sum(w * part[name].double() for w, part in weighted).float() for name in weighted[0][1]}
+
+
+def averages(args) -> dict[str, dict]:
+    """Bits a byte of both languages for means of base, checkpoints and end of the plain arm. Measured once."""
+    file = args.out / "averages.json"
+    if file.exists():
+        return cli.read_json(file)
+    llama = model.load(args.model)
+    shards = {x: data.Shards(args.data / x, verify=False) for x in LANGUAGES}
+
+    def score(parameters: dict) -> dict:
+        with torch.no_grad():
+            for name, p in llama.named_parameters():
+                p.copy_(parameters[name])
+        return {x: data.bits_per_byte(llama, shards[x], args.seq_len, args.eval_bytes)["bits_per_byte"] for x in shards}
+
+    base = {name: p.detach().clone() for name, p in llama.named_parameters()}
+    end = dict(model.load(args.out / "plain/model").named_parameters())
+    states = [base, *(weights(llama, folder) for folder in reversed(checkpoint.find(args.out / "plain"))), end]
+    found = {label: score(mean([(1 - t, base), (t, end)])) for label, t in BETWEEN.items()}
+    found["mean of checkpoints"] = score(mean([(1 / len(states), state) for state in states]))
+    cli.write_json(file, found)
+    return found
+
+
+def main() -> None:
+    """Train the arms, average the plain one, and print and write what each gained and lost."""
+    parser = arms.parser(__doc__, "forgetting.py", "Korean tokens an arm")
+    parser.add_argument("--model", required=True, help="the grown model directory")
+    parser.add_argument("--data", type=Path, required=True, help="folder with shards ko and en")
+    parser.add_argument("--points", type=int, default=4, help="measurements along an arm's way, and checkpoints")
+    parser.add_argument("--lora_rank", type=int, default=32, help="rank of the LoRA arms")
+    args = parser.parse_args()
+    settings = arms.start(args, points=1, lora_rank=1)
+    paths = {name: trained(args, name) for name in ARMS}
+    averaged, start = averages(args), paths["plain"][0]
+    change = lambda scores: (scores["en"] - start["en"], start["ko"] - scores["ko"])
+
+    def draw(axes):
+        for name, path in paths.items():
+            axes.plot(*zip(*map(change, path), strict=True), "-o", ms=3, lw=1, label=name)
+        way = [start, *(averaged[label] for label in BETWEEN), paths["plain"][-1]]
+        axes.plot(*zip(*map(change, way), strict=True), "--", color=arms.COLOURS[0], lw=1, label="base to plain, mixed")
+        axes.plot(*change(averaged["mean of checkpoints"]), "*", color=arms.COLOURS[0], label="mean of checkpoints")
+        axes.set(xlabel="English lost, bits a byte", ylabel="Korean gained, bits a byte")
+        axes.legend()
+
+    rows = [[name, s["ko"], s["en"], *change(s)[::-1]] for name, s in
+            {"untrained": start, **{name: path[-1] for name, path in paths.items()}, **averaged}.items()]
+    arms.write(args, "forgetting", {"settings": settings, "paths": paths, "averaged": averaged},
+               ["arm", "Korean, bits a byte", "English, bits a byte", "Korean gained", "English lost"], rows, draw)
+
+
+if __name__ == "__main__":
+    cli.run(main)

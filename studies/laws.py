@@ -1,0 +1,113 @@
+"""Scaling laws: how the loss falls with parameters N and tokens D, from scratch and continued from a base.
+
+    from scratch   L = E + A / N^α + B / D^β                        (Hoffmann et al., 2203.15556, section 3.3)
+    continued      L = E + A / N^α + B' / (D^β' N^γ)                (2407.02118, section 3: a larger base transfers more)
+
+Fitted as the second paper does: Huber loss (δ = 1e-3) on log L, L-BFGS from many starts, in float64; the law from
+scratch first, then B', β', γ with E, A, α held. (Its published coefficients contradict its own text, so only its form is
+used.) log L is a log-sum-exp of three lines in log N and log D, one for each term: which is why this is well behaved.
+N and D are counted from their geometric means while fitting, or intercepts and slopes would hide each other.
+
+Intervals are of a bootstrap of residuals: new losses are drawn around the fitted law, and fitted again. Runs themselves
+are not drawn with replacement: in a small grid a size or a budget would often be missing altogether.
+"""
+import numpy as np
+import torch
+
+E, A, ALPHA, B, BETA, GAMMA = range(6)  # θ: logarithms of E, A and B, and the exponents; from scratch γ = 0
+DELTA = 1e-3
+
+
+def log_loss(theta: torch.Tensor, n: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    """log L of θ (..., 6) at log N and log D (points,): (..., points).
+
+    >>> theta = torch.tensor([2.0, 8.0, 0.5, 12.0, 1.0, 0.0]).index_fill(0, torch.tensor([0, 1, 3]), 0.0)
+    >>> log_loss(theta, torch.zeros(1), torch.zeros(1)).exp()               # E = A = B = 1 at N = D = 1
+    tensor([3.])
+    """
+    e, a, alpha, b, beta, gamma = theta[..., None].unbind(-2)
+    return torch.stack(torch.broadcast_tensors(e, a - alpha * n, b - beta * d - gamma * n)).logsumexp(0)
+
+
+def fit(N, D, L, held: dict[int, float], starts: int = 20, near=None, seed: int = 0) -> np.ndarray:
+    """θ (6,) of the law that fits losses L of models of N parameters after D tokens best; `held` are those of its
+    numbers that are given. From `starts` random starts, and from θ `near`."""
+    n, d, y = (torch.tensor(np.log(x), dtype=torch.float64) for x in (N, D, L))
+    shift = torch.stack((n.mean(), d.mean()))
+
+    def centred(theta, sign=1):  # log N and log D from their means: what changes are the intercepts of A and B
+        theta = torch.as_tensor(theta, dtype=torch.float64).clone()
+        theta[A] -= sign * theta[ALPHA] * shift[0]
+        theta[B] -= sign * (theta[BETA] * shift[1] + theta[GAMMA] * shift[0])
+        return theta
+
+    free, rng = [i for i in range(6) if i not in held], np.random.default_rng(seed)
+    low, high = y.min() + torch.tensor([-1.5, -4, 0, -4, 0, -0.3]), y.min() + torch.tensor([0.0, 0, 0, 0, 0, 0])
+    low[[ALPHA, BETA, GAMMA]], high[[ALPHA, BETA, GAMMA]] = torch.tensor([0.05, 0.05, -0.3]), torch.tensor([1.5, 1, 0.3])
+    firsts = [low + (high - low) * torch.tensor(rng.random(6)) for _ in range(starts)]
+    firsts += [] if near is None else [centred(near)]
+    best, least = None, np.inf
+    for first in firsts:
+        x = first[free].double().requires_grad_()
+
+        def theta(x=x):
+            whole = torch.zeros(6, dtype=torch.float64)
+            whole[list(held)] = torch.tensor(list(held.values()), dtype=torch.float64)
+            if A in held:
+                whole[A] -= whole[ALPHA] * shift[0]
+            return whole.index_put((torch.tensor(free),), x)
+
+        optimizer = torch.optim.LBFGS([x], max_iter=300, history_size=20, tolerance_grad=1e-12, tolerance_change=1e-14,
+                                      line_search_fn="strong_wolfe")
+
+        def closure(theta=theta, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.huber_loss(log_loss(theta(), n - shift[0], d - shift[1]), y, delta=DELTA)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        loss = closure().item()
+        if loss < least:
+            best, least = centred(theta().detach(), -1).numpy(), loss
+    return best
+
+
+def both(scratch: tuple, continued: tuple, near=(None, None), starts: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    """θ of the law from scratch, then of the continued one; each argument is (N, D, L)."""
+    first = fit(*scratch, {GAMMA: 0.0}, starts, near[0])
+    return first, fit(*continued, {i: first[i] for i in (E, A, ALPHA)}, starts, near[1])
+
+
+def bootstrap(scratch: tuple, continued: tuple, fitted: tuple, draws: int = 100, seed: int = 0) -> list[tuple]:
+    """Both θ of `draws` resampled sets of losses. Residuals are widened for the parameters that were fitted to them."""
+    rng, samples = np.random.default_rng(seed), []
+    for _ in range(draws):
+        drawn = []
+        for (N, D, L), theta, parameters in ((scratch, fitted[0], 5), (continued, fitted[1], 3)):
+            law = loss(theta, N, D)
+            residuals = np.log(L / law) * np.sqrt(len(L) / max(1, len(L) - parameters))
+            drawn.append((N, D, law * np.exp(rng.choice(residuals, len(L)))))
+        samples.append(both(*drawn, near=fitted, starts=1))
+    return samples
+
+
+def loss(theta: np.ndarray, N, D) -> np.ndarray:
+    """L by a law, at N and D."""
+    n, d = np.broadcast_arrays(np.log(np.asarray(N, float)), np.log(np.asarray(D, float)))
+    return log_loss(torch.tensor(theta), torch.tensor(n.ravel()), torch.tensor(d.ravel())).exp().numpy().reshape(n.shape)
+
+
+def split(theta: np.ndarray, flops: float) -> tuple[float, float, float]:
+    """The split of a budget C = 6 N D with the least loss: (N, D, L); on a grid, since the continued law may have its
+    optimum at an end (more parameters always better if γ ≥ β')."""
+    N = np.geomspace(1e3, 1e13, 20_001)
+    losses = loss(theta, N, flops / 6 / N)
+    best = losses.argmin()
+    return N[best], flops / 6 / N[best], losses[best]
+
+
+def saved(scratch: np.ndarray, continued: np.ndarray, N: float, D: float) -> float:
+    """The share of tokens that continuing saves: 1 − D / (the tokens from scratch that reach the same loss)."""
+    log_needed = (scratch[B] - continued[B] + continued[BETA] * np.log(D) + continued[GAMMA] * np.log(N)) / scratch[BETA]
+    return 1 - D / np.exp(log_needed)
