@@ -1,10 +1,10 @@
 """Scaling laws: how the loss falls with parameters N and tokens D, from scratch and continued from a base.
 
-    from scratch   L = E + A / N^α + B / D^β                        (Hoffmann et al., 2203.15556, section 3.3)
-    continued      L = E + A / N^α + B' / (D^β' N^γ)                (2407.02118, section 3: a larger base transfers more)
+    from scratch   L = E + A / N^α + B / D^β               (Hoffmann et al., 2203.15556, section 3.3)
+    continued      L = E + A / N^α + B' / (D^β' N^γ)       (2407.02118, section 3: a larger base transfers more)
 
 Fitted as the second paper does: Huber loss (δ = 1e-3) on log L, L-BFGS from many starts, in float64; the law from
-scratch first, then B', β', γ with E, A, α held. (Its published coefficients contradict its own text, so only its form is
+scratch first, then B', β', γ with E, A, α held. (Its published coefficients contradict its own text: only the form is
 used.) log L is a log-sum-exp of three lines in log N and log D, one for each term: which is why this is well behaved.
 N and D are counted from their geometric means while fitting, or intercepts and slopes would hide each other.
 
@@ -42,8 +42,8 @@ def fit(N, D, L, held: dict[int, float], starts: int = 20, near=None, seed: int 
         return theta
 
     free, rng = [i for i in range(6) if i not in held], np.random.default_rng(seed)
-    low, high = y.min() + torch.tensor([-1.5, -4, 0, -4, 0, -0.3]), y.min() + torch.tensor([0.0, 0, 0, 0, 0, 0])
-    low[[ALPHA, BETA, GAMMA]], high[[ALPHA, BETA, GAMMA]] = torch.tensor([0.05, 0.05, -0.3]), torch.tensor([1.5, 1, 0.3])
+    low = torch.tensor([y.min() - 1.5, y.min() - 4, 0.05, y.min() - 4, 0.05, -0.3])     # terms: from 1/50 of the loss
+    high = torch.tensor([y.min(), y.min(), 1.5, y.min(), 1.0, 0.3])                     # to all of it
     firsts = [low + (high - low) * torch.tensor(rng.random(6)) for _ in range(starts)]
     firsts += [] if near is None else [centred(near)]
     best, least = None, np.inf
@@ -93,9 +93,9 @@ def bootstrap(scratch: tuple, continued: tuple, fitted: tuple, draws: int = 100,
 
 
 def loss(theta: np.ndarray, N, D) -> np.ndarray:
-    """L by a law, at N and D."""
-    n, d = np.broadcast_arrays(np.log(np.asarray(N, float)), np.log(np.asarray(D, float)))
-    return log_loss(torch.tensor(theta), torch.tensor(n.ravel()), torch.tensor(d.ravel())).exp().numpy().reshape(n.shape)
+    """L by a law, at N and D, numbers or (points,): (points,)."""
+    n, d = (torch.tensor(x.ravel()) for x in np.broadcast_arrays(np.log(N, dtype=float), np.log(D, dtype=float)))
+    return log_loss(torch.tensor(theta), n, d).exp().numpy()
 
 
 def split(theta: np.ndarray, flops: float) -> tuple[float, float, float]:
@@ -109,5 +109,5 @@ def split(theta: np.ndarray, flops: float) -> tuple[float, float, float]:
 
 def saved(scratch: np.ndarray, continued: np.ndarray, N: float, D: float) -> float:
     """The share of tokens that continuing saves: 1 − D / (the tokens from scratch that reach the same loss)."""
-    log_needed = (scratch[B] - continued[B] + continued[BETA] * np.log(D) + continued[GAMMA] * np.log(N)) / scratch[BETA]
-    return 1 - D / np.exp(log_needed)
+    log_term = continued[B] - continued[BETA] * np.log(D) - continued[GAMMA] * np.log(N)
+    return 1 - D / np.exp((scratch[B] - log_term) / scratch[BETA])

@@ -1,0 +1,131 @@
+"""How far does a budget go: sizes × tokens, from scratch and continued from an English base of the same size.
+
+For each size an English base is trained; then, for each budget, one model learns Korean from random weights and one
+from that base. Both laws of laws.py are fitted to the Korean loss (2407.02118). From them: where the loss would be, how
+to split a budget between parameters and tokens, and what share of the tokens continuing saves at equal loss. N counts
+what a token is multiplied with: everything but the input embedding, so that C = 6 N D.
+
+One learning rate serves all sizes, as in the paper; what lies outside the runs is extrapolation and marked as such.
+
+    python -m studies.scaling --tokenizer out/base.model --data out/shards_base --out out/studies/scaling --seeds 3
+"""
+from pathlib import Path
+
+import numpy as np
+
+import cli
+import model
+import plan
+import tokenizer
+from studies import arms, laws
+
+
+def shape(args, text: str) -> tuple[str, int]:
+    """Write the config.json of a size such as 128x4 (width × layers); its path, and N."""
+    width, _, layers = text.partition("x")
+    if not (width.isdecimal() and layers.isdecimal() and int(width) % 32 == 0 and int(width) and int(layers)):
+        raise cli.UserError(f"--sizes {text!r} is not width x layers with a width in steps of 32, such as 128x4")
+    width, file = int(width), args.out / f"{text}.config.json"
+    config = model.Config(tokenizer.load(args.tokenizer).get_piece_size(), width, 16 * round(width / 6), int(layers),
+                          width // 32, width // 32, 32, max_position_embeddings=args.seq_len)
+    config.write(file)
+    found = plan.shapes(config, "full", 1)
+    return str(file), int(sum(np.prod(dims) for name, dims in found.items() if name != plan.TABLES[0]))
+
+
+def sweep(args, seed: int) -> list[dict]:
+    """Train all runs of a seed; a row each: size, N, D, from where, Korean loss in nats a token."""
+    rows, mix = [], lambda en: [f"{args.data}/ko={1 - en:g}", f"{args.data}/en={en:g}"]
+    for size in args.sizes:
+        config, N = shape(args, size)
+        fresh = {"config": config, "tokenizer": args.tokenizer}
+        base = arms.train(args, f"{size}-base-{seed}", **fresh, seed=seed, data=mix(1 - arms.NEVER),
+                          stages=arms.full(args, args.base_tokens))
+        for tokens in args.budgets:
+            for start, origin in (("scratch", fresh), ("continued", {"model": base / "model"})):
+                run = arms.train(args, f"{size}-{start}-{tokens}-{seed}", **origin, seed=seed, data=mix(arms.NEVER),
+                                 stages=arms.full(args, tokens))
+                end = arms.measured(run)[-1]
+                rows.append({"size": size, "start": start, "seed": seed, "N": N, "D": end["tokens"],
+                             "loss": end["losses"]["ko"], "bits_per_byte": end["scores"]["ko"],
+                             "english": end["scores"]["en"]})
+    return rows
+
+
+def points(rows: list[dict], start: str) -> tuple:
+    """(N, D, L) of the runs that began so."""
+    return tuple(np.array([row[key] for row in rows if row["start"] == start], float) for key in ("N", "D", "loss"))
+
+
+def interval(values: list[float]) -> str:
+    """The middle 95 % of a bootstrap."""
+    low, high = np.quantile(values, (0.025, 0.975))
+    return f"[{low:.3g}, {high:.3g}]"
+
+
+def findings(fitted: tuple, samples: list[tuple], rows: list[dict]) -> list[list[str]]:
+    """What the laws say, each with its interval: coefficients, tokens saved, the best split of a budget."""
+    found = []
+
+    def say(what: str, of) -> None:
+        found.append([what, f"{of(*fitted):.3g}", interval([of(*sample) for sample in samples])])
+
+    for name, i, which in (("E", laws.E, 0), ("A", laws.A, 0), ("α", laws.ALPHA, 0), ("B", laws.B, 0),
+                           ("β", laws.BETA, 0), ("B'", laws.B, 1), ("β'", laws.BETA, 1), ("γ", laws.GAMMA, 1)):
+        say(name, lambda *both, i=i, which=which: np.exp(both[which][i]) if i in (laws.E, laws.A, laws.B)
+            else both[which][i])
+    largest = max(row["D"] for row in rows)
+    for size, N in sorted({(row["size"], row["N"]) for row in rows}, key=lambda pair: pair[1]):
+        say(f"tokens saved at {size}, D = {largest:,}", lambda *both, N=N: laws.saved(*both, N, largest))
+    flops = 6 * max(row["N"] * row["D"] for row in rows)
+    for C, note in ((flops, "the largest run's"), (100 * flops, "100 times it, extrapolated")):
+        for i, start in enumerate(("from scratch", "continued")):
+            say(f"best N for C = {C:.1e} ({note}), {start}", lambda *both, C=C, i=i: laws.split(both[i], C)[0])
+    return found
+
+
+def main() -> None:
+    """Sweep, fit, and say what the laws say."""
+    parser = arms.parser(__doc__, "scaling.py", "tokens of the largest budget; a half and a quarter are run too")
+    flag = parser.add_argument
+    flag("--tokenizer", required=True, help="the base's tokenizer.model")
+    flag("--data", type=Path, required=True, help="folder with shards ko and en packed with it")
+    flag("--sizes", nargs="+", default=["64x2", "96x3", "128x4", "192x6"], help="width x layers; heads are 32 wide")
+    flag("--base_tokens", type=int, default=600_000, help="English tokens of each base")
+    flag("--draws", type=int, default=200, help="bootstrap samples")
+    flag("--seeds", type=int, default=1, help="runs of every point")
+    args = parser.parse_args()
+    settings = arms.start(args, seeds=1, base_tokens=1, draws=2)
+    if len(set(args.sizes)) < 2:
+        raise cli.UserError("--sizes: a law over sizes needs two different ones at least, such as 64x2 128x4")
+    args.budgets = [args.tokens // 4, args.tokens // 2, args.tokens]
+    rows = [row for seed in range(args.seeds) for row in sweep(args, seed)]
+    scratch, continued = (points(rows, start) for start in ("scratch", "continued"))
+    fitted = laws.both(scratch, continued)
+    found = findings(fitted, laws.bootstrap(scratch, continued, fitted, args.draws), rows)
+
+    def draw(*axes):
+        D = np.geomspace(scratch[1].min() / 1.5, scratch[1].max() * 3, 50)
+        for panel, start, theta in zip(axes, ("scratch", "continued"), fitted, strict=True):
+            for size, colour in zip(args.sizes, arms.COLOURS, strict=False):
+                mine = [row for row in rows if (row["size"], row["start"]) == (size, start)]
+                panel.plot([row["D"] for row in mine], [row["loss"] for row in mine], "o", ms=4, color=colour)
+                panel.plot(D, laws.loss(theta, mine[0]["N"], D), lw=1, color=colour,
+                           label=f"{size}, N = {mine[0]['N'] / 1e6:.2g}M")
+            panel.set(xscale="log", yscale="log", xlabel="Korean tokens", title=f"{start}: runs, and the fitted law",
+                      ylim=(0.95 * continued[2].min(), 1.02 * scratch[2].max()))
+        axes[0].set(ylabel="Korean loss, nats a token")
+        axes[0].legend()
+
+    cli.write_json(args.out / "scaling.json", {"settings": settings, "rows": rows, "findings": found,
+                                               "theta": [theta.tolist() for theta in fitted]})
+    print(arms.table(["size", "N", "D", "from scratch", "continued"], [
+        [a["size"], a["N"], a["D"], *(arms.shown([r["loss"] for r in rows if (r["N"], r["D"], r["start"]) == (
+            a["N"], a["D"], start)]) for start in ("scratch", "continued"))]
+        for a in rows if a["seed"] == 0 and a["start"] == "scratch"]), "\n", sep="")
+    print(arms.table(["by the laws", "value", "95 % interval"], found))
+    arms.figure(args.out / "scaling.svg", draw, panels=2)
+
+
+if __name__ == "__main__":
+    cli.run(main)
