@@ -74,6 +74,17 @@ def train(args, name: str, **flags) -> Path:
     return run
 
 
+def pack(text: str | Path, tokenizer: str | Path, folder: Path, **flags) -> Path:
+    """Pack documents into FOLDER, if it is not there yet. UserError if that fails."""
+    if not folder.exists():
+        words = [str(word) for key, value in flags.items() for word in (f"--{key}", value)]
+        done = subprocess.run([sys.executable, ROOT / "data.py", "pack", "--input", text, "--tokenizer", tokenizer,
+                               "--out", folder, *words], capture_output=True, text=True)
+        if done.returncode:
+            raise cli.UserError(f"{text} was not packed: {done.stderr.strip().splitlines()[-1]}")
+    return folder
+
+
 def measured(run: Path) -> list[dict]:
     """A row for the start, and for each validation of a run: {"stage", "step", "tokens", "seconds" of training so far,
     "scores": bits a byte of each source, "losses": nats a token}."""
@@ -97,11 +108,12 @@ def shown(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f}{spread}"
 
 
-def write(args, name: str, result: dict, header: list[str], rows: list[list], draw: Callable) -> None:
+def write(args, name: str, result: dict, header: list[str], rows: list[list], draw: Callable,
+          panels: int = 1) -> None:
     """Print the table; write OUT/name.json and OUT/name.svg."""
     cli.write_json(args.out / f"{name}.json", result)
     print(table(header, rows))
-    figure(args.out / f"{name}.svg", draw)
+    figure(args.out / f"{name}.svg", draw, panels)
 
 
 def figure(path: Path, draw: Callable, panels: int = 1) -> None:
