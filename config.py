@@ -10,6 +10,7 @@ from pathlib import Path
 from cli import UserError, read_json, write_json
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names: ours
+SPARSE = "NanowhaleExpertsForCausalLM"  # no name that transformers knows: it would skip the experts with a warning
 LLAMA3_ROPE = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
 
 
@@ -34,6 +35,8 @@ class Config:
     dtype: str = "float32"                      # of the file
     base_vocab_size: int | None = None          # set by init.py: size of the base tokenizer, before its new pieces
     unpadded_vocab_size: int | None = None      # set by init.py: the tokenizer's pieces; rows past them are padding
+    num_experts: int | None = None              # of a sparse feed-forward in the odd layers (experts.py)
+    router_aux_loss_coef: float | None = None   # how much the balance of their load counts beside the loss
 
     @classmethod
     def read(cls, path: str | Path) -> "Config":
@@ -51,13 +54,18 @@ class Config:
                       rope_scaling=rope if kind == "llama3" else None,
                       num_key_value_heads=hf.get("num_key_value_heads") or heads,
                       head_dim=hf.get("head_dim") or hf.get("hidden_size", 0) // (heads or 1),
+                      num_experts=hf.get("num_experts") if architecture == SPARSE else None,
+                      router_aux_loss_coef=hf.get("router_aux_loss_coef", 0.01) if architecture == SPARSE else None,
                       dtype=hf.get("dtype") or hf.get("torch_dtype") or "float32")
         fields = dataclasses.fields(cls)
         missing = [f.name for f in fields if f.default is dataclasses.MISSING and not values.get(f.name)]
         refusals = {
             f"is not a Llama configuration: it has no {', '.join(missing)}": missing,
             f"architecture {architecture} is neither LlamaForCausalLM nor MistralForCausalLM":
-                architecture not in ("LlamaForCausalLM", "MistralForCausalLM"),
+                architecture not in ("LlamaForCausalLM", "MistralForCausalLM", SPARSE),
+            f"num_experts {hf.get('num_experts')} is not a number of 2 or more, in a model of two layers or more":
+                architecture == SPARSE and not (isinstance(hf.get("num_experts"), int) and hf["num_experts"] > 1
+                                                and hf.get("num_hidden_layers", 0) > 1),
             f"sliding_window {window} is in use; set it to null and max_position_embeddings to {window} (below that "
             "length the two are the same)": window and window < positions and hf.get("use_sliding_window", True),
             "attention_bias or mlp_bias is set; this Llama has none": hf.get("attention_bias") or hf.get("mlp_bias"),
@@ -77,6 +85,7 @@ class Config:
         """Write a config.json with both spellings of rope and dtype: old and new transformers read it alike."""
         rope = {**(self.rope_scaling or {"rope_type": "default"}), "rope_theta": self.rope_theta}
         known = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
-        write_json(path, {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+        names = (SPARSE, "nanowhale_experts") if self.num_experts else ("LlamaForCausalLM", "llama")
+        write_json(path, {"architectures": [names[0]], "model_type": names[1], "hidden_act": "silu",
                           "attention_bias": False, "mlp_bias": False, **known, "torch_dtype": self.dtype,
                           "rope_parameters": rope, "rope_scaling": self.rope_scaling})

@@ -29,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.checkpoint import checkpoint
 
+import experts
 import kernels
 import parallel
 from cli import UserError, read_json, write_json
@@ -145,6 +146,9 @@ class Block(nn.Module):
         self.self_attn = Attention(c, layer)
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.mlp = MLP(c)
+        if c.num_experts and layer % 2:
+            copies = [self.mlp, *(MLP(c) for _ in range(1, c.num_experts))]
+            self.mlp = experts.Experts(copies, Linear(c.hidden_size, c.num_experts, bias=False))
 
     def forward(self, x, cos, sin, cache: Cache | None = None, keep=None, again: bool = False):
         attend = lambda x: self.self_attn(self.input_layernorm(x), cos, sin, cache, keep)
@@ -218,7 +222,10 @@ class Llama(nn.Module):
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None):
         """tokens (B, T) → logits (B, T, V); with targets (B, T) → (summed loss in nats, number of targets ≠ -100)."""
-        return self.lm_head(self.hidden(tokens), targets)
+        out = self.lm_head(self.hidden(tokens), targets)
+        if targets is None or not (self.config.num_experts and torch.is_grad_enabled()):
+            return out
+        return experts.balanced(self, *out), out[1]
 
     @torch.no_grad()  # not inference_mode: what rope_tables keeps is used in training too
     def generate(self, tokens: torch.Tensor, max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0,
@@ -250,10 +257,11 @@ class Llama(nn.Module):
 
 
 def _matrices(llama: Llama) -> Iterator[tuple[nn.Module, str, Linear]]:
-    """The seven matrices of every block: (module that holds it, its name there, the layer)."""
-    for block in llama.model.layers:
-        for part in (block.self_attn, block.mlp):
-            for name, layer in list(part.named_children()):
+    """The seven matrices of every block (and its router's, and each expert's): (module that holds it, its name there,
+    the layer)."""
+    for part in list(llama.model.layers.modules()):
+        for name, layer in list(part.named_children()):
+            if isinstance(layer, Linear):
                 yield part, name, layer
 
 
