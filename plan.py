@@ -143,12 +143,14 @@ def shapes(config: model.Config, what: str, lora_rank: int) -> dict[str, tuple[i
 
 
 def layers(config: model.Config, what: str, lora_rank: int) -> list[list[tuple[str, int, bool]]]:
-    """(name, elements, trained?) of the matrices of each layer, in the order of computation; the head comes last."""
+    """(name, elements, trained?) of the matrices of each layer, in the order of computation; the head comes last. Of
+    experts.py's experts a token meets one: each counts for its share."""
     found = [[] for _ in range(config.num_hidden_layers + 1)]
     for name, shape in shapes(config, what, lora_rank).items():
         layer = re.match(r"model\.layers\.(\d+)\.", name)
         if len(shape) == 2 and (layer or name == "lm_head.weight"):
-            found[int(layer[1]) if layer else -1].append((name, shape[0] * shape[1], bool(is_trained(name, what))))
+            met = shape[0] * shape[1] // (config.num_experts if ".experts." in name else 1)
+            found[int(layer[1]) if layer else -1].append((name, met, bool(is_trained(name, what))))
     if config.tie_word_embeddings:
         found[-1] = [("lm_head.weight", config.vocab_size * config.hidden_size, bool(is_trained(TABLES[0], what)))]
     return found
