@@ -58,13 +58,13 @@ def train(args, name: str, **flags) -> Path:
     wanted = {"seq_len": args.seq_len, "batch_tokens": args.batch_tokens, "eval_bytes": args.eval_bytes, **flags}
     argv = [str(word) for key, value in wanted.items() if value is not None
             for word in (f"--{key}", *(value if isinstance(value, list) else [value]))] + shlex.split(args.train_flags)
-    if note.exists() and cli.read_json(note) != argv:
+    begun = (run / "config.json").exists()
+    if begun and note.exists() and cli.read_json(note) != argv:
         raise cli.UserError(f"{run} was trained with other flags ({note}); choose another --out, or delete both")
     cli.write_json(note, argv)
     if (run / "model").exists():
         return run
     print(f"training {run}", flush=True)
-    begun = (run / "config.json").exists()
     with open(f"{run}.log", "a", encoding="utf-8") as log:
         subprocess.run([sys.executable, ROOT / "train.py", *(["--resume", run] if begun else ["--out", run, *argv])],
                        stdout=log, stderr=log)
