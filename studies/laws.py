@@ -8,8 +8,10 @@ scratch first, then B', β', γ with E, A, α held. (Its published coefficients 
 used.) log L is a log-sum-exp of three lines in log N and log D, one for each term: which is why this is well behaved.
 N and D are counted from their geometric means while fitting, or intercepts and slopes would hide each other.
 
-Intervals are of a bootstrap of residuals: new losses are drawn around the fitted law, and fitted again. Runs themselves
-are not drawn with replacement: in a small grid a size or a budget would often be missing altogether.
+Intervals are of a parametric bootstrap: new losses are drawn around the fitted law, with normal noise of the residuals'
+size, and fitted again. Drawing runs with replacement would often leave out a whole size or budget of a small grid, and
+drawing the residuals themselves is too sure: a Huber loss of so small a δ is nearly an absolute one, which passes right
+through as many points as it has parameters.
 """
 import numpy as np
 import torch
@@ -80,14 +82,14 @@ def both(scratch: tuple, continued: tuple, near=(None, None), starts: int = 20) 
 
 
 def bootstrap(scratch: tuple, continued: tuple, fitted: tuple, draws: int = 100, seed: int = 0) -> list[tuple]:
-    """Both θ of `draws` resampled sets of losses. Residuals are widened for the parameters that were fitted to them."""
+    """Both θ of `draws` redrawn sets of losses. The noise is widened for the parameters that were fitted to it."""
     rng, samples = np.random.default_rng(seed), []
     for _ in range(draws):
         drawn = []
         for (N, D, L), theta, parameters in ((scratch, fitted[0], 5), (continued, fitted[1], 3)):
             law = loss(theta, N, D)
-            residuals = np.log(L / law) * np.sqrt(len(L) / max(1, len(L) - parameters))
-            drawn.append((N, D, law * np.exp(rng.choice(residuals, len(L)))))
+            noise = np.sqrt((np.log(L / law) ** 2).sum() / max(1, len(L) - parameters))
+            drawn.append((N, D, law * np.exp(noise * rng.standard_normal(len(L)))))
         samples.append(both(*drawn, near=fitted, starts=1))
     return samples
 

@@ -33,11 +33,10 @@ def shape(args, text: str) -> tuple[str, int]:
     return str(file), int(sum(np.prod(dims) for name, dims in found.items() if name != plan.TABLES[0]))
 
 
-def sweep(args, seed: int) -> list[dict]:
+def sweep(args, shapes: dict, seed: int) -> list[dict]:
     """Train all runs of a seed; a row each: size, N, D, from where, Korean loss in nats a token."""
     rows, mix = [], lambda en: [f"{args.data}/ko={1 - en:g}", f"{args.data}/en={en:g}"]
-    for size in args.sizes:
-        config, N = shape(args, size)
+    for size, (config, N) in shapes.items():
         fresh = {"config": config, "tokenizer": args.tokenizer}
         base = arms.train(args, f"{size}-base-{seed}", **fresh, seed=seed, data=mix(1 - arms.NEVER),
                           stages=arms.full(args, args.base_tokens))
@@ -99,7 +98,8 @@ def main() -> None:
     if len(set(args.sizes)) < 2:
         raise cli.UserError("--sizes: a law over sizes needs two different ones at least, such as 64x2 128x4")
     args.budgets = [args.tokens // 4, args.tokens // 2, args.tokens]
-    rows = [row for seed in range(args.seeds) for row in sweep(args, seed)]
+    shapes = {size: shape(args, size) for size in args.sizes}
+    rows = [row for seed in range(args.seeds) for row in sweep(args, shapes, seed)]
     scratch, continued = (points(rows, start) for start in ("scratch", "continued"))
     fitted = laws.both(scratch, continued)
     found = findings(fitted, laws.bootstrap(scratch, continued, fitted, args.draws), rows)
