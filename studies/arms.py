@@ -54,7 +54,7 @@ def full(args, tokens: float, what: str = "full") -> list[str]:
 
 def train(args, name: str, **flags) -> Path:
     """The run OUT/name of train.py: nothing if it is finished, resumed if it was stopped. UserError if it fails."""
-    run, note = args.out / name, args.out / f"{name}.json"
+    run, note = args.out / name, args.out / f"{name}.flags.json"
     wanted = {"seq_len": args.seq_len, "batch_tokens": args.batch_tokens, "eval_bytes": args.eval_bytes, **flags}
     argv = [str(word) for key, value in wanted.items() if value is not None
             for word in (f"--{key}", *(value if isinstance(value, list) else [value]))] + shlex.split(args.train_flags)
