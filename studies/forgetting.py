@@ -8,9 +8,9 @@ Every arm reads the same Korean tokens, and is measured as it goes, so that it d
     lora             a LoRA in the layers ("learns less and forgets less", 2405.09673), with embedding and head: new
                      pieces have to be learnt somewhere
     lora alone       without them
-    averaged         nothing is trained: the mean of the base's and the plain arm's weights, a quarter, half and three
-                     quarters of the way (2203.05482); and the running mean of the plain arm's checkpoints, base first
-                     (2506.00288, section 4: averaging instead of English data)
+    averaged         nothing is trained: the weights of base and plain mixed, a quarter, half and three quarters of
+                     the way (2109.01903); and the mean of the plain arm's checkpoints with both its ends (2506.00288
+                     averages along the way in place of English data, with exponential weights)
 
     python -m studies.forgetting --model out/grown --data out/shards --out out/studies/forgetting
 """

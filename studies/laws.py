@@ -1,7 +1,7 @@
 """Scaling laws: how the loss falls with parameters N and tokens D, from scratch and continued from a base.
 
     from scratch   L = E + A / N^α + B / D^β               (Hoffmann et al., 2203.15556, section 3.3)
-    continued      L = E + A / N^α + B' / (D^β' N^γ)       (2407.02118, section 3: a larger base transfers more)
+    continued      L = E + A / N^α + B' / (D^β' N^γ)       (2407.02118, a larger base transfers more)
 
 Fitted as the second paper does: Huber loss (δ = 1e-3) on log L, L-BFGS from many starts, in float64; the law from
 scratch first, then B', β', γ with E, A, α held. (Its published coefficients contradict its own text: only the form is

@@ -105,6 +105,7 @@ def main() -> None:
     found = findings(fitted, laws.bootstrap(scratch, continued, fitted, args.draws), rows)
 
     def draw(*axes):
+        losses = [row["loss"] for row in rows]
         D = np.geomspace(scratch[1].min() / 1.5, scratch[1].max() * 3, 50)
         for panel, start, theta in zip(axes, ("scratch", "continued"), fitted, strict=True):
             for size, colour in zip(args.sizes, arms.COLOURS, strict=False):
@@ -112,8 +113,8 @@ def main() -> None:
                 panel.plot([row["D"] for row in mine], [row["loss"] for row in mine], "o", ms=4, color=colour)
                 panel.plot(D, laws.loss(theta, mine[0]["N"], D), lw=1, color=colour,
                            label=f"{size}, N = {mine[0]['N'] / 1e6:.2g}M")
-            panel.set(xscale="log", yscale="log", xlabel="Korean tokens", title=f"{start}: runs, and the fitted law",
-                      ylim=(0.95 * continued[2].min(), 1.02 * scratch[2].max()))
+            panel.set(xscale="log", xlabel="Korean tokens", title=f"{start}: runs, and the fitted law",
+                      ylim=(0.95 * min(losses), 1.02 * max(losses)))
         axes[0].set(ylabel="Korean loss, nats a token")
         axes[0].legend()
 
