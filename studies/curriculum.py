@@ -27,16 +27,10 @@ import cli
 import data
 import model
 import tokenizer
-from cleaning.read import documents
+from cleaning.read import documents, files
 from studies import arms
 
 ENGLISH = 0.25
-
-
-def files(paths: list[str]) -> list[Path]:
-    """The files of documents among these files and folders; a folder that data.py cleaned holds reports beside them."""
-    found = [file for path in map(Path, paths) for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])]
-    return [file for file in found if file.stem not in ("removed", "masked", "rejected")]
 
 
 def sample(args) -> list[dict]:
