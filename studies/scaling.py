@@ -93,6 +93,7 @@ def main() -> None:
     flag("--base_tokens", type=int, default=600_000, help="English tokens of each base")
     flag("--draws", type=int, default=200, help="bootstrap samples")
     flag("--seeds", type=int, default=1, help="runs of every point")
+    parser.set_defaults(lr=4e-3)  # between what the smallest and the largest default size like from scratch
     args = parser.parse_args()
     settings = arms.start(args, seeds=1, base_tokens=1, draws=2)
     if len(set(args.sizes)) < 2:
