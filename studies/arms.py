@@ -70,7 +70,8 @@ def train(args, name: str, **flags) -> Path:
                        stdout=log, stderr=log)
     if not (run / "model").exists():
         last = Path(f"{run}.log").read_text(encoding="utf-8").strip().splitlines()[-1:] or ["nothing was printed"]
-        raise cli.UserError(f"train.py stopped before {run} was finished ({last[0]}); {run}.log says more")
+        raise cli.UserError(f"train.py stopped before {run} was finished ({last[0].strip()}); {run}.log says more, "
+                            "and the same command goes on from there")
     return run
 
 
