@@ -257,8 +257,7 @@ class Llama(nn.Module):
 
 
 def _matrices(llama: Llama) -> Iterator[tuple[nn.Module, str, Linear]]:
-    """The seven matrices of every block (and its router's, and each expert's): (module that holds it, its name there,
-    the layer)."""
+    """The matrices of every block, seven where it is dense: (module that holds it, its name there, the layer)."""
     for part in list(llama.model.layers.modules()):
         for name, layer in list(part.named_children()):
             if isinstance(layer, Linear):
