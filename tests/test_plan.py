@@ -1,4 +1,5 @@
 """plan.py: the arithmetic of stages against counting on a real model."""
+import argparse
 import doctest
 import random
 import resource
@@ -13,6 +14,7 @@ import kernels
 import model
 import parallel
 import plan
+import stage
 from cli import UserError
 
 SOLAR = model.Config(vocab_size=32000 + 17072, hidden_size=4096, intermediate_size=14336, num_hidden_layers=48,
@@ -64,6 +66,28 @@ def test_bytes_equal_those_of_a_real_step(what, tied, name):
     cost = plan.cost(config, plan.Stage(what, 1, 1e-3), 4, 8, torch.float32, name)
     assert cost["weights"] == sum(p.nbytes for p in llama.parameters())
     assert cost["gradients"] == sum(p.grad.nbytes for p in llama.parameters() if p.grad is not None)
+    moments = [t for state in optimizer.state.values() for t in state.values() if t.dim()]
+    assert cost["optimizer"] == sum(t.nbytes for t in moments)
+
+
+@pytest.mark.parametrize("what", ["full", "odd", "lora", "embed"])
+@pytest.mark.parametrize("name", list(plan.MASTER))
+def test_gradients_that_are_used_at_once_are_one_at_a_time(what, name):
+    config = tiny_config()
+    llama = as_a_stage(config, what, torch.float32, name)
+    optimizer, alive = optimizer_of(llama, name), []
+    step = optimizer.step
+
+    def counted():
+        alive.append(sum(p.grad.nbytes for p in llama.parameters() if p.grad is not None))
+        step()
+    optimizer.step = counted
+    args = argparse.Namespace(clip=1.0, update_in_backward=True)
+    updates = stage.Updates(llama, optimizer, plan.Stage(what, 1, 1e-3), args)
+    tokens = torch.randint(0, config.vocab_size, (2, 9))
+    llama(tokens[:, :-1], tokens[:, 1:])[0].backward()
+    cost = plan.cost(config, plan.Stage(what, 1, 1e-3), 4, 8, torch.float32, name, update_in_backward=True)
+    assert updates.norm() > 0 and max(alive) == cost["gradients"]
     moments = [t for state in optimizer.state.values() for t in state.values() if t.dim()]
     assert cost["optimizer"] == sum(t.nbytes for t in moments)
 

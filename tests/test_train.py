@@ -67,10 +67,13 @@ def test_recomputation_changes_nothing_but_memory(world, tmp_path):
 
 @pytest.mark.slow
 def test_compiled_blocks_train_the_same(world, tmp_path):
-    for more in ([], ["--compile"]):
-        train.main(flags(world, tmp_path / str(len(more)), "odd:640:1e-3", "lora:640:1e-3", more=more))
-    for a, b in zip(exact(tmp_path / "0"), exact(tmp_path / "1"), strict=True):
-        assert a == pytest.approx(b, abs=1e-5)
+    all_at_once = ["--clip", "0", "--checkpoint", "full", "--update_in_backward", "--micro_batch", "4"]
+    for i, more in enumerate(([], ["--compile"], ["--compile", *all_at_once])):
+        train.main(flags(world, tmp_path / str(i), "odd:640:1e-4", "lora:640:1e-4", more=["--clip", "0", *more]))
+    plain, *compiled = (exact(tmp_path / run) for run in "012")
+    for run in compiled:
+        for a, b in zip(plain, run, strict=True):
+            assert a == pytest.approx(b, abs=1e-5)
 
 
 @pytest.mark.parametrize("more", [[], ["--optimizer", "adamw_bf16"], ["--checkpoint", "full"], ["--dtype", "bfloat16"],
