@@ -1,7 +1,9 @@
-"""A training step: tokens a second, utilisation, peak memory, and where the time goes, beside transformers' Llama.
+r"""A training step: tokens a second, utilisation, peak memory, and where the time goes, beside transformers' Llama.
 
     python bench/train_step.py --device cpu                          # base-en's body, vocabularies of 14k and 49k
-    python bench/train_step.py --shapes 1.1B 8B 10.7B --stages embed odd lora full    # on a GPU
+    python bench/train_step.py --shapes 1.1B 8B --stages embed odd lora full              # on a GPU
+    python bench/train_step.py --shapes 10.7B --stages embed odd lora full --optimizer adamw_bf16 --batch 1 \
+        --seq_len 4096 --against [--checkpoint full --update_in_backward: inside 80 GB]   # on a large one
 
 Every contender has the same shapes, batch, dtype, threads and fused AdamW, a process of its own, and takes turns with
 the others; all are in memory at once, so give `--against` nothing for 10.7B. transformers has SDPA and is given labels,
@@ -24,6 +26,7 @@ import kernels
 import model
 import parallel
 import plan
+from stage import Updates
 
 COMMON = dict(rms_norm_eps=1e-5, rope_theta=10000.0)
 SHAPES = {
@@ -59,7 +62,7 @@ def ours(config: model.Config, stage: str, args, shard: bool = False):
         for p in llama.parameters():
             parallel.local(p).normal_(std=0.02) if p.dim() > 1 else parallel.local(p).fill_(1)
     llama.compute_dtype, llama.recompute = dtype, args.checkpoint
-    return step_of(llama, lambda x, y: llama(x, y)[0], args)
+    return step_of(llama, lambda x, y: llama(x, y)[0], stage, args, args.update_in_backward)
 
 
 def theirs(config: model.Config, stage: str, args, liger: bool = False):
@@ -80,23 +83,24 @@ def theirs(config: model.Config, stage: str, args, liger: bool = False):
     def loss(x, y):
         with torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
             return llama(input_ids=x, labels=x).loss * y.numel()
-    return step_of(llama, loss, args)
+    return step_of(llama, loss, stage, args)
 
 
-def step_of(llama, loss, args):
-    """One optimizer step on the same random tokens, as a function."""
+def step_of(llama, loss, stage: str, args, early: bool = False):
+    """One optimizer step on the same random tokens, as a function; `early`: updates in the backward pass."""
     trained = [p for p in llama.parameters() if p.requires_grad]
     small = args.optimizer == "adamw_bf16" and trained[0].dtype == torch.bfloat16
     optimizer = kernels.AdamW(trained, lr=1e-5) if small else torch.optim.AdamW(trained, lr=1e-5, fused=True)
+    updates = Updates(llama, optimizer, plan.Stage(stage, 1, 1e-5),
+                      argparse.Namespace(clip=1.0, update_in_backward=early))
     generator = torch.Generator().manual_seed(1)
     rows = torch.randint(0, llama.config.vocab_size, (args.batch, args.seq_len + 1), generator=generator)
     rows = rows.to(args.device)
 
     def step() -> None:
         (loss(rows[:, :-1], rows[:, 1:]) / (args.batch * args.seq_len)).backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        updates.norm()
+        updates.apply()
     return step
 
 
@@ -113,6 +117,7 @@ def seconds(step, args) -> float:
 def parts(step, args) -> dict[str, float]:
     """Share of a step's time by kind of operation, from PyTorch's profiler."""
     kinds = {"attention": ("attention", "flash", "softmax_backward"), "optimizer": ("adam", "_foreach", "_step_kernel"),
+             "norms": ("norm_forward", "norm_backward", "rsqrt", "rms"),
              "products": ("mm", "linear_pointwise", "gemm", "cutlass", "nvjet"),
              "loss": ("_softmax_kernel", "exp_", "amax", "scatter", "gather", "nll_loss", "log_softmax")}
     cuda = args.device == "cuda"
@@ -180,7 +185,10 @@ def one(shape: str, vocabulary: int, stage: str, args) -> list[dict]:
                "nanowhale is faster by": measure.quantiles(faster)[0],
                "mfu": executed[0] * tokens / median / rate, "hfu": executed[1] * tokens / median / rate}
         if args.device == "cuda":
-            row["peak GB"] = ask(who, "peak")
+            planned = plan.cost(config, plan.Stage(stage, 1, 1e-5), config.hidden_size // 32, args.seq_len,
+                                getattr(torch, args.dtype), args.optimizer, micro_batch=args.batch, device="cuda",
+                                recompute=args.checkpoint, update_in_backward=args.update_in_backward)
+            row |= {"peak GB": ask(who, "peak"), "planned GB": planned["peak"] / 1e9 if who == "nanowhale" else None}
         rows.append(row | {"time": ", ".join(f"{k} {v:.0%}" for k, v in ask(who, "parts").items())})
     for pipe in entrants.values():
         pipe.send("stop")
@@ -200,6 +208,7 @@ def main() -> None:
     flag("--seq_len", type=int, default=512, help="tokens a window")
     flag("--optimizer", default="adamw", choices=list(plan.MASTER), help="nanowhale's; the others have fused AdamW")
     flag("--checkpoint", default="none", choices=["none", "attention", "full"], help="activations computed again")
+    flag("--update_in_backward", action="store_true", help="nanowhale's gradients are used as soon as they exist")
     flag("--compile", action="store_true", help="torch.compile nanowhale's blocks")
     flag("--runs", type=int, default=5, help="turns")
     flag("--name", default=None, help="of the result file (default: train_step-DEVICE)")
@@ -211,7 +220,7 @@ def main() -> None:
     shapes = args.shapes or ["base-en" if args.device == "cpu" else "1.1B"]
     rows = [row for shape in shapes for vocabulary in args.vocabularies for stage in args.stages
             for row in one(shape, vocabulary, stage, args)]
-    said = ("batch", "seq_len", "dtype", "optimizer", "checkpoint", "compile", "runs")
+    said = ("batch", "seq_len", "dtype", "optimizer", "checkpoint", "update_in_backward", "compile", "runs")
     conditions = measure.machine("transformers", "liger-kernel") | {name: getattr(args, name) for name in said}
     device = (conditions["gpu"] or "cpu").replace(" ", "-")
     measure.report(args.name or f"train_step-{device}", rows, conditions)

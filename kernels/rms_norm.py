@@ -44,7 +44,7 @@ def add_rms_norm_reference(x: torch.Tensor, residual: torch.Tensor, weight: torc
 
 
 @jit
-def _forward_kernel(X, R, W, Y, S, INVERSE, x_stride, r_stride, eps, D: tl.constexpr, BLOCK: tl.constexpr,
+def _norm_forward_kernel(X, R, W, Y, S, INVERSE, x_stride, r_stride, eps, D: tl.constexpr, BLOCK: tl.constexpr,
                     ADD: tl.constexpr):
     """One program a row, which it holds in registers between the sum of squares and the product."""
     row = tl.program_id(0).to(tl.int64)  # 64 bits: 600k rows of 4096 are past 2³¹ elements
@@ -63,7 +63,7 @@ def _forward_kernel(X, R, W, Y, S, INVERSE, x_stride, r_stride, eps, D: tl.const
 
 
 @jit
-def _backward_kernel(DY, DS, X, W, INVERSE, DX, DW, dy_stride, ds_stride, x_stride, n_rows, D: tl.constexpr,
+def _norm_backward_kernel(DY, DS, X, W, INVERSE, DX, DW, dy_stride, ds_stride, x_stride, n_rows, D: tl.constexpr,
                      BLOCK: tl.constexpr, ADD: tl.constexpr, WEIGHT: tl.constexpr):
     """Program p takes rows p, p + P, p + 2P, …: its share of dw stays in registers, and is written once. P shares are
     summed afterwards, in the same order each time (atomic additions would come in any order)."""
@@ -95,7 +95,7 @@ def _forward_triton(x: torch.Tensor, residual: torch.Tensor | None, weight: torc
     x2, r2, add, D = rows(x), rows(x if residual is None else residual), residual is not None, x.shape[-1]  # (N, D)
     y, inverse = torch.empty(x.shape, dtype=x.dtype, device=x.device), x.new_empty(len(x2), dtype=torch.float32)
     stream = torch.empty_like(y) if add else x.new_empty(0)
-    wrap_triton(_forward_kernel)[(len(x2),)](x2, r2, weight.contiguous(), y, stream, inverse, x2.stride(0),
+    wrap_triton(_norm_forward_kernel)[(len(x2),)](x2, r2, weight.contiguous(), y, stream, inverse, x2.stride(0),
                                              r2.stride(0), eps, D=D, ADD=add, **block(D))
     return y, stream, inverse
 
@@ -108,7 +108,7 @@ def _backward_triton(grad: torch.Tensor, grad_stream: torch.Tensor | None, x: to
     programs = min(len(x2), resident_programs(x.device, layout["num_warps"]))
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     shares = x.new_empty((programs if need_weight else 0, D), dtype=torch.float32)
-    wrap_triton(_backward_kernel)[(programs,)](g2, s2, x2, weight.contiguous(), inverse, grad_x, shares, g2.stride(0),
+    wrap_triton(_norm_backward_kernel)[(programs,)](g2, s2, x2, weight.contiguous(), inverse, grad_x, shares, g2.stride(0),
                                                s2.stride(0), x2.stride(0), len(x2), D=D, ADD=add, WEIGHT=need_weight,
                                                **layout)
     return grad_x, shares.sum(0).to(weight.dtype) if need_weight else shares

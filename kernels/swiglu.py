@@ -30,7 +30,7 @@ def swiglu_reference(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 
 
 @jit
-def _forward_kernel(G, U, Y, g_stride, u_stride, width, blocks, BLOCK: tl.constexpr):
+def _swiglu_forward_kernel(G, U, Y, g_stride, u_stride, width, blocks, BLOCK: tl.constexpr):
     """Program p does block p % blocks of row p // blocks."""
     row = (tl.program_id(0) // blocks).to(tl.int64)
     column = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -41,7 +41,7 @@ def _forward_kernel(G, U, Y, g_stride, u_stride, width, blocks, BLOCK: tl.conste
 
 
 @jit
-def _backward_kernel(DY, G, U, DG, DU, dy_stride, g_stride, u_stride, width, blocks, BLOCK: tl.constexpr):
+def _swiglu_backward_kernel(DY, G, U, DG, DU, dy_stride, g_stride, u_stride, width, blocks, BLOCK: tl.constexpr):
     row = (tl.program_id(0) // blocks).to(tl.int64)
     column = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
@@ -64,7 +64,7 @@ def _layout(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], int, int]:
 def _forward_triton(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     (g, u), width, blocks = _layout(gate, up)
     y = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    wrap_triton(_forward_kernel)[(len(g) * blocks,)](g, u, y, g.stride(0), u.stride(0), width, blocks, BLOCK=BLOCK,
+    wrap_triton(_swiglu_forward_kernel)[(len(g) * blocks,)](g, u, y, g.stride(0), u.stride(0), width, blocks, BLOCK=BLOCK,
                                                      num_warps=8)
     return y
 
@@ -73,7 +73,7 @@ def _forward_triton(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
 def _backward_triton(grad: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     (dy, g, u), width, blocks = _layout(grad, gate, up)
     grad_gate, grad_up = (torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) for _ in range(2))
-    wrap_triton(_backward_kernel)[(len(g) * blocks,)](dy, g, u, grad_gate, grad_up, dy.stride(0), g.stride(0),
+    wrap_triton(_swiglu_backward_kernel)[(len(g) * blocks,)](dy, g, u, grad_gate, grad_up, dy.stride(0), g.stride(0),
                                                       u.stride(0), width, blocks, BLOCK=BLOCK, num_warps=8)
     return grad_gate, grad_up
 

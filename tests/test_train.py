@@ -368,6 +368,18 @@ def test_bfloat16_weights_and_moments_learn_and_resume_to_the_bit(early, world, 
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], abs=0.05)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("more", [[], ["--optimizer", "adamw_bf16", "--checkpoint", "full", "--update_in_backward",
+                                       "--micro_batch", "4"]], ids=["float32", "bfloat16"])
+def test_a_deterministic_run_on_a_gpu_resumes_to_the_bit(more, world, tmp_path):
+    more = ["--device", "cuda", "--deterministic", *more]
+    train.main(flags(world, tmp_path / "whole", *STAGES, more=more))
+    with pytest.raises(SystemExit):
+        stopping(lambda: train.main(flags(world, tmp_path / "run", *STAGES, more=more)), after=15)
+    train.main(["--resume", str(tmp_path / "run")])
+    assert exact(tmp_path / "run") == exact(tmp_path / "whole")
+
+
 def test_a_broken_checkpoint_is_passed_over_by_name(undisturbed, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
