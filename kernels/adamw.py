@@ -213,7 +213,7 @@ class AdamW(torch.optim.Optimizer):
             start = (torch.arange(len(tensor)) - (count.cumsum(0) - count)[tensor]) * CHUNK
             self._chunks[sizes] = tensor.to(device), start.to(device)
         table = torch.tensor([[*(x.data_ptr() for x in t[:4]), t[0].numel(), t[4], key] for t in tensors])
-        (tensor, start), table = self._chunks[sizes], table.to(device)
+        (tensor, start), table = self._chunks[sizes], table.to(device, non_blocking=True)  # the host does not wait
         if self.found_inf is not None:
             table[:, 4] *= self.found_inf == 0  # tensors of no elements
         _step_kernel[(len(tensor),)](table, tensor, start, *scalars, CHUNK=CHUNK, BLOCK=BLOCK,
