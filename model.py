@@ -257,7 +257,7 @@ class Llama(nn.Module):
 
 
 def _matrices(llama: Llama) -> Iterator[tuple[nn.Module, str, Linear]]:
-    """The seven matrices of every block, its router and experts included: (module that holds it, its name, the layer)."""
+    """The seven matrices of every block, router and experts included: (module that holds it, its name, the layer)."""
     for part in list(llama.model.layers.modules()):
         for name, layer in list(part.named_children()):
             if isinstance(layer, Linear):

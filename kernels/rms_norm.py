@@ -108,9 +108,9 @@ def _backward_triton(grad: torch.Tensor, grad_stream: torch.Tensor | None, x: to
     programs = min(len(x2), resident_programs(x.device, layout["num_warps"]))
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     shares = x.new_empty((programs if need_weight else 0, D), dtype=torch.float32)
-    wrap_triton(_norm_backward_kernel)[(programs,)](g2, s2, x2, weight.contiguous(), inverse, grad_x, shares, g2.stride(0),
-                                               s2.stride(0), x2.stride(0), len(x2), D=D, ADD=add, WEIGHT=need_weight,
-                                               **layout)
+    wrap_triton(_norm_backward_kernel)[(programs,)](g2, s2, x2, weight.contiguous(), inverse, grad_x, shares,
+                                                    g2.stride(0), s2.stride(0), x2.stride(0), len(x2), D=D, ADD=add,
+                                                    WEIGHT=need_weight, **layout)
     return grad_x, shares.sum(0).to(weight.dtype) if need_weight else shares
 
 

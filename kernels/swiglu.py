@@ -64,8 +64,8 @@ def _layout(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], int, int]:
 def _forward_triton(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     (g, u), width, blocks = _layout(gate, up)
     y = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    wrap_triton(_swiglu_forward_kernel)[(len(g) * blocks,)](g, u, y, g.stride(0), u.stride(0), width, blocks, BLOCK=BLOCK,
-                                                     num_warps=8)
+    wrap_triton(_swiglu_forward_kernel)[(len(g) * blocks,)](g, u, y, g.stride(0), u.stride(0), width, blocks,
+                                                            BLOCK=BLOCK, num_warps=8)
     return y
 
 
