@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+import kernels
 import parallel
 from cli import UserError, new_file, new_folder, read_json, sha256, write_json
 
@@ -68,8 +69,9 @@ def lock(run: Path):
             raise UserError(f"another process is training in {run}; stop it first, or choose another --out") from None
         except OSError as error:  # some shared disks cannot lock
             print(f"warning: cannot lock {run} ({error.strerror}); see that no one else trains there", file=sys.stderr)
-        for leftover in run.glob("*/.*.partial"):  # of a process that was killed while it wrote; tens of GB, perhaps
-            shutil.rmtree(leftover)
+        for part in ("checkpoints", "stages"):
+            for leftover in (run / part).glob(".*.partial"):  # of a process that was killed while it wrote; tens of GB
+                shutil.rmtree(leftover, ignore_errors=True)
         return file
 
     with parallel.first(take) or contextlib.nullcontext():
@@ -142,6 +144,11 @@ def newest(run: Path, stage: int | None = None) -> tuple[Path, dict] | None:
 
 def load(folder: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's parameters and moments into the model and optimizer of the same stage."""
+    for p in (p for group in optimizer.param_groups for p in group["params"]):
+        # Else PyTorch makes them by a step with gradients of zeros, all of them at once: more memory than training has.
+        device = "cpu" if isinstance(optimizer, kernels.AdamW) else p.device
+        optimizer.state[p] = {"step": torch.zeros((), device=device), "exp_avg": torch.zeros_like(p),
+                              "exp_avg_sq": torch.zeros_like(p)}
     parameters, moments = get_state_dict(llama, optimizer, options=TRAINED_ONLY)
     state = {"parameters": parameters, "optimizer": moments}
     dcp.load(state, checkpoint_id=folder, no_dist=parallel.size() == 1)

@@ -20,8 +20,8 @@ import torch.distributed as dist
 from cli import UserError
 
 
-class Lost(UserError):
-    """Another process of this run is gone."""
+class Alone(UserError):
+    """What happened to this process and not to all: each says it for itself."""
     of_one_process = True
 
 
@@ -39,11 +39,10 @@ def size() -> int:
 def together(device: str):
     """`with together(device):` meet the other processes, if torchrun started several; choose this one's GPU; leave
     together. A communication that fails becomes one line: PyTorch's error is about sockets, not the run."""
-    own = int(os.environ.get("LOCAL_RANK", 0))
-    if device == "cuda" and own >= torch.cuda.device_count():
+    if device == "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
         raise UserError(f"more processes than the {torch.cuda.device_count()} GPUs of this machine; start one for each")
     if device == "cuda":
-        torch.cuda.set_device(own)
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if size() > 1 and "MASTER_ADDR" not in os.environ:
         raise UserError(f"WORLD_SIZE is {size()} but MASTER_ADDR is not set; start several processes with torchrun")
     try:
@@ -52,12 +51,16 @@ def together(device: str):
         yield
         if size() > 1:
             broadcast(None)  # who leaves early would look like one that died; then cli.run ends this process
+    except torch.OutOfMemoryError as error:
+        raise Alone("the GPU's memory is full: a smaller --micro_batch, --checkpoint full, --optimizer adamw_bf16 and "
+                    "--update_in_backward need less, and train.py --plan says how much "
+                    f"({str(error).splitlines()[0][:200]})") from None
     except RuntimeError as error:
         words = ("connection", "socket", "timed out", "nccl", "gloo")
         if size() == 1 or not any(word in str(error).lower() for word in words):
             raise
-        raise Lost(f"process {rank()}: another process of this run is gone; every checkpoint before is whole, and "
-                   f"train.py --resume goes on from the newest ({str(error).strip().splitlines()[0][:200]})") from None
+        raise Alone(f"process {rank()}: another process of this run is gone; every checkpoint before is whole, and "
+                    f"train.py --resume goes on from the newest ({str(error).strip().splitlines()[0][:200]})") from None
 
 
 def first(work: Callable):

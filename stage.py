@@ -13,7 +13,7 @@ import argparse
 import math
 import os
 import shutil
-from collections import deque
+import weakref
 from pathlib import Path
 
 import torch
@@ -81,8 +81,9 @@ class Updates:
         self.masked = [p for name, p in llama.named_parameters() if name in plan.TABLES] * ("new_rows" in stage.parts)
         self.place = {p: i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self.early, self.norms = args.update_in_backward, []
+        update = weakref.WeakMethod(self._update)  # Python does not see a cycle through autograd: the model would stay
         for p in self.place if self.early else ():
-            p.register_post_accumulate_grad_hook(self._update)
+            p.register_post_accumulate_grad_hook(lambda p: update()(p))
 
     def _update(self, p: torch.Tensor) -> None:
         self.norms.append(self._clipped([p]))
@@ -117,29 +118,34 @@ def finish(llama: model.Llama, stage: plan.Stage, start: Path, folder: Path, arg
     read, trained = model.reader(start), {name: p for name, p in llama.named_parameters() if p.requires_grad}
     old = llama.config.base_vocab_size if "new_rows" in stage.parts else 0
 
-    def tensor(name: str) -> torch.Tensor:
-        prefix = name.removesuffix("weight")
-        parts = [parallel.whole(trained[part]).detach().cpu() for part in (name, prefix + "lora_A", prefix + "lora_B")
-                 if part in trained]  # all processes take part, the first one keeps them
-        if len(parts) == 2:
-            return model.merged(read(name), *parts, args.lora_alpha / args.lora_rank)
-        if parts and old and name in plan.TABLES:  # what new_rows does not train does not even pass through it
-            parts[0][:old] = read(name)[:old]
-        return parts[0] if parts else read(name)
+    left = iter([name for name, _ in llama.named_parameters() if not name.endswith(("lora_A", "lora_B"))])
 
-    stream = ((name, tensor(name)) for name, _ in llama.named_parameters() if not name.endswith(("lora_A", "lora_B")))
+    def gather(name: str) -> list[torch.Tensor]:  # every process takes part
+        prefix = name.removesuffix("weight")
+        return [parallel.whole(trained[part]).detach() for part in (name, prefix + "lora_A", prefix + "lora_B")
+                if part in trained]
+
+    def stream():
+        for name in left:
+            parts = [part.cpu() for part in gather(name)]
+            if len(parts) == 2:
+                parts = [model.merged(read(name), *parts, args.lora_alpha / args.lora_rank)]
+            elif parts and old and name in plan.TABLES:  # what new_rows does not train does not even pass through it
+                parts[0][:old] = read(name)[:old]
+            yield name, parts[0] if parts else read(name)
 
     def write():
         try:
             with cli.new_folder(folder) as temporary:
-                model.save(llama, temporary, stream)
+                model.save(llama, temporary, stream())
                 tokenizer.save(start / "tokenizer.model", temporary)
                 cli.write_json(temporary / "training_state.json", state)
         finally:
-            deque(stream, maxlen=0)  # whatever went wrong here: the others wait for the rest of it
+            for name in left:  # whatever went wrong here: the others wait for the rest of it
+                gather(name)
 
-    if parallel.rank() > 0:
-        deque(stream, maxlen=0)
+    for name in left if parallel.rank() > 0 else ():
+        gather(name)
     parallel.first(write)
 
 

@@ -128,7 +128,8 @@ def micro_batch(args: argparse.Namespace) -> int:
     share = args.batch_tokens // args.seq_len // processes(args)
     if args.micro_batch and not (args.resume and share % args.micro_batch):
         return args.micro_batch
-    return max(1, share) if args.update_in_backward else math.gcd(max(1, share), max(1, 2**14 // args.seq_len))
+    most = share if args.update_in_backward else 2**14 // args.seq_len
+    return max(n for n in range(1, max(1, most) + 1) if max(1, share) % n == 0)
 
 
 def processes(args: argparse.Namespace) -> int:

@@ -160,7 +160,8 @@ def one(shape: str, vocabulary: int, stage: str, args) -> list[dict]:
         if "transformers" in who and stage == "lora":  # it has no LoRA of its own
             continue
         entrants[who], theirs_end = multiprocessing.Pipe()
-        multiprocessing.Process(target=serve, args=(who, shape, vocabulary, stage, args, theirs_end)).start()
+        multiprocessing.Process(target=serve, args=(who, shape, vocabulary, stage, args, theirs_end),
+                                daemon=True).start()
         theirs_end.close()
         try:
             entrants[who].recv()  # ready, before the next one begins

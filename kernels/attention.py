@@ -60,14 +60,14 @@ class _Attention(torch.autograd.Function):
         k, v, delta = k.flatten(0, 1), v.flatten(0, 1), groups((grad * out).sum(-1))
         q, grad, log_sum = groups(q * E ** -0.5), groups(grad), groups(log_sum)
         dk, dv, dq = torch.empty_like(k), torch.empty_like(v), k.new_zeros(B * K, E, G, T)  # dq lies on its side, too
-        seen = torch.ones(KEYS, KEYS).triu()[:, None]                               # query i sees key j ≤ i
+        later = torch.ones(KEYS, KEYS, dtype=torch.bool).tril(-1)[:, None]          # query i does not see key j > i
         for q_, do, minus_lse, minus_delta, k_, v_, dq_, dk_, dv_ in zip(q, grad, -log_sum, -delta, k, v, dq, dk, dv,
                                                                          strict=True):
             for j in range(0, T, KEYS):                                             # keys j … j+n-1, queries from j on
                 n, keys = min(KEYS, T - j), slice(j, j + KEYS)
                 queries, given = q_[:, j:].flatten(0, 1), do[:, j:].flatten(0, 1)   # (G (T-j), E)
                 p = product(k_[keys], queries, minus_lse[:, j:].flatten()).exp_()   # (n, G (T-j))
-                p.view(n, G, T - j)[:, :, :n] *= seen[:n, :, :n]
+                p.view(n, G, T - j)[:, :, :n].masked_fill_(later[:n, :, :n], 0)     # which may be inf there: no factor
                 ds = product(v_[keys], given, minus_delta[:, j:].flatten(), times=p)
                 dv_[keys], dk_[keys] = product(p, given.t()), product(ds, queries.t())
                 dq_[:, :, j:] += product(k_[keys].t(), ds.t()).view(E, G, T - j)

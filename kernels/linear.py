@@ -37,6 +37,8 @@ def product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None,
             times: torch.Tensor | None = None) -> torch.Tensor:
     """A Bᵀ through oneDNN, in float32 proper, plus a bias, times a factor. a (..., K), b (M, K), bias (M,), factor of
     the result's shape → (..., M)."""
+    a, b = (x.contiguous() if 0 in x.stride() else x for x in (a, b))  # oneDNN misreads repeated rows,
+    bias = None if bias is None else bias.contiguous()                 # and a bias whose elements are no neighbours
     if times is not None:
         return torch.ops.mkldnn._linear_pointwise.binary(a, times, b, bias, "mul")
     return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")

@@ -475,7 +475,7 @@ def test_products_are_the_same_from_every_library(library, trained, monkeypatch)
         x, w = between_nans(shape, torch.float32), torch.randn(24, 10, device=DEVICE).t()
         inputs = [t.detach().requires_grad_(needed) for t, needed in zip((x, w), trained, strict=True)]
         y = kernels.linear(*inputs)
-        upstream = torch.randn_like(y)
+        upstream = torch.randn_like(y) if len(shape) == 2 else torch.randn(10, device=DEVICE).expand_as(y)
         exact = [t.detach().double().requires_grad_(needed) for t, needed in zip((x, w), trained, strict=True)]
         true = kernels.linear_reference(*exact)
         torch.testing.assert_close(y.double(), true, rtol=1e-5, atol=1e-5)
@@ -491,10 +491,10 @@ def test_attention_is_the_same_from_every_library(heads, library, monkeypatch):
     """Values and gradients against float64, at lengths that are no multiple of a block, for the strides of a model."""
     attention = importlib.import_module("kernels.attention")
     monkeypatch.setattr(attention, "ONEDNN", library and attention.ONEDNN)
-    for length in (1, 37, attention.FEWEST_POSITIONS, attention.FEWEST_POSITIONS + 131):
-        q, k, v = (torch.randn(2, length, h, 24, device=DEVICE).transpose(1, 2).requires_grad_()
+    for batch, length in ((2, 1), (2, 37), (1, attention.FEWEST_POSITIONS), (2, attention.FEWEST_POSITIONS + 131)):
+        q, k, v = (torch.randn(batch, length, h, 24, device=DEVICE).transpose(1, 2).requires_grad_()
                    for h in (heads[0], heads[1], heads[1]))
-        upstream = torch.randn(2, length, heads[0], 24, device=DEVICE).transpose(1, 2)
+        upstream = torch.randn(batch, length, heads[0], 24, device=DEVICE).transpose(1, 2)
         out = kernels.attention(q, k, v)
         assert ("_Attention" in type(out.grad_fn).__name__) == attention.suits(q)
         exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
@@ -503,6 +503,15 @@ def test_attention_is_the_same_from_every_library(heads, library, monkeypatch):
         for got, want in zip(torch.autograd.grad(out, (q, k, v), upstream),
                              torch.autograd.grad(true, exact, upstream.double()), strict=True):
             torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=2e-5)
+
+
+def test_attention_survives_large_scores_of_keys_that_are_not_seen():
+    """exp(score - log Σ exp) of a later key may be infinite; times 0 it would be NaN."""
+    q, k, v = (8 * torch.randn(1, 2, 600, 32, device=DEVICE, requires_grad=True) for _ in range(3))
+    gradients = torch.autograd.grad(kernels.attention(q, k, v).sum(), (q, k, v))
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    for got, want in zip(gradients, torch.autograd.grad(kernels.attention_reference(*exact).sum(), exact), strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-2)
 
 
 # --- adamw.py ---------------------------------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 """train.py and checkpoint.py: what a stage changes, what it leaves, and that it can be unplugged."""
 import argparse
+import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,19 @@ def test_updates_in_the_backward_pass_are_those_after_it(more, world, tmp_path):
     assert [r["grad_norm"] for r in a] == pytest.approx([r["grad_norm"] for r in b], rel=1e-2)
     whole = weights(tmp_path / "0/model")
     assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(tmp_path / "1/model").items())
+
+
+def test_a_stage_leaves_nothing_behind(world):
+    args = argparse.Namespace(dtype="float32", optimizer="adamw", compile=False, device="cpu", seed=0, clip=1.0,
+                              checkpoint="none", weight_decay=0.1, betas=[0.9, 0.95], update_in_backward=True)
+    stage = plan.parse_stage("full:1k:1e-2")
+    llama = train.load_stage(stage, world / "model", args, 1)
+    updates, gone = train.Updates(llama, train.make_optimizer(llama, args), stage, args), weakref.ref(llama)
+    llama(torch.randint(3, 90, (2, 9)), torch.randint(3, 90, (2, 9)))[0].backward()
+    updates.norm()
+    del llama, updates
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_bf16"])
