@@ -131,7 +131,8 @@ def finish(llama: model.Llama, stage: plan.Stage, start: Path, folder: Path, arg
             if len(parts) == 2:
                 parts = [model.merged(read(name), *parts, args.lora_alpha / args.lora_rank)]
             elif parts and old and name in plan.TABLES:  # what new_rows does not train does not even pass through it
-                parts[0][:old] = read(name)[:old]
+                start_rows = read(name)
+                parts = [torch.cat((start_rows[:old], parts[0][old:].to(start_rows.dtype)))]
             yield name, parts[0] if parts else read(name)
 
     def write():

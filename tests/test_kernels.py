@@ -209,7 +209,8 @@ def test_any_strides_and_no_input_is_overwritten(name, choice, layout):
     grads = torch.autograd.grad(outputs, leaves, upstream)
     assert all(torch.equal(a, b) for a, b in zip(inputs, copies, strict=True))
     for got, true in zip([*outputs, *grads], [*exact[0], *exact[1]], strict=True):
-        torch.testing.assert_close(got.double(), true, rtol=1e-5, atol=1e-5)
+        scale = max(1.0, true.abs().max().item())  # a row of one value has a norm's gradient that cancels
+        torch.testing.assert_close(got.double(), true, rtol=1e-5, atol=3e-5 * scale)
 
 
 @pytest.mark.parametrize("choice", IMPLEMENTATIONS)
