@@ -100,12 +100,14 @@ class Updates:
         return parallel.whole(torch.nn.utils.clip_grad_norm_(parameters, self.limit)).float()
 
     def norm(self) -> torch.Tensor:
+        """The norm of all gradients, before clipping: one float32, still on the device."""
         if not self.early:
             return self._clipped(list(self.place))
         norms, self.norms = self.norms, []
         return torch.stack(norms).norm()
 
     def apply(self) -> None:
+        """Update what is left to update, and let go of the gradients."""
         if not self.early:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -117,7 +119,6 @@ def finish(llama: model.Llama, stage: plan.Stage, start: Path, folder: Path, arg
     LoRA is added to them in float32, rounded once."""
     read, trained = model.reader(start), {name: p for name, p in llama.named_parameters() if p.requires_grad}
     old = llama.config.base_vocab_size if "new_rows" in stage.parts else 0
-
     left = iter([name for name, _ in llama.named_parameters() if not name.endswith(("lora_A", "lora_B"))])
 
     def gather(name: str) -> list[torch.Tensor]:  # every process takes part
@@ -150,7 +151,7 @@ def finish(llama: model.Llama, stage: plan.Stage, start: Path, folder: Path, arg
     parallel.first(write)
 
 
-def link(source: str, target: str) -> None:
+def link(source: Path, target: Path) -> None:
     """The same file under a second name; a copy on a file system that has no hard links."""
     try:
         os.link(source, target)
@@ -162,8 +163,9 @@ def publish(start: Path, run: Path) -> None:
     """RUN/model: the last stage's directory, under a name that does not depend on it."""
     def write():
         with cli.new_folder(run / "model") as temporary:
-            shutil.copytree(start, temporary, copy_function=link, dirs_exist_ok=True)
-            (temporary / "training_state.json").unlink()
+            for file in start.iterdir():
+                if file.name != "training_state.json":
+                    link(file, temporary / file.name)
 
     parallel.first(write)
 

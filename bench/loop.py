@@ -62,6 +62,8 @@ def main() -> None:
     flag("--steps", type=int, default=100, help="optimizer steps")
     flag("--seq_len", type=int, default=256, help="tokens a window; four a step")
     args, rows = parser.parse_args(), []
+    if not all(entry.count("=") == 1 and ":" not in entry for entry in args.data):
+        raise cli.UserError("--data: write FOLDER=0.75; weights that move are not for this comparison")
     for lr in args.lr:
         with tempfile.TemporaryDirectory() as folder:
             run, batch = Path(folder) / "run", 4 * args.seq_len
