@@ -7,9 +7,10 @@ r"""A training step: tokens a second, utilisation, peak memory, and where the ti
 
 Every contender has the same shapes, batch, dtype, threads and fused AdamW, a process of its own, and takes turns with
 the others; all are in memory at once, so give `--against` nothing for 10.7B. transformers has SDPA and is given labels,
-as its own trainer does; Liger patches it where installed. "sharded" is nanowhale under FSDP in one process:
-what parallel.py avoids. Utilisation is FLOPs by plan.py over what a large matrix product reached in the same run: of
-the model (mfu), and of what was executed, recomputation included (hfu).
+as its own trainer does; Liger patches it where installed, and "memory kept" gives it the malloc settings of cli.py, so
+that what is left is the arithmetic. "sharded" is nanowhale under FSDP in one process: what parallel.py avoids.
+Utilisation is FLOPs by plan.py over what a large matrix product reached in the same run: of the model (mfu), and of
+what was executed, recomputation included (hfu).
 """
 import argparse
 import math
@@ -143,6 +144,8 @@ def serve(who: str, shape: str, vocabulary: int, stage: str, args, asked) -> Non
         kernels.use("auto", args.device)
         step = ours(config, stage, args, shard="sharded" in who)
     else:
+        if "memory kept" in who:
+            cli.keep_freed_memory()
         step = theirs(config, stage, args, liger="liger" in who)
     for _ in range(2):
         step()
@@ -166,6 +169,8 @@ def one(shape: str, vocabulary: int, stage: str, args) -> list[dict]:
         try:
             entrants[who].recv()  # ready, before the next one begins
         except EOFError:
+            if who == "nanowhale":
+                raise cli.UserError(f"nanowhale's own step ended with the error above ({shape}, {stage})") from None
             print(f"left out: {who}, which ended with an error")
             del entrants[who]
 
@@ -203,8 +208,8 @@ def main() -> None:
     flag("--shapes", nargs="+", default=None, choices=list(SHAPES), help="default: base-en on a CPU, 1.1B on a GPU")
     flag("--vocabularies", nargs="+", type=int, default=[14336, 49152], help="rows of embedding and head")
     flag("--stages", nargs="+", default=["full"], help="what is trained: embed odd even body lora full")
-    flag("--against", nargs="*", default=["transformers", "nanowhale, sharded"],
-         help="transformers, 'transformers + liger', 'nanowhale, sharded'")
+    flag("--against", nargs="*", default=["transformers", "transformers, memory kept", "nanowhale, sharded"],
+         help="transformers, 'transformers + liger', 'transformers, memory kept', 'nanowhale, sharded'")
     flag("--batch", type=int, default=8, help="windows a step")
     flag("--seq_len", type=int, default=512, help="tokens a window")
     flag("--optimizer", default="adamw", choices=list(plan.MASTER), help="nanowhale's; the others have fused AdamW")
@@ -215,6 +220,8 @@ def main() -> None:
     flag("--name", default=None, help="of the result file (default: train_step-DEVICE)")
     cli.add_device(parser)
     args: argparse.Namespace = parser.parse_args()
+    for stage in args.stages:
+        plan.parse_stage(f"{stage}:1k:1e-5")
     cli.set_device(args)
     args.threads = torch.get_num_threads()
     multiprocessing.set_start_method("spawn")
