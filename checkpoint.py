@@ -112,9 +112,13 @@ def save(run: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer, co
         reason = str(error).strip().split("\n")[-1]
         raise UserError(f"cannot write checkpoint {folder}; is the disk full? ({reason}) The ones before it are whole, "
                         f"and --resume {run} goes on from the newest") from None
-    others = [old for old in find(run) if old != folder]  # the one just written stays, even below a newer broken one
-    for old in others[keep - 1:] if parallel.rank() == 0 else []:
-        shutil.rmtree(old)
+
+    def drop():
+        others = [old for old in find(run) if old != folder]  # the one written now stays, even below a broken one
+        for old in others[keep - 1:]:
+            shutil.rmtree(old)
+
+    parallel.first(drop)
     return folder
 
 

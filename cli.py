@@ -108,7 +108,8 @@ def set_device(args: argparse.Namespace) -> None:
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     args.dtype = args.dtype or ("bfloat16" if args.device == "cuda" else "float32")
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch finds no GPU here; use --device cpu")
+        raise UserError("--device cuda: PyTorch finds no GPU here; use --device cpu (what began on a GPU goes on on "
+                        "one)")
     if args.device == "cpu" and sys.platform == "linux":
         keep_freed_memory()
 

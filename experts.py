@@ -32,7 +32,7 @@ class Experts(nn.Module):
         p = self.gate(rows).float().softmax(-1)                         # (N, X)
         self.chosen = p.argmax(-1)                                      # (N,)
         order = self.chosen.argsort(stable=True)
-        counts = self.chosen.bincount(minlength=len(self.experts))
+        counts = self.chosen.bincount(minlength=len(self.experts))      # the host must know them: it waits here
         answers = [expert(part) for expert, part in zip(self.experts, rows[order].split(counts.tolist()), strict=True)]
         y = torch.cat(answers)[order.argsort()]                         # back in the order of the tokens
         mine = p.gather(1, self.chosen[:, None])                        # (N, 1)

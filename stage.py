@@ -97,7 +97,12 @@ class Updates:
         for p in parameters:
             if any(p is table for table in self.masked):
                 mask_old_rows(self.llama, p)
-        return parallel.whole(torch.nn.utils.clip_grad_norm_(parameters, self.limit)).float()
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norms = torch._foreach_norm(gradients, 2, torch.float32)  # get_total_norm's would be bfloat16 where these are
+        norm = parallel.whole(torch.stack(norms).norm())
+        if self.limit < math.inf:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.limit, norm)
+        return norm
 
     def norm(self) -> torch.Tensor:
         """The norm of all gradients, before clipping: one float32, still on the device."""

@@ -52,14 +52,14 @@ def dying(folder: Path, step: int) -> str:
     """train.py, whose second process is killed in this step."""
     script = folder / "dies.py"
     script.write_text(f"""
-import os, signal, torch, cli, train
-clip, calls = torch.nn.utils.clip_grad_norm_, []
+import os, signal, cli, stage, train
+norm, calls = stage.Updates.norm, []
 def stop(*args):
     calls.append(1)
     if len(calls) == {step} and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
-    return clip(*args)
-torch.nn.utils.clip_grad_norm_ = stop
+    return norm(*args)
+stage.Updates.norm = stop
 cli.run(train.main)
 """)
     return str(script)
@@ -124,7 +124,7 @@ def test_a_tied_head_new_rows_and_bfloat16_weights(world, tmp_path):
         table = "model.embed_tokens.weight"
         assert torch.equal(old[table][:300], new[table][:300]) and not torch.equal(old[table][300:], new[table][300:])
         # one unit of bfloat16 (1/128 of a weight) where a gradient's last bits carried a rounding over
-        close(*runs, loss=1e-4 if not more else 2e-2, weight=2e-3 if not more else 3e-2)
+        close(*runs, loss=1e-4 if not more else 5e-2, weight=2e-3 if not more else 3e-2)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ import checkpoint
 import data
 import model
 import plan
+import stage
 import tokenizer
 import train
 from cli import UserError
@@ -151,8 +152,8 @@ def test_a_source_fades_in_over_a_stage(world, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.data.Schedule, "draw", lambda self: seen.append(draw(self)) or seen[-1])
         train.main(argv)
-    for stage in (seen[:40], seen[40:]):
-        assert stage.count(0) == 20 and stage[:10].count(0) == 2 and stage[-10:].count(0) == 8
+    for half in (seen[:40], seen[40:]):
+        assert half.count(0) == 20 and half[:10].count(0) == 2 and half[-10:].count(0) == 8
 
 
 def test_the_order_of_the_shards_can_be_kept(world, tmp_path):
@@ -242,6 +243,18 @@ def test_full_stage_equals_an_independent_loop(world, tmp_path):
         assert abs(loss.item() - record["loss"]) < 1e-4
 
 
+def test_norm_of_bfloat16_gradients_is_not_rounded_and_no_clipping_touches_nothing():
+    for clip in (0.0, 1.0):
+        p = torch.nn.Parameter(torch.zeros(300, 300, dtype=torch.bfloat16))
+        p.grad = torch.randn(300, 300, generator=torch.Generator().manual_seed(5)).bfloat16()
+        before, exact = p.grad.clone(), p.grad.double().norm()
+        args = argparse.Namespace(clip=clip, update_in_backward=False)
+        updates = stage.Updates(torch.nn.Module(), torch.optim.SGD([p]), plan.Stage("full", 1, 1e-3), args)
+        norm = updates.norm()
+        assert norm.dtype == torch.float32 and abs(norm / exact - 1) < 1e-5 < abs(exact.bfloat16() / exact - 1)
+        assert p.grad.equal(before) if not clip else abs(p.grad.double().norm() - 1) < 1e-2
+
+
 @pytest.mark.parametrize("schedule, at_half", [("cosine", (0.4, 0.7)), ("wsd", (1.0, 1.0))])
 def test_learning_rate(schedule, at_half):
     args = train.parse(["--schedule", schedule, "--warmup", "0.1", "--min_lr", "0.1"])
@@ -296,12 +309,12 @@ def stop(run, llama, optimizer, counters, keep):
     if (counters["stage"], counters["step"]) == (2, 6): {KILL}
 checkpoint.save = stop""",
     "in the middle of a step": f"""
-clip, calls = torch.nn.utils.clip_grad_norm_, []
+norm, calls = stage.Updates.norm, []
 def stop(*args):
     calls.append(1)
     if len(calls) == 18: {KILL}  # stage 2 step 8: gradients are there, the update is not
-    return clip(*args)
-torch.nn.utils.clip_grad_norm_ = stop""",
+    return norm(*args)
+stage.Updates.norm = stop""",
     "while a checkpoint is written": f"""
 def stop(path, value):
     if path.name == "counters.json" and "partial" in str(path) and value["stage"] == 2 and value["step"] == 6: {KILL}
@@ -331,7 +344,7 @@ def exact(run) -> list[tuple]:
 @pytest.mark.parametrize("moment", INJECTIONS)
 def test_a_killed_run_ends_in_the_same_bits(moment, world, undisturbed, tmp_path):
     run = tmp_path / "run"
-    code = f"import os, signal, torch, checkpoint, train\ntorch.set_num_threads(1)\n{INJECTIONS[moment]}\n" \
+    code = f"import os, signal, torch, checkpoint, stage, train\ntorch.set_num_threads(1)\n{INJECTIONS[moment]}\n" \
            f"train.main({flags(world, run, *STAGES)!r})"
     root = Path(train.__file__).parent
     killed = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120,
