@@ -14,6 +14,7 @@ knows no `raise`, stops with an error that quotes it.
 """
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -68,8 +69,7 @@ def find(source: str, name: str, file: str) -> ast.FunctionDef:
         if node is None:
             raise cli.UserError(f"{file} has no function {name}; WEEKS in exercises/blank.py and the file disagree")
         nodes = node.body
-    last = ast.unparse(node.body[-1])
-    if last.startswith("raise NotImplementedError('week "):
+    if re.match(r"raise NotImplementedError\(['\"]week ", ast.unparse(node.body[-1])):
         raise cli.UserError(f"{name} in {file} is blank already: this is a working copy; go to the repository itself")
     return node
 
@@ -89,7 +89,12 @@ def blank(source: str, names: dict[str, str], week: int, file: str) -> str:
     found = [(find(source, name, file), hint) for name, hint in names.items()]
     for node, hint in sorted(found, key=lambda item: -item[0].lineno):  # from the end, so that line numbers stay true
         first = node.body[0]
-        start = first.end_lineno if ast.get_docstring(node) is not None else first.lineno - 1
+        if ast.get_docstring(node) is not None:
+            start = first.end_lineno
+        else:
+            start = min(part.lineno for part in [first, *getattr(first, "decorator_list", [])]) - 1
+            while lines[start - 1].lstrip().startswith("#"):  # a comment above the first line is a part of the answer
+                start -= 1
         message = json.dumps(f"week {week}: {hint}", ensure_ascii=False)
         lines[start:node.end_lineno] = [f"{' ' * first.col_offset}raise NotImplementedError({message})"]
     return "\n".join(lines)
