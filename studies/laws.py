@@ -101,12 +101,12 @@ def loss(theta: np.ndarray, N, D) -> np.ndarray:
 
 
 def split(theta: np.ndarray, flops: float) -> tuple[float, float, float]:
-    """The split of a budget C = 6 N D with the least loss: (N, D, L); on a grid, since the continued law may have its
-    optimum at an end (more parameters always better if γ ≥ β')."""
+    """The split of a budget C = 6 N D with the least loss: (N, D, L), on a grid. NaN where the optimum is at its end:
+    more parameters are always better (γ ≥ β'), or never (α ≤ 0, if in those runs the loss does not fall with N)."""
     N = np.geomspace(1e3, 1e13, 20_001)
     losses = loss(theta, N, flops / 6 / N)
     best = losses.argmin()
-    return N[best], flops / 6 / N[best], losses[best]
+    return (N[best], flops / 6 / N[best], losses[best]) if 0 < best < len(N) - 1 else (np.nan,) * 3
 
 
 def saved(scratch: np.ndarray, continued: np.ndarray, N: float, D: float) -> float:

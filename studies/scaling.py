@@ -57,9 +57,10 @@ def points(rows: list[dict], start: str) -> tuple:
 
 
 def interval(values: list[float]) -> str:
-    """The middle 95 % of a bootstrap."""
-    low, high = np.quantile(values, (0.025, 0.975))
-    return f"[{low:.3g}, {high:.3g}]"
+    """The middle 95 % of a bootstrap, and how many of its draws have no such value."""
+    there = [value for value in values if np.isfinite(value)]
+    none = f" none in {1 - len(there) / len(values):.0%}" if len(there) < len(values) else ""
+    return "[{:.3g}, {:.3g}]".format(*np.quantile(there, (0.025, 0.975))) + none if there else "none"
 
 
 def findings(fitted: tuple, samples: list[tuple], rows: list[dict]) -> list[list[str]]:
@@ -67,7 +68,8 @@ def findings(fitted: tuple, samples: list[tuple], rows: list[dict]) -> list[list
     found = []
 
     def say(what: str, of) -> None:
-        found.append([what, f"{of(*fitted):.3g}", interval([of(*sample) for sample in samples])])
+        value = of(*fitted)
+        found.append([what, f"{value:.3g}" if np.isfinite(value) else "none", interval([of(*sample) for sample in samples])])
 
     for name, i, which in (("E", laws.E, 0), ("A", laws.A, 0), ("α", laws.ALPHA, 0), ("B", laws.B, 0),
                            ("β", laws.BETA, 0), ("B'", laws.B, 1), ("β'", laws.BETA, 1), ("γ", laws.GAMMA, 1)):

@@ -92,6 +92,10 @@ def test_the_best_split_is_that_of_the_closed_form_and_saved_tokens_reach_the_sa
     N, D, loss = laws.split(SCRATCH, C)
     assert best == pytest.approx(N, rel=0.01) and 6 * N * D == pytest.approx(C)
     assert all(loss <= laws.loss(SCRATCH, N * x, D / x) for x in (0.9, 1.1))
+    never = SCRATCH.copy()
+    never[laws.ALPHA] = -0.1  # the loss rises with N: no split is best
+    assert np.isnan(laws.split(never, C)).all() and scaling.interval([np.nan, 1.0, 1.0]) == "[1, 1] none in 33%"
+    assert scaling.interval([np.nan]) == "none"
     share = laws.saved(SCRATCH, CONTINUED, 3e6, 2e5)
     assert 0 < share < 1
     assert laws.loss(SCRATCH, 3e6, 2e5 / (1 - share)) == pytest.approx(laws.loss(CONTINUED, 3e6, 2e5))
