@@ -66,3 +66,5 @@ done
 
 say "report"
 run -m studies.report --out out --seconds $SECONDS
+
+say "done. With matplotlib installed, $PYTHON bench/figures.py --speedrun out draws it all"

@@ -7,10 +7,12 @@ is an error, not a result) and what train.py printed.
 An arm may measure a language that it does not train on: a source of weight NEVER is validated like every other, and
 its first window would be drawn after a million others (schedule.py).
 """
+import logging
 import shlex
 import statistics
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from studies.report import table, validations
 ROOT = Path(__file__).resolve().parents[1]
 NEVER = 1e-6
 GREY, COLOURS = "#828a93", ["#2f81f7", "#db7f25", "#2da44e", "#c2479f", "#8a63d2", "#b89500", "#159a9c", "#e5534b"]
+FONTS = ["DejaVu Sans", "Noto Sans KR", "Malgun Gothic", "AppleGothic", "sans-serif"]
 
 
 def parser(doc: str, prog: str, tokens: str) -> cli.Parser:
@@ -119,7 +122,8 @@ def write(args, name: str, result: dict, header: list[str], rows: list[list], dr
 
 def figure(path: Path, draw: Callable, panels: int = 1) -> None:
     """An SVG that `draw(axes, ...)` fills, or one line where matplotlib, an optional extra, is missing. No background
-    and a middle grey: it can be read on white and on black."""
+    and a middle grey: it can be read on white and on black. Text is text, in the reader's fonts; a machine without
+    Korean ones only guesses how wide it will be."""
     try:
         import matplotlib
     except ImportError:
@@ -127,7 +131,10 @@ def figure(path: Path, draw: Callable, panels: int = 1) -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
     style = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), GREY)
-    style |= {"svg.fonttype": "none", "svg.hashsalt": "nanowhale", "axes.spines.top": False, "font.size": 9,
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "Glyph .* missing from font")
+    style |= {"svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": FONTS,
+              "svg.hashsalt": "nanowhale", "axes.spines.top": False, "font.size": 9,
               "axes.spines.right": False, "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "legend.frameon": False}
     with matplotlib.rc_context(style):
         whole, axes = pyplot.subplots(1, panels, figsize=(7 if panels == 1 else 9, 4), layout="constrained")
