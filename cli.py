@@ -19,7 +19,10 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+
+from tqdm import tqdm
 
 
 class UserError(Exception):
@@ -32,8 +35,18 @@ FROM_OUTSIDE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACC
                 errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Show each default, and leave the module docstring's line breaks alone."""
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Leave the module docstring's line breaks alone; say of each flag its default, or that it has to be given."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        value, text = action.default, action.help
+        if action.required or action.nargs == 0 or value in (None, False, "", [], argparse.SUPPRESS) or "(default" in text:
+            return text + " (required)" * bool(action.required and action.option_strings)
+        value = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return f"{text} (default: {value.replace('%', '%%')})"
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return {int: "N", float: "X", Path: "PATH"}.get(action.type, action.dest.upper())
 
 
 class Parser(argparse.ArgumentParser):
@@ -212,5 +225,16 @@ def write_json(path: str | Path, value) -> None:
 
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest, path = hashlib.sha256(), Path(path)
+    with open(path, "rb") as file, progress(None, f"checking {path.name}", total=path.stat().st_size, unit="B") as bar:
+        while part := file.read(1 << 24):
+            digest.update(part)
+            bar.update(len(part))
+    return digest.hexdigest()
+
+
+def progress(things: Iterable | None, what: str, unit: str = "", **more) -> tqdm:
+    """A bar on stderr, on a terminal, of one process: shown when something takes more than a second, gone when it is
+    done. So whatever may take long with someone's data can have one."""
+    silent = None if os.environ.get("RANK", "0") == "0" else True  # None: where stderr is no terminal
+    return tqdm(things, what, unit=unit, unit_scale=True, leave=False, delay=1, disable=silent, **more)

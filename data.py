@@ -15,6 +15,7 @@ Three ideas, in the order in which text meets them:
 import argparse
 import hashlib
 import heapq
+import inspect
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -133,7 +134,9 @@ def encode(sp, batch: list[str], workers: int, prompted: bool = False) -> tuple[
 
 def pack(args: argparse.Namespace) -> dict:
     """Tokenise documents into shards; print and return their index. The corpus is read twice: the first time settles
-    which documents are for validation, and hashing is far faster than tokenising. Memory: a shard and a batch."""
+    which documents are for validation, and hashing is far faster than tokenising. Memory: a shard and a batch.
+
+        python data.py pack --input clean/formal clean/web --tokenizer merged.model --out shards/ko --workers 2"""
     model = Path(args.tokenizer) / "tokenizer.model" if Path(args.tokenizer).is_dir() else Path(args.tokenizer)
     sp = tokenizer.load(model)
     if not 0 < args.val_fraction < 1:
@@ -197,7 +200,7 @@ class Shards:
             files = self.index["files"] | self.index.setdefault("given", {}) | self.index["val"]["files"]
         except (KeyError, TypeError):
             raise cli.UserError(f"{self.folder / 'index.json'} is not an index that data.py pack wrote") from None
-        for name, entry in files.items():
+        for name, entry in cli.progress(files.items(), f"checking {self.folder}"):
             self._check(self.folder / name, entry, verify)
         self._maps, self._given = ([np.load(self.folder / name, mmap_mode="r") for name in self.index[kind]]
                                    for kind in ("files", "given"))
@@ -332,8 +335,9 @@ def bits_per_byte(llama, shards: Shards, seq_len: int, max_bytes: int = 1_000_00
     windows.sort(key=len)  # neighbours of like length need little padding
     nats, n_tokens, n = 0, 0, parallel.size()
     with torch.no_grad():
-        for i in range(0, len(windows), n * batch):  # a batch for every process, at the end perhaps an empty one:
-            rows = windows[i + parallel.rank() * batch:][:batch]  # a sharded model has to be run by all equally often
+        # A batch for every process, at the end perhaps an empty one: all have to run a sharded model equally often.
+        for i in cli.progress(range(0, len(windows), n * batch), "bits a byte"):
+            rows = windows[i + parallel.rank() * batch:][:batch]
             tokens = np.full((max(1, len(rows)), max(map(len, rows), default=2)), -100)
             for row, window in zip(tokens, rows, strict=False):
                 row[:len(window)] = window
@@ -351,7 +355,8 @@ def main(argv: list[str] | None = None) -> None:
     commands = parser.add_subparsers(required=True, metavar="clean|pack", parser_class=cli.Parser)
     for function in (clean, pack):
         name = function.__name__
-        command = commands.add_parser(name, prog=f"data.py {name}", description=function.__doc__)
+        command = commands.add_parser(name, prog=f"data.py {name}", description=inspect.getdoc(function),
+                                      help=function.__doc__.partition(":")[0].partition(";")[0])
         command.set_defaults(run=function)
         add = command.add_argument
         add("--input", nargs="+", required=True, help=f"files or folders of {', '.join(SUFFIXES)} documents")
@@ -362,7 +367,8 @@ def main(argv: list[str] | None = None) -> None:
             add("--lang", choices=["ko", "en"], default="ko", help="the language that the rules expect")
             add("--profile", choices=["web", "formal", "short"], default="web",
                 help="how strict the rules are: for web pages, edited text, or reviews and comments")
-            add("--steps", nargs="+", choices=STEPS, help="only these, in this order; if not given, all")
+            add("--steps", nargs="+", choices=STEPS, metavar="STEP",
+                help=f"only these, in this order; if not given, all that apply: {' '.join(STEPS)}")
             add("--sample", type=float, default=1.0, help="share of the documents to start from, chosen by hash")
             add("--reference", nargs="+", metavar="FILE", help="text to train the n-gram model on, if not the input")
             add("--tails", nargs=2, type=float, default=[0.5, 1.0], metavar=("LOW", "HIGH"),

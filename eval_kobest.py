@@ -34,7 +34,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from sentencepiece import SentencePieceProcessor
-from tqdm import tqdm
 
 import cli
 import model
@@ -242,7 +241,7 @@ def loglikelihoods(llama: model.Llama, requests: list[Request], batch_tokens: in
     """
     total = torch.zeros(len(requests), dtype=torch.float64, device=llama.lm_head.weight.device)
     batches = plan(requests, llama.config.max_position_embeddings, batch_tokens)[parallel.rank()::parallel.size()]
-    for batch in tqdm(batches, name, unit="batch", leave=False, disable=parallel.rank() > 0 or None):
+    for batch in cli.progress(batches, name, " batches"):
         run(llama, batch, requests, batch_tokens, total)
     return parallel.total(*total.tolist())      # each request was run by one rank, and is zero on the others
 
@@ -283,7 +282,7 @@ def metrics(examples: list[Example], scores: list[list[float]], by_length: bool)
 def evaluate(llama: model.Llama, tokens: Callable[[str], list[int]], name: str, examples: list[Example],
              batch_tokens: int, context: list[int] | None = None) -> dict:
     """Score one task. A `context` replaces everyone's own. UserError for what does not fit, or scores that are NaN."""
-    asked = [(example, *pair) for example in examples for pair in encode(tokens, example)]
+    asked = [(one, *pair) for one in cli.progress(examples, f"{name}: tokens") for pair in encode(tokens, one)]
     limit = llama.config.max_position_embeddings
     for example, _, answer in asked:
         if not 1 <= len(answer) <= limit:
@@ -333,9 +332,10 @@ def main(argv: list[str] | None = None) -> None:
     flag = parser.add_argument
     flag("--model", type=Path, help="model directory, with its tokenizer")
     flag("--data", type=Path, help="folder of KoBEST: the one that holds v1.0, or v1.0, or Hugging Face's JSON lines")
-    flag("--tasks", nargs="+", default=KOBEST, choices=list(TASKS), help="which of the five, or SentiNeg's originals")
+    flag("--tasks", nargs="+", default=KOBEST, choices=list(TASKS), metavar="TASK", help="which of "
+         "the five, or SentiNeg's original sentences: " + " ".join(TASKS))
     flag("--split", default="test", choices=["test", "dev", "train"], help="which file of each task")
-    flag("--limit", type=int, help="the first N examples of each task; None: all")
+    flag("--limit", type=int, help="the first N examples of each task; if not given, all")
     flag("--shots", type=int, default=0, help="solved examples of the train split before each context")
     flag("--answer_only", action="store_true", help="control: score the answers without their context")
     flag("--batch_tokens", type=int, default=2048, help="tokens a forward pass, padding and cache included")

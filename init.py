@@ -124,10 +124,12 @@ def grow_file(source: Path, target: Path, keep: int, tables: dict[str, torch.Ten
         new[name] = entry | {"data_offsets": [end, end := end + last - first + len(added)]}
     text = json.dumps(new).encode()
     text += b" " * (-len(text) % 8)
-    with open(source, "rb") as reader, open(target, "wb") as writer:
+    with open(source, "rb") as reader, open(target, "wb") as writer, cli.progress(
+            None, f"writing {source.name}", "B", total=end) as bar:
         writer.write(len(text).to_bytes(8, "little") + text)
         for first, size, added in plan:
             reader.seek(first)
+            bar.update(size + len(added))
             while size:
                 size -= writer.write(reader.read(min(size, 1 << 24)))
             writer.write(added)
@@ -222,7 +224,7 @@ def train_briefly(llama: model.Llama, shards: data.Shards, steps: list[int], arg
     """Train what requires a gradient; yield the validation bits per byte at each of `steps`."""
     optimizer = torch.optim.AdamW([p for p in llama.parameters() if p.requires_grad], args.lr, weight_decay=0.0)
     loader = data.Loader([shards], [1.0], args.seq_len, args.seed)
-    for step in range(steps[-1] + 1):
+    for step in cli.progress(range(steps[-1] + 1), "train", " steps"):
         if step in steps:
             yield data.bits_per_byte(llama, shards, args.seq_len, args.probe_bytes, args.probe_batch,
                                      args.device)["bits_per_byte"]

@@ -32,7 +32,7 @@ from torch.utils.checkpoint import checkpoint
 import experts
 import kernels
 import parallel
-from cli import UserError, read_json, write_json
+from cli import UserError, progress, read_json, write_json
 from config import DTYPES, Config
 from kernels.rope import rope_frequencies
 
@@ -237,7 +237,7 @@ class Llama(nn.Module):
         cache = Cache(self.config, B, T + max_new_tokens, tokens.device, self.compute_dtype)
         ended = torch.zeros(B, dtype=torch.bool, device=tokens.device)
         fresh = tokens
-        for _ in range(max_new_tokens):
+        for _ in progress(range(max_new_tokens), "generate", " tokens"):
             last = torch.arange(B, device=tokens.device), torch.full((B,), fresh.shape[1] - 1, device=tokens.device)
             logits = self.lm_head(self.hidden(fresh, cache, last)).float()          # (B, V)
             logits = logits[:, :self.config.unpadded_vocab_size]
@@ -341,7 +341,7 @@ def load(folder: str | Path, device: str = "cpu", dtype: torch.dtype | Callable[
         meta.data = meta.data.to(dtype(name) if callable(dtype) else dtype)
     prepare(llama)
     opened, kinds = {file: _open(file) for file in set(files.values())}, set()
-    for name, meta in [(name, meta) for name, meta in llama.named_parameters() if name in wanted]:
+    for name, meta in progress([(k, p) for k, p in llama.named_parameters() if k in wanted], f"reading {folder}"):
         if name not in opened[files[name]].keys():
             raise UserError(f"{files[name]} does not hold {name}, though the index says so; fetch the model again")
         piece = opened[files[name]].get_slice(name)
@@ -374,7 +374,7 @@ def save(llama: Llama, folder: str | Path, tensors: Iterable[tuple[str, torch.Te
     folder, config = Path(folder), llama.config
     dtype = getattr(torch, config.dtype)
     own = [(name, p) for name, p in llama.named_parameters() if not name.endswith(("lora_A", "lora_B"))]
-    tensors, shards, size = iter(tensors or own), [[]], 0
+    tensors, shards, size = iter(progress(tensors or own, "writing the model", total=len(own))), [[]], 0
     for name, p in own:  # a tied head appears once, under the embedding's name
         if size and size + p.numel() * dtype.itemsize > MAX_SHARD_BYTES:
             shards, size = [*shards, []], 0

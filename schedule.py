@@ -20,9 +20,20 @@ class Schedule:
 
     A weight may be a pair, the share of the first and of the last window of a stage: it moves on a line between them.
 
+    Worked by hand, weights ¾ and ¼: after one draw A is ¾ and ¼, so either may come. Source 0 must have come at s = 2,
+    when its A has passed 1, source 1 not before s = 4: 0 goes first. And so on; after 4 draws A is 3 and 1, exactly.
+
     >>> schedule = Schedule([3, 1])
     >>> [schedule.draw() for _ in range(8)]
     [0, 0, 0, 1, 0, 0, 0, 1]
+
+    Weights that change places over 4 windows: A is s - s²/8 and s²/8, so ⅞, 1½, 1⅞, 2 and ⅛, ½, 1⅛, 2. The first of
+    source 1 must have come at s = 3, the second of source 0 not before s = 4: so 1 comes second.
+
+    >>> schedule = Schedule([(1, 0), (0, 1)])
+    >>> schedule.begin(4)
+    >>> [schedule.draw() for _ in range(4)]
+    [0, 1, 0, 1]
     """
 
     def __init__(self, weights: list[float | tuple[float, float]]):

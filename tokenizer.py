@@ -13,10 +13,8 @@ of a Korean BPE model. Three facts make that a small program:
     python tokenizer.py report --tokenizers base.model merged.model --input held_out.jsonl english.jsonl
     python tokenizer.py report --tokenizers base.model --korean big.model --sizes 8000 16000 24000 --input new.jsonl
 """
-import gzip
 import io
 import itertools
-import json
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -28,6 +26,7 @@ import regex
 import sentencepiece
 
 import cli
+from cleaning.read import documents
 
 HANGUL = "ㄱ-ㅣㅥ-ㆎ가-힣"  # compatibility jamo (without U+3164, an invisible filler) and the 11,172 syllables
 LINE = 4096  # characters; longer lines are cut, for SentencePiece drops those over max_sentence_length in silence
@@ -130,30 +129,14 @@ def encode(sp: sentencepiece.SentencePieceProcessor, text: str | list[str], *, b
 
 
 # ---- Train ---------------------------------------------------------------------------------------------------------
-def files(paths: list[str]) -> list[Path]:
-    """The files among `paths`, and the document files in the folders among them (data.py's records apart)."""
-    records = ("rejected.jsonl", "removed.jsonl", "masked.jsonl")
-    return [file for path in map(Path, paths) for file in ([path] if not path.is_dir() else sorted(path.iterdir()))
-            if file == path or file.name.endswith((".jsonl", ".jsonl.gz", ".txt")) and file.name not in records]
-
-
-def texts(paths: list[Path]) -> Iterator[str]:
-    """Texts of .jsonl, .jsonl.gz and .txt files. (The full reader is data.py's, which imports this module.)"""
-    bad = 0
-    try:
-        for path in paths:
-            with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-                for raw in [file.read()] if path.suffix == ".txt" else file:
-                    try:
-                        text = raw.decode() if path.suffix == ".txt" else json.loads(raw)["text"]
-                        text.encode()  # half a surrogate pair is valid JSON but no text
-                        yield text
-                    except (ValueError, LookupError, TypeError, AttributeError):
-                        bad += 1
-    except (OSError, EOFError) as error:
-        raise cli.UserError(f"cannot read --input: {error}") from None
+def texts(paths: Iterable[str | Path]) -> Iterator[str]:
+    """The texts of documents (cleaning/read.py). What cannot be read is skipped, and counted."""
+    bad, found = Counter(), documents(paths, rejected=lambda record: bad.update([record["reason"]]))
+    for document in cli.progress(found, "read", " documents"):
+        yield document["text"]
     if bad:
-        print(f"skipped {bad} documents that cannot be read (data.py clean names them)")
+        reasons = ", ".join(f"{n} {reason}" for reason, n in bad.most_common())
+        print(f"skipped {bad.total()} documents that cannot be read: {reasons} (data.py clean names them)")
 
 
 def hangul_counts(documents: Iterable[str]) -> Counter:
@@ -169,7 +152,7 @@ def hangul_counts(documents: Iterable[str]) -> Counter:
 def frequent(raw: bytes, runs: Counter, size: int, least: int) -> bytes:
     """Cut a model to the first `size` pieces of Hangul that occur `least` times in the runs, as do then their parts."""
     pieces, found = {p.text: p for p in parse(raw)[0] if HANGUL_PIECE.fullmatch(p.text)}, Counter()
-    for word, n in ((run.replace(" ", "▁"), n) for run, n in runs.items()):
+    for word, n in cli.progress([(run.replace(" ", "▁"), n) for run, n in runs.items()], "count pieces", " runs"):
         for a, b in itertools.combinations(range(len(word) + 1), 2):
             if word[a:b] in pieces:
                 found[word[a:b]] += n
@@ -188,9 +171,9 @@ def train(inputs: list[str], vocab_size: int, text: str, character_coverage: flo
     `hangul`: vocab_size pieces of Hangul, beside <unk> and ▁, which no merge takes over. With `balance` the counts of
     each input are raised until all are as long. `all`: a base like Llama's: byte fallback, split digits, runs of ▁."""
     if text == "hangul":
-        counts = [hangul_counts(texts(files([path]))) for path in inputs]
+        counts = [hangul_counts(texts([path])) for path in inputs]
         letters = [sum(len(run) * n for run, n in one.items()) if balance else 1 for one in counts]
-        runs, size = sum(counts, hangul_counts(texts(files(also)))), vocab_size * (3 if min_count > 1 else 2) // 2
+        runs, size = sum(counts, hangul_counts(texts(also))), vocab_size * (3 if min_count > 1 else 2) // 2
         options = dict(vocab_size=size + 2, input_format="tsv", add_dummy_prefix=False, bos_id=-1, eos_id=-1)
         raised = (Counter({run: round(n * max(letters) / length) for run, n in one.items()})
                   for one, length in zip(counts, letters, strict=True))
@@ -199,10 +182,11 @@ def train(inputs: list[str], vocab_size: int, text: str, character_coverage: flo
         raise cli.UserError("--balance, --min_count and --also are for --text hangul")
     else:
         options = dict(vocab_size=vocab_size, byte_fallback=True, split_digits=True, allow_whitespace_only_pieces=True)
-        lines = [line[i:i + LINE] for text in texts(files(inputs)) for line in text.split("\n")
+        lines = [line[i:i + LINE] for text in texts(inputs) for line in text.split("\n")
                  for i in range(0, len(line), LINE)]
     if not lines:
         raise cli.UserError(f"--input {' '.join(inputs)} holds no {'Hangul' if text == 'hangul' else 'text'}")
+    print(f"{len(lines):,} lines for SentencePiece, which says nothing while it learns: a few seconds for 1,000 pieces")
     try:
         out = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
@@ -230,7 +214,13 @@ def merge(base: Model, korean: list[Piece]) -> bytes:
     """Append the pure-Hangul pieces that the base lacks; returns the file's bytes. A piece's parts are Hangul
     too, so it is unreachable only where the base joins Hangul otherwise (`report` names it). Scores go on below the
     base's lowest rank; Mistral's -1e9 for runs of blanks is no rank: from there float32 makes all new scores equal,
-    while steps of 1 are exact down to -2^24. The last field overrides vocab_size."""
+    while steps of 1 are exact down to -2^24. The last field overrides vocab_size.
+
+    >>> base = [Piece("▁▁", -1e9, NORMAL), Piece("th", -6.0, NORMAL), Piece("e", -7.0, NORMAL)]
+    >>> korean = [Piece(text, -rank, NORMAL) for rank, text in enumerate(["한국", "e", "2권", "한"])]  # 한국: Korea
+    >>> [(piece.text, piece.score) for piece in parse(merge(Model(b"", base, None), korean))[0]]  # -7 - 1, then -1 each
+    [('한국', -8.0), ('한', -9.0)]
+    """
     known = {piece.text for piece in base.pieces}
     new = [piece.text for piece in korean if HANGUL_PIECE.fullmatch(piece.text) and piece.text not in known]
     lowest = min((p.score for p in base.pieces if p.type == NORMAL and p.score > -1e6), default=0.0) // 1
@@ -326,7 +316,7 @@ def report(models: dict[str, Model], inputs: list[str]) -> dict:
         return rows
 
     base, sps, summary = next(iter(models)), [model.sp for model in models.values()], {}
-    found = {path: table(path, dict(zip(models, measure(sps, texts(files([path]))), strict=True))) for path in inputs}
+    found = {path: table(path, dict(zip(models, measure(sps, texts([path])), strict=True))) for path in inputs}
     first = len(models[base].pieces)
     for name, (raw, pieces, _) in models.items():
         sp = processor(raw, dummy_prefix=False)
@@ -353,8 +343,11 @@ def suggest(rows: dict[str, dict]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__, prog="tokenizer.py")
-    commands = parser.add_subparsers(dest="command", required=True)
-    flag = commands.add_parser("train", help="train a BPE model").add_argument
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=cli.Parser)
+    command = lambda name, what, example: commands.add_parser(
+        name, help=what, description=f"{what}\n\n    python tokenizer.py {name} {example}").add_argument
+    flag = command("train", "Train a BPE model, on Hangul runs or on everything.",
+                   "--input wiki reviews --balance --vocab_size 20000 --min_count 50 --out korean.model")
     flag("--input", nargs="+", required=True, help=".jsonl, .jsonl.gz or .txt files, or folders of them")
     flag("--vocab_size", type=int, default=20000, help="pieces of Hangul; with --text all, pieces in all")
     flag("--out", required=True, help="the .model file to write")
@@ -363,11 +356,13 @@ def main(argv: list[str] | None = None) -> None:
     flag("--balance", action="store_true", help="let every --input count alike, whatever its size (Hangul)")
     flag("--min_count", type=int, default=1, help="replace pieces that occur less often in the files (Hangul)")
     flag("--also", nargs="+", default=[], help="files that --min_count looks into too; no merges are learnt from them")
-    flag = commands.add_parser("merge", help="append a Korean model's Hangul pieces to a base").add_argument
+    flag = command("merge", "Append a Korean model's Hangul pieces to a base's.",
+                   "--base BASE --korean korean.model --out merged.model")
     flag("--base", required=True, help="the base's tokenizer.model, or its model directory")
     flag("--korean", required=True, help="what `train` wrote")
     flag("--out", required=True, help="the .model file to write")
-    flag = commands.add_parser("report", help="compare tokenizers with the base's").add_argument
+    flag = command("report", "Compare tokenizers with the base's: tokens, what changed, what is out of reach.",
+                   "--tokenizers BASE merged.model --input held_out.jsonl english.jsonl")
     flag("--tokenizers", nargs="+", required=True, help=".model files or model directories, the base's first")
     flag("--input", nargs="+", required=True, help="held-out documents; each file or folder gets its table")
     flag("--korean", help="a large Korean model, from which --sizes are cut")

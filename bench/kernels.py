@@ -22,6 +22,7 @@ import measure  # first: it puts the project on the path
 import torch
 import torch.nn.functional as F
 
+import cli
 import kernels
 
 SHAPES = {"1.1B": dict(D=2048, F=5632, H=32, K=4, E=64), "8B": dict(D=4096, F=14336, H=32, K=8, E=128),
@@ -291,6 +292,7 @@ LOSS = """
 import resource, sys, time
 sys.path.insert(0, {root!r})
 import torch, torch.nn.functional as F
+import cli
 import kernels
 N, D, V = {tokens}, 256, {vocabulary}
 h, w = (torch.randn(n, D).requires_grad_() for n in (N, V))
@@ -326,10 +328,10 @@ def loss_on_cpu(tokens: int, runs: int = 5) -> list[dict]:
 
 def main() -> None:
     """Compile, or time, and write down what came out."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = cli.Parser(description=__doc__, prog="bench/kernels.py")
     p.add_argument("--compile-only", action="store_true", help="compile for sm_75, sm_80 and sm_90; needs no GPU")
     p.add_argument("--json", action="store_true", help="with --compile-only: print the rows as one line of JSON")
-    p.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    p.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="what is timed")
     p.add_argument("--shapes", nargs="+", default=["1.1B", "8B"], choices=list(SHAPES), help="whose widths are timed")
     p.add_argument("--tokens", type=int, default=0, help="tokens a call; 0: 16384 on a GPU, 4096 on a CPU")
     p.add_argument("--repeats", type=int, default=50, help="timed calls of each operation")
@@ -343,11 +345,11 @@ def main() -> None:
     if args.device == "cpu":
         return measure.report("kernels-cpu", loss_on_cpu(args.tokens), conditions)
     if not torch.cuda.is_available():
-        sys.exit("bench/kernels.py: PyTorch finds no GPU here; --compile-only and --device cpu need none")
+        raise cli.UserError("PyTorch finds no GPU here; --compile-only and --device cpu need none")
     name = conditions["gpu"].replace(" ", "-")
     measure.report(f"kernels-{name}", time_all(args), conditions)
     measure.report(f"adamw-{name}", time_adamw(args, 2**30), conditions)
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -123,7 +123,7 @@ def put_together(job: passes.Job, stems: list[Path], folder: Path, outputs: dict
     for name in outputs.values():
         (folder / name).touch()
     names = list(outputs.values())
-    for stem in stems:
+    for stem in cli.progress(stems, "put together", "unit"):
         with open(f"{stem}.docs", "rb") as documents, np.load(f"{stem}.npz") as arrays:
             for source, size in arrays["runs"].tolist():
                 with open(folder / names[source], "ab") as file:
@@ -134,7 +134,9 @@ def put_together(job: passes.Job, stems: list[Path], folder: Path, outputs: dict
 def clean(args: argparse.Namespace) -> dict:
     """Clean documents: one output file for each input file, and beside them report.json, and a line in removed.jsonl,
     masked.jsonl or rejected.jsonl for each document that was taken out, changed, or could not be read. A run that was
-    stopped goes on where it was when the same command is given again."""
+    stopped goes on where it was when the same command is given again.
+
+        python data.py clean --input wiki.jsonl rulings/ --profile formal --decontaminate kobest --out clean/formal"""
     names, steps = choose_steps(args)
     paths = read.files(args.input)
     units, outputs = read.units(paths), output_names(paths)
@@ -187,7 +189,8 @@ def run_passes(job: passes.Job, work: Work, units: list[list[read.Span]], args: 
     with contextlib.ExitStack() as stack:
         records = {name: stack.enter_context(open(folder / name, "w", encoding="utf-8")) for name in read.RECORDS}
         parts = [(stem, lines_before) for stem, lines_before in zip(first, before, strict=True)]
-        for stem, lines_before in [*parts, (work.folder / "duplicates", {}), *((stem, {}) for stem in last)]:
+        parts += [(work.folder / "duplicates", {}), *((stem, {}) for stem in last)]
+        for stem, lines_before in cli.progress(parts, "report", "unit"):
             total.add(Tally.from_json(cli.read_json(f"{stem}.json")), lines_before)
             report.merge_log(Path(f"{stem}.log"), records, lines_before)
     put_together(job, last, folder, outputs)

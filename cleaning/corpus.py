@@ -131,7 +131,7 @@ class Corpus:
             sizes = np.bincount(self.all["source"][mask], self.all["size"][mask], len(self.sources))
             for source in np.flatnonzero(counts).tolist():
                 tally.passed(self.sources[source], step, side, int(sizes[source]), int(counts[source]))
-        for i in np.flatnonzero(kept & ~stays).tolist():
+        for i in cli.progress(np.flatnonzero(kept & ~stays).tolist(), f"{step} copies"):
             where, document = self.document(i)
             other, _ = self.document(int(by[i]))
             tally.record("removed.jsonl", step, f"{step}_duplicate", where, document["text"], duplicate_of=other["id"])

@@ -13,6 +13,16 @@ are too many to compare, so (Broder 1997; Leskovec, Rajaraman, Ullman, "Mining o
    is removed. Those that pass are joined into clusters (union-find), of which the longest document stays.
 
 Under 50 characters only exact copies are removed: two short reviews share most 5-grams and mean different things.
+
+Worked by hand: A and B share two of four grams. Of their 24 orders 12 have the same first gram of both: the Jaccard
+similarity, 2/4. A band of 8 agrees with probability 0.5^8 = 1/256, one of 14 bands with 1 - (255/256)^14.
+
+>>> A, B = {"동해", "해물", "물과"}, {"해물", "물과", "과백"}  # of 동해물과백, how the national anthem begins
+>>> orders = list(itertools.permutations(sorted(A | B)))
+>>> len(orders), sum(min(A, key=order.index) == min(B, key=order.index) for order in orders)
+(24, 12)
+>>> round(1 - (1 - 0.5**ROWS) ** BANDS, 3)
+0.053
 """
 import hashlib
 import itertools
@@ -20,6 +30,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 import numpy as np
+
+import cli
 
 SHINGLE, BANDS, ROWS = 5, 14, 8
 MIN_CHARACTERS = 50
@@ -65,7 +77,12 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def band_hashes(texts: list[str]) -> np.ndarray:
-    """uint64 (len(texts), 14); zeros for a text under 50 characters. Many texts at a time, for numpy's sake."""
+    """uint64 (len(texts), 14); zeros for a text under 50 characters. Many texts at a time, for numpy's sake.
+
+    >>> a, b, c = band_hashes(["동해물과 백두산이 " * 8, "동해물과 백두산이 " * 9, "마르고 닳도록 " * 8])
+    >>> int((a == b).sum()), int((a == c).sum())  # a and b have the same 5-grams, c has others
+    (14, 0)
+    """
     texts = [flatten(text) for text in texts]
     out = np.zeros((len(texts), BANDS), np.uint64)
     rows, size = [], 0
@@ -147,7 +164,7 @@ def near_duplicates(bands: np.ndarray, sizes: np.ndarray, read: Callable[[int], 
             parent[i] = i = parent[parent[i]]  # halve the path on the way
         return int(i)
 
-    for band in range(BANDS):
+    for band in cli.progress(range(BANDS), "near", "band"):
         for crowd in crowds(bands[band][long], long):
             clusters: OrderedDict[int, int] = OrderedDict()  # of the documents of the crowd: {root: one of the cluster}
             for i in crowd.tolist():

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+import cli
 from cleaning.duplicates import flatten
 
 ORDER = 5
@@ -97,15 +98,15 @@ class Model:
 
     @classmethod
     def train(cls, texts: Iterable[str], order: int = ORDER) -> "Model":
-        characters, _ = mixed(texts)
+        characters, _ = mixed(cli.progress(texts, "read", " documents"))
         grams, found = None, []
-        for n in range(1, order + 1):
+        for n in cli.progress(range(1, order + 1), "count n-grams"):
             grams = longer(grams, n, characters)
             found.append(distinct(grams))
         unique, place, number, raw = zip(*found, strict=True)
         p = np.full(1, 1 / (len(unique[0]) + 1))  # p_0: all characters that were seen, and one that was not
         log_p, rest = [], []
-        for n in range(1, order + 1):
+        for n in cli.progress(range(1, order + 1), "their chances"):
             size, at = len(unique[n - 1]), place[n - 1]
             # different characters before it; the document's first, which has none before it, counts once
             count = raw[-1] if n == order else np.maximum(1, np.bincount(number[n - 1][place[n] + 1], minlength=size))

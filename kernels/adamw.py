@@ -53,6 +53,12 @@ def stochastic_round(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
 
     >>> stochastic_round(torch.tensor([1.00390625, 1.00390625]), torch.tensor([0x7FFF, 0x8000]))
     tensor([1.0000, 1.0078], dtype=torch.bfloat16)
+
+    A number a quarter of the way up goes up for a quarter of all 16 bits: their mean is the number itself.
+
+    >>> quarter = torch.tensor(1 + 2**-9)
+    >>> stochastic_round(quarter.expand(2**16), torch.arange(2**16)).double().mean() == quarter
+    tensor(True)
     """
     up = (x.view(torch.int32) + bits.to(torch.int32)) & -0x1_0000
     return torch.where(x.isfinite(), up.view(torch.float32), x).to(torch.bfloat16)

@@ -179,6 +179,15 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
 
     hidden (N, D), weight (V, D; cast to hidden's dtype for the products), targets (N,) int64, -100 = ignored →
     (loss in nats, a float32 or float64 scalar; number of targets counted). A frozen weight costs no gradient.
+
+    Two rows, two classes, room for one row of logits, so two chunks. With W = 0 each softmax is (½, ½): the first row
+    gives dz = (-½, ½) and adds dz · 1 to dW, the second (½, -½) · 2. The loss is 2 log 2.
+
+    >>> W = torch.zeros(2, 1, requires_grad=True)
+    >>> loss, n = linear_cross_entropy(torch.tensor([[1.0], [2.0]]), W, torch.tensor([0, 1]), chunk_bytes=8)
+    >>> loss.backward()
+    >>> round(loss.item(), 4), n.item(), W.grad.flatten().tolist()
+    (1.3863, 2, [0.5, -0.5])
     """
     require(("hidden's width", hidden.shape, (len(hidden), weight.shape[1])),
             ("targets' shape", targets.shape, hidden.shape[:1]))

@@ -29,6 +29,9 @@ def rope_frequencies(width: int, theta: float, scaling: dict | None = None) -> t
     `scaling` is Llama 3.1's ("llama3"; 2407.21783): that model was trained on 8k positions and extended. Pairs that
     turn slowly (fewer than low_freq_factor turns in the old context) turn `factor` times slower still, fast ones (more
     than high_freq_factor turns) stay as they were, and the band between is interpolated.
+
+    >>> rope_frequencies(4, 100.0)                                                # 100^(-0/4) and 100^(-2/4)
+    tensor([1.0000, 0.1000])
     """
     frequency = 1.0 / theta ** (torch.arange(0, width, 2).float() / width)
     if not scaling:

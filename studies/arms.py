@@ -28,7 +28,7 @@ FONTS = ["DejaVu Sans", "Noto Sans KR", "Malgun Gothic", "AppleGothic", "sans-se
 
 def parser(doc: str, prog: str, tokens: str) -> cli.Parser:
     """A study's flags, as far as all have the same ones. `tokens` says what --tokens counts."""
-    p = cli.Parser(description=doc, prog=prog)
+    p = cli.Parser(description=doc, prog=f"studies.{prog.removesuffix('.py')}")
     flag = p.add_argument
     flag("--out", type=Path, required=True, help="folder for the arms, the JSON and the figure")
     flag("--tokens", type=int, default=300_000, help=tokens)
@@ -67,7 +67,7 @@ def train(args, name: str, **flags) -> Path:
     cli.write_json(note, argv)
     if (run / "model").exists():
         return run
-    print(f"training {run}", flush=True)
+    print(f"training {run}; {run}.log shows how far it is", flush=True)
     with open(f"{run}.log", "a", encoding="utf-8") as log:
         subprocess.run([sys.executable, ROOT / "train.py", *(["--resume", run] if begun else ["--out", run, *argv])],
                        stdout=log, stderr=log)

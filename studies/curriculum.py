@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import cli
 import data
@@ -52,7 +51,7 @@ def sample(args) -> list[dict]:
                             "more text")
     llama, sp = model.load(args.scorer), tokenizer.load(args.scorer)
     length = min(args.seq_len, llama.config.max_position_embeddings)
-    for document in tqdm(chosen, "scoring", mininterval=1):
+    for document in cli.progress(chosen, "scoring", " documents"):
         document["bits_per_byte"] = difficulty(llama, sp, document["text"], length)
     with cli.new_file(file) as temporary:
         temporary.write_text("".join(json.dumps(d, ensure_ascii=False) + "\n" for d in chosen), encoding="utf-8")

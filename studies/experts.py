@@ -44,7 +44,7 @@ def shares(args, folder: Path) -> dict[str, np.ndarray]:
     for language in LANGUAGES:
         counts = np.zeros((2, len(experts.routers(llama)), args.experts))
         documents, _ = data.Shards(args.data / language, verify=False).validation(args.eval_bytes)
-        for number, ids in enumerate(documents):
+        for number, ids in enumerate(cli.progress(documents, f"experts that {language} meets")):
             for a in range(0, len(ids), args.seq_len):
                 llama.hidden(torch.from_numpy(ids[None, a:a + args.seq_len]))
                 for layer, router in enumerate(experts.routers(llama).values()):

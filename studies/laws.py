@@ -16,6 +16,8 @@ through as many points as it has parameters.
 import numpy as np
 import torch
 
+from cli import progress
+
 E, A, ALPHA, B, BETA, GAMMA = range(6)  # θ: logarithms of E, A and B, and the exponents; from scratch γ = 0
 DELTA = 1e-3
 
@@ -84,7 +86,7 @@ def both(scratch: tuple, continued: tuple, near=(None, None), starts: int = 20) 
 def bootstrap(scratch: tuple, continued: tuple, fitted: tuple, draws: int = 100, seed: int = 0) -> list[tuple]:
     """Both θ of `draws` redrawn sets of losses. The noise is widened for the parameters that were fitted to it."""
     rng, samples = np.random.default_rng(seed), []
-    for _ in range(draws):
+    for _ in progress(range(draws), "bootstrap"):
         drawn = []
         for (N, D, L), theta, parameters in ((scratch, fitted[0], 5), (continued, fitted[1], 3)):
             law = loss(theta, N, D)

@@ -54,7 +54,7 @@ def train(args, out: str, tokens: dict[Path, float]) -> None:
 
 def main() -> None:
     """Train at equal bytes, read off its speed, train at equal time."""
-    parser = cli.Parser(description=__doc__, prog="plain.py")
+    parser = cli.Parser(description=__doc__, prog="studies.plain")
     parser.add_argument("--run", type=Path, default=Path("out/run"), help="the recipe's run")
     parser.add_argument("--model", default="out/base_run/model", help="the base that it started from")
     parser.add_argument("--data", type=Path, default=Path("out/shards_base"), help="the same sources, base tokenizer")

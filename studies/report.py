@@ -176,7 +176,7 @@ def render(r: dict) -> str:
 
 def main() -> None:
     """Write report.json, then report.md, and print the latter."""
-    parser = cli.Parser(description=__doc__, prog="report.py")
+    parser = cli.Parser(description=__doc__, prog="studies.report")
     parser.add_argument("--out", type=Path, default=Path("out"), help="the speedrun's folder")
     parser.add_argument("--seconds", type=float, required=True, help="what the whole run took")
     args = parser.parse_args()

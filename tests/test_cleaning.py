@@ -1,6 +1,5 @@
 """Each cleaning step on inputs made here, against independent oracles; then `data.py clean` as a whole."""
 import csv
-import doctest
 import gzip
 import importlib.util
 import json
@@ -14,18 +13,11 @@ from pathlib import Path
 import pytest
 from sentences import NOUNS, edited, korean
 
-import cleaning
 import data
-from cleaning import decontaminate, duplicates, mask, normalise, perplexity, read, report, rules
+from cleaning import decontaminate, mask, normalise, rules
 from cli import UserError
 
 LEAKED = "고양이가 기차를 타고 바다로 갔다"  # 'the cat took a train to the sea'
-
-
-@pytest.mark.parametrize("module", [cleaning, normalise, mask, duplicates, decontaminate, perplexity, read, report,
-                                    rules])
-def test_examples_in_docstrings(module):
-    assert doctest.testmod(module).failed == 0
 
 
 # ------------------------------------------------------------------------------------------------------- normalise

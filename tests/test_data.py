@@ -1,5 +1,4 @@
 """Packing, shards, the order of batches and bits per byte, against arithmetic done another way."""
-import doctest
 import json
 import math
 import random
@@ -44,10 +43,6 @@ def pack(folder: Path, tokenizer: Path, name: str, *flags: str, input: str = "in
     out = folder / name
     data.main(["pack", "--input", str(folder / input), "--tokenizer", str(tokenizer), "--out", str(out), *flags])
     return data.Shards(out)
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(data).failed == 0
 
 
 def test_shards_hold_every_document_once(tmp_path, tokenizers):

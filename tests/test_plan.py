@@ -1,6 +1,5 @@
 """plan.py: the arithmetic of stages against counting on a real model."""
 import argparse
-import doctest
 import random
 import resource
 import sys
@@ -297,8 +296,3 @@ def test_flops_of_what_is_computed_again(what, monkeypatch):
 def test_a_wrong_stage_is_refused_by_field(text, part):
     with pytest.raises(UserError, match=part):
         plan.parse_stage(text)
-
-
-def test_worked_example():
-    result = doctest.testmod(plan)
-    assert result.attempted and not result.failed

@@ -1,6 +1,5 @@
 """toy.py: its Korean is Korean, its faults are where it says, its questions need the world and not just the answers."""
 import csv
-import doctest
 import itertools
 import json
 import lzma
@@ -51,10 +50,6 @@ def letters(text: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------ Korean
-
-def test_doctests():
-    assert doctest.testmod(toy).failed == 0
-
 
 def test_particles_follow_the_last_sound():
     words = {noun for noun, _ in WORLD.things} | {*WORLD.names, *WORLD.slots["place"], *WORLD.slots["job"]}
