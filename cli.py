@@ -40,8 +40,10 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         value, text = action.default, action.help
-        if action.required or action.nargs == 0 or value in (None, False, "", [], argparse.SUPPRESS) or "(default" in text:
-            return text + " (required)" * bool(action.required and action.option_strings)
+        if action.required and action.option_strings:
+            return f"{text} (required)"
+        if action.nargs == 0 or value is None or value in ("", []) or "(default" in text:
+            return text
         value = " ".join(map(str, value)) if isinstance(value, list) else str(value)
         return f"{text} (default: {value.replace('%', '%%')})"
 

@@ -1,8 +1,10 @@
 """What several test files share: a tiny world (corpus, tokenizer, model, shards) made once, in a few seconds."""
+import importlib.util
 import json
 import os
 import random
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ import data  # noqa: E402
 import model  # noqa: E402
 import tokenizer  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they bring, and one thread is always reproducible
 
 
@@ -44,6 +47,29 @@ def tiny_config(**changes) -> model.Config:
     values = dict(vocab_size=512, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
                   num_key_value_heads=2, head_dim=8, max_position_embeddings=64)
     return model.Config(**{**values, **changes})
+
+
+class Parsed(Exception):
+    """Raised in place of a program's work, once it has its flags."""
+
+
+def parse(program, argv, monkeypatch):
+    """(the parser of a program, a path in ROOT, and what it makes of argv, if not None); the program does no more."""
+    parse_args = cli.Parser.parse_args
+
+    def stop(self, *args):
+        raise Parsed(self, None if argv is None else parse_args(self, *args))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", [str(program), *(argv or [])])
+        patch.setattr(sys, "path", [*sys.path, str(ROOT / "bench")])  # behind: bench/init.py is not init.py
+        patch.setattr(cli.Parser, "parse_args", stop)
+        spec = importlib.util.spec_from_file_location(f"{program.parent.name}_{program.stem}", ROOT / program)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        with pytest.raises(Parsed) as parsed:
+            module.main()
+    return parsed.value.args
 
 
 def write_jsonl(path, texts):
