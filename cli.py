@@ -39,13 +39,11 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     """Leave the module docstring's line breaks alone; say of each flag its default, or that it has to be given."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        value, text = action.default, action.help
-        if action.required and action.option_strings:
-            return f"{text} (required)"
-        if action.nargs == 0 or value is None or value in ("", []) or "(default" in text:
-            return text
+        value = action.default
+        if action.required or action.nargs == 0 or value is None or value in ("", []) or "(default" in action.help:
+            return action.help + " (required)" * bool(action.required and action.option_strings)
         value = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-        return f"{text} (default: {value.replace('%', '%%')})"
+        return f"{action.help} (default: {value.replace('%', '%%')})"
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         return {int: "N", float: "X", Path: "PATH"}.get(action.type, action.dest.upper())
@@ -227,16 +225,15 @@ def write_json(path: str | Path, value) -> None:
 
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
-    digest, path = hashlib.sha256(), Path(path)
-    with open(path, "rb") as file, progress(None, f"checking {path.name}", total=path.stat().st_size, unit="B") as bar:
-        while part := file.read(1 << 24):
+    digest, size = hashlib.sha256(), os.path.getsize(path)
+    with open(path, "rb") as file:
+        for part in progress(iter(lambda: file.read(1 << 20), b""), f"checking {path}", " MiB", total=size >> 20):
             digest.update(part)
-            bar.update(len(part))
     return digest.hexdigest()
 
 
 def progress(things: Iterable | None, what: str, unit: str = "", **more) -> tqdm:
     """A bar on stderr, on a terminal, of one process: shown when something takes more than a second, gone when it is
     done. So whatever may take long with someone's data can have one."""
-    silent = None if os.environ.get("RANK", "0") == "0" else True  # None: where stderr is no terminal
+    silent = os.environ.get("RANK", "0") != "0" or None  # None: where stderr is no terminal
     return tqdm(things, what, unit=unit, unit_scale=True, leave=False, delay=1, disable=silent, **more)

@@ -15,7 +15,6 @@ Three ideas, in the order in which text meets them:
 import argparse
 import hashlib
 import heapq
-import inspect
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -353,10 +352,9 @@ def main(argv: list[str] | None = None) -> None:
     """`clean` and `pack` on the command line."""
     parser = cli.Parser(description=__doc__, prog="data.py")
     commands = parser.add_subparsers(required=True, metavar="clean|pack", parser_class=cli.Parser)
-    for function in (clean, pack):
+    for function, what in ((clean, "raw documents → documents worth training on"), (pack, "documents → token shards")):
         name = function.__name__
-        command = commands.add_parser(name, prog=f"data.py {name}", description=inspect.getdoc(function),
-                                      help=function.__doc__.partition(":")[0].partition(";")[0])
+        command = commands.add_parser(name, help=what, description=function.__doc__.replace("\n    ", "\n"))
         command.set_defaults(run=function)
         add = command.add_argument
         add("--input", nargs="+", required=True, help=f"files or folders of {', '.join(SUFFIXES)} documents")

@@ -332,8 +332,7 @@ def main(argv: list[str] | None = None) -> None:
     flag = parser.add_argument
     flag("--model", type=Path, help="model directory, with its tokenizer")
     flag("--data", type=Path, help="folder of KoBEST: the one that holds v1.0, or v1.0, or Hugging Face's JSON lines")
-    flag("--tasks", nargs="+", default=KOBEST, choices=list(TASKS), metavar="TASK", help="which of "
-         "the five, or SentiNeg's original sentences: " + " ".join(TASKS))
+    flag("--tasks", nargs="+", default=KOBEST, choices=list(TASKS), metavar="TASK", help="of " + ", ".join(TASKS))
     flag("--split", default="test", choices=["test", "dev", "train"], help="which file of each task")
     flag("--limit", type=int, help="the first N examples of each task; if not given, all")
     flag("--shots", type=int, default=0, help="solved examples of the train split before each context")

@@ -124,12 +124,10 @@ def grow_file(source: Path, target: Path, keep: int, tables: dict[str, torch.Ten
         new[name] = entry | {"data_offsets": [end, end := end + last - first + len(added)]}
     text = json.dumps(new).encode()
     text += b" " * (-len(text) % 8)
-    with open(source, "rb") as reader, open(target, "wb") as writer, cli.progress(
-            None, f"writing {source.name}", "B", total=end) as bar:
+    with open(source, "rb") as reader, open(target, "wb") as writer:
         writer.write(len(text).to_bytes(8, "little") + text)
-        for first, size, added in plan:
+        for first, size, added in cli.progress(plan, f"writing {source.name}", " tensors"):
             reader.seek(first)
-            bar.update(size + len(added))
             while size:
                 size -= writer.write(reader.read(min(size, 1 << 24)))
             writer.write(added)

@@ -132,11 +132,9 @@ def encode(sp: sentencepiece.SentencePieceProcessor, text: str | list[str], *, b
 def texts(paths: Iterable[str | Path]) -> Iterator[str]:
     """The texts of documents (cleaning/read.py). What cannot be read is skipped, and counted."""
     bad, found = Counter(), documents(paths, rejected=lambda record: bad.update([record["reason"]]))
-    for document in cli.progress(found, "read", " documents"):
-        yield document["text"]
+    yield from (document["text"] for document in cli.progress(found, "read", " documents"))
     if bad:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in bad.most_common())
-        print(f"skipped {bad.total()} documents that cannot be read: {reasons} (data.py clean names them)")
+        print(f"skipped {bad.total()} documents that cannot be read, which data.py clean names: {dict(bad)}")
 
 
 def hangul_counts(documents: Iterable[str]) -> Counter:

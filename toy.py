@@ -330,8 +330,7 @@ def corpus(language: int, size: int, seed: int, leaks: list[str]) -> tuple[list[
     name = ("ko", "en")[language]
     count = {kind: round(share * size) for kind, share in DIRT.items()} | ({"leaked": 0} if language else {})
     teller, culprit = Teller(f"{seed} {name}", language), Teller(f"{seed} {name} faults", language)
-    new = range(size - count["exact"] - count["near"] - count["junk"])
-    texts = [teller.document() for _ in cli.progress(new, f"telling {name}", " documents")]
+    texts = [teller.document() for _ in cli.progress(range(size - sum(count[x] for x in ("exact", "near", "junk"))), name)]
     entropy = teller.bits / sum(len(text.encode()) for text in texts)
     victims = culprit.random.sample(range(len(texts)), len(texts))
     chosen = {kind: [victims.pop() for _ in range(count[kind])] for kind in ("personal", "leaked", "exact", "near")}

@@ -7,7 +7,7 @@ from conftest import ROOT, parse
 
 import cli
 
-PROGRAMS = [path.relative_to(ROOT) for folder in (".", "studies", "bench")
+PROGRAMS = [path.relative_to(ROOT) for folder in (".", "studies", "bench", "exercises")
             for path in sorted((ROOT / folder).glob("*.py")) if "cli.run(main)" in path.read_text(encoding="utf-8")]
 
 
