@@ -224,7 +224,11 @@ def main(argv: list[str] | None = None) -> None:
         raise cli.UserError("figures need matplotlib, an optional extra: pip install matplotlib")
     cli.settings(args)
     drawn = cli.read_json(args.results) if args.results.exists() else {}
-    drawn |= {name: rounded(FIGURES[name][0](place)) for name, place in sources(args).items()}
+    for name, place in sources(args).items():
+        try:
+            drawn[name] = rounded(FIGURES[name][0](place))
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError):
+            raise cli.UserError(f"{place} is not what `{FIGURES[name][3]}` writes") from None
     cli.write_json(args.results, drawn)
     for name, (_, draw, panels, command, how) in FIGURES.items():
         if name in drawn:

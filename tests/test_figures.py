@@ -85,6 +85,14 @@ def test_the_committed_figures_are_small_and_those_of_the_committed_numbers(figu
         assert (ROOT / f"figures/{name}.svg").stat().st_size < 40_000
 
 
+def test_a_file_of_another_kind_is_one_line(figures, tmp_path, refused):
+    pytest.importorskip("matplotlib")
+    cli.write_json(tmp_path / "x.json", {"a": 1})
+    for flags in (["--sizes", f"{tmp_path}/x.json"], ["--kobest", f"{tmp_path}/x.json", f"{tmp_path}/x.json"]):
+        refused(figures, [*flags, "--results", f"{tmp_path}/r.json", "--out", str(tmp_path)], "is not what `")
+    refused(figures, ["--run", str(tmp_path), "--results", f"{tmp_path}/r.json"], "cannot read")
+
+
 def test_without_matplotlib_one_line(figures, tmp_path, monkeypatch, refused):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     refused(figures, ["--results", f"{tmp_path}/x.json", "--out", str(tmp_path)], "pip install matplotlib")
