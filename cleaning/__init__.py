@@ -50,11 +50,12 @@ def choose_steps(args: argparse.Namespace) -> tuple[list[str], dict[str, Step]]:
         raise cli.UserError(f"--sample {args.sample} is not a share above 0, up to 1")
     if min(args.tails) < 0 or sum(args.tails) >= 100:
         raise cli.UserError(f"--tails {args.tails[0]} {args.tails[1]}: two percentages, together less than 100")
-    steps = {"sample": functools.partial(sample, share=args.sample),
-             "normalise": normalise.normalise, "mask": functools.partial(mask.mask, lang=args.lang),
+    each = functools.partial(functools.partial, map)  # a step answers to many texts at a time
+    steps = {"sample": each(functools.partial(sample, share=args.sample)),
+             "normalise": each(normalise.normalise), "mask": each(functools.partial(mask.mask, lang=args.lang)),
              "rules": functools.partial(rules.check, limits=rules.LIMITS[args.lang][args.profile], lang=args.lang)}
     if args.decontaminate:
-        steps["decontaminate"] = decontaminate.Benchmark(decontaminate.fields(args.decontaminate)).check
+        steps["decontaminate"] = each(decontaminate.Benchmark(decontaminate.fields(args.decontaminate)).check)
         found = decontaminate.detectable(args.decontaminate).items()
         print("items that can be found:", ", ".join(f"{file} {seen:,} of {items:,}" for file, (seen, items) in found))
     names = ["sample"] * (args.sample < 1) + names

@@ -46,11 +46,6 @@ class Job:
     def cuts(self) -> np.ndarray:
         return np.load(self.folder / "cuts.npy")
 
-    def hashes(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Keys for exact duplicates, uint64 (n, 2), and bands for near ones, uint64 (n, 14)."""
-        keys = np.frombuffer(b"".join(map(duplicates.exact_key, texts)), np.uint64).reshape(-1, 2)
-        return keys, duplicates.band_hashes(texts if "near" in self.names else [""] * len(texts))
-
     def without_lines(self, text: str) -> bool | str:
         """The text as it leaves the step "lines", False if it does not."""
         if "lines" not in self.names:
@@ -61,8 +56,21 @@ class Job:
 
 def first_pass(job: Job, spans: list[read.Span], tally: Tally, out: IO[bytes]) -> dict[str, np.ndarray]:
     """Raw lines -> the documents that the steps keep which look at one at a time, and the hashes of each."""
-    texts, sources, numbers, offsets, sizes, n_lines, hashes = [], [], [], [0], [], [], []
+    rows, ends, n_lines, keys, bands, waiting = [], [0], [], [], [], []
     steps = {name: job.steps[name] for name in job.names if name in job.steps and name != "decontaminate"}
+
+    def finish() -> None:
+        texts = tally.take([document["text"] for document, _ in waiting], steps, [where for _, where in waiting])
+        for text, (document, where) in zip(texts, waiting, strict=True):
+            if text:
+                line = json.dumps(document | {"text": text}, ensure_ascii=False).encode() + b"\n"
+                ends.append(ends[-1] + out.write(line))
+                rows.append((job.sources[where["file"]], where["line"], len(text.encode())))
+        texts = [*filter(None, texts)]
+        keys.append(np.frombuffer(b"".join(map(duplicates.exact_key, texts)), np.uint64).reshape(-1, 2))
+        bands.append(duplicates.band_hashes(texts if "near" in job.names else [""] * len(texts)))
+        waiting.clear()
+
     for span in spans:
         source = str(span.path)
         for number, raw in read.lines(span.path, span.start, span.end):
@@ -76,24 +84,15 @@ def first_pass(job: Job, spans: list[read.Span], tally: Tally, out: IO[bytes]) -
                 tally.record("rejected.jsonl", "read", str(error), {"file": source, "line": number}, shown)
                 continue
             tally.passed(source, "read", "in", len(document["text"].encode()))
-            where = {"file": source, "line": number, "id": document.get("id")}
-            if text := tally.take(document["text"], steps, where):
-                line = json.dumps(document | {"text": text}, ensure_ascii=False).encode() + b"\n"
-                out.write(line)
-                offsets.append(offsets[-1] + len(line))
-                texts.append(text)
-                sizes.append(len(text.encode()))
-                sources.append(job.sources[source])
-                numbers.append(number)
-                if len(texts) == AT_ONCE:
-                    hashes.append(job.hashes(texts))
-                    texts = []
+            waiting.append((document, {"file": source, "line": number, "id": document.get("id")}))
+            if len(waiting) == AT_ONCE:
+                finish()
         if read.stamp(span.path) != span.stamp:
             raise cli.UserError(f"{span.path} was changed while it was read; run again when it is whole")
-    keys, bands = map(np.concatenate, zip(*hashes, job.hashes(texts), strict=True))
-    return {"source": np.array(sources, np.uint32), "number": np.array(numbers, np.int64),
-            "offset": np.array(offsets[:-1], np.uint64), "keys": keys, "bands": bands,
-            "size": np.array(sizes, np.uint32),
+    finish()
+    source, number, size = np.array(rows, np.int64).reshape(-1, 3).T
+    return {"source": source.astype(np.uint32), "number": number, "offset": np.array(ends[:-1], np.uint64),
+            "size": size.astype(np.uint32), "keys": np.concatenate(keys), "bands": np.concatenate(bands),
             "spans": np.array(n_lines, np.int64).reshape(-1, 2)}
 
 
@@ -116,7 +115,7 @@ def score_pass(job: Job, unit: int, tally: Tally, out: IO[bytes]) -> dict[str, n
 
     for i, _, document in job.corpus.read(unit, job.kept):
         text = job.without_lines(document["text"])
-        if text and perplexity.long_enough(text):
+        if text and len(text) >= perplexity.SHORTEST:
             texts = waiting[(i + 1) % len(job.models)]
             texts[i - start] = text
             if len(texts) == AT_ONCE:
@@ -132,17 +131,14 @@ def last_pass(job: Job, unit: int, tally: Tally, out: IO[bytes]) -> dict[str, np
     runs: list[list[int]] = []
     if "perplexity" in job.names:
         with np.load(job.folder / "score" / f"{unit:06}.npz") as arrays:
-            scores = arrays["scores"]
+            scores = arrays["scores"].tolist()
+    steps = {"lines": lambda texts: [job.sketch.check(text, job.characters) for text in texts],
+             "perplexity": lambda _: [perplexity.verdict(scores[row], *job.cuts[source])],
+             "decontaminate": job.steps.get("decontaminate")}
+    steps = {name: step for name, step in steps.items() if name in job.names}
     for i, where, document in job.corpus.read(unit, job.kept):
-        source, steps = job.sources[where["file"]], {}
-        if "lines" in job.names:
-            steps["lines"] = functools.partial(job.sketch.check, characters=job.characters)
-        if "perplexity" in job.names:
-            verdict = perplexity.verdict(float(scores[i - job.corpus.starts[unit]]), *job.cuts[source])
-            steps["perplexity"] = lambda text, verdict=verdict: verdict
-        if "decontaminate" in job.names:
-            steps["decontaminate"] = job.steps["decontaminate"]
-        if text := tally.take(document["text"], steps, where):
+        source, row = job.sources[where["file"]], i - job.corpus.starts[unit]
+        if text := tally.take([document["text"]], steps, [where])[0]:
             tally.passed(where["file"], "write", "out", len(text.encode()))
             line = json.dumps(document | {"text": text}, ensure_ascii=False).encode() + b"\n"
             out.write(line)

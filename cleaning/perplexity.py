@@ -171,11 +171,6 @@ class Model:
         return out
 
 
-def long_enough(text: str) -> bool:
-    """Whether a score of it would say something."""
-    return len(text) >= SHORTEST
-
-
 def some(n: int, sizes: np.ndarray, kept: np.ndarray, room: int) -> Iterator[int]:
     """Documents of `kept` in an order that looks random and is the same each time, until they are `room` bytes."""
     for i in np.random.default_rng(n).permutation(np.flatnonzero(kept)).tolist():

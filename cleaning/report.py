@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
-# A step answers (True, "") to keep a text, (False or "", reason) to remove it, or (new text, what was changed in it).
-Step = Callable[[str], tuple[bool | str, str]]
+# A step answers to each text: (True, "") keeps it, (False or "", reason) removes it, (new text, what) changes it.
+Step = Callable[[list[str]], Iterable[tuple[bool | str, str]]]
 EXAMPLES, EXAMPLE_CHARACTERS, SCREEN_CHARACTERS = 3, 300, 90
 SOURCES_ON_SCREEN = 20
 
@@ -41,20 +41,25 @@ class Tally:
     def _example(self, key: tuple[str, str], examples: list) -> None:
         self.examples[key] = sorted(self.examples.get(key, []) + examples, key=lambda e: e[:3])[:EXAMPLES]
 
-    def take(self, text: str, steps: dict[str, Step], where: dict) -> str:
-        """Run the steps on one document; its text at the end, "" if one of them removed it."""
-        size = len(text.encode())
+    def take(self, texts: list[str], steps: dict[str, Step], where: list[dict]) -> list[str]:
+        """Run the steps on some documents; their texts at the end, "" where one of them removed it."""
+        texts, sizes, left, records = [*texts], [len(text.encode()) for text in texts], range(len(texts)), []
         for name, step in steps.items():
-            self.passed(where["file"], name, "in", size)
-            answer, reason = step(text)
-            if answer and answer is not True:
-                text, size = answer, len(answer.encode())
-            if reason:  # an example of what was masked shows the mask, not what is under it
-                self.record("masked.jsonl" if answer else "removed.jsonl", name, reason, where, text)
-            if not answer:
-                return ""
-            self.passed(where["file"], name, "out", size)
-        return text
+            tried, left = left, []
+            for i, (answer, reason) in zip(tried, step([texts[i] for i in tried]), strict=True):
+                self.passed(where[i]["file"], name, "in", sizes[i])
+                if answer and answer is not True:
+                    texts[i], sizes[i] = answer, len(answer.encode())
+                if reason:  # an example of what was masked shows the mask, not what is under it
+                    records.append((i, "masked.jsonl" if answer else "removed.jsonl", name, reason, where[i], texts[i]))
+                if answer:
+                    self.passed(where[i]["file"], name, "out", sizes[i])
+                    left.append(i)
+                else:
+                    texts[i] = ""
+        for _, *record in sorted(records, key=lambda record: record[0]):  # a document after another
+            self.record(*record)
+        return texts
 
     def add(self, other: "Tally", lines_before: dict[str, int]) -> None:
         """Add the counts and examples of another, in which a file's lines are counted from after `lines_before`."""

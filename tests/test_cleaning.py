@@ -124,9 +124,9 @@ def test_rules_keep_text():
     statute = "\n".join(f"제{i}조 {korean(rng, 1)}\n  ① 다음 각 호와 같다.\n  1. {korean(rng, 1)}" for i in range(9))
     mixed = prose + " ".join("".join(rng.choices("abcdefghij", k=5)) for _ in range(250)) + "."  # three quarters Latin
     for text in (prose, hanja, code, mixed):
-        assert rules.check(text, web) == (True, ""), text
-    assert rules.check(statute, formal) == (True, "")
-    assert rules.check("재밌어요ㅋㅋㅋ!!!", short) == (True, "")  # 'it is fun'
+        assert rules.check([text], web) == [(True, "")], text
+    assert rules.check([statute], formal) == [(True, "")]
+    assert rules.check(["재밌어요ㅋㅋㅋ!!!"], short) == [(True, "")]  # 'it is fun'
 
 
 def test_rules_name_what_is_wrong():
@@ -145,9 +145,9 @@ def test_rules_name_what_is_wrong():
         "repeated_ngrams": prose + " 지금 바로 클릭하면 사은품을 드립니다." * 30,  # 'click now for a free gift'
     }
     for reason, text in junk.items():
-        assert rules.check(text, web) == (False, reason), text
-    assert rules.check("ㅋ!", short) == (False, "too_short")
-    assert rules.check(junk["line_ends"], formal) == (True, "")
+        assert rules.check([text], web) == [(False, reason)], text
+    assert rules.check(["ㅋ!"], short) == [(False, "too_short")]
+    assert rules.check([junk["line_ends"]], formal) == [(True, "")]
 
 
 def test_english_rules():
@@ -156,10 +156,10 @@ def test_english_rules():
     prose = ("The harbour was quiet when Anna came down to the boats. Her brother had gone out before dawn, and nobody "
              "in the town could say with certainty that he would be back for supper. She sat on a crate, counted 14 "
              "gulls, and wondered whether it had been wise to have let him take their only lamp.")
-    assert rules.check(prose, limits, "en") == (True, "")
-    assert rules.check(korean(rng, 30), limits, "en") == (False, "wrong_language")
+    assert rules.check([prose], limits, "en") == [(True, "")]
+    assert rules.check([korean(rng, 30)], limits, "en") == [(False, "wrong_language")]
     words = ["".join(rng.choices("bcdfghjklmnprstvw", k=5)) for _ in range(100)]
-    assert rules.check(" ".join(words) + ".", limits, "en") == (False, "function_words")
+    assert rules.check([" ".join(words) + "."], limits, "en") == [(False, "function_words")]
 
 
 # --------------------------------------------------------------------------------------------------- decontaminate
