@@ -109,11 +109,7 @@ def train_models(job: passes.Job, kept: np.ndarray, args: argparse.Namespace) ->
 
 def find_cuts(job: passes.Job, stems: list[Path], tails: tuple[float, float]) -> dict:
     """Each source's percentiles to cuts.npy; the histograms."""
-    scores = []
-    for stem in stems:
-        with np.load(f"{stem}.npz") as arrays:
-            scores.append(arrays["scores"])
-    scores, sources = np.concatenate(scores), job.corpus.all["source"]
+    scores, sources = np.concatenate([corpus.load(stem, "scores")[0] for stem in stems]), job.corpus.all["source"]
     limits = perplexity.cuts(scores, sources, len(job.sources), tails)
     np.save(job.folder / "cuts.npy", limits)
     return perplexity.histograms(scores, sources, list(job.sources), limits)
@@ -125,8 +121,8 @@ def put_together(job: passes.Job, stems: list[Path], folder: Path, outputs: dict
         (folder / name).touch()
     names = list(outputs.values())
     for stem in cli.progress(stems, "put together", "unit"):
-        with open(f"{stem}.docs", "rb") as documents, np.load(f"{stem}.npz") as arrays:
-            for source, size in arrays["runs"].tolist():
+        with open(f"{stem}.docs", "rb") as documents:
+            for source, size in corpus.load(stem, "runs")[0].tolist():
                 with open(folder / names[source], "ab") as file:
                     for start in range(0, size, 2**24):
                         file.write(documents.read(min(2**24, size - start)))
@@ -177,8 +173,7 @@ def run_passes(job: passes.Job, work: Work, units: list[list[read.Span]], args: 
         counted = work.run("lines", passes.count_pass, numbers, sizes, job)
         sketch = lines.Sketch(work.folder / "lines.sketch", "w+")
         for stem in counted:
-            with np.load(f"{stem}.npz") as arrays:
-                sketch.add(arrays["hashes"], arrays["counts"])
+            sketch.add(*corpus.load(stem, "hashes", "counts"))
         sketch.counters.flush()
     if "perplexity" in job.names:
         if not (work.folder / "models.json").exists():

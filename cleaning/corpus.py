@@ -31,6 +31,12 @@ from cleaning import duplicates
 from cleaning.report import Tally
 
 
+def load(stem: str | Path, *names: str) -> list[np.ndarray]:
+    """Arrays that a task has left."""
+    with np.load(f"{stem}.npz") as arrays:
+        return [arrays[name] for name in names]
+
+
 def place(source: str, number: int, document: dict) -> dict:
     """How records name a document: its file, its line and its id, which is file:line where it has none."""
     id = document.get("id")
@@ -42,9 +48,9 @@ def write_index(path: Path, stems: list[Path], sources: list[str]) -> list[dict[
     hold: a unit counts a file's lines from its own first one."""
     starts, before, seen = [0], [], dict.fromkeys(sources, 0)
     for stem in stems:
-        with np.load(f"{stem}.npz") as arrays:
-            starts.append(starts[-1] + len(arrays["size"]))
-            spans = [(sources[source], n) for source, n in arrays["spans"].tolist()]
+        size, spans = load(stem, "size", "spans")
+        starts.append(starts[-1] + len(size))
+        spans = [(sources[source], n) for source, n in spans.tolist()]
         before.append({source: seen[source] for source, _ in spans})
         seen |= {source: seen[source] + n for source, n in spans}
     cli.write_json(path, {"stems": list(map(str, stems)), "sources": sources, "starts": starts, "before": before})
@@ -64,8 +70,8 @@ class Corpus:
 
     def columns(self, unit: int) -> dict[str, np.ndarray]:
         """source, number (of the line), offset and size of a unit's documents."""
-        with np.load(f"{self.stems[unit]}.npz") as arrays:
-            columns = {name: arrays[name] for name in ("source", "number", "offset", "size")}
+        names = ("source", "number", "offset", "size")
+        columns = dict(zip(names, load(self.stems[unit], *names), strict=True))
         before = {self.sources.index(source): n for source, n in self.before[unit].items() if n}
         for source, n in before.items():  # of one file at most: the others begin in this unit
             columns["number"][columns["source"] == source] += n
@@ -86,8 +92,7 @@ class Corpus:
         """The exact keys of all documents: uint64 (n, 2)."""
         out = np.empty((len(self), 2), np.uint64)
         for stem, start, end in zip(self.stems, self.starts, self.starts[1:], strict=False):
-            with np.load(f"{stem}.npz") as arrays:
-                out[start:end] = arrays["keys"]
+            out[start:end], = load(stem, "keys")
         return out
 
     def read(self, unit: int, kept: np.ndarray) -> Iterator[tuple[int, dict, dict]]:
@@ -118,8 +123,7 @@ class Corpus:
         # a row a band, so that each can be read by itself; a file, so that they need not all be in memory
         bands = np.lib.format.open_memmap(folder / "bands.npy", "w+", np.uint64, (duplicates.BANDS, len(self)))
         for unit, stem in enumerate(self.stems):
-            with np.load(f"{stem}.npz") as arrays:
-                bands[:, self.starts[unit]:self.starts[unit + 1]] = arrays["bands"].T
+            bands[:, self.starts[unit]:self.starts[unit + 1]] = load(stem, "bands")[0].T
         return duplicates.near_duplicates(bands, self.all["size"], lambda i: self.document(i)[1]["text"], kept)
 
     def remove_duplicates(self, step: str, kept: np.ndarray, tally: Tally, folder: Path) -> np.ndarray:

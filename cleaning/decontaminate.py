@@ -9,7 +9,7 @@ All positions of a document are looked up at once: a hash of the 25 characters t
 the shorter fields begin. Memory: some 20 MB for KoBEST, whatever the corpus.
 """
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,29 +28,28 @@ def squeeze(text: str) -> np.ndarray:
     return codes[IS_LETTER[codes]].astype(np.uint64)
 
 
-def fields(folder: str | Path) -> list[str]:
-    """Every field of every .tsv file under `folder`, as it is and as `normalise` leaves it, but for links (a page that
-    cites the same dictionary gives nothing away). UserError if there is no such file."""
-    found = {}
+def tables(folder: str | Path) -> Iterator[tuple[str, list[list[str]]]]:
+    """(name, rows) of every .tsv file under `folder`, but for links: a page that cites the same dictionary gives
+    nothing away."""
     for path in sorted(Path(folder).rglob("*.tsv")):
         with open(path, encoding="utf-8", newline="") as file:
-            for row in csv.reader(file, delimiter="\t"):
-                found |= {variant: None for field in row if not field.startswith("http")
-                          for variant in (field, normalise(field)[0])}
+            rows = csv.reader(file, delimiter="\t")
+            rows = [[field for field in row if not field.startswith("http")] for row in rows]
+        yield f"{path.parent.name}/{path.stem}", rows
+
+
+def fields(folder: str | Path) -> list[str]:
+    """Every field of every table, as it is and as `normalise` leaves it. UserError if there is none."""
+    found = [field for _, rows in tables(folder) for row in rows for field in row]
     if not found:
         raise cli.UserError(f"--decontaminate {folder}: no .tsv file there; it takes the folder of KoBEST")
-    return list(found)
+    return list(dict.fromkeys(variant for field in found for variant in (field, normalise(field)[0])))
 
 
 def detectable(folder: str | Path) -> dict[str, tuple[int, int]]:
-    """{file: (items of which some field is long enough to be found, items)}."""
-    found = {}
-    for path in sorted(Path(folder).rglob("*.tsv")):
-        with open(path, encoding="utf-8", newline="") as file:
-            _, *rows = csv.reader(file, delimiter="\t")  # the first names the columns
-        seen = sum(any(not field.startswith("http") and len(squeeze(field)) >= WHOLE for field in row) for row in rows)
-        found[f"{path.parent.name}/{path.stem}"] = seen, len(rows)
-    return found
+    """{table: (items of which some field is long enough to be found, items)}; the first row names the columns."""
+    return {name: (sum(any(len(squeeze(field)) >= WHOLE for field in row) for row in rows[1:]), len(rows[1:]))
+            for name, rows in tables(folder)}
 
 
 def rolling(codes: np.ndarray, n: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 import cli
 from cleaning import duplicates, lines, perplexity, read
-from cleaning.corpus import Corpus
+from cleaning.corpus import Corpus, load
 from cleaning.report import Step, Tally
 
 AT_ONCE = 1000  # documents that wait to be hashed or scored together; a unit may hold far more if it is compressed
@@ -130,8 +130,7 @@ def last_pass(job: Job, unit: int, tally: Tally, out: IO[bytes]) -> dict[str, np
     how many bytes of it belong to which source."""
     runs: list[list[int]] = []
     if "perplexity" in job.names:
-        with np.load(job.folder / "score" / f"{unit:06}.npz") as arrays:
-            scores = arrays["scores"].tolist()
+        scores = load(job.folder / "score" / f"{unit:06}", "scores")[0].tolist()
     steps = {"lines": lambda texts: [job.sketch.check(text, job.characters) for text in texts],
              "perplexity": lambda _: [perplexity.verdict(scores[row], *job.cuts[source])],
              "decontaminate": job.steps.get("decontaminate")}

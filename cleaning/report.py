@@ -130,11 +130,6 @@ def bars(counts: list[int]) -> str:
     return "".join(" ▁▂▃▄▅▆▇█"[-(-8 * count // most)] for count in counts)
 
 
-def columns(rows: Iterable[tuple]) -> str:
-    """Rows of (name, documents, MB, share, share removed, rest) set in columns."""
-    return "\n".join(f"{a:28}{b:>12}{c:>12}{d:>8}{e:>9}  {f}".rstrip() for a, b, c, d, e, f in rows)
-
-
 def table(report: dict) -> str:
     """The steps as a table, like the paper's 121.6 GB -> 43.9 GB; then the sources, then examples of each reason."""
     def row(name: str, line: dict, whole: int) -> tuple:
@@ -150,7 +145,7 @@ def table(report: dict) -> str:
     sources = list(report["sources"].items())
     rows += [("",) * 6, ("source", *title)]
     rows += [row(Path(source).name[-27:], line, line["bytes_in"]) for source, line in sources[:SOURCES_ON_SCREEN]]
-    text = columns(rows)
+    text = "\n".join(f"{a:28}{b:>12}{c:>12}{d:>8}{e:>9}  {f}".rstrip() for a, b, c, d, e, f in rows)
     if len(sources) > SOURCES_ON_SCREEN:
         text += f"\nand {len(sources) - SOURCES_ON_SCREEN} more sources, in report.json"
     if "perplexity" in report:

@@ -2,6 +2,7 @@
 import csv
 import gzip
 import importlib.util
+import itertools
 import json
 import random
 import re
@@ -127,6 +128,21 @@ def test_rules_keep_text():
         assert rules.check([text], web) == [(True, "")], text
     assert rules.check([statute], formal) == [(True, "")]
     assert rules.check(["재밌어요ㅋㅋㅋ!!!"], short) == [(True, "")]  # 'it is fun'
+
+
+def test_a_document_has_the_same_answer_in_any_company():
+    rng = random.Random()
+    alphabet = ["다 ", "가", "을 ", "a", "the ", " ", "\n", ". ", "1", "★", "`", "$", "<b>", "漢", "뷁"]
+    texts = [korean(rng, rng.randrange(1, 40)) + "".join(rng.choices(alphabet, k=rng.randrange(60))) for _ in range(60)]
+    texts += ["".join(rng.choices(alphabet, k=rng.randrange(1, 400))) for _ in range(60)] + [" ", "", korean(rng, 3000)]
+    texts += [korean(rng, 2) * rng.randrange(1, 9) for _ in range(20)]
+    rng.shuffle(texts)
+    for lang, profile in itertools.product(("ko", "en"), ("web", "formal", "short")):
+        limits = rules.LIMITS[lang][profile]
+        answers = rules.check(texts, limits, lang)
+        assert answers == [rules.check([text], limits, lang)[0] for text in texts]
+        assert {kept for kept, _ in answers} == {True, False} or lang == "en"
+    assert rules.check([], limits, "en") == []
 
 
 def test_rules_name_what_is_wrong():
