@@ -68,8 +68,8 @@ def findings(fitted: tuple, samples: list[tuple], rows: list[dict]) -> list[list
     found = []
 
     def say(what: str, of) -> None:
-        value = of(*fitted)
-        found.append([what, f"{value:.3g}" if np.isfinite(value) else "none", interval([of(*sample) for sample in samples])])
+        value, drawn = of(*fitted), [of(*sample) for sample in samples]
+        found.append([what, f"{value:.3g}" if np.isfinite(value) else "none", interval(drawn)])
 
     for name, i, which in (("E", laws.E, 0), ("A", laws.A, 0), ("α", laws.ALPHA, 0), ("B", laws.B, 0),
                            ("β", laws.BETA, 0), ("B'", laws.B, 1), ("β'", laws.BETA, 1), ("γ", laws.GAMMA, 1)):
