@@ -205,17 +205,17 @@ class Llama(nn.Module):
         return self._rope[0][start:end], self._rope[1][start:end]
 
     def hidden(self, tokens: torch.Tensor, cache: Cache | None = None, keep=None) -> torch.Tensor:
-        """tokens (B, T) → the normed states that the head reads, (B, T, D), or (N, D) of an index `keep` into (B, T). A
-        cache is read, and extended by T."""
+        """tokens (B, T) → the head's input, (B, T, D), or (N, D) of an index `keep` into (B, T). A cache grows by T."""
         start = cache.used if cache else 0
         x = self.model.embed_tokens(tokens).to(self.compute_dtype)
         cos, sin = self.rope_tables(start, start + tokens.shape[1], x.device)
         for block in self.model.layers:
-            if self.recompute == "full" and torch.is_grad_enabled():
+            trains = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in block.parameters()))
+            if trains and self.recompute == "full":  # below what is trained nothing is kept that could be dropped
                 x = checkpoint(block, x, cos, sin, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, cos, sin, cache, keep if block is self.model.layers[-1] else None,
-                          self.recompute == "attention" and torch.is_grad_enabled())
+                          trains and self.recompute == "attention")
         if cache:
             cache.used += tokens.shape[1]
         return self.model.norm(x)

@@ -106,6 +106,8 @@ def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor
 
 
 def _turn_torch(q, k, cos, sin, sign):
+    if torch.compiler.is_compiling():  # which fuses the definition, and would break the graph at `out=` above
+        return rope_reference(q, k, cos, sign * sin)
     return _turn(q, cos, sign * sin), _turn(k, cos, sign * sin)
 
 

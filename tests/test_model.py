@@ -8,6 +8,7 @@ from conftest import tiny_config
 from safetensors.torch import save_file
 
 import model
+import plan
 from cli import UserError
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -128,6 +129,26 @@ def test_recompute_gives_the_same_gradients():
         llama(tokens[:, :-1], tokens[:, 1:])[0].backward()
         grads.append([p.grad.clone() for p in llama.parameters()])
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("what, recompute", [("odd", "attention"), ("lora", "none"), ("full", "full")])
+def test_a_compiled_block_is_one_graph(what, recompute):
+    """No breaks; below what is trained too, where a graph with recomputation in it has no backward pass to serve."""
+    results, tokens = [], torch.randint(0, 512, (2, 17))
+    for compiled in (False, True):
+        llama = random_llama()
+        if what == "lora":
+            model.add_lora(llama, 4, 4)
+        for name, p in llama.named_parameters():
+            p.requires_grad_(bool(plan.is_trained(name, what)))
+        llama.recompute = recompute
+        torch.compiler.reset()
+        for block in llama.model.layers if compiled else ():
+            block.compile(dynamic=False, fullgraph=True, backend="aot_eager")
+        loss, _ = llama(tokens, tokens)
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in llama.parameters() if p.requires_grad)])
+    torch.testing.assert_close(*results)
 
 
 def test_generation_then_training_in_one_process():
