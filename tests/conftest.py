@@ -11,6 +11,7 @@ import torch
 
 if not torch.cuda.is_available():  # before anything imports triton: its kernels run on the CPU then
     os.environ["TRITON_INTERPRET"] = "1"
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # PyTorch looks once a process; some test runs --deterministic later
 
 import cli  # noqa: E402
 import data  # noqa: E402
