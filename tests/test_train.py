@@ -136,6 +136,45 @@ def test_a_tensor_without_a_finite_gradient_is_left_as_it_was(optimizer, clip, w
         assert torch.equal(p, old) == (p is bad) and p.isfinite().all()
 
 
+class Launched:
+    """In a kernel's place: sees that what it is given is on the device, and does nothing."""
+    def __class_getitem__(cls, grid):
+        def launch(*given, **options):
+            assert all(x.is_meta for x in given if isinstance(x, torch.Tensor))
+        return launch
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("what", ["embed", "new_rows+odd", "lora", "full"])
+def test_a_step_never_waits_for_its_device(what, early, monkeypatch):
+    """The device "meta" stands for a GPU: its tensors have no values, so asking for one raises. What is left of a step
+    is train.py's one wait, for the loss and the norm together."""
+    args = argparse.Namespace(optimizer="adamw_bf16", weight_decay=0.1, betas=[0.9, 0.95], clip=1.0, seed=0,
+                              update_in_backward=early)
+    adamw, loss = (sys.modules[f"kernels.{name}"] for name in ("adamw", "linear_cross_entropy"))
+    for module, kernel in ((adamw, "_step_kernel"), (loss, "_softmax_kernel")):
+        monkeypatch.setattr(module, "triton_runs", lambda x: True)
+        monkeypatch.setattr(module, kernel, Launched)
+    monkeypatch.setattr(loss, "_operation", loss.loss_and_gradients)
+    monkeypatch.setattr(loss, "chunk_budget", lambda *shape: 2**14)
+    with torch.device("meta"):
+        llama = model.Llama(tiny_config(base_vocab_size=300)).bfloat16()
+        if what == "lora":
+            model.add_lora(llama, 4, 4, torch.bfloat16)
+    for name, p in llama.named_parameters():
+        p.requires_grad_(bool(plan.is_trained(name, what)))
+    llama.compute_dtype, llama.recompute = torch.bfloat16, "attention"
+    updates = stage.Updates(llama, stage.make_optimizer(llama, args), plan.parse_stage(f"{what}:1k:1e-3"), args)
+    for _ in range(2):
+        summed, count = llama(*data.split(torch.empty(2, 33, dtype=torch.int64, device="meta")))
+        (summed / 64).backward()
+        norm = updates.norm()
+        updates.apply()
+        assert all(x.is_meta and x.dtype == torch.float32 for x in (summed, norm))
+    with pytest.raises(RuntimeError):
+        norm.tolist()
+
+
 def test_samples_come_with_every_validation(world, tmp_path):
     train.main(flags(world, tmp_path / "run", "full:640:1e-3", more=["--eval_every", "2"]))
     lines = records(tmp_path / "run", "samples")
@@ -330,10 +369,19 @@ train.tokenizer.save = stop""",
 }
 
 
+def staged(world, run):
+    """STAGES, with a second source so short that each stage begins several epochs of it, before and after a kill."""
+    return flags(world, run, *STAGES, more=["--data", f"{world}/shards/ko=0.75", f"{world}/shards/short=0.25"])
+
+
 @pytest.fixture(scope="module")
 def undisturbed(world, tmp_path_factory):
+    (world / "short.jsonl").write_text((world / "en.jsonl").read_text().splitlines()[0] + "\n")
+    data.main(["pack", "--input", f"{world}/short.jsonl", "--tokenizer", f"{world}/base.model", "--out",
+               f"{world}/shards/short", "--val_fraction", "1e-9"])
+    assert data.Shards(world / "shards/short").windows(32) <= 5  # of 30 that are drawn
     run = tmp_path_factory.mktemp("undisturbed") / "run"
-    train.main(flags(world, run, *STAGES))
+    train.main(staged(world, run))
     return run
 
 
@@ -345,7 +393,7 @@ def exact(run) -> list[tuple]:
 def test_a_killed_run_ends_in_the_same_bits(moment, world, undisturbed, tmp_path):
     run = tmp_path / "run"
     code = f"import os, signal, torch, checkpoint, stage, train\ntorch.set_num_threads(1)\n{INJECTIONS[moment]}\n" \
-           f"train.main({flags(world, run, *STAGES)!r})"
+           f"train.main({staged(world, run)!r})"
     root = Path(train.__file__).parent
     killed = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120,
                             env={**os.environ, "PYTHONPATH": str(root)})
@@ -373,7 +421,7 @@ def stopping(run, after: int) -> None:
 
 def test_a_signal_saves_and_leaves_with_zero(world, undisturbed, tmp_path):
     with pytest.raises(SystemExit) as leaving:
-        stopping(lambda: train.main(flags(world, tmp_path / "run", *STAGES)), after=5)
+        stopping(lambda: train.main(staged(world, tmp_path / "run")), after=5)
     assert not leaving.value.code and checkpoint.newest(tmp_path / "run")[1]["step"] == 5
     train.main(["--resume", str(tmp_path / "run")])
     assert exact(tmp_path / "run") == exact(undisturbed)
@@ -465,7 +513,7 @@ def full(state, checkpoint_id, **kwargs):
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     return save(state, checkpoint_id=checkpoint_id, **kwargs)
 checkpoint.dcp.save = full
-cli.run(lambda: train.main({flags(world, run, *STAGES)!r}))"""
+cli.run(lambda: train.main({staged(world, run)!r}))"""
     stopped = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120,
                              env={**os.environ, "PYTHONPATH": str(root)})
     assert stopped.returncode == 2 and "Traceback" not in stopped.stderr
