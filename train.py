@@ -247,7 +247,7 @@ def batches(loader: data.Loader, n: int, windows: int, device: str) -> Iterator[
 
 def blame(llama, rows: torch.Tensor, origin, names: list[str]) -> str:
     """The source of the first window of a batch whose own loss is not finite; said when a run is stopped for it."""
-    with torch.no_grad():
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         finite = [bool(llama(*data.split(row[None]))[0].isfinite()) for row in rows]
     bad = parallel.gather(names[source] for source, good in zip(origin, finite, strict=True) if not good)
     return f"a window of {bad[0]}" if bad else (
