@@ -78,4 +78,7 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor
     """Causal attention with the faster library. Shapes as `attention_reference`."""
     if suits(q) and not torch.compiler.is_compiling():  # the compiler has choices of its own
         return _Attention.apply(q, k, v)
+    if q.dtype == torch.float32 and q.device.type != "cpu" and q.shape[1] != k.shape[1]:
+        # On a GPU FlashAttention alone lets heads share keys, and it has no float32: p would be held whole.
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1, enable_gqa=q.shape[1] != k.shape[1])

@@ -505,6 +505,16 @@ def test_attention_is_the_same_from_every_library(heads, library, monkeypatch):
             torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("dtype, shared", [(torch.bfloat16, True), (torch.float32, False)])
+def test_heads_share_keys_on_a_gpu_where_a_fused_library_can(dtype, shared, monkeypatch):
+    """The device "meta" stands for a GPU."""
+    asked, q, k = [], *(torch.empty(2, heads, 9, 8, dtype=dtype, device="meta") for heads in (6, 2))
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention",
+                        lambda q, k, v, enable_gqa, **_: asked.append((k.shape, v.shape, enable_gqa)) or q)
+    kernels.attention(q, k, k)
+    assert asked == [((2, 2 if shared else 6, 9, 8),) * 2 + (shared,)]
+
+
 def test_attention_survives_large_scores_of_keys_that_are_not_seen():
     """exp(score - log Σ exp) of a later key may be infinite; times 0 it would be NaN."""
     q, k, v = (8 * torch.randn(1, 2, 600, 32, device=DEVICE, requires_grad=True) for _ in range(3))
