@@ -142,3 +142,19 @@ def test_commands_run_in_order(world, tmp_path, monkeypatch, capsys):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", (ROOT / page).read_text(encoding="utf-8")):
         assert (ROOT / target).exists(), f"{page} links to {target}"
+
+
+def test_links_to_lines_and_lengths_of_files_are_right():
+    """[`name`](file.py#L12) points at the line that defines name; the tour's lengths are within a tenth."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\[`(\w+)`\]\(([\w/]+\.py)#L(\d+)\)", text)
+    assert links
+    for name, file, line in links:
+        found = (ROOT / file).read_text(encoding="utf-8").splitlines()[int(line) - 1]
+        assert re.match(rf"\s*(def|class) {name}\b", found), f"{file}#L{line} is not {name}: {found}"
+    lengths = re.findall(r"^\| \[([\w./]+)\]\(\1\) \| ([\d,]+) \|", text, re.M)
+    assert len(lengths) > 15
+    for path, said in lengths:
+        files = (ROOT / path).glob("*.py") if path.endswith("/") else [ROOT / path]
+        lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
+        assert abs(lines - int(said.replace(",", ""))) <= lines / 10, f"{path} has {lines} lines"
