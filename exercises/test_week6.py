@@ -209,8 +209,8 @@ def test_a_gradient_that_nobody_needs_is_empty():
 @pytest.fixture(params=["torch", "triton"])
 def choice(request):
     """The same tests for the PyTorch lines and for the Triton kernel."""
-    if request.param == "triton":
-        pytest.importorskip("triton", reason="Triton is not installed here; the PyTorch twin runs everywhere")
+    if request.param == "triton" and importlib.import_module("kernels.launch").triton is None:
+        pytest.skip("Triton is not installed here; the PyTorch twin runs everywhere")
     kernels.use(request.param)
     return request.param
 
