@@ -10,6 +10,7 @@ cd "$(dirname "$0")"
 case "${1:-}" in "" | --prepare) ;; *) echo "speedrun.sh: unknown argument $1; there is --prepare" >&2; exit 2 ;; esac
 source ./setup.sh
 if [ -e out ]; then rm -rf out.old; mv out out.old; fi  # it may hold a run of yours
+if [ -e out.old/exercises ]; then mkdir out; mv out.old/exercises out; fi  # and this holds your work
 mkdir -p out/log
 say() { echo; echo "== $(printf '%3d' $SECONDS)s  $2 (about $1 s)"; }  # seconds on two cores of an AMD EPYC
 run() { $PYTHON "$@" 2>>out/log/progress.txt || { tail -n 3 out/log/progress.txt >&2; exit 1; }; }
