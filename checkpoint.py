@@ -113,12 +113,8 @@ def save(run: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer, co
         raise UserError(f"cannot write checkpoint {folder}; is the disk full? ({reason}) The ones before it are whole, "
                         f"and --resume {run} goes on from the newest") from None
 
-    def drop():
-        others = [old for old in find(run) if old != folder]  # the one written now stays, even below a broken one
-        for old in others[keep - 1:]:
-            shutil.rmtree(old)
-
-    parallel.first(drop)
+    # the one written now stays, even below a newer broken one
+    parallel.first(lambda: [shutil.rmtree(old) for old in [p for p in find(run) if p != folder][keep - 1:]])
     return folder
 
 

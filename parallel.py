@@ -6,7 +6,8 @@ runs, its slices are gathered into whole matrices; just after, they are let go a
 the same way. So N processes hold a model N times as large, and the loop does not see the difference:
 
     torchrun --nproc_per_node=8 train.py ...                                    one machine
-    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_endpoint=HOST:29500 train.py ...   two; RUN lies on a shared disk
+    torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_id=1 --rdzv_endpoint=HOST:29500 train.py ...
+                                                                    two, on each; RUN lies on a shared disk
 
 A single process is not sharded: gathering from oneself costs copies and brings nothing.
 """

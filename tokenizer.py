@@ -5,8 +5,8 @@ of a Korean BPE model. Three facts make that a small program:
 
 - BPE training needs words and their counts, no more: `train` feeds counted Hangul runs, not the text.
 - A SentencePiece model is a protobuf message, and protobuf messages concatenate: `merge` appends bytes.
-- SentencePiece joins the two neighbours whose concatenation has the highest score. Pieces of Hangul only, scored below
-  all the base's, leave the segmentation of every text without Hangul as it was.
+- SentencePiece joins the two neighbours whose concatenation has the highest score. Pieces of Hangul only leave every
+  text without Hangul as it was; scored downwards from the base's lowest, they are joined in the order they were learnt.
 
     python tokenizer.py train  --input wiki reviews --balance --vocab_size 20000 --min_count 50 --out korean.model
     python tokenizer.py merge  --base base.model --korean korean.model --out merged.model

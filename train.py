@@ -7,14 +7,12 @@ wrote, and writes one itself. A stage is therefore a unit that can be restarted,
 
     python train.py                                  # the built-in world, after `bash speedrun.sh --prepare`
     python train.py --model DIR --data KO=0.75 EN=0.25 --out RUN --stages embed:200M:2e-4 odd:300M:1e-4 \\
-                    even:300M:1e-4 lora:200M:1e-4    # RedWhale on your own weights and shards
-    python train.py --stages full:1B:1e-4 ...        # plain continual pretraining
+                    even:300M:1e-4 lora:200M:1e-4    # on your own weights and shards; full:1B:1e-4 is the plain way
     python train.py --config F --tokenizer T ...     # from scratch: random weights of a shape
     python train.py --plan ...                       # what each stage trains, in bytes and FLOPs; allocates nothing
     python train.py --resume RUN                     # goes on where RUN stopped, bit for bit on a CPU
 
 RUN holds config.json (the settings), metrics.jsonl (a line a step), checkpoints/, stages/, and at the end model/.
-The arithmetic of stages is in plan.py, what survives a power cut in checkpoint.py, the order of the data in data.py.
 """
 import argparse
 import gc
@@ -42,6 +40,7 @@ from cli import UserError
 from stage import Updates, begin, finish, load_stage, make_optimizer, publish
 
 PROMPTS = ("대한민국의 수도는", "The capital of Korea is")  # the first: "the capital of the Republic of Korea is"
+WORLD = ("out/grown", "embed:300k:5e-3", "odd:500k:5e-3", "even:500k:5e-3", "lora:200k:5e-3")  # model, stages
 NOT_SAVED = ("resume", "plan", "world_size", "out")  # everything else is in RUN/config.json
 SIZE, SHARE = (0, math.inf), (0, 1)
 LIMITS = {"seq_len": SIZE, "batch_tokens": SIZE, "micro_batch": SIZE, "warmup": SHARE, "min_lr": SHARE, "clip": SIZE,
@@ -60,9 +59,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
          help="folders of token shards and their shares of the windows; 0.5:0.9 moves from one to the other in a stage")
     flag("--order", default="shuffled", choices=["shuffled", "as_packed"], help="of a source's windows in each epoch")
     flag("--out", default="out/run", help="run folder to write")
-    flag("--stages", nargs="+", metavar="WHAT:TOKENS:PEAK_LR",
-         default=["embed:300k:5e-3", "odd:500k:5e-3", "even:500k:5e-3", "lora:200k:5e-3"],
-         help="what: embed new_rows odd even body lora full sft, or a union (odd+embed)")
+    flag("--stages", nargs="+", metavar="WHAT:TOKENS:PEAK_LR", help="what: embed new_rows odd even body lora full sft, "
+         f"or a union (odd+embed); the built-in world has {' '.join(WORLD[1:])}, a model of yours is asked for its own")
     flag("--seq_len", type=int, default=0, help="tokens a window; 0: the model's positions, at most 2048")
     flag("--batch_tokens", type=int, default=0, help="tokens an optimizer step; 0: 16 windows")
     flag("--micro_batch", type=int, default=0, help="windows a forward pass; 0: about 16,384 tokens")
@@ -108,11 +106,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         cli.set_device(args)
         return args
     if args.config and args.model or args.tokenizer and not args.config:
-        raise UserError("--config and --tokenizer start from random weights, --model from a model with a tokenizer of "
-                        "its own; give one or the other")
+        raise UserError("--config and --tokenizer start from random weights, --model has its own tokenizer; choose one")
     if args.config and not (args.tokenizer or args.plan):
         raise UserError("--config needs --tokenizer: the tokenizer.model that the shards were packed with")
-    args.model = args.model or (None if args.config else "out/grown")
+    if not (args.stages or args.plan) and (args.config or args.model not in (None, WORLD[0])):
+        raise UserError("--stages: what to train, for how long, how fast? Such as embed:200M:2e-4 odd:300M:1e-4; the "
+                        "built-in world's own rates would ruin a trained model")
+    args.stages = args.stages or list(WORLD[1:])
+    args.model = args.model or (None if args.config else WORLD[0])
     if args.world_size < 0 or args.world_size and not args.plan:
         raise UserError(f"--world_size {args.world_size}: a number of processes for --plan; torchrun starts real ones")
     if args.plan and args.device == "cuda":
@@ -277,10 +278,9 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
         checkpoint.load(folder, llama, optimizer)
         loader.load_state_dict(counters["loader"])
         first = counters["step"]
+        say(f"going on from {folder}")
     else:
         loader.schedule.begin(steps * windows)
-    if first:
-        say(f"going on from {folder}")
     parallel.first(lambda: checkpoint.rewind_metrics(metrics, number, first if first else -1))
 
     def log(record: dict) -> None:
