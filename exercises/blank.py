@@ -28,7 +28,7 @@ WEEKS: dict[int, dict[str, dict[str, str]]] = {  # {week: {file: {function or Cl
     1: {"cleaning/normalise.py": {
             "unicode_to_nfc": "NFC; then jamo that stand alone, whatever their encoding, as compatibility jamo"},
         "cleaning/rules.py": {
-            "check": "measure the text in the order of Limits; (False, reason) at the first limit that it breaks"},
+            "check": "measure each text in the order of Limits; (False, reason) of the first limit that it breaks"},
         "cleaning/duplicates.py": {
             "jaccard": "the size of the intersection over the size of the union",
             "_bands": "112 minima a document, one for each of ORDERS; hash 14 groups of 8"},

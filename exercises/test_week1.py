@@ -48,13 +48,19 @@ def test_a_syllable_of_old_korean_stays_whole():
 
 # --------------------------------------------------------------------------------------------------------- 2. check
 
+def verdict(text: str, limits=KO, lang: str = "ko") -> tuple[bool, str]:
+    """`check` of one document, between two others."""
+    others = prose(lang == "en", 2)
+    return check([others[0], text, others[1]], limits, lang)[1]
+
+
 def test_korean_rules_keep_korean():
-    assert [check(text, KO) for text in prose(0)] == [(True, "")] * 60
+    assert check(prose(0), KO) == [(True, "")] * 60 and check([], KO) == []
 
 
 def test_english_rules_keep_english_and_no_korean():
-    assert sum(check(text, EN, "en")[0] for text in prose(1)) >= 57
-    assert {check(text, EN, "en") for text in prose(0)} == {(False, "too_short"), (False, "wrong_language")}
+    assert sum(kept for kept, _ in check(prose(1), EN, "en")) >= 57
+    assert set(check(prose(0), EN, "en")) == {(False, "too_short"), (False, "wrong_language")}
 
 
 NOISE = random.Random(1)
@@ -77,21 +83,21 @@ JUNK = {
 
 @pytest.mark.parametrize("reason", JUNK)
 def test_each_limit_has_its_reason(reason):
-    assert check(JUNK[reason], KO) == (False, reason)
+    assert verdict(JUNK[reason]) == (False, reason)
 
 
 def test_none_switches_a_rule_off():
-    assert check(LINES, KO._replace(line_ends=None)) == (True, "")
+    assert verdict(LINES, KO._replace(line_ends=None)) == (True, "")
 
 
 def test_code_and_addresses_are_set_aside():
     code = "```\n" + "for i in range(10): print(i)  # {}[]()\n" * 40 + "```"
-    assert check(prose(0, 1)[0] + "\n" + code + "\nhttps://example.com/a?b=c&d=e", KO) == (True, "")
+    assert verdict(prose(0, 1)[0] + "\n" + code + "\nhttps://example.com/a?b=c&d=e") == (True, "")
 
 
 def test_hanja_is_korean():
-    assert check("어제 先生이 東海에서 音樂을 들었다. 오늘 學生이 都市에서 册床을 샀다. " * 2,
-                 KO._replace(same_ngrams={})) == (True, "")
+    assert verdict("어제 先生이 東海에서 音樂을 들었다. 오늘 學生이 都市에서 册床을 샀다. " * 2,
+                   KO._replace(same_ngrams={})) == (True, "")
 
 
 # ------------------------------------------------------------------------------------------------------- 3. MinHash
