@@ -132,7 +132,7 @@ def last_pass(job: Job, unit: int, tally: Tally, out: IO[bytes]) -> dict[str, np
     if "perplexity" in job.names:
         scores = load(job.folder / "score" / f"{unit:06}", "scores")[0].tolist()
     steps = {"lines": lambda texts: [job.sketch.check(text, job.characters) for text in texts],
-             "perplexity": lambda _: [perplexity.verdict(scores[row], *job.cuts[source])],
+             "perplexity": lambda texts: [perplexity.verdict(scores[row], *job.cuts[source]) for _ in texts],
              "decontaminate": job.steps.get("decontaminate")}
     steps = {name: step for name, step in steps.items() if name in job.names}
     for i, where, document in job.corpus.read(unit, job.kept):

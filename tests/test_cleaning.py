@@ -287,6 +287,17 @@ def test_same_bytes_for_any_number_of_workers(corpus):
         assert (corpus / "three" / file.name).read_text(encoding="utf-8") == expected
 
 
+def test_a_page_of_nothing_but_menus_is_not_asked_for_its_perplexity(tmp_path):
+    rng = random.Random()
+    menu = [korean(rng, 1) for _ in range(8)]
+    write(tmp_path / "raw" / "a.jsonl", [{"text": "\n".join(rng.sample(menu, 6))} for _ in range(20)]
+          + [{"text": korean(rng, 8)} for _ in range(120)])
+    data.main(["clean", "--input", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--steps", "lines",
+               "perplexity"])
+    first, second = json.loads((tmp_path / "out" / "report.json").read_text())["steps"]
+    assert first["reasons"] == {"only_repeated_lines": 20} and second["documents_in"] == 120
+
+
 def test_sample_and_steps(corpus):
     report = clean(corpus, "half", "--sample", "0.5", "--steps", "exact", "decontaminate")
     assert [s["step"] for s in report["steps"]] == ["sample", "exact", "decontaminate"]
