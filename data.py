@@ -370,7 +370,7 @@ def main(argv: list[str] | None = None) -> None:
             add("--sample", type=float, default=1.0, help="share of the documents to start from, chosen by hash")
             add("--reference", nargs="+", metavar="FILE", help="text to train the n-gram model on, if not the input")
             add("--tails", nargs=2, type=float, default=[0.5, 1.0], metavar=("LOW", "HIGH"),
-                help="percent of each source's documents to remove as too predictable and as too surprising")
+                help="percent of each source's documents, at most, that go as too predictable and as too surprising")
             add("--decontaminate", metavar="KOBEST_DIR", help="folder with the benchmark's .tsv files")
         else:
             add("--tokenizer", required=True, help="a SentencePiece .model file, or a model folder that holds one")

@@ -13,7 +13,10 @@ add up to 1.
 
 Two traps. A document that the model was trained on surprises it less: without --reference two models are trained, each
 on half of a sample, and every document is scored by the one that has not seen it. And sources differ (a statute is
-half as surprising as a comment): a cut-off for all would remove a source, so each source loses its own tails.
+half as surprising as a comment): a cut-off for all would remove a source, so each source has its own, by percentiles.
+But a percentile removes something from the best of sources. So a document has to lie far out, too: more than three
+times the distance of the quartiles beyond them (Tukey 1977, chapter 2). Of 36 documents of Korean sources that
+percentiles alone removed, two readers would have kept 28; six of the 36 lie far out: the readers would remove all six.
 """
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,6 +29,7 @@ from cleaning.duplicates import flatten
 ORDER = 5
 SAMPLE = 8_000_000  # bytes of text that a model is trained on; memory is some 12 times that
 FEWEST = 100        # documents a source must have: of fewer, a percentile says nothing (small sources are pooled)
+FAR = 3             # interquartile ranges beyond the quartiles: of a normal distribution 2 in a million lie there
 SHORTEST = 40       # characters a document must have: of fewer, the mean is chance, and both tails full of short ones
 BATCH = 100_000     # characters scored at once
 END = "\n"          # before and behind each document; inside there is none, white space being one blank
@@ -183,14 +187,16 @@ def some(n: int, sizes: np.ndarray, kept: np.ndarray, room: int) -> Iterator[int
 def cuts(scores: np.ndarray, sources: np.ndarray, n_sources: int, tails: tuple[float, float]) -> np.ndarray:
     """The lowest and the highest score that stays, for each source: float64 (n_sources, 2).
 
-    scores: float32 (n,), nan for a document that has none; sources: (n,), ascending; tails: percent, low and high."""
+    scores: float32 (n,), nan for a document that has none; sources: (n,), ascending; tails: percent, low and high, that
+    go at most."""
     bounds = np.searchsorted(sources, np.arange(n_sources + 1))
     small, out = np.diff(bounds) < FEWEST, np.tile([-np.inf, np.inf], (n_sources, 1))
     groups = [(k, scores[bounds[k]:bounds[k + 1]]) for k in np.flatnonzero(~small).tolist()]
     for group, own in [*groups, (small, scores[small[sources]])]:
         own = own[~np.isnan(own)]
         if len(own) >= FEWEST:
-            out[group] = np.percentile(own, [tails[0], 100 - tails[1]])
+            low, first, third, high = np.percentile(own, [tails[0], 25, 75, 100 - tails[1]])
+            out[group] = min(low, first - FAR * (third - first)), max(high, third + FAR * (third - first))
     return out
 
 

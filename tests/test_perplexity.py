@@ -94,16 +94,19 @@ def test_a_table_finds_what_is_there():
         assert perplexity.Table(keys).find(asked).tolist() == expected
 
 
-def test_each_source_loses_its_own_tails():
+def test_each_source_loses_what_lies_far_out_and_no_more_than_its_tails():
     rng = np.random.default_rng()
     sources = np.repeat([0, 1, 2, 3], [1000, 400, 60, 70])
     scores = rng.normal([2.0, 5.0, 3.0, 3.0], 0.5, (1530, 4))[np.arange(1530), sources].astype(np.float32)
-    scores[:100] = np.nan  # gone before
-    cuts = perplexity.cuts(scores, sources, 4, (1.0, 2.0))
-    low, high = ([k for k in range(4) if ((scores < cuts[sources, 0]) & (sources == k)).any()],
-                 [((scores > cuts[sources, 1]) & (sources == k)).sum() for k in range(4)])
-    assert low[:2] == [0, 1] and high[:2] == [18, 8] and (cuts[2] == cuts[3]).all()  # small ones are cut together
-    assert sum(high[2:]) == 3
+    scores[:100] = np.nan                     # gone before
+    scores[100:105] = 9                       # fewer than 2 % of source 0: they alone go
+    scores[1000:1040] = 12 + np.arange(40)    # a tenth of source 1: only 2 % of it do
+    scores[1040:1042] = -9
+    scores[1529] = 20                         # in a small source: these are cut together
+    limits = perplexity.cuts(scores, sources, 4, (1.0, 2.0))
+    low, high = np.flatnonzero(scores < limits[sources, 0]), np.flatnonzero(scores > limits[sources, 1])
+    assert low.tolist() == [1040, 1041] and high.tolist() == [*range(100, 105), *range(1032, 1040), 1529]
+    assert (limits[2] == limits[3]).all()
     none = perplexity.cuts(scores[-130:][:90], np.zeros(90, int), 1, (1.0, 2.0))
     assert none.tolist() == [[-np.inf, np.inf]]
     assert perplexity.verdict(np.nan, 1, 2) == (True, "") and perplexity.verdict(3, 1, 2)[1] == "too_surprising"
