@@ -46,15 +46,14 @@ class Batch:
     """
 
     def __init__(self, texts: list[str]):
-        self.texts, cells = texts, np.arange(0, 9 * len(texts), 9)
+        self.texts = texts
         self.codes = np.frombuffer("\n".join(["", *texts, ""]).encode("utf-32-le"), np.uint32)  # of each character
         self.kinds = CLASS.take(self.codes)  # of each character
         self.bounds = 1 + np.cumsum([0, *(len(text) + 1 for text in texts)])  # where each begins, and the end
-        cells = np.repeat(cells, np.diff(self.bounds)) + self.kinds[1:]
+        cells = np.repeat(np.arange(0, 9 * len(texts), 9), np.diff(self.bounds)) + self.kinds[1:]
         self.count = np.bincount(cells, minlength=9 * len(texts)).reshape(-1, 9).T  # of each class: (9, documents)
         self.visible = np.diff(self.bounds) - self.count[SPACE]
-        space = self.kinds == SPACE
-        edges = np.flatnonzero(space[1:] != space[:-1]) + 1
+        edges = np.flatnonzero(np.diff(self.kinds == SPACE)) + 1
         self.start, self.end = edges[::2], edges[1::2]  # of each word the first character, and the one behind it
         self.n_words = self.number(self.start)
 

@@ -42,10 +42,6 @@ class Job:
         return [perplexity.Model.load(path.with_suffix("").with_suffix(""))
                 for path in sorted(self.folder.glob("model-?.keys.npy"))]
 
-    @functools.cached_property
-    def cuts(self) -> np.ndarray:
-        return np.load(self.folder / "cuts.npy")
-
     def without_lines(self, text: str) -> bool | str:
         """The text as it leaves the step "lines", False if it does not."""
         if "lines" not in self.names:
@@ -130,9 +126,9 @@ def last_pass(job: Job, unit: int, tally: Tally, out: IO[bytes]) -> dict[str, np
     how many bytes of it belong to which source."""
     runs: list[list[int]] = []
     if "perplexity" in job.names:
-        scores = load(job.folder / "score" / f"{unit:06}", "scores")[0].tolist()
+        scores, cuts = load(job.folder / "score" / f"{unit:06}", "scores")[0].tolist(), np.load(job.folder / "cuts.npy")
     steps = {"lines": lambda texts: [job.sketch.check(text, job.characters) for text in texts],
-             "perplexity": lambda texts: [perplexity.verdict(scores[row], *job.cuts[source]) for _ in texts],
+             "perplexity": lambda texts: [perplexity.verdict(scores[row], *cuts[source]) for _ in texts],
              "decontaminate": job.steps.get("decontaminate")}
     steps = {name: step for name, step in steps.items() if name in job.names}
     for i, where, document in job.corpus.read(unit, job.kept):
