@@ -328,6 +328,7 @@ def compare(one: Path, other: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Score a model on the tasks; print the table, write the JSON."""
     parser = cli.Parser(description=__doc__, prog="eval_kobest.py")
     flag = parser.add_argument
     flag("--model", type=Path, help="model directory, with its tokenizer")

@@ -235,6 +235,7 @@ def train_briefly(llama: model.Llama, shards: data.Shards, steps: list[int], arg
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Grow a model, or with --probe compare the ways to."""
     parser = cli.Parser(description=__doc__, prog="init.py")
     flag = parser.add_argument
     flag("--model", type=Path, required=True, help="the base's model directory")

@@ -18,6 +18,7 @@ import tokenizer
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Continue the prompts."""
     parser = cli.Parser(description=__doc__, prog="sample.py")
     flag = parser.add_argument
     flag("--model", type=Path, required=True, help="model directory, with its tokenizer")

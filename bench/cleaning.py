@@ -81,6 +81,7 @@ def datatrove() -> dict:
 
 
 def speed(args) -> None:
+    """Megabytes a second a core of each step, and beside datatrove of what both do."""
     sources = texts_of(args.input, args.megabytes * 1e6)
     everything = [text for texts in sources.values() for text in texts]
     raw = [json.dumps({"text": text}, ensure_ascii=False).encode() for text in everything]
@@ -149,6 +150,7 @@ def jaccard(a: set[str], b: set[str]) -> float:
 
 
 def near(args) -> None:
+    """Copies with replaced eojeol among real documents: how many are found, by band of true Jaccard similarity."""
     rng = random.Random(args.seed)
     real = [text for texts in texts_of(args.input, 2e6).values() for text in texts if 60 <= len(text) <= 20_000]
     real = rng.sample(real, min(len(real), args.documents))
@@ -222,6 +224,7 @@ def planted(rng: random.Random) -> dict[str, list[str]]:
 
 
 def personal(args) -> None:
+    """Planted items in their usual spellings, and every mask in the real documents."""
     rng = random.Random(args.seed)
     sources = texts_of(args.input, 1e12)
     documents = [text for texts in sources.values() for text in texts if len(text) > 30]
@@ -254,6 +257,7 @@ def personal(args) -> None:
 
 
 def kobest(args) -> None:
+    """What an independent brute force finds of the benchmark, before and after; items that can be found at all."""
     squeeze = lambda text: "".join(c for c in text if c.isalnum())
     long, short, rows = set(), collections.defaultdict(set), []
     for path in sorted(Path(args.kobest).rglob("*.tsv")):
@@ -327,6 +331,7 @@ def memory(args) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the measurement that is asked for."""
     parser = cli.Parser(description=__doc__, prog="bench/cleaning.py")
     flag = parser.add_argument
     flag("what", choices=["speed", "near", "personal", "kobest", "memory"], help="what to measure")

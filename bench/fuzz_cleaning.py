@@ -137,6 +137,7 @@ def check(folder: Path, expected: int, *flags: str) -> dict[str, int]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Clean malformed inputs; every document must be kept, removed or rejected."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=10_000, help="malformed inputs in all")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the inputs; a failure names it")

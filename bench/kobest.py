@@ -46,6 +46,7 @@ def contenders(args, llama: model.Llama, lm, tokens, name: str) -> tuple[int, di
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Score the same examples with both, in turns; compare every number."""
     parser = cli.Parser(description=__doc__, prog="bench/kobest.py")
     flag = parser.add_argument
     flag("--model", type=Path, required=True, help="model directory, with its tokenizer")

@@ -134,6 +134,7 @@ def transformers_agrees(corpus: dict[str, list[str]], args, folder: Path) -> dic
 
 
 def main() -> None:
+    """Train, merge and report on tenths that are held out in turn."""
     parser = cli.Parser(description=__doc__, prog="bench/tokenizer.py")
     flag = parser.add_argument
     flag("--base", type=Path, required=True, help="the base's .model file")

@@ -155,6 +155,7 @@ def solution(week: int, name: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Write a copy with the bodies taken out, or show what there is."""
     parser = cli.Parser(description=__doc__, prog="exercises/blank.py")
     flag = parser.add_argument
     flag("week", nargs="?", type=int, choices=WEEKS, help="whose functions are taken out")
