@@ -102,7 +102,7 @@ def speed(args) -> None:
         theirs = datatrove()
         # datatrove's FineWeb filter looks at lines and sets no code aside: so ours does here
         pairs = {"quality": check(QUALITY), "repetition": check(REPETITION), "minhash": duplicates.band_hashes,
-                 "lines": lambda texts: [rules.line_rules(text, LINES) for text in texts]} if theirs else {}
+                 "lines": lambda texts: rules.line_rules(texts, LINES)} if theirs else {}
 
         def timed(function, texts):
             start = time.process_time()

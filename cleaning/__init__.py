@@ -184,8 +184,7 @@ def run_passes(job: passes.Job, work: Work, units: list[list[read.Span]], args: 
     total = Tally()
     with contextlib.ExitStack() as stack:
         records = {name: stack.enter_context(open(folder / name, "w", encoding="utf-8")) for name in read.RECORDS}
-        parts = [(stem, lines_before) for stem, lines_before in zip(first, before, strict=True)]
-        parts += [(work.folder / "duplicates", {}), *((stem, {}) for stem in last)]
+        parts = [*zip(first, before, strict=True), (work.folder / "duplicates", {}), *((stem, {}) for stem in last)]
         for stem, lines_before in cli.progress(parts, "report", "unit"):
             total.add(Tally.from_json(cli.read_json(f"{stem}.json")), lines_before)
             report.merge_log(Path(f"{stem}.log"), records, lines_before)

@@ -84,8 +84,7 @@ def band_hashes(texts: list[str]) -> np.ndarray:
     (14, 0)
     """
     texts = [flatten(text) for text in texts]
-    out = np.zeros((len(texts), BANDS), np.uint64)
-    rows, size = [], 0
+    out, rows, size = np.zeros((len(texts), BANDS), np.uint64), [], 0
     for i, text in enumerate(texts):
         if len(text) >= MIN_CHARACTERS:
             rows.append(i)

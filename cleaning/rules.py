@@ -12,6 +12,7 @@ Profiles: `web` for pages nobody vouches for; `formal` for edited text, whose ta
 web filter takes for menus; `short` for reviews and comments, which are short by nature.
 """
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from operator import itemgetter
@@ -110,21 +111,26 @@ def word_rules(batch: Batch, limits: Limits, lang: str) -> Iterator[tuple[str, n
         yield "function_words", (n_words >= FEW) & (n >= FEW) & (share < limits.function_words)
 
 
-def line_rules(text: str, limits: Limits) -> str:
-    """The reason, "" for none, of the rules about lines; one document at a time, because strings' own functions find,
-    strip and compare lines faster than numpy looks at characters.
+def line_rules(texts: list[str], limits: Limits) -> list[str]:
+    """The reason, "" for none, of the rules about lines, for each document; strings' own functions find, strip and
+    compare lines faster than numpy looks at characters.
 
-    >>> line_rules("메뉴\\n홈\\n글이다.", LIMITS["en"]["web"]._replace(line_ends=0.5))  # 'menu, home, this is text.'
-    'line_ends'
+    >>> line_rules(["메뉴\\n홈\\n글이다."], LIMITS["en"]["web"]._replace(line_ends=0.5))  # 'menu, home, this is text.'
+    ['line_ends']
     """
-    if "\n" not in text:
-        return "line_ends" if limits.line_ends and text.rstrip()[-1:] not in ENDS else ""
-    lines = [*filter(None, map(str.strip, text.split("\n")))]
-    if limits.line_ends and sum(map(ENDS.__contains__, map(itemgetter(-1), lines))) < limits.line_ends * len(lines):
-        return "line_ends"
-    if limits.same_lines is not None and len(lines) - len(set(lines)) > limits.same_lines * len(lines):
-        return "repeated_lines"
-    return ""
+    least, most, reasons = limits.line_ends or 0, limits.same_lines, [""] * len(texts)
+    ends, last = ENDS.__contains__, itemgetter(-1)
+    for i, text in enumerate(texts):
+        if "\n" in text:
+            lines = [*filter(None, map(str.strip, filter(None, text.split("\n"))))]
+            enough = math.ceil(least * len(lines))  # that end in a stop: the lines behind the last of them can wait
+            if enough and not next(itertools.islice(filter(ends, map(last, lines)), enough - 1, None), None):
+                reasons[i] = "line_ends"
+            elif most is not None and len(lines) - len(set(lines)) > most * len(lines):
+                reasons[i] = "repeated_lines"
+        elif least and (end := text[-1:]) not in ENDS and not (end.isspace() and text.rstrip()[-1:] in ENDS):
+            reasons[i] = "line_ends"
+    return reasons
 
 
 def repeats_itself(words: np.ndarray, lengths: np.ndarray, limits: Limits) -> bool:
@@ -184,9 +190,10 @@ def check(texts: list[str], limits: Limits, lang: str = "ko") -> list[tuple[bool
             for i in np.flatnonzero(left & broken).tolist():
                 reasons[i] = reason
             left &= ~broken
-        for i in np.flatnonzero(left).tolist():
-            reasons[i] = line_rules(batch.texts[i], limits)
-            if not reasons[i] and limits.top_ngrams and batch.n_words[i] >= FEW:
+        left = np.flatnonzero(left).tolist()
+        for i, reason in zip(left, line_rules([batch.texts[i] for i in left], limits), strict=True):
+            reasons[i] = reason
+            if not reason and limits.top_ngrams and batch.n_words[i] >= FEW:
                 reasons[i] = "repeated_ngrams" if repeats_itself(*batch.words(i), limits) else ""
         answers += [(not reason, reason) for reason in reasons]
     return answers

@@ -64,11 +64,8 @@ def _do(function: Callable, task, stem: Path) -> None:
 def _done(stem: Path) -> bool:
     """Whether a task has left everything. Nothing is synced to the disk on the way, which would cost more than it is
     worth: after a power cut, a file that is shorter than it was shows."""
-    marker = Path(f"{stem}.json")
-    if not marker.exists():
-        return False
-    sizes = json.loads(marker.read_text(encoding="utf-8"))["sizes"]
-    return sizes == [os.path.getsize(f"{stem}{suffix}") for suffix in PARTS]
+    marker, parts = Path(f"{stem}.json"), [f"{stem}{suffix}" for suffix in PARTS]
+    return marker.exists() and cli.read_json(marker)["sizes"] == [*map(os.path.getsize, parts)]
 
 
 class Work:
