@@ -61,9 +61,8 @@ class Corpus:
     """The documents that the first pass kept, by their number."""
 
     def __init__(self, index: Path):
-        values = cli.read_json(index)
-        self.stems, self.sources, self.starts = values["stems"], values["sources"], values["starts"]
-        self.before = values["before"]
+        value = cli.read_json(index).get
+        self.stems, self.sources, self.starts, self.before = map(value, ("stems", "sources", "starts", "before"))
 
     def __len__(self) -> int:
         return self.starts[-1]

@@ -202,9 +202,8 @@ def cuts(scores: np.ndarray, sources: np.ndarray, n_sources: int, tails: tuple[f
 
 def verdict(score: float, low: float, high: float) -> tuple[bool, str]:
     """(kept, reason). A document without a score (nan) stays."""
-    if score < low:
-        return False, "too_predictable"
-    return (False, "too_surprising") if score > high else (True, "")
+    reason = "too_predictable" if score < low else "too_surprising" if score > high else ""
+    return not reason, reason
 
 
 def histograms(scores: np.ndarray, sources: np.ndarray, names: list[str], limits: np.ndarray) -> dict:

@@ -121,15 +121,17 @@ def line_rules(texts: list[str], limits: Limits) -> list[str]:
     least, most, reasons = limits.line_ends or 0, limits.same_lines, [""] * len(texts)
     ends, last = ENDS.__contains__, itemgetter(-1)
     for i, text in enumerate(texts):
-        if "\n" in text:
-            lines = [*filter(None, map(str.strip, filter(None, text.split("\n"))))]
-            enough = math.ceil(least * len(lines))  # that end in a stop: the lines behind the last of them can wait
-            if enough and not next(itertools.islice(filter(ends, map(last, lines)), enough - 1, None), None):
+        if "\n" not in text:
+            end = text[-1] if text else ""
+            if least and end not in ENDS and not (end.isspace() and text.rstrip()[-1:] in ENDS):
                 reasons[i] = "line_ends"
-            elif most is not None and len(lines) - len(set(lines)) > most * len(lines):
-                reasons[i] = "repeated_lines"
-        elif least and (end := text[-1:]) not in ENDS and not (end.isspace() and text.rstrip()[-1:] in ENDS):
+            continue
+        lines = [*filter(None, map(str.strip, filter(None, text.split("\n"))))]
+        enough = math.ceil(least * len(lines))  # that end in a stop: the lines behind the last of them can wait
+        if enough and not next(itertools.islice(filter(ends, map(last, lines)), enough - 1, None), None):
             reasons[i] = "line_ends"
+        elif most is not None and len(lines) - len(set(lines)) > most * len(lines):
+            reasons[i] = "repeated_lines"
     return reasons
 
 
