@@ -7,23 +7,20 @@ is an error, not a result) and what train.py printed.
 An arm may measure a language that it does not train on: a source of weight NEVER is validated like every other, and
 its first window would be drawn after a million others (schedule.py).
 """
-import logging
 import shlex
 import statistics
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import cli
+from studies import plot
 from studies.plain import run_settings, steps
 from studies.report import table, validations
 
 ROOT = Path(__file__).resolve().parents[1]
 NEVER = 1e-6
-GREY, COLOURS = "#828a93", ["#2f81f7", "#db7f25", "#2da44e", "#c2479f", "#8a63d2", "#b89500", "#159a9c", "#e5534b"]
-FONTS = ["DejaVu Sans", "Noto Sans KR", "Malgun Gothic", "AppleGothic", "sans-serif"]
 
 
 def parser(doc: str, prog: str, tokens: str) -> cli.Parser:
@@ -36,7 +33,8 @@ def parser(doc: str, prog: str, tokens: str) -> cli.Parser:
     flag("--seq_len", type=int, default=256, help="tokens a window")
     flag("--batch_tokens", type=int, default=2048, help="tokens a step")
     flag("--eval_bytes", type=int, default=100_000, help="bytes of validation text of each source")
-    flag("--train_flags", default="", help="more flags for train.py, in one string: '--compile --dtype bfloat16'")
+    flag("--train_flags", type=shlex.split, default="",
+         help="more flags for train.py, in one string: --train_flags='--compile --dtype bfloat16'")
     return p
 
 
@@ -60,7 +58,7 @@ def train(args, name: str, **flags) -> Path:
     run, note = args.out / name, args.out / f"{name}.flags.json"
     wanted = {"seq_len": args.seq_len, "batch_tokens": args.batch_tokens, "eval_bytes": args.eval_bytes, **flags}
     argv = [str(word) for key, value in wanted.items() if value is not None
-            for word in (f"--{key}", *(value if isinstance(value, list) else [value]))] + shlex.split(args.train_flags)
+            for word in (f"--{key}", *(value if isinstance(value, list) else [value]))] + args.train_flags
     begun = (run / "config.json").exists()
     if begun and note.exists() and cli.read_json(note) != argv:
         raise cli.UserError(f"{run} was trained with other flags ({note}); choose another --out, or delete both")
@@ -117,29 +115,4 @@ def write(args, name: str, result: dict, header: list[str], rows: list[list], dr
     """Print the table; write OUT/name.json and OUT/name.svg."""
     cli.write_json(args.out / f"{name}.json", result)
     print(table(header, rows))
-    figure(args.out / f"{name}.svg", draw, panels)
-
-
-def figure(path: Path, draw: Callable, panels: int = 1) -> None:
-    """An SVG that `draw(axes, ...)` fills, or one line where matplotlib, an optional extra, is missing. No background
-    and a middle grey: it can be read on white and on black. Text is text, in the reader's fonts; a machine without
-    Korean ones only guesses how wide it will be."""
-    try:
-        import matplotlib
-    except ImportError:
-        return print(f"{path} was left out: figures need matplotlib (pip install matplotlib)")
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-    style = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), GREY)
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", "Glyph .* missing from font")
-    style |= {"svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": FONTS,
-              "svg.hashsalt": "nanowhale", "axes.spines.top": False, "font.size": 9,
-              "axes.spines.right": False, "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "legend.frameon": False}
-    with matplotlib.rc_context(style):
-        whole, axes = pyplot.subplots(1, panels, figsize=(7 if panels == 1 else 9, 4), layout="constrained")
-        draw(*([axes] if panels == 1 else axes))
-        with cli.new_file(path) as temporary:
-            whole.savefig(temporary, format="svg", transparent=True, metadata={"Date": None})
-        pyplot.close(whole)
-    print(f"figure: {path}")
+    plot.figure(args.out / f"{name}.svg", draw, panels)

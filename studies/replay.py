@@ -15,7 +15,7 @@ Bits a byte of held-out Korean and English, before and after.
 from pathlib import Path
 
 import cli
-from studies import arms
+from studies import arms, plot
 
 SHARES = (0, 5, 10, 20, 30, 50)
 LABELS = {**{str(share): f"{share} %" for share in SHARES}, "first tenth": "first tenth", "rising": "70 → 40 %"}
@@ -52,8 +52,8 @@ def report(args, settings: dict, rows: list[dict]) -> None:
         for name, found in of.items():
             axes.plot([row["en"] for row in found], [row["ko"] for row in found], "o", label=LABELS[name], ms=5)
         line = [[mean(of[str(s)], x) for s in SHARES] for x in ("en", "ko")]
-        axes.plot(*line, "-", color=arms.GREY, lw=0.8, zorder=0)
-        axes.axvline(start["en"], color=arms.GREY, ls=":", lw=0.8)
+        axes.plot(*line, "-", color=plot.GREY, lw=0.8, zorder=0)
+        axes.axvline(start["en"], color=plot.GREY, ls=":", lw=0.8)
         axes.set(xlabel="English, bits a byte (dotted: before)", ylabel="Korean, bits a byte")
         axes.legend(title="English windows")
 

@@ -17,7 +17,7 @@ import cli
 import model
 import plan
 import tokenizer
-from studies import arms, laws
+from studies import arms, laws, plot
 
 
 def shape(args, text: str) -> tuple[str, int]:
@@ -111,7 +111,7 @@ def main() -> None:
         losses = [row["loss"] for row in rows]
         D = np.geomspace(scratch[1].min() / 1.5, scratch[1].max() * 3, 50)
         for panel, start, theta in zip(axes, ("scratch", "continued"), fitted, strict=True):
-            for size, colour in zip(args.sizes, arms.COLOURS, strict=False):
+            for size, colour in zip(args.sizes, plot.COLOURS, strict=False):
                 mine = [row for row in rows if (row["size"], row["start"]) == (size, start)]
                 panel.plot([row["D"] for row in mine], [row["loss"] for row in mine], "o", ms=4, color=colour)
                 panel.plot(D, laws.loss(theta, mine[0]["N"], D), lw=1, color=colour,
@@ -128,7 +128,7 @@ def main() -> None:
             a["N"], a["D"], start)]) for start in ("scratch", "continued"))]
         for a in rows if a["seed"] == 0 and a["start"] == "scratch"]), "\n", sep="")
     print(arms.table(["by the laws", "value", "95 % interval"], found))
-    arms.figure(args.out / "scaling.svg", draw, panels=2)
+    plot.figure(args.out / "scaling.svg", draw, panels=2)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import data
 import model
 import tokenizer
 import train
-from studies import arms, curriculum, experts, forgetting, laws, mixture, plain, replay, report, scaling
+from studies import arms, curriculum, experts, forgetting, laws, mixture, plain, plot, replay, report, scaling
 
 
 def test_a_pair_counts_as_found_whichever_copy_went():
@@ -165,7 +165,7 @@ def in_process(monkeypatch):
 
 def small(tmp_path, **changes) -> Namespace:
     return Namespace(**{"out": tmp_path, "tokens": 512, "lr": 1e-3, "seq_len": 32, "batch_tokens": 128,
-                        "eval_bytes": 500, "train_flags": "--device cpu", **changes})
+                        "eval_bytes": 500, "train_flags": ["--device", "cpu"], **changes})
 
 
 def test_an_arm_runs_once_and_measures_what_it_does_not_train_on(world, tmp_path, in_process):
@@ -178,6 +178,16 @@ def test_an_arm_runs_once_and_measures_what_it_does_not_train_on(world, tmp_path
     assert arms.train(args, "arm", **flags, stages=arms.full(args, 512)) == run and len(in_process) == 1
     with pytest.raises(cli.UserError, match="other flags"):
         arms.train(args, "arm", **flags, stages=arms.full(args, 1024))
+
+
+def test_flags_for_train_py_are_one_string():
+    p = arms.parser("", "x.py", "tokens")
+    for words in (["--train_flags", "--compile --dtype bfloat16"], ["--train_flags=--compile --dtype 'bfloat16'"]):
+        assert p.parse_args(["--out", "o", *words]).train_flags == ["--compile", "--dtype", "bfloat16"]
+    assert p.parse_args(["--out", "o"]).train_flags == []
+    for wrong in (["--train_flags=--dtype 'x"], ["--train_flag", "--compile --dtype x"]):
+        with pytest.raises(SystemExit):
+            p.parse_args(["--out", "o", *wrong])
 
 
 def test_a_stopped_arm_goes_on_and_one_that_never_began_may_be_mended(world, tmp_path, in_process, monkeypatch):
@@ -213,7 +223,7 @@ def test_averages_of_a_run_lie_between_its_ends(world, tmp_path, in_process):
 
 def test_figures_are_left_out_in_one_line_without_matplotlib(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    arms.figure(tmp_path / "x.svg", lambda axes: axes.plot([1, 2]))
+    plot.figure(tmp_path / "x.svg", lambda axes: axes.plot([1, 2]))
     assert "pip install matplotlib" in capsys.readouterr().out and not (tmp_path / "x.svg").exists()
 
 
