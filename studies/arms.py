@@ -1,13 +1,14 @@
 """What the studies share: an arm is a run of train.py, made once, measured as it goes, put into a table and a figure.
 
 A study may be stopped at any time: started again with the same command, it skips the arms that are finished and goes on
-with the one that was not. Beside each arm's folder lie the flags that it was asked for (a finished arm with other flags
-is an error, not a result) and what train.py printed.
+with the one that was not. Beside each arm's folder, and all else that is made once, lie the flags that it was asked for
+(what is there for other flags is an error, not a result), and what train.py printed.
 
 An arm may measure a language that it does not train on: a source of weight NEVER is validated like every other, and
 its first window would be drawn after a million others (schedule.py).
 """
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -53,22 +54,36 @@ def full(args, tokens: float, what: str = "full") -> list[str]:
     return [f"{what}:{round(tokens)}:{args.lr}"]
 
 
+def same(made: Path, wanted: list, there: bool) -> None:
+    """Note beside what is MADE for what it was asked; UserError if it is there, and was made for something else."""
+    note = made.with_name(f"{made.name}.flags.json")
+    if there and note.exists() and cli.read_json(note) != wanted:
+        raise cli.UserError(f"{made} was made with other flags ({note}); choose another --out")
+    cli.write_json(note, wanted)
+
+
+def command(argv: list, log) -> None:
+    """Run a program to its end. A SIGTERM or Ctrl-C is handed on, and its answer waited for: train.py saves first."""
+    child = subprocess.Popen(argv, stdout=log, stderr=log)
+    old = {number: signal.signal(number, lambda *_: child.terminate()) for number in (signal.SIGTERM, signal.SIGINT)}
+    child.wait()
+    for number, handler in old.items():
+        signal.signal(number, handler)
+
+
 def train(args, name: str, **flags) -> Path:
     """The run OUT/name of train.py: nothing if it is finished, resumed if it was stopped. UserError if it fails."""
-    run, note = args.out / name, args.out / f"{name}.flags.json"
+    run = args.out / name
     wanted = {"seq_len": args.seq_len, "batch_tokens": args.batch_tokens, "eval_bytes": args.eval_bytes, **flags}
     argv = [str(word) for key, value in wanted.items() if value is not None
             for word in (f"--{key}", *(value if isinstance(value, list) else [value]))] + args.train_flags
     begun = (run / "config.json").exists()
-    if begun and note.exists() and cli.read_json(note) != argv:
-        raise cli.UserError(f"{run} was trained with other flags ({note}); choose another --out, or delete both")
-    cli.write_json(note, argv)
+    same(run, argv, begun)
     if (run / "model").exists():
         return run
     print(f"training {run}; {run}.log shows how far it is", flush=True)
     with open(f"{run}.log", "a", encoding="utf-8") as log:
-        subprocess.run([sys.executable, ROOT / "train.py", *(["--resume", run] if begun else ["--out", run, *argv])],
-                       stdout=log, stderr=log)
+        command([sys.executable, ROOT / "train.py", *(["--resume", run] if begun else ["--out", run, *argv])], log)
     if not (run / "model").exists():
         last = Path(f"{run}.log").read_text(encoding="utf-8").strip().splitlines()[-1:] or ["nothing was printed"]
         raise cli.UserError(f"train.py stopped before {run} was finished ({last[0].strip()}); {run}.log says more, "
@@ -78,10 +93,12 @@ def train(args, name: str, **flags) -> Path:
 
 def pack(text: str | Path, tokenizer: str | Path, folder: Path, **flags) -> Path:
     """Pack documents into FOLDER, if it is not there yet. UserError if that fails."""
+    flags = {"input": text, "tokenizer": tokenizer, **flags}
+    argv = [str(word) for key, value in flags.items() for word in (f"--{key}", value)]
+    same(folder, argv, folder.exists())
     if not folder.exists():
-        words = [str(word) for key, value in flags.items() for word in (f"--{key}", value)]
-        done = subprocess.run([sys.executable, ROOT / "data.py", "pack", "--input", text, "--tokenizer", tokenizer,
-                               "--out", folder, *words], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, ROOT / "data.py", "pack", *argv, "--out", folder],
+                              capture_output=True, text=True)
         if done.returncode:
             raise cli.UserError(f"{text} was not packed: {done.stderr.strip().splitlines()[-1]}")
     return folder

@@ -1,7 +1,12 @@
 """studies/: the arithmetic, on hand-made inputs; arms that are skipped, resumed, refused; what a person gets wrong."""
 import json
+import os
 import random
+import signal
 import subprocess
+import sys
+import threading
+import time
 from argparse import Namespace
 
 import numpy as np
@@ -154,12 +159,13 @@ def in_process(monkeypatch):
     """train.py and data.py run here instead of in a process of their own; the list of their command lines."""
     calls = []
 
-    def run(argv, **_):
+    def run(argv, *_, **__):
         calls.append([str(word) for word in argv[2:]])
         (data if str(argv[1]).endswith("data.py") else train).main(calls[-1])
         return subprocess.CompletedProcess(argv, 0)
 
     monkeypatch.setattr(arms.subprocess, "run", run)
+    monkeypatch.setattr(arms, "command", run)
     return calls
 
 
@@ -204,6 +210,42 @@ def test_a_stopped_arm_goes_on_and_one_that_never_began_may_be_mended(world, tmp
     assert in_process[-1] == ["--resume", str(run)] and [r["stage"] for r in arms.measured(run)] == [1, 1, 2]
 
 
+def test_what_was_made_once_for_other_flags_is_no_result(world, tmp_path, in_process):
+    text = tmp_path / "ko.jsonl"
+    rows = [{"text": korean(random.Random(i), 30)} for i in range(60)]
+    text.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    args = small(tmp_path / "out", model=world / "model", scorer=world / "model", text=[str(text)], experts=4,
+                 balance=0.01)
+    args.out.mkdir()
+    made = [lambda: arms.pack(text, world / "model", args.out / "shards", val_fraction=args.balance),
+            lambda: curriculum.sample(args), lambda: experts.upcycled(args)]
+    first = [make() for make in made]
+    assert [make() for make in made] == first and len(in_process) == 1
+    args.tokens, args.balance = 600, 0.1
+    for make in made:
+        with pytest.raises(cli.UserError, match="other flags"):
+            make()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_a_study_stops_its_program_which_may_take_its_time(tmp_path, number):
+    program = ("import signal, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+               "signal.signal(signal.SIGTERM, lambda *_: sys.exit(time.sleep(0.6) or print('saved')))\n"
+               "print('on', flush=True); time.sleep(60)")
+
+    def interrupt():
+        while not (tmp_path / "log").read_text():
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    with open(tmp_path / "log", "w") as log:
+        before, watch = signal.getsignal(number), threading.Thread(target=interrupt)
+        watch.start()
+        arms.command([sys.executable, "-c", program], log)
+        watch.join()
+    assert (tmp_path / "log").read_text() == "on\nsaved\n" and signal.getsignal(number) == before
+
+
 def test_averages_of_a_run_lie_between_its_ends(world, tmp_path, in_process):
     args = small(tmp_path, model=world / "model", data=world / "shards", points=2, lora_rank=4)
     path = forgetting.trained(args, "plain")
@@ -245,6 +287,7 @@ MODEL = ["--model", "m", "--out"]
     (scaling, ["--tokenizer", "t", "--data", "d", "--out", "o", "--sizes", "64x2"], "two different ones"),
     (mixture, [*MODEL, "o", "--english", "e", "--topics", "law", "wiki=w"], "NAME=TEXT"),
     (mixture, [*MODEL, "o", "--english", "e", "--topics", "a=a", "b=b", "--floor", "0.6"], "--floor 0.6"),
+    (mixture, [*MODEL, "o", "--english", "x/en", "--topics", "a=a", "en=b"], "what --english is called"),
     (experts, [*MODEL, "o", "--data", "d", "--experts", "1"], "--experts 1"),
     (experts, [*MODEL, "o", "--data", "d"], "cannot read m"),
 ])
