@@ -77,7 +77,7 @@ def findings(fitted: tuple, samples: list[tuple], rows: list[dict]) -> list[list
             else both[which][i])
     largest = max(row["D"] for row in rows)
     for size, N in sorted({(row["size"], row["N"]) for row in rows}, key=lambda pair: pair[1]):
-        say(f"tokens saved at {size}, D = {largest:,}", lambda *both, N=N: laws.saved(*both, N, largest))
+        say(f"tokens saved at {size}, of {largest:,} from scratch", lambda *both, N=N: laws.saved(*both, N, largest))
     flops = 6 * max(row["N"] * row["D"] for row in rows)
     for C, note in ((flops, "the largest run's"), (100 * flops, "100 times it, extrapolated")):
         for i, start in enumerate(("from scratch", "continued")):
@@ -97,15 +97,16 @@ def main() -> None:
     flag("--seeds", type=int, default=1, help="runs of every point")
     parser.set_defaults(lr=4e-3)  # between what the smallest and the largest default size like from scratch
     args = parser.parse_args()
-    settings = arms.start(args, seeds=1, base_tokens=1, draws=2)
+    settings = arms.start(args, tokens=4 * args.batch_tokens, seeds=1, base_tokens=1, draws=2)  # a step at the least
     if len(set(args.sizes)) < 2:
         raise cli.UserError("--sizes: a law over sizes needs two different ones at least, such as 64x2 128x4")
     args.budgets = [args.tokens // 4, args.tokens // 2, args.tokens]
     shapes = {size: shape(args, size) for size in args.sizes}
     rows = [row for seed in range(args.seeds) for row in sweep(args, shapes, seed)]
     scratch, continued = (points(rows, start) for start in ("scratch", "continued"))
-    fitted = laws.both(scratch, continued)
-    found = findings(fitted, laws.bootstrap(scratch, continued, fitted, args.draws), rows)
+    fitted, pairs = laws.both(scratch, continued), [(r["size"], r["seed"]) for r in rows if r["start"] == "scratch"]
+    group = np.array([sorted(set(pairs)).index(pair) for pair in pairs])
+    found = findings(fitted, laws.bootstrap(scratch, continued, fitted, group, args.draws), rows)
 
     def draw(*axes):
         losses = [row["loss"] for row in rows]

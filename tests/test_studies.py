@@ -81,7 +81,7 @@ def test_with_noise_the_law_lies_within_the_intervals():
     rng = np.random.default_rng(0)  # one draw, not a fresh one: the bound below would be broken once in some hundred
     given = [runs(theta, 0.003, rng) for theta in (SCRATCH, CONTINUED)]
     fitted = laws.both(*given, starts=4)
-    samples = laws.bootstrap(*given, fitted, 12)
+    samples = laws.bootstrap(*given, fitted, np.arange(16), 12)
     for i, true in enumerate((SCRATCH, CONTINUED)):
         drawn = np.array([sample[i] for sample in samples])
         assert (np.abs(fitted[i] - true) > 1e-6).any()
@@ -103,7 +103,20 @@ def test_the_best_split_is_that_of_the_closed_form_and_saved_tokens_reach_the_sa
     assert scaling.interval([np.nan]) == "none"
     share = laws.saved(SCRATCH, CONTINUED, 3e6, 2e5)
     assert 0 < share < 1
-    assert laws.loss(SCRATCH, 3e6, 2e5 / (1 - share)) == pytest.approx(laws.loss(CONTINUED, 3e6, 2e5))
+    assert laws.loss(SCRATCH, 3e6, 2e5) == pytest.approx(laws.loss(CONTINUED, 3e6, 2e5 * (1 - share)))
+
+
+def test_a_bootstrap_draws_in_common_what_a_group_has_in_common(monkeypatch):
+    rng, group, drawn = np.random.default_rng(), np.arange(8000) % 800, []
+    residuals = 0.02 * rng.standard_normal(800)[group] + 0.005 * rng.standard_normal(8000)
+    assert laws.noise(residuals, group, 0) == pytest.approx((0.02, 0.005), rel=0.2)
+    group = np.arange(16) % 4
+    L = laws.loss(SCRATCH, *GRID) * np.exp(0.01 * np.array([1, -1, 1, -1]))[group]
+    monkeypatch.setattr(laws, "both", lambda first, second, **_: drawn.append(first[2]))
+    laws.bootstrap((*GRID, L), (*GRID, L), (SCRATCH, SCRATCH), group, 3)
+    for losses in np.log(drawn / laws.loss(SCRATCH, *GRID)):
+        np.testing.assert_allclose(losses, losses[:4][group], atol=1e-12)
+        assert losses.std() > 1e-3
 
 
 # ------------------------------------------------------------------------------------------- mixture and curriculum
@@ -285,6 +298,7 @@ MODEL = ["--model", "m", "--out"]
     (replay, [*MODEL, "o", "--data", "d", "--token", "5"], "did you mean --tokens?"),
     (forgetting, [*MODEL, "o", "--data", "d", "--points", "0"], "--points 0"),
     (scaling, ["--tokenizer", "t", "--data", "d", "--out", "o", "--sizes", "64x2"], "two different ones"),
+    (scaling, ["--tokenizer", "t", "--data", "d", "--out", "o", "--tokens", "8000"], "--tokens 8000"),
     (mixture, [*MODEL, "o", "--english", "e", "--topics", "law", "wiki=w"], "NAME=TEXT"),
     (mixture, [*MODEL, "o", "--english", "e", "--topics", "a=a", "b=b", "--floor", "0.6"], "--floor 0.6"),
     (mixture, [*MODEL, "o", "--english", "x/en", "--topics", "a=a", "en=b"], "what --english is called"),
