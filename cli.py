@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
         """As argparse's, but a misspelt flag is named as such before anything is said to be missing."""
         for argument in sys.argv[1:] if args is None else args:
             name = argument.partition("=")[0]
-            if name.startswith("--") and name not in self.flags():
+            if name.startswith("--") and " " not in name and name not in self.flags():  # with a blank it is a value
                 near = difflib.get_close_matches(name, self.flags(), n=1)
                 hint = f"did you mean {near[0]}?" if near else "--help lists the known ones"
                 self.error(f"unknown flag {name}; {hint}")

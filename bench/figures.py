@@ -16,7 +16,7 @@ from pathlib import Path
 import measure
 
 import cli
-from studies import arms, stages
+from studies import arms, plot, stages
 from studies.report import RUNS
 
 TRAINED = {"bits_per_byte": "embedding and head trained", "everything": "everything trained"}  # keys of the probe's
@@ -109,7 +109,7 @@ def draw_tokens(found: dict, axes) -> None:
     axes.plot([row[0] for row in found["rows"]], [row[1] for row in found["rows"]], "o-")
     for size, ratio, growth in found["rows"]:
         axes.annotate(f"{growth:.2f}", (size, ratio), (5, 4), textcoords="offset points", fontsize=8)
-    axes.axvline(found["suggested"], color=arms.GREY, ls=":", lw=0.8)
+    axes.axvline(found["suggested"], color=plot.GREY, ls=":", lw=0.8)
     axes.set(xlabel="Korean pieces (at the points: rows of the embedding, the base's = 1; dotted: the knee)",
              ylabel="tokens of held-out Korean, the base's = 1")
 
@@ -144,10 +144,10 @@ def draw_losses(found: dict, *panels) -> None:
     for i, (axes, language) in enumerate(zip(panels, LANGUAGES.values(), strict=True)):
         for x, (_, scores) in zip(places, columns, strict=True):
             axes.plot([x] * len(scores), [score[i] for score in scores], "o", ms=5, alpha=0.7,
-                      color=arms.COLOURS[x >= len(staged)])
+                      color=plot.COLOURS[x >= len(staged)])
         axes.plot(places[:len(staged)], [statistics.mean(s[i] for s in scores) for scores in staged.values()], lw=1)
         base = values["plain"]["start"][0][i]
-        axes.axhline(base, color=arms.GREY, ls=":", lw=0.8)
+        axes.axhline(base, color=plot.GREY, ls=":", lw=0.8)
         axes.text(1, base, "base, untrained", fontsize=8, ha="right", va="bottom", transform=axes.get_yaxis_transform())
         bits_axis(axes, [base, *(score[i] for _, scores in columns for score in scores)])
         axes.set(title=f"{language}, bits a byte", xticks=places)
@@ -161,7 +161,7 @@ def draw_run(found: dict, axes) -> None:
         axes.plot([row[1] / 1e6 for row in rows], [row[i] for row in rows], "o-", ms=3, label=name)
     ends = {stage.replace("lora", "LoRA"): tokens / 1e6 for stage, tokens, *_ in rows}
     for begin, (stage, end) in zip([0, *ends.values()], ends.items(), strict=False):
-        axes.axvline(end, color=arms.GREY, ls=":", lw=0.8)
+        axes.axvline(end, color=plot.GREY, ls=":", lw=0.8)
         axes.text((begin + end) / 2, 0.98, stage, ha="center", va="top", transform=axes.get_xaxis_transform())
     bits_axis(axes, [x for row in rows for x in row[2:]])
     axes.set(xlabel="million tokens", ylabel="bits a byte of held-out text")
@@ -170,12 +170,12 @@ def draw_run(found: dict, axes) -> None:
 
 def draw_kobest(found: dict, axes) -> None:
     """Accuracy before and after with 95 % intervals, and what guessing gets."""
-    for shift, name, colour in ((-0.12, "before", arms.GREY), (0.12, "after", arms.COLOURS[0])):
+    for shift, name, colour in ((-0.12, "before", plot.GREY), (0.12, "after", plot.COLOURS[0])):
         middle, low, high = zip(*(row[name] for row in found.values()), strict=True)
         error = [[m - x for m, x in zip(middle, low, strict=True)], [x - m for m, x in zip(middle, high, strict=True)]]
         axes.errorbar([i + shift for i in range(len(found))], middle, error, fmt="o", color=colour, label=name)
     for i, row in enumerate(found.values()):
-        axes.plot([i - 0.35, i + 0.35], [row["chance"]] * 2, ":", color=arms.GREY, label="chance" if not i else None)
+        axes.plot([i - 0.35, i + 0.35], [row["chance"]] * 2, ":", color=plot.GREY, label="chance" if not i else None)
     axes.set(ylabel="accuracy, with 95 % intervals", xticks=range(len(found)), xticklabels=list(found))
     axes.legend()
 
@@ -232,7 +232,7 @@ def main(argv: list[str] | None = None) -> None:
     cli.write_json(args.results, drawn)
     for name, (_, draw, panels, command, how) in FIGURES.items():
         if name in drawn:
-            arms.figure(args.out / f"{name}.svg", lambda *axes, draw=draw, name=name: draw(drawn[name], *axes), panels)
+            plot.figure(args.out / f"{name}.svg", lambda *axes, draw=draw, name=name: draw(drawn[name], *axes), panels)
         else:
             print(f"{name}.svg is left out: `{command}` makes its numbers, and {how} names them here")
 

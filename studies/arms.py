@@ -1,29 +1,27 @@
 """What the studies share: an arm is a run of train.py, made once, measured as it goes, put into a table and a figure.
 
 A study may be stopped at any time: started again with the same command, it skips the arms that are finished and goes on
-with the one that was not. Beside each arm's folder lie the flags that it was asked for (a finished arm with other flags
-is an error, not a result) and what train.py printed.
+with the one that was not. Beside each arm's folder, and all else that is made once, lie the flags that it was asked for
+(what is there for other flags is an error, not a result), and what train.py printed.
 
 An arm may measure a language that it does not train on: a source of weight NEVER is validated like every other, and
 its first window would be drawn after a million others (schedule.py).
 """
-import logging
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import cli
+from studies import plot
 from studies.plain import run_settings, steps
 from studies.report import table, validations
 
 ROOT = Path(__file__).resolve().parents[1]
 NEVER = 1e-6
-GREY, COLOURS = "#828a93", ["#2f81f7", "#db7f25", "#2da44e", "#c2479f", "#8a63d2", "#b89500", "#159a9c", "#e5534b"]
-FONTS = ["DejaVu Sans", "Noto Sans KR", "Malgun Gothic", "AppleGothic", "sans-serif"]
 
 
 def parser(doc: str, prog: str, tokens: str) -> cli.Parser:
@@ -36,7 +34,8 @@ def parser(doc: str, prog: str, tokens: str) -> cli.Parser:
     flag("--seq_len", type=int, default=256, help="tokens a window")
     flag("--batch_tokens", type=int, default=2048, help="tokens a step")
     flag("--eval_bytes", type=int, default=100_000, help="bytes of validation text of each source")
-    flag("--train_flags", default="", help="more flags for train.py, in one string: '--compile --dtype bfloat16'")
+    flag("--train_flags", type=shlex.split, default="",
+         help="more flags for train.py, in one string: --train_flags='--compile --dtype bfloat16'")
     return p
 
 
@@ -55,22 +54,36 @@ def full(args, tokens: float, what: str = "full") -> list[str]:
     return [f"{what}:{round(tokens)}:{args.lr}"]
 
 
+def same(made: Path, wanted: list, there: bool) -> None:
+    """Note beside what is MADE for what it was asked; UserError if it is there, and was made for something else."""
+    note = made.with_name(f"{made.name}.flags.json")
+    if there and note.exists() and cli.read_json(note) != wanted:
+        raise cli.UserError(f"{made} was made with other flags ({note}); choose another --out")
+    cli.write_json(note, wanted)
+
+
+def command(argv: list, log) -> None:
+    """Run a program to its end. A SIGTERM or Ctrl-C is handed on, and its answer waited for: train.py saves first."""
+    child = subprocess.Popen(argv, stdout=log, stderr=log)
+    old = {number: signal.signal(number, lambda *_: child.terminate()) for number in (signal.SIGTERM, signal.SIGINT)}
+    child.wait()
+    for number, handler in old.items():
+        signal.signal(number, handler)
+
+
 def train(args, name: str, **flags) -> Path:
     """The run OUT/name of train.py: nothing if it is finished, resumed if it was stopped. UserError if it fails."""
-    run, note = args.out / name, args.out / f"{name}.flags.json"
+    run = args.out / name
     wanted = {"seq_len": args.seq_len, "batch_tokens": args.batch_tokens, "eval_bytes": args.eval_bytes, **flags}
     argv = [str(word) for key, value in wanted.items() if value is not None
-            for word in (f"--{key}", *(value if isinstance(value, list) else [value]))] + shlex.split(args.train_flags)
+            for word in (f"--{key}", *(value if isinstance(value, list) else [value]))] + args.train_flags
     begun = (run / "config.json").exists()
-    if begun and note.exists() and cli.read_json(note) != argv:
-        raise cli.UserError(f"{run} was trained with other flags ({note}); choose another --out, or delete both")
-    cli.write_json(note, argv)
+    same(run, argv, begun)
     if (run / "model").exists():
         return run
     print(f"training {run}; {run}.log shows how far it is", flush=True)
     with open(f"{run}.log", "a", encoding="utf-8") as log:
-        subprocess.run([sys.executable, ROOT / "train.py", *(["--resume", run] if begun else ["--out", run, *argv])],
-                       stdout=log, stderr=log)
+        command([sys.executable, ROOT / "train.py", *(["--resume", run] if begun else ["--out", run, *argv])], log)
     if not (run / "model").exists():
         last = Path(f"{run}.log").read_text(encoding="utf-8").strip().splitlines()[-1:] or ["nothing was printed"]
         raise cli.UserError(f"train.py stopped before {run} was finished ({last[0].strip()}); {run}.log says more, "
@@ -80,10 +93,12 @@ def train(args, name: str, **flags) -> Path:
 
 def pack(text: str | Path, tokenizer: str | Path, folder: Path, **flags) -> Path:
     """Pack documents into FOLDER, if it is not there yet. UserError if that fails."""
+    flags = {"input": text, "tokenizer": tokenizer, **flags}
+    argv = [str(word) for key, value in flags.items() for word in (f"--{key}", value)]
+    same(folder, argv, folder.exists())
     if not folder.exists():
-        words = [str(word) for key, value in flags.items() for word in (f"--{key}", value)]
-        done = subprocess.run([sys.executable, ROOT / "data.py", "pack", "--input", text, "--tokenizer", tokenizer,
-                               "--out", folder, *words], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, ROOT / "data.py", "pack", *argv, "--out", folder],
+                              capture_output=True, text=True)
         if done.returncode:
             raise cli.UserError(f"{text} was not packed: {done.stderr.strip().splitlines()[-1]}")
     return folder
@@ -117,29 +132,4 @@ def write(args, name: str, result: dict, header: list[str], rows: list[list], dr
     """Print the table; write OUT/name.json and OUT/name.svg."""
     cli.write_json(args.out / f"{name}.json", result)
     print(table(header, rows))
-    figure(args.out / f"{name}.svg", draw, panels)
-
-
-def figure(path: Path, draw: Callable, panels: int = 1) -> None:
-    """An SVG that `draw(axes, ...)` fills, or one line where matplotlib, an optional extra, is missing. No background
-    and a middle grey: it can be read on white and on black. Text is text, in the reader's fonts; a machine without
-    Korean ones only guesses how wide it will be."""
-    try:
-        import matplotlib
-    except ImportError:
-        return print(f"{path} was left out: figures need matplotlib (pip install matplotlib)")
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-    style = dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), GREY)
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", "Glyph .* missing from font")
-    style |= {"svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": FONTS,
-              "svg.hashsalt": "nanowhale", "axes.spines.top": False, "font.size": 9,
-              "axes.spines.right": False, "axes.prop_cycle": matplotlib.cycler(color=COLOURS), "legend.frameon": False}
-    with matplotlib.rc_context(style):
-        whole, axes = pyplot.subplots(1, panels, figsize=(7 if panels == 1 else 9, 4), layout="constrained")
-        draw(*([axes] if panels == 1 else axes))
-        with cli.new_file(path) as temporary:
-            whole.savefig(temporary, format="svg", transparent=True, metadata={"Date": None})
-        pyplot.close(whole)
-    print(f"figure: {path}")
+    plot.figure(args.out / f"{name}.svg", draw, panels)

@@ -36,6 +36,7 @@ def sample(args) -> list[dict]:
     """The documents of highest hash, of so many tokens together: {"text", "source", "bits_per_byte"} in the order of
     their hash. Validation documents are those of lowest hash (data.py), so none of them is here."""
     file = args.out / "sample.jsonl"
+    arms.same(file, [args.tokens, args.seq_len, *map(str, (args.model, args.scorer, *args.text))], file.exists())
     if file.exists():
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     found = {data.text_hash(document["text"]): {"text": document["text"], "source": path.stem}

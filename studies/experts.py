@@ -29,6 +29,7 @@ LANGUAGES = ("ko", "en")
 def upcycled(args) -> Path:
     """The model directory with experts, made of --model."""
     folder = args.out / "upcycled"
+    arms.same(folder, [str(args.model), args.experts, args.balance], folder.exists())
     if not folder.exists():
         llama = experts.upcycle(model.load(args.model), args.experts, args.balance)
         with cli.new_folder(folder) as temporary:

@@ -23,7 +23,7 @@ import checkpoint
 import cli
 import data
 import model
-from studies import arms
+from studies import arms, plot
 
 ARMS = {"plain": ("full", arms.NEVER, 1), "plain, low rate": ("full", arms.NEVER, 0.25), "replay": ("full", 0.25, 1),
         "lora": ("lora+embed", arms.NEVER, 1), "lora alone": ("lora", arms.NEVER, 1)}
@@ -94,8 +94,8 @@ def main() -> None:
         for name, path in paths.items():
             axes.plot(*zip(*map(change, path), strict=True), "-o", ms=3, lw=1, label=name)
         way = [start, *(averaged[label] for label in BETWEEN), paths["plain"][-1]]
-        axes.plot(*zip(*map(change, way), strict=True), "--", color=arms.COLOURS[0], lw=1, label="base to plain, mixed")
-        axes.plot(*change(averaged["mean of checkpoints"]), "*", color=arms.COLOURS[0], label="mean of checkpoints")
+        axes.plot(*zip(*map(change, way), strict=True), "--", color=plot.COLOURS[0], lw=1, label="base to plain, mixed")
+        axes.plot(*change(averaged["mean of checkpoints"]), "*", color=plot.COLOURS[0], label="mean of checkpoints")
         axes.set(xlabel="English lost, bits a byte", ylabel="Korean gained, bits a byte")
         axes.legend()
 

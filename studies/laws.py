@@ -9,9 +9,10 @@ used.) log L is a log-sum-exp of three lines in log N and log D, one for each te
 N and D are counted from their geometric means while fitting, or intercepts and slopes would hide each other.
 
 Intervals are of a parametric bootstrap: new losses are drawn around the fitted law, with normal noise of the residuals'
-size, and fitted again. Drawing runs with replacement would often leave out a whole size or budget of a small grid, and
-drawing the residuals themselves is too sure: a Huber loss of so small a δ is nearly an absolute one, which passes right
-through as many points as it has parameters.
+size, and fitted again. Runs of one size and seed have a part of that noise in common: they share the base that they go
+on from, the random weights, the order of the data. Drawing runs with replacement would often leave out a whole size or
+budget of a small grid, and drawing the residuals themselves is too sure: a Huber loss of so small a δ is nearly an
+absolute one, which passes right through as many points as it has parameters.
 """
 import numpy as np
 import torch
@@ -83,15 +84,31 @@ def both(scratch: tuple, continued: tuple, near=(None, None), starts: int = 20) 
     return first, fit(*continued, {i: first[i] for i in (E, A, ALPHA)}, starts, near[1])
 
 
-def bootstrap(scratch: tuple, continued: tuple, fitted: tuple, draws: int = 100, seed: int = 0) -> list[tuple]:
-    """Both θ of `draws` redrawn sets of losses. The noise is widened for the parameters that were fitted to it."""
+def noise(residuals: np.ndarray, group: np.ndarray, parameters: int) -> tuple[float, float]:
+    """Standard deviations of what the residuals (points,) of a group have in common, and of what each has of its own;
+    together they are wider than the residuals by the parameters that were fitted to these.
+
+    >>> noise(np.array([0.1, 0.1, -0.1, -0.1]), np.array([0, 0, 1, 1]), 0)
+    (0.1, 0.0)
+    """
+    mean = (np.bincount(group, residuals) / np.bincount(group))[group]
+    own = ((residuals - mean) ** 2).sum() / max(1, len(group) - len(set(group)))
+    whole = (residuals**2).sum() / max(1, len(group) - parameters)
+    return float(np.sqrt(max(0, whole - own))), float(np.sqrt(min(own, whole)))
+
+
+def bootstrap(scratch: tuple, continued: tuple, fitted: tuple, group: np.ndarray, draws: int = 100,
+              seed: int = 0) -> list[tuple]:
+    """Both θ of `draws` redrawn sets of losses; `group` (points,) numbers the runs that have a base and a seed in
+    common, in the order of either set."""
     rng, samples = np.random.default_rng(seed), []
     for _ in progress(range(draws), "bootstrap"):
         drawn = []
         for (N, D, L), theta, parameters in ((scratch, fitted[0], 5), (continued, fitted[1], 3)):
             law = loss(theta, N, D)
-            noise = np.sqrt((np.log(L / law) ** 2).sum() / max(1, len(L) - parameters))
-            drawn.append((N, D, law * np.exp(noise * rng.standard_normal(len(L)))))
+            common, own = noise(np.log(L / law), group, parameters)
+            common, own = common * rng.standard_normal(max(group) + 1)[group], own * rng.standard_normal(len(L))
+            drawn.append((N, D, law * np.exp(common + own)))
         samples.append(both(*drawn, near=fitted, starts=1))
     return samples
 
@@ -112,6 +129,7 @@ def split(theta: np.ndarray, flops: float) -> tuple[float, float, float]:
 
 
 def saved(scratch: np.ndarray, continued: np.ndarray, N: float, D: float) -> float:
-    """The share of tokens that continuing saves: 1 − D / (the tokens from scratch that reach the same loss)."""
-    log_term = continued[B] - continued[BETA] * np.log(D) - continued[GAMMA] * np.log(N)
-    return 1 - D / np.exp((scratch[B] - log_term) / scratch[BETA])
+    """The share of D tokens from scratch that continuing saves: 1 − (its tokens to the same loss) / D. Not what it
+    saves of its own D tokens: the loss after these is one that no run from scratch has reached."""
+    log_term = scratch[B] - scratch[BETA] * np.log(D)
+    return 1 - np.exp((continued[B] - continued[GAMMA] * np.log(N) - log_term) / continued[BETA]) / D

@@ -82,6 +82,8 @@ def main() -> None:
     topics = dict(entry.partition("=")[::2] for entry in args.topics)
     if len(topics) < 2 or not all(topics.values()):
         raise cli.UserError("--topics: at least two different ones, each NAME=TEXT, such as law=clean/law.jsonl")
+    if args.english.name in topics:
+        raise cli.UserError(f"--topics: {args.english.name} is what --english is called; call the topic otherwise")
     if not 0 < args.floor <= 1 / len(topics) <= args.cap <= 1:
         raise cli.UserError(f"--floor {args.floor} and --cap {args.cap}: one share of {len(topics)} topics, "
                             f"{1 / len(topics):.3f}, lies between them, and both between 0 and 1")

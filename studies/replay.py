@@ -5,7 +5,8 @@ The same Korean tokens in every arm; English comes on top, so an arm of 50 % rea
     0 … 50 %        a constant share of English windows (2407.02118, on replay at 1.4B: 5–30 %, about 30 % the best
                     balance; 2403.08763, Pile → German: 1 % helps already, 50 % costs the new language something)
     first tenth     half English in the first tenth of the tokens, none after (2506.00288's curriculum): as much English
-                    as 5 %. Two runs: one at a constant rate, one with the usual decay, and Adam starts anew between
+                    as 5 %. Two runs: one at a constant rate, one with the usual decay; between them Adam starts anew,
+                    and the order of the Korean text too, so the first twentieth of it is read twice
     70 → 40 %       an English share that falls on a line, so that Korean rises from 30 to 60 % (PolyLM, 2307.06018)
 
 Bits a byte of held-out Korean and English, before and after.
@@ -15,7 +16,7 @@ Bits a byte of held-out Korean and English, before and after.
 from pathlib import Path
 
 import cli
-from studies import arms
+from studies import arms, plot
 
 SHARES = (0, 5, 10, 20, 30, 50)
 LABELS = {**{str(share): f"{share} %" for share in SHARES}, "first tenth": "first tenth", "rising": "70 → 40 %"}
@@ -52,8 +53,8 @@ def report(args, settings: dict, rows: list[dict]) -> None:
         for name, found in of.items():
             axes.plot([row["en"] for row in found], [row["ko"] for row in found], "o", label=LABELS[name], ms=5)
         line = [[mean(of[str(s)], x) for s in SHARES] for x in ("en", "ko")]
-        axes.plot(*line, "-", color=arms.GREY, lw=0.8, zorder=0)
-        axes.axvline(start["en"], color=arms.GREY, ls=":", lw=0.8)
+        axes.plot(*line, "-", color=plot.GREY, lw=0.8, zorder=0)
+        axes.axvline(start["en"], color=plot.GREY, ls=":", lw=0.8)
         axes.set(xlabel="English, bits a byte (dotted: before)", ylabel="Korean, bits a byte")
         axes.legend(title="English windows")
 

@@ -17,7 +17,7 @@ import cli
 import model
 import plan
 import tokenizer
-from studies import arms, laws
+from studies import arms, laws, plot
 
 
 def shape(args, text: str) -> tuple[str, int]:
@@ -77,7 +77,7 @@ def findings(fitted: tuple, samples: list[tuple], rows: list[dict]) -> list[list
             else both[which][i])
     largest = max(row["D"] for row in rows)
     for size, N in sorted({(row["size"], row["N"]) for row in rows}, key=lambda pair: pair[1]):
-        say(f"tokens saved at {size}, D = {largest:,}", lambda *both, N=N: laws.saved(*both, N, largest))
+        say(f"tokens saved at {size}, of {largest:,} from scratch", lambda *both, N=N: laws.saved(*both, N, largest))
     flops = 6 * max(row["N"] * row["D"] for row in rows)
     for C, note in ((flops, "the largest run's"), (100 * flops, "100 times it, extrapolated")):
         for i, start in enumerate(("from scratch", "continued")):
@@ -99,21 +99,22 @@ def main() -> None:
     # still behind the smaller ones when the tokens end, and the law has nothing to say about N.
     parser.set_defaults(lr=1e-3, batch_tokens=512)
     args = parser.parse_args()
-    settings = arms.start(args, seeds=1, base_tokens=1, draws=2)
+    settings = arms.start(args, tokens=4 * args.batch_tokens, seeds=1, base_tokens=1, draws=2)  # a step at the least
     if len(set(args.sizes)) < 2:
         raise cli.UserError("--sizes: a law over sizes needs two different ones at least, such as 64x2 128x4")
     args.budgets = [args.tokens // 4, args.tokens // 2, args.tokens]
     shapes = {size: shape(args, size) for size in args.sizes}
     rows = [row for seed in range(args.seeds) for row in sweep(args, shapes, seed)]
     scratch, continued = (points(rows, start) for start in ("scratch", "continued"))
-    fitted = laws.both(scratch, continued)
-    found = findings(fitted, laws.bootstrap(scratch, continued, fitted, args.draws), rows)
+    fitted, pairs = laws.both(scratch, continued), [(r["size"], r["seed"]) for r in rows if r["start"] == "scratch"]
+    group = np.array([sorted(set(pairs)).index(pair) for pair in pairs])
+    found = findings(fitted, laws.bootstrap(scratch, continued, fitted, group, args.draws), rows)
 
     def draw(*axes):
         losses = [row["loss"] for row in rows]
         D = np.geomspace(scratch[1].min() / 1.5, scratch[1].max() * 3, 50)
         for panel, start, theta in zip(axes, ("scratch", "continued"), fitted, strict=True):
-            for size, colour in zip(args.sizes, arms.COLOURS, strict=False):
+            for size, colour in zip(args.sizes, plot.COLOURS, strict=False):
                 mine = [row for row in rows if (row["size"], row["start"]) == (size, start)]
                 panel.plot([row["D"] for row in mine], [row["loss"] for row in mine], "o", ms=4, color=colour)
                 panel.plot(D, laws.loss(theta, mine[0]["N"], D), lw=1, color=colour,
@@ -130,7 +131,7 @@ def main() -> None:
             a["N"], a["D"], start)]) for start in ("scratch", "continued"))]
         for a in rows if a["seed"] == 0 and a["start"] == "scratch"]), "\n", sep="")
     print(arms.table(["by the laws", "value", "95 % interval"], found))
-    arms.figure(args.out / "scaling.svg", draw, panels=2)
+    plot.figure(args.out / "scaling.svg", draw, panels=2)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
 """studies/: the arithmetic, on hand-made inputs; arms that are skipped, resumed, refused; what a person gets wrong."""
 import json
+import os
 import random
+import signal
 import subprocess
+import sys
+import threading
+import time
 from argparse import Namespace
 
 import numpy as np
@@ -14,7 +19,7 @@ import data
 import model
 import tokenizer
 import train
-from studies import arms, curriculum, experts, forgetting, laws, mixture, plain, replay, report, scaling
+from studies import arms, curriculum, experts, forgetting, laws, mixture, plain, plot, replay, report, scaling
 
 
 def test_a_pair_counts_as_found_whichever_copy_went():
@@ -76,7 +81,7 @@ def test_with_noise_the_law_lies_within_the_intervals():
     rng = np.random.default_rng(0)  # one draw, not a fresh one: the bound below would be broken once in some hundred
     given = [runs(theta, 0.003, rng) for theta in (SCRATCH, CONTINUED)]
     fitted = laws.both(*given, starts=4)
-    samples = laws.bootstrap(*given, fitted, 12)
+    samples = laws.bootstrap(*given, fitted, np.arange(16), 12)
     for i, true in enumerate((SCRATCH, CONTINUED)):
         drawn = np.array([sample[i] for sample in samples])
         assert (np.abs(fitted[i] - true) > 1e-6).any()
@@ -98,7 +103,20 @@ def test_the_best_split_is_that_of_the_closed_form_and_saved_tokens_reach_the_sa
     assert scaling.interval([np.nan]) == "none"
     share = laws.saved(SCRATCH, CONTINUED, 3e6, 2e5)
     assert 0 < share < 1
-    assert laws.loss(SCRATCH, 3e6, 2e5 / (1 - share)) == pytest.approx(laws.loss(CONTINUED, 3e6, 2e5))
+    assert laws.loss(SCRATCH, 3e6, 2e5) == pytest.approx(laws.loss(CONTINUED, 3e6, 2e5 * (1 - share)))
+
+
+def test_a_bootstrap_draws_in_common_what_a_group_has_in_common(monkeypatch):
+    rng, group, drawn = np.random.default_rng(), np.arange(8000) % 800, []
+    residuals = 0.02 * rng.standard_normal(800)[group] + 0.005 * rng.standard_normal(8000)
+    assert laws.noise(residuals, group, 0) == pytest.approx((0.02, 0.005), rel=0.2)
+    group = np.arange(16) % 4
+    L = laws.loss(SCRATCH, *GRID) * np.exp(0.01 * np.array([1, -1, 1, -1]))[group]
+    monkeypatch.setattr(laws, "both", lambda first, second, **_: drawn.append(first[2]))
+    laws.bootstrap((*GRID, L), (*GRID, L), (SCRATCH, SCRATCH), group, 3)
+    for losses in np.log(drawn / laws.loss(SCRATCH, *GRID)):
+        np.testing.assert_allclose(losses, losses[:4][group], atol=1e-12)
+        assert losses.std() > 1e-3
 
 
 # ------------------------------------------------------------------------------------------- mixture and curriculum
@@ -154,18 +172,19 @@ def in_process(monkeypatch):
     """train.py and data.py run here instead of in a process of their own; the list of their command lines."""
     calls = []
 
-    def run(argv, **_):
+    def run(argv, *_, **__):
         calls.append([str(word) for word in argv[2:]])
         (data if str(argv[1]).endswith("data.py") else train).main(calls[-1])
         return subprocess.CompletedProcess(argv, 0)
 
     monkeypatch.setattr(arms.subprocess, "run", run)
+    monkeypatch.setattr(arms, "command", run)
     return calls
 
 
 def small(tmp_path, **changes) -> Namespace:
     return Namespace(**{"out": tmp_path, "tokens": 512, "lr": 1e-3, "seq_len": 32, "batch_tokens": 128,
-                        "eval_bytes": 500, "train_flags": "--device cpu", **changes})
+                        "eval_bytes": 500, "train_flags": ["--device", "cpu"], **changes})
 
 
 def test_an_arm_runs_once_and_measures_what_it_does_not_train_on(world, tmp_path, in_process):
@@ -180,6 +199,16 @@ def test_an_arm_runs_once_and_measures_what_it_does_not_train_on(world, tmp_path
         arms.train(args, "arm", **flags, stages=arms.full(args, 1024))
 
 
+def test_flags_for_train_py_are_one_string():
+    p = arms.parser("", "x.py", "tokens")
+    for words in (["--train_flags", "--compile --dtype bfloat16"], ["--train_flags=--compile --dtype 'bfloat16'"]):
+        assert p.parse_args(["--out", "o", *words]).train_flags == ["--compile", "--dtype", "bfloat16"]
+    assert p.parse_args(["--out", "o"]).train_flags == []
+    for wrong in (["--train_flags=--dtype 'x"], ["--train_flag", "--compile --dtype x"]):
+        with pytest.raises(SystemExit):
+            p.parse_args(["--out", "o", *wrong])
+
+
 def test_a_stopped_arm_goes_on_and_one_that_never_began_may_be_mended(world, tmp_path, in_process, monkeypatch):
     args = small(tmp_path)
     flags = {"model": world / "model", "data": [f"{world}/shards/ko"], "stages": ["odd:256:1e-3", "even:256:1e-3"]}
@@ -192,6 +221,42 @@ def test_a_stopped_arm_goes_on_and_one_that_never_began_may_be_mended(world, tmp
     monkeypatch.setattr(train, "train_stage", finish)
     run = arms.train(args, "arm", **flags)
     assert in_process[-1] == ["--resume", str(run)] and [r["stage"] for r in arms.measured(run)] == [1, 1, 2]
+
+
+def test_what_was_made_once_for_other_flags_is_no_result(world, tmp_path, in_process):
+    text = tmp_path / "ko.jsonl"
+    rows = [{"text": korean(random.Random(i), 30)} for i in range(60)]
+    text.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    args = small(tmp_path / "out", model=world / "model", scorer=world / "model", text=[str(text)], experts=4,
+                 balance=0.01)
+    args.out.mkdir()
+    made = [lambda: arms.pack(text, world / "model", args.out / "shards", val_fraction=args.balance),
+            lambda: curriculum.sample(args), lambda: experts.upcycled(args)]
+    first = [make() for make in made]
+    assert [make() for make in made] == first and len(in_process) == 1
+    args.tokens, args.balance = 600, 0.1
+    for make in made:
+        with pytest.raises(cli.UserError, match="other flags"):
+            make()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_a_study_stops_its_program_which_may_take_its_time(tmp_path, number):
+    program = ("import signal, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+               "signal.signal(signal.SIGTERM, lambda *_: sys.exit(time.sleep(0.6) or print('saved')))\n"
+               "print('on', flush=True); time.sleep(60)")
+
+    def interrupt():
+        while not (tmp_path / "log").read_text():
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    with open(tmp_path / "log", "w") as log:
+        before, watch = signal.getsignal(number), threading.Thread(target=interrupt)
+        watch.start()
+        arms.command([sys.executable, "-c", program], log)
+        watch.join()
+    assert (tmp_path / "log").read_text() == "on\nsaved\n" and signal.getsignal(number) == before
 
 
 def test_averages_of_a_run_lie_between_its_ends(world, tmp_path, in_process):
@@ -213,7 +278,7 @@ def test_averages_of_a_run_lie_between_its_ends(world, tmp_path, in_process):
 
 def test_figures_are_left_out_in_one_line_without_matplotlib(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    arms.figure(tmp_path / "x.svg", lambda axes: axes.plot([1, 2]))
+    plot.figure(tmp_path / "x.svg", lambda axes: axes.plot([1, 2]))
     assert "pip install matplotlib" in capsys.readouterr().out and not (tmp_path / "x.svg").exists()
 
 
@@ -233,8 +298,10 @@ MODEL = ["--model", "m", "--out"]
     (replay, [*MODEL, "o", "--data", "d", "--token", "5"], "did you mean --tokens?"),
     (forgetting, [*MODEL, "o", "--data", "d", "--points", "0"], "--points 0"),
     (scaling, ["--tokenizer", "t", "--data", "d", "--out", "o", "--sizes", "64x2"], "two different ones"),
+    (scaling, ["--tokenizer", "t", "--data", "d", "--out", "o", "--tokens", "8000"], "--tokens 8000"),
     (mixture, [*MODEL, "o", "--english", "e", "--topics", "law", "wiki=w"], "NAME=TEXT"),
     (mixture, [*MODEL, "o", "--english", "e", "--topics", "a=a", "b=b", "--floor", "0.6"], "--floor 0.6"),
+    (mixture, [*MODEL, "o", "--english", "x/en", "--topics", "a=a", "en=b"], "what --english is called"),
     (experts, [*MODEL, "o", "--data", "d", "--experts", "1"], "--experts 1"),
     (experts, [*MODEL, "o", "--data", "d"], "cannot read m"),
 ])
