@@ -13,7 +13,8 @@ from cleaning import duplicates, lines, perplexity, read
 from cleaning.corpus import Corpus, load
 from cleaning.report import Step, Tally
 
-AT_ONCE = 1000  # documents that wait to be hashed or scored together; a unit may hold far more if it is compressed
+AT_ONCE = 1000  # documents that wait to be hashed or scored together; a unit may hold far more if it is compressed,
+LONG = 2**18    # and one of so many bytes or characters ends the wait: else a thousand books would be in memory
 
 
 class Job:
@@ -81,7 +82,7 @@ def first_pass(job: Job, spans: list[read.Span], tally: Tally, out: IO[bytes]) -
                 continue
             tally.passed(source, "read", "in", len(document["text"].encode()))
             waiting.append((document, {"file": source, "line": number, "id": document.get("id")}))
-            if len(waiting) == AT_ONCE:
+            if len(waiting) == AT_ONCE or len(raw) > LONG:
                 finish()
         if read.stamp(span.path) != span.stamp:
             raise cli.UserError(f"{span.path} was changed while it was read; run again when it is whole")
@@ -114,7 +115,7 @@ def score_pass(job: Job, unit: int, tally: Tally, out: IO[bytes]) -> dict[str, n
         if text and len(text) >= perplexity.SHORTEST:
             texts = waiting[(i + 1) % len(job.models)]
             texts[i - start] = text
-            if len(texts) == AT_ONCE:
+            if len(texts) == AT_ONCE or len(text) > LONG:
                 score(job.models[(i + 1) % len(job.models)], texts)
     for model, texts in zip(job.models, waiting, strict=True):
         score(model, texts)
@@ -135,9 +136,7 @@ def last_pass(job: Job, unit: int, tally: Tally, out: IO[bytes]) -> dict[str, np
         source, row = job.sources[where["file"]], i - job.corpus.starts[unit]
         if text := tally.take([document["text"]], steps, [where])[0]:
             tally.passed(where["file"], "write", "out", len(text.encode()))
-            line = json.dumps(document | {"text": text}, ensure_ascii=False).encode() + b"\n"
-            out.write(line)
             if not runs or runs[-1][0] != source:
                 runs.append([source, 0])
-            runs[-1][1] += len(line)
+            runs[-1][1] += out.write(json.dumps(document | {"text": text}, ensure_ascii=False).encode() + b"\n")
     return {"runs": np.array(runs, np.int64).reshape(-1, 2)}

@@ -81,7 +81,7 @@ def lines(path: Path, start: int = 0, end: int | None = None) -> Iterator[tuple[
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             if start:
                 file.seek(start - 1)
-                start += len(file.readline()) - 1  # a line that began before is another span's
+                start += len(file.readline(end - start + 1)) - 1  # a line that began before is another span's
             while end is None or start < end:
                 raw = file.read(LONGEST + 1) if path.suffix == ".txt" else file.readline(LONGEST + 1)
                 if not raw and (path.suffix != ".txt" or number):

@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 import unicodedata
 from pathlib import Path
 
@@ -41,6 +42,12 @@ LEAKED = "고양이가 기차를 타고 바다로 갔다"  # 'the cat took a tra
 def test_normalise(raw, clean):
     assert normalise.normalise(raw) == (clean, "")
     assert normalise.normalise(clean)[0] == clean
+
+
+def test_a_run_of_lone_jamo_takes_time_by_its_length_and_not_by_its_square():
+    started = time.process_time()
+    assert normalise.normalise("\u1100" * 60_000 + "\u1161")[0] == "ㄱㄱㄱ가"
+    assert time.process_time() - started < 1
 
 
 def test_html_keeps_the_article_and_code_and_leaves_the_site():

@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from sentences import edited, korean
 
 import data
-from cleaning import passes, read, work
+from cleaning import duplicates, passes, read, work
 from cli import UserError
 
 DRIVER = "import sys; sys.path.insert(0, {!r}); from cleaning import read; read.UNIT = 6000; import data; data.main({})"
@@ -49,6 +50,26 @@ def test_spans_hold_every_line_once(corpus):
             parts = [list(read.lines(path, a, b)) for a, b in zip(cuts, cuts[1:], strict=False)]
             assert [raw for part in parts for _, raw in part[:-1]] == whole
             assert sum(part[-1][0] for part in parts) == 2 * (len(whole) - 1) + 1
+
+
+def test_a_span_within_a_long_line_reads_no_more_than_itself(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"x" * 3_000_000 + b"\nlast")
+    tracemalloc.start()
+    assert [*read.lines(path, 1_000, 9_000)] == [(0, None)]
+    assert tracemalloc.get_traced_memory()[1] < 500_000
+    tracemalloc.stop()
+    assert [*read.lines(path, 1_000, 3_000_001)] == [(0, None)]
+    assert [*read.lines(path, 1_000, 3_000_002)] == [(1, b"last"), (1, None)]
+
+
+def test_long_documents_do_not_wait_for_others(corpus, monkeypatch):
+    data.main(argv(corpus, "whole"))
+    together, band_hashes = [], duplicates.band_hashes
+    monkeypatch.setattr(duplicates, "band_hashes", lambda texts: [together.append(len(texts)), band_hashes(texts)][1])
+    monkeypatch.setattr(passes, "LONG", 100)
+    data.main(argv(corpus, "out"))
+    assert max(together) < 5 and contents(corpus / "out") == contents(corpus / "whole")
 
 
 def test_units_do_not_change_the_result(corpus, monkeypatch):
