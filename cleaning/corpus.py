@@ -29,6 +29,7 @@ import numpy as np
 import cli
 from cleaning import duplicates
 from cleaning.report import Tally
+from cleaning.work import new_array
 
 
 def load(stem: str | Path, *names: str) -> list[np.ndarray]:
@@ -79,11 +80,9 @@ class Corpus:
     @functools.cached_property
     def all(self) -> dict[str, np.ndarray]:
         """The columns of all documents, 24 bytes for each; only the first process needs them."""
-        out: dict[str, np.ndarray] = {}
+        out = {name: np.empty(len(self), column.dtype) for name, column in self.columns(0).items()}
         for unit, start in enumerate(self.starts[:-1]):
             for name, column in self.columns(unit).items():
-                if unit == 0:
-                    out[name] = np.empty(len(self), column.dtype)
                 out[name][start:start + len(column)] = column
         return out
 
@@ -120,7 +119,7 @@ class Corpus:
             by[among] = among[duplicates.exact_duplicates(self.keys()[among])]
             return by
         # a row a band, so that each can be read by itself; a file, so that they need not all be in memory
-        bands = np.lib.format.open_memmap(folder / "bands.npy", "w+", np.uint64, (duplicates.BANDS, len(self)))
+        bands = new_array(folder / "bands.npy", np.uint64, (duplicates.BANDS, len(self)))
         for unit, stem in enumerate(self.stems):
             bands[:, self.starts[unit]:self.starts[unit + 1]] = load(stem, "bands")[0].T
         return duplicates.near_duplicates(bands, self.all["size"], lambda i: self.document(i)[1]["text"], kept)

@@ -36,7 +36,7 @@ class Job:
 
     @functools.cached_property
     def sketch(self) -> lines.Sketch:
-        return lines.Sketch(self.folder / "lines.sketch")
+        return lines.Sketch(self.folder / "lines.npy")
 
     @functools.cached_property
     def models(self) -> list[perplexity.Model]:
@@ -127,7 +127,7 @@ def last_pass(job: Job, unit: int, tally: Tally, out: IO[bytes]) -> dict[str, np
     how many bytes of it belong to which source."""
     runs: list[list[int]] = []
     if "perplexity" in job.names:
-        scores, cuts = load(job.folder / "score" / f"{unit:06}", "scores")[0].tolist(), np.load(job.folder / "cuts.npy")
+        scores, cuts = load(f"{job.folder}/score/{unit:06}", "scores")[0].tolist(), load(job.folder / "cuts", "cuts")[0]
     steps = {"lines": lambda texts: [job.sketch.check(text, job.characters) for text in texts],
              "perplexity": lambda texts: [perplexity.verdict(scores[row], *cuts[source]) for _ in texts],
              "decontaminate": job.steps.get("decontaminate")}

@@ -1,4 +1,5 @@
 """A run of `data.py clean` that is killed, joined by another, or let down by its disk or its input."""
+import argparse
 import json
 import os
 import random
@@ -164,6 +165,45 @@ def test_a_disk_that_takes_no_more(corpus, limit, message):
     assert done.returncode == 2 and message in last and "Traceback" not in done.stderr, done.stderr
     assert not (corpus / "out").exists()
     data.main(argv(corpus, "out"))
+
+
+@pytest.mark.parametrize("profile, kilobytes", [("web", 3_000), ("formal", 120), ("formal", 200)])
+def test_a_disk_that_is_full(corpus, profile, kilobytes):
+    """Of memory that is mapped onto a file, and of np.save, a full disk asks for more than `ulimit` does."""
+    (corpus / "disk").mkdir()
+    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", str(corpus / "disk")]).returncode:
+        pytest.skip("may not mount a small disk")
+    run = " ".join([sys.executable, data.__file__, *argv(corpus, "disk/out"), "--profile", profile])
+    command = f"mount -t tmpfs -o size={kilobytes}k none {corpus}/disk && {run}"
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True)
+    last = done.stderr.replace("\r", "\n").strip().split("\n")[-1]
+    assert done.returncode == 2 and "No space left on device; what is done lies in" in last, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("lost", ["first/000001.json", "first/000002.npz", "score/000000.json", "last/000001.docs"])
+@pytest.mark.parametrize("size", [None, 0, 100])
+def test_a_power_cut_between(corpus, monkeypatch, lost, size):
+    """Whatever file of a finished task is gone, empty or short: the task is done again, and the result is the same."""
+    data.main(argv(corpus, "whole"))
+    monkeypatch.setattr(data.cli, "write_json", lambda path, value, write=data.cli.write_json:
+                        1 / 0 if Path(path).name == "report.json" else write(path, value))
+    with pytest.raises(ZeroDivisionError):
+        data.main(argv(corpus, "out"))
+    monkeypatch.undo()
+    monkeypatch.setattr(read, "UNIT", 6_000)
+    path = corpus / ".out.work" / lost
+    path.unlink() if size is None else os.truncate(path, size)
+    data.main(argv(corpus, "out"))
+    assert contents(corpus / "out") == contents(corpus / "whole")
+
+
+def test_a_process_that_starts_late_gets_the_job_as_it_was(tmp_path):
+    job, several = argparse.Namespace(names=["near"]), work.Work(tmp_path / "out", {}, 2)
+    several.run("first", print, [], [], job)
+    job.corpus = "all that the first process has read since"
+    with several.guarded():
+        assert several.pool._initargs[0] == argparse.Namespace(names=["near"])
 
 
 def test_an_output_that_cannot_be_written(corpus, refused):
