@@ -43,6 +43,8 @@ def choose_steps(args: argparse.Namespace) -> tuple[list[str], dict[str, Step]]:
         raise cli.UserError("the step decontaminate and --decontaminate KOBEST_DIR need each other: give both or none")
     if args.reference and "perplexity" not in names:
         raise cli.UserError("--reference is for the step perplexity, which is not among --steps")
+    if args.reference and not any(read.documents(args.reference, args.encoding)):
+        raise cli.UserError(f"--reference {' '.join(args.reference)}: no document there; does --encoding fit?")
     if not 0 < args.sample <= 1:
         raise cli.UserError(f"--sample {args.sample} is not a share above 0, up to 1")
     if not (min(args.tails) >= 0 and sum(args.tails) < 100):  # nan is neither
@@ -143,8 +145,7 @@ def clean(args: argparse.Namespace) -> dict:
     work = Work(Path(args.out).absolute(), settings, args.workers)
     with work.guarded():
         with cli.new_folder(args.out) as folder:
-            characters = rules.LIMITS[args.lang][args.profile].characters
-            job = passes.Job(work.folder, args, names, steps, characters, list(outputs))
+            job = passes.Job(work.folder, args, names, steps, list(outputs))
             total, result = run_passes(job, work, units, args, folder, outputs)
             result = total.report(names, list(outputs)) | result
             if not result["output"]["documents"]:

@@ -86,13 +86,6 @@ class Corpus:
                 out[name][start:start + len(column)] = column
         return out
 
-    def keys(self) -> np.ndarray:
-        """The exact keys of all documents: uint64 (n, 2)."""
-        out = np.empty((len(self), 2), np.uint64)
-        for stem, start, end in zip(self.stems, self.starts, self.starts[1:], strict=False):
-            out[start:end], = load(stem, "keys")
-        return out
-
     def read(self, unit: int, kept: np.ndarray) -> Iterator[tuple[int, dict, dict]]:
         """(number, where it came from, the document) of those of a unit's documents that are `kept`, a mask of all."""
         columns, start = self.columns(unit), self.starts[unit]
@@ -114,9 +107,12 @@ class Corpus:
     def duplicates(self, step: str, kept: np.ndarray, folder: Path) -> np.ndarray:
         """For each document of `kept` (bool) the one that stays in its place after `step`, "exact" or "near"."""
         if step == "exact":
-            among = np.flatnonzero(kept)
+            among, keys = np.flatnonzero(kept), np.empty((len(self), 2), np.uint64)
+            for stem, start, end in zip(self.stems, self.starts, self.starts[1:], strict=False):
+                keys[start:end], = load(stem, "keys")
+            keys = keys[among]  # those of the others need not be held meanwhile
             by = np.arange(len(self), dtype=np.int32 if len(self) < 2**31 else np.int64)
-            by[among] = among[duplicates.exact_duplicates(self.keys()[among])]
+            by[among] = among[duplicates.exact_duplicates(keys)]
             return by
         # a row a band, so that each can be read by itself; a file, so that they need not all be in memory
         bands = new_array(folder / "bands.npy", np.uint64, (duplicates.BANDS, len(self)))

@@ -30,8 +30,7 @@ FENCE = "```"
 def hashes(lines: list[str]) -> list[int]:
     """A hash of each line, 0 for those that do not count: short ones, and code, which repeats its imports by right."""
     out, code = [], False
-    for line in lines:
-        line = line.strip()
+    for line in map(str.strip, lines):
         code ^= line.startswith(FENCE)
         counts = not code and len(line) >= LETTERS and len(LETTER.findall(line)) >= LETTERS
         out.append(int.from_bytes(hashlib.blake2b(line.encode(), digest_size=8).digest(), "little") if counts else 0)

@@ -9,7 +9,7 @@ from typing import IO
 import numpy as np
 
 import cli
-from cleaning import duplicates, lines, perplexity, read
+from cleaning import duplicates, lines, perplexity, read, rules
 from cleaning.corpus import Corpus, load
 from cleaning.report import Step, Tally
 
@@ -21,10 +21,10 @@ class Job:
     """What the passes have in common. It is sent to a process once, at the start; what the passes before have left in
     the folder is read when first needed."""
 
-    def __init__(self, folder: Path, args: argparse.Namespace, names: list[str], steps: dict[str, Step],
-                 characters: int, sources: list[str]):
+    def __init__(self, folder: Path, args: argparse.Namespace, names: list[str], steps: dict[str, Step], sources: list):
         self.folder, self.encoding, self.names, self.steps = folder, args.encoding, names, steps
-        self.characters, self.sources = characters, {source: i for i, source in enumerate(sources)}
+        self.characters = rules.LIMITS[args.lang][args.profile].characters
+        self.sources = {source: i for i, source in enumerate(sources)}
 
     @functools.cached_property
     def corpus(self) -> Corpus:

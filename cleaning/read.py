@@ -44,6 +44,8 @@ def files(paths: Iterable[str | Path]) -> list[Path]:
             raise cli.UserError(f"{path} is none of {', '.join(SUFFIXES)}")
         else:
             found[path] = None
+    if odd := [path for path in map(str, found) if path.encode(errors="ignore").decode() != path]:
+        raise cli.UserError(f"{odd[0]!a}: the name of this file is not UTF-8, so no record could name it; rename it")
     return list(found)
 
 

@@ -110,9 +110,8 @@ class Work:
     def run(self, name: str, function: Callable, tasks: Sequence, sizes: Sequence[int], job) -> list[Path]:
         """Do the tasks that are not done yet; the stems of all results, in order. sizes: the tasks' bytes."""
         global _job
-        folder = self.folder / name
-        folder.mkdir(exist_ok=True)
-        stems = [folder / f"{i:06}" for i in range(len(tasks))]
+        (self.folder / name).mkdir(exist_ok=True)
+        stems = [self.folder / name / f"{i:06}" for i in range(len(tasks))]
         open_tasks = [i for i, stem in enumerate(stems) if not _done(stem)]
         with tqdm(total=sum(sizes), initial=sum(sizes) - sum(sizes[i] for i in open_tasks), desc=f"{name:10}", unit="B",
                   unit_scale=True) as bar:

@@ -206,6 +206,14 @@ def test_a_process_that_starts_late_gets_the_job_as_it_was(tmp_path):
         assert several.pool._initargs[0] == argparse.Namespace(names=["near"])
 
 
+def test_the_folder_that_one_stands_in(corpus, monkeypatch):
+    (corpus / "here").mkdir()
+    monkeypatch.chdir(corpus / "here")
+    data.main(argv(corpus, "out"))
+    data.main(["clean", "--input", str(corpus / "raw"), "--out", ".", "--tails", "2", "2", "--profile", "formal"])
+    assert contents(corpus / "here") == contents(corpus / "out")
+
+
 def test_an_output_that_cannot_be_written(corpus, refused):
     (corpus / "file").touch()
     refused(data, argv(corpus, "file/out"), "Not a directory")
