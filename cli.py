@@ -141,7 +141,8 @@ def settings(args: argparse.Namespace) -> dict:
     values = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
               if not callable(value)}
     if os.environ.get("RANK", "0") == "0":
-        print("settings: " + " ".join(f"{key}={value}" for key, value in values.items()))
+        line = "settings: " + " ".join(f"{key}={value}" for key, value in values.items())
+        print(line.encode(errors="backslashreplace").decode())  # a file's name need not be UTF-8
     return values
 
 
@@ -196,7 +197,7 @@ def new_file(path: str | Path):
 @contextlib.contextmanager
 def new_folder(path: str | Path):
     """The same for a folder. One that stands there already is replaced only when the new one is whole."""
-    path = Path(path)
+    path = Path(os.path.abspath(path))  # that of . has a name
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; a folder is to be written there")
     temporary = _partial(path)

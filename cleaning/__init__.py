@@ -23,7 +23,7 @@ import numpy as np
 import cli
 from cleaning import corpus, decontaminate, lines, mask, normalise, passes, perplexity, read, report, rules
 from cleaning.report import Step, Tally
-from cleaning.work import Work
+from cleaning.work import Work, new_array
 
 STEPS = ("normalise", "mask", "rules", "exact", "near", "lines", "perplexity", "decontaminate")
 
@@ -37,18 +37,17 @@ def sample(text: str, share: float) -> tuple[bool, str]:
 
 def choose_steps(args: argparse.Namespace) -> tuple[list[str], dict[str, Step]]:
     """The names of all steps of this run, in order, and the functions of those that take one document at a time."""
-    names = [step for step in STEPS if step in (args.steps or STEPS)]
-    if not args.steps and not args.decontaminate:
-        names.remove("decontaminate")
-    if not args.steps and args.profile != "web":
-        names.remove("lines")
+    absent = {"decontaminate": not args.decontaminate, "lines": args.profile != "web"}  # if not asked for by name
+    names = [step for step in STEPS if (step in args.steps if args.steps else not absent.get(step))]
     if ("decontaminate" in names) != bool(args.decontaminate):
         raise cli.UserError("the step decontaminate and --decontaminate KOBEST_DIR need each other: give both or none")
     if args.reference and "perplexity" not in names:
         raise cli.UserError("--reference is for the step perplexity, which is not among --steps")
+    if args.reference and not any(read.documents(args.reference, args.encoding)):
+        raise cli.UserError(f"--reference {' '.join(args.reference)}: no document there; does --encoding fit?")
     if not 0 < args.sample <= 1:
         raise cli.UserError(f"--sample {args.sample} is not a share above 0, up to 1")
-    if min(args.tails) < 0 or sum(args.tails) >= 100:
+    if not (min(args.tails) >= 0 and sum(args.tails) < 100):  # nan is neither
         raise cli.UserError(f"--tails {args.tails[0]} {args.tails[1]}: two percentages, together less than 100")
     each = functools.partial(functools.partial, map)  # a step answers to many texts at a time
     steps = {"sample": each(functools.partial(sample, share=args.sample)),
@@ -82,13 +81,13 @@ def duplicates_once(job: passes.Job, work: Work) -> np.ndarray:
     done = work.folder / "kept.npy"
     if not done.exists():
         kept = np.ones(len(job.corpus), bool)
-        with open(work.folder / "duplicates.log", "w", encoding="utf-8") as log:
+        with cli.new_file(work.folder / "duplicates.log") as path, open(path, "w", encoding="utf-8") as log:
             tally = Tally(log)
             for step in [name for name in job.names if name in ("exact", "near")]:
                 kept = job.corpus.remove_duplicates(step, kept, tally, work.folder)
         cli.write_json(work.folder / "duplicates.json", tally.to_json())
-        with cli.new_file(done) as temporary, open(temporary, "wb") as file:
-            np.save(file, kept)
+        with cli.new_file(done) as temporary:
+            new_array(temporary, bool, kept.shape)[:] = kept
     return np.load(done)
 
 
@@ -108,10 +107,10 @@ def train_models(job: passes.Job, kept: np.ndarray, args: argparse.Namespace) ->
 
 
 def find_cuts(job: passes.Job, stems: list[Path], tails: tuple[float, float]) -> dict:
-    """Each source's percentiles to cuts.npy; the histograms."""
+    """Each source's percentiles to cuts.npz; the histograms."""
     scores, sources = np.concatenate([corpus.load(stem, "scores")[0] for stem in stems]), job.corpus.all["source"]
     limits = perplexity.cuts(scores, sources, len(job.sources), tails)
-    np.save(job.folder / "cuts.npy", limits)
+    np.savez(job.folder / "cuts.npz", cuts=limits)
     return perplexity.histograms(scores, sources, list(job.sources), limits)
 
 
@@ -146,8 +145,7 @@ def clean(args: argparse.Namespace) -> dict:
     work = Work(Path(args.out).absolute(), settings, args.workers)
     with work.guarded():
         with cli.new_folder(args.out) as folder:
-            characters = rules.LIMITS[args.lang][args.profile].characters
-            job = passes.Job(work.folder, args, names, steps, characters, list(outputs))
+            job = passes.Job(work.folder, args, names, steps, list(outputs))
             total, result = run_passes(job, work, units, args, folder, outputs)
             result = total.report(names, list(outputs)) | result
             if not result["output"]["documents"]:
@@ -170,9 +168,8 @@ def run_passes(job: passes.Job, work: Work, units: list[list[read.Span]], args: 
     kept, result = duplicates_once(job, work), {}
     numbers, sizes = range(len(units)), [(stem.parent / f"{stem.name}.docs").stat().st_size for stem in first]
     if "lines" in job.names:
-        counted = work.run("lines", passes.count_pass, numbers, sizes, job)
-        sketch = lines.Sketch(work.folder / "lines.sketch", "w+")
-        for stem in counted:
+        sketch = lines.Sketch(work.folder / "lines.npy", "w+")
+        for stem in work.run("lines", passes.count_pass, numbers, sizes, job):
             sketch.add(*corpus.load(stem, "hashes", "counts"))
         sketch.counters.flush()
     if "perplexity" in job.names:

@@ -29,6 +29,7 @@ import numpy as np
 import cli
 from cleaning import duplicates
 from cleaning.report import Tally
+from cleaning.work import new_array
 
 
 def load(stem: str | Path, *names: str) -> list[np.ndarray]:
@@ -79,19 +80,10 @@ class Corpus:
     @functools.cached_property
     def all(self) -> dict[str, np.ndarray]:
         """The columns of all documents, 24 bytes for each; only the first process needs them."""
-        out: dict[str, np.ndarray] = {}
+        out = {name: np.empty(len(self), column.dtype) for name, column in self.columns(0).items()}
         for unit, start in enumerate(self.starts[:-1]):
             for name, column in self.columns(unit).items():
-                if unit == 0:
-                    out[name] = np.empty(len(self), column.dtype)
                 out[name][start:start + len(column)] = column
-        return out
-
-    def keys(self) -> np.ndarray:
-        """The exact keys of all documents: uint64 (n, 2)."""
-        out = np.empty((len(self), 2), np.uint64)
-        for stem, start, end in zip(self.stems, self.starts, self.starts[1:], strict=False):
-            out[start:end], = load(stem, "keys")
         return out
 
     def read(self, unit: int, kept: np.ndarray) -> Iterator[tuple[int, dict, dict]]:
@@ -115,12 +107,15 @@ class Corpus:
     def duplicates(self, step: str, kept: np.ndarray, folder: Path) -> np.ndarray:
         """For each document of `kept` (bool) the one that stays in its place after `step`, "exact" or "near"."""
         if step == "exact":
-            among = np.flatnonzero(kept)
+            among, keys = np.flatnonzero(kept), np.empty((len(self), 2), np.uint64)
+            for stem, start, end in zip(self.stems, self.starts, self.starts[1:], strict=False):
+                keys[start:end], = load(stem, "keys")
+            keys = keys[among]  # those of the others need not be held meanwhile
             by = np.arange(len(self), dtype=np.int32 if len(self) < 2**31 else np.int64)
-            by[among] = among[duplicates.exact_duplicates(self.keys()[among])]
+            by[among] = among[duplicates.exact_duplicates(keys)]
             return by
         # a row a band, so that each can be read by itself; a file, so that they need not all be in memory
-        bands = np.lib.format.open_memmap(folder / "bands.npy", "w+", np.uint64, (duplicates.BANDS, len(self)))
+        bands = new_array(folder / "bands.npy", np.uint64, (duplicates.BANDS, len(self)))
         for unit, stem in enumerate(self.stems):
             bands[:, self.starts[unit]:self.starts[unit + 1]] = load(stem, "bands")[0].T
         return duplicates.near_duplicates(bands, self.all["size"], lambda i: self.document(i)[1]["text"], kept)

@@ -32,9 +32,12 @@ def tables(folder: str | Path) -> Iterator[tuple[str, list[list[str]]]]:
     """(name, rows) of every .tsv file under `folder`, but for links: a page that cites the same dictionary gives
     nothing away."""
     for path in sorted(Path(folder).rglob("*.tsv")):
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = csv.reader(file, delimiter="\t")
-            rows = [[field for field in row if not field.startswith("http")] for row in rows]
+        try:
+            with open(path, encoding="utf-8", newline="") as file:
+                rows = csv.reader(file, delimiter="\t")
+                rows = [[field for field in row if not field.startswith("http")] for row in rows]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise cli.UserError(f"--decontaminate: cannot read {path}: {error}") from None
         yield f"{path.parent.name}/{path.stem}", rows
 
 

@@ -139,10 +139,8 @@ def crowds(hashes: np.ndarray, documents: np.ndarray) -> Iterator[np.ndarray]:
     order = np.argsort(hashes, kind="stable")
     ranked = hashes[order]
     same = np.flatnonzero(ranked[1:] == ranked[:-1])  # these and the one behind each
-    if not len(same):
-        return
-    first = np.append(True, np.diff(same) > 1)
-    starts, ends = same[first], same[np.append(first[1:], True)] + 2
+    first = np.append(True, np.diff(same) > 1)[:len(same)]
+    starts, ends = same[first], same[np.append(first[1:], True)[:len(same)]] + 2
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         yield documents[order[start:end]]
 

@@ -8,7 +8,7 @@ There are billions of lines, so the counts live in a sketch of fixed size, a cou
 2005): two rows of 2^28 one-byte counters; a line adds one to the counter that its hash picks in each row, and
 the smaller of the two is never less than its true count. 35 million documents of 20 different lines load a row with 2.6
 a counter, which then stands at 9 by chance with a probability of 0.0015 (Poisson): in both rows, 2 lines in a million
-are cut wrongly. 512 MB in all, of which a small corpus touches little.
+are cut wrongly. 512 MB in all, on disk; of the memory a small corpus touches little.
 """
 import hashlib
 import re
@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+
+from cleaning.work import new_array
 
 LETTERS = 10    # letters and digits of a line that counts: "..." and short headings are anybody's
 DOCUMENTS = 10  # so many have it: then it is cut. Of 275 manuals here, their licence and their "View on GitHub" links
@@ -28,8 +30,7 @@ FENCE = "```"
 def hashes(lines: list[str]) -> list[int]:
     """A hash of each line, 0 for those that do not count: short ones, and code, which repeats its imports by right."""
     out, code = [], False
-    for line in lines:
-        line = line.strip()
+    for line in map(str.strip, lines):
         code ^= line.startswith(FENCE)
         counts = not code and len(line) >= LETTERS and len(LETTER.findall(line)) >= LETTERS
         out.append(int.from_bytes(hashlib.blake2b(line.encode(), digest_size=8).digest(), "little") if counts else 0)
@@ -48,7 +49,7 @@ class Sketch:
     """Counters of lines, in a file that all processes read."""
 
     def __init__(self, path: Path, mode: str = "r", width: int = WIDTH):
-        self.counters = np.memmap(path, np.uint8, mode, shape=(ROWS, width))
+        self.counters = new_array(path, np.uint8, (ROWS, width)) if mode == "w+" else np.load(path, mmap_mode=mode)
 
     def _cells(self, hashes: np.ndarray) -> Iterable[tuple[np.ndarray, np.ndarray]]:
         for row, counters in enumerate(self.counters):

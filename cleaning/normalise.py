@@ -113,9 +113,10 @@ def _letters(first: int, last: int) -> dict[str, str]:
 
 
 HALF_WIDTH = str.maketrans(_letters(0xFFA1, 0xFFDC))
-CONJOINING = _letters(0x1100, 0x11FF)
+CONJOINING = str.maketrans(_letters(0x1100, 0x11FF))
 # A leading consonant followed by a vowel that NFC could not compose is a syllable of old Korean: it stays as it is.
-LONE_JAMO = regex.compile(r"[\u1100-\u115F]+[\u1160-\u11A7]+[\u11A8-\u11FF]*(*SKIP)(*FAIL)|[\u1100-\u11FF]")
+LONE_JAMO = regex.compile(r"[\u1100-\u115F]++[\u1160-\u11A7]++[\u11A8-\u11FF]*(*SKIP)(*FAIL)|"
+                          r"[\u1100-\u115F]+|[\u1160-\u11FF]")
 HAS_JAMO = re.compile(r"[\u1100-\u11FF\uFFA0-\uFFDC]")
 
 SPACES = str.maketrans({c: " " for c in "\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
@@ -137,7 +138,7 @@ def unicode_to_nfc(text: str) -> str:
     """
     text = unicodedata.normalize("NFC", text)
     if HAS_JAMO.search(text):
-        text = LONE_JAMO.sub(lambda m: CONJOINING.get(m[0], m[0]), text.translate(HALF_WIDTH))
+        text = LONE_JAMO.sub(lambda m: m[0].translate(CONJOINING), text.translate(HALF_WIDTH))
     return text
 
 

@@ -9,21 +9,22 @@ from typing import IO
 import numpy as np
 
 import cli
-from cleaning import duplicates, lines, perplexity, read
+from cleaning import duplicates, lines, perplexity, read, rules
 from cleaning.corpus import Corpus, load
 from cleaning.report import Step, Tally
 
-AT_ONCE = 1000  # documents that wait to be hashed or scored together; a unit may hold far more if it is compressed
+AT_ONCE = 1000  # documents that wait to be hashed or scored together; a unit may hold far more if it is compressed,
+LONG = 2**18    # and one of so many bytes or characters ends the wait: else a thousand books would be in memory
 
 
 class Job:
     """What the passes have in common. It is sent to a process once, at the start; what the passes before have left in
     the folder is read when first needed."""
 
-    def __init__(self, folder: Path, args: argparse.Namespace, names: list[str], steps: dict[str, Step],
-                 characters: int, sources: list[str]):
+    def __init__(self, folder: Path, args: argparse.Namespace, names: list[str], steps: dict[str, Step], sources: list):
         self.folder, self.encoding, self.names, self.steps = folder, args.encoding, names, steps
-        self.characters, self.sources = characters, {source: i for i, source in enumerate(sources)}
+        self.characters = rules.LIMITS[args.lang][args.profile].characters
+        self.sources = {source: i for i, source in enumerate(sources)}
 
     @functools.cached_property
     def corpus(self) -> Corpus:
@@ -35,7 +36,7 @@ class Job:
 
     @functools.cached_property
     def sketch(self) -> lines.Sketch:
-        return lines.Sketch(self.folder / "lines.sketch")
+        return lines.Sketch(self.folder / "lines.npy")
 
     @functools.cached_property
     def models(self) -> list[perplexity.Model]:
@@ -81,7 +82,7 @@ def first_pass(job: Job, spans: list[read.Span], tally: Tally, out: IO[bytes]) -
                 continue
             tally.passed(source, "read", "in", len(document["text"].encode()))
             waiting.append((document, {"file": source, "line": number, "id": document.get("id")}))
-            if len(waiting) == AT_ONCE:
+            if len(waiting) == AT_ONCE or len(raw) > LONG:
                 finish()
         if read.stamp(span.path) != span.stamp:
             raise cli.UserError(f"{span.path} was changed while it was read; run again when it is whole")
@@ -114,7 +115,7 @@ def score_pass(job: Job, unit: int, tally: Tally, out: IO[bytes]) -> dict[str, n
         if text and len(text) >= perplexity.SHORTEST:
             texts = waiting[(i + 1) % len(job.models)]
             texts[i - start] = text
-            if len(texts) == AT_ONCE:
+            if len(texts) == AT_ONCE or len(text) > LONG:
                 score(job.models[(i + 1) % len(job.models)], texts)
     for model, texts in zip(job.models, waiting, strict=True):
         score(model, texts)
@@ -126,7 +127,7 @@ def last_pass(job: Job, unit: int, tally: Tally, out: IO[bytes]) -> dict[str, np
     how many bytes of it belong to which source."""
     runs: list[list[int]] = []
     if "perplexity" in job.names:
-        scores, cuts = load(job.folder / "score" / f"{unit:06}", "scores")[0].tolist(), np.load(job.folder / "cuts.npy")
+        scores, cuts = load(f"{job.folder}/score/{unit:06}", "scores")[0].tolist(), load(job.folder / "cuts", "cuts")[0]
     steps = {"lines": lambda texts: [job.sketch.check(text, job.characters) for text in texts],
              "perplexity": lambda texts: [perplexity.verdict(scores[row], *cuts[source]) for _ in texts],
              "decontaminate": job.steps.get("decontaminate")}
@@ -135,9 +136,7 @@ def last_pass(job: Job, unit: int, tally: Tally, out: IO[bytes]) -> dict[str, np
         source, row = job.sources[where["file"]], i - job.corpus.starts[unit]
         if text := tally.take([document["text"]], steps, [where])[0]:
             tally.passed(where["file"], "write", "out", len(text.encode()))
-            line = json.dumps(document | {"text": text}, ensure_ascii=False).encode() + b"\n"
-            out.write(line)
             if not runs or runs[-1][0] != source:
                 runs.append([source, 0])
-            runs[-1][1] += len(line)
+            runs[-1][1] += out.write(json.dumps(document | {"text": text}, ensure_ascii=False).encode() + b"\n")
     return {"runs": np.array(runs, np.int64).reshape(-1, 2)}

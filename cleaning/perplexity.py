@@ -25,6 +25,7 @@ import numpy as np
 
 import cli
 from cleaning.duplicates import flatten
+from cleaning.work import new_array
 
 ORDER = 5
 SAMPLE = 8_000_000  # bytes of text that a model is trained on; memory is some 12 times that
@@ -130,8 +131,9 @@ class Model:
                    np.concatenate(log_p).astype(np.float32), np.concatenate(rest).astype(np.float32))
 
     def save(self, stem: Path) -> None:
-        for name in self.ARRAYS:
-            np.save(f"{stem}.{name}.npy", getattr(self, name))
+        for name, array in ((name, getattr(self, name)) for name in self.ARRAYS):
+            with cli.new_file(f"{stem}.{name}.npy") as temporary:
+                new_array(temporary, array.dtype, array.shape)[:] = array
 
     @classmethod
     def load(cls, stem: Path) -> "Model":

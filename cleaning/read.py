@@ -44,6 +44,8 @@ def files(paths: Iterable[str | Path]) -> list[Path]:
             raise cli.UserError(f"{path} is none of {', '.join(SUFFIXES)}")
         else:
             found[path] = None
+    if odd := [path for path in map(str, found) if path.encode(errors="ignore").decode() != path]:
+        raise cli.UserError(f"{odd[0]!a}: the name of this file is not UTF-8, so no record could name it; rename it")
     return list(found)
 
 
@@ -81,7 +83,7 @@ def lines(path: Path, start: int = 0, end: int | None = None) -> Iterator[tuple[
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
             if start:
                 file.seek(start - 1)
-                start += len(file.readline()) - 1  # a line that began before is another span's
+                start += len(file.readline(end - start + 1)) - 1  # a line that began before is another span's
             while end is None or start < end:
                 raw = file.read(LONGEST + 1) if path.suffix == ".txt" else file.readline(LONGEST + 1)
                 if not raw and (path.suffix != ".txt" or number):

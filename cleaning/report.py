@@ -34,9 +34,8 @@ class Tally:
         """A document that was removed, masked or rejected."""
         self.log.write(f"{name}\t{json.dumps(where | {'step': step, 'reason': reason} | more, ensure_ascii=False)}\n")
         self.counts[where["file"], step, "", reason] += 1
-        rank = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-        example = (rank, where["file"], where["line"], where.get("id"), text[:EXAMPLE_CHARACTERS])
-        self._example((step, reason), [example])
+        key = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        self._example((step, reason), [(key, where["file"], where["line"], where.get("id"), text[:EXAMPLE_CHARACTERS])])
 
     def _example(self, key: tuple[str, str], examples: list) -> None:
         self.examples[key] = sorted(self.examples.get(key, []) + examples, key=lambda e: e[:3])[:EXAMPLES]

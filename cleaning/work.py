@@ -9,6 +9,7 @@ work folder of an earlier one with the same settings, inputs and code does what 
 - the disk holds the corpus up to three times while it is cleaned: between the passes, cleaned, and being put together.
 """
 import contextlib
+import copy
 import fcntl
 import hashlib
 import json
@@ -34,12 +35,10 @@ PARTS = (".log", ".docs", ".npz")
 _job = None  # what the tasks of this process have in common, sent to it once
 
 
-def _start(job, lock: Path | None) -> None:
+def _start(job, lock: Path) -> None:
     """Make a process ready. It ends when the one that started it does, be it by kill -9."""
     global _job
     _job = job
-    if lock is None:
-        return
 
     def follow():
         connection.wait([multiprocessing.parent_process().sentinel])
@@ -55,17 +54,31 @@ def _do(function: Callable, task, stem: Path) -> None:
     with open(f"{stem}.log", "w", encoding="utf-8") as log, open(f"{stem}.docs", "wb") as out:
         tally = Tally(log)
         np.savez(f"{stem}.npz", **function(_job, task, tally, out))
-    sizes = [os.path.getsize(f"{stem}{suffix}") for suffix in PARTS]
     with open(f"{stem}.json.part", "w", encoding="utf-8") as file:
-        json.dump(tally.to_json() | {"sizes": sizes}, file, ensure_ascii=False)
+        json.dump(tally.to_json() | {"sizes": _sizes(stem)}, file, ensure_ascii=False)
     os.replace(f"{stem}.json.part", f"{stem}.json")
+
+
+def _sizes(stem: Path) -> list[int]:
+    """The bytes of what a task has left."""
+    return [os.path.getsize(f"{stem}{suffix}") for suffix in PARTS]
 
 
 def _done(stem: Path) -> bool:
     """Whether a task has left everything. Nothing is synced to the disk on the way, which would cost more than it is
-    worth: after a power cut, a file that is shorter than it was shows."""
-    marker, parts = Path(f"{stem}.json"), [f"{stem}{suffix}" for suffix in PARTS]
-    return marker.exists() and cli.read_json(marker)["sizes"] == [*map(os.path.getsize, parts)]
+    worth: after a power cut, a file that is gone or shorter than it was shows, and so does a marker cut short."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(Path(f"{stem}.json").read_bytes())["sizes"] == _sizes(stem)
+    return False
+
+
+def new_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+    """An array in a .npy file. The disk is asked for all of its room now: were it to run out while memory is written,
+    the process would be killed by a signal (SIGBUS); and np.save does not say what went wrong."""
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    with open(path, "r+b") as file:
+        getattr(os, "posix_fallocate", lambda *_: None)(file.fileno(), 0, os.path.getsize(path))  # macOS has none
+    return array
 
 
 class Work:
@@ -90,30 +103,28 @@ class Work:
         if old.exists() and cli.read_json(old) == settings:
             print(f"going on with the run that left {self.folder}")
         else:
-            for path in self.folder.iterdir():
-                if path.is_dir():
-                    shutil.rmtree(path)
-                elif path.name not in ("lock", "held"):
-                    path.unlink()
+            for path in {*self.folder.iterdir()} - {self.folder / "lock", self.folder / "held"}:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
             cli.write_json(old, settings)
 
     def run(self, name: str, function: Callable, tasks: Sequence, sizes: Sequence[int], job) -> list[Path]:
         """Do the tasks that are not done yet; the stems of all results, in order. sizes: the tasks' bytes."""
-        folder = self.folder / name
-        folder.mkdir(exist_ok=True)
-        stems = [folder / f"{i:06}" for i in range(len(tasks))]
+        global _job
+        (self.folder / name).mkdir(exist_ok=True)
+        stems = [self.folder / name / f"{i:06}" for i in range(len(tasks))]
         open_tasks = [i for i, stem in enumerate(stems) if not _done(stem)]
         with tqdm(total=sum(sizes), initial=sum(sizes) - sum(sizes[i] for i in open_tasks), desc=f"{name:10}", unit="B",
                   unit_scale=True) as bar:
             if self.workers == 1:
-                _start(job, None)
+                _job = job
                 for i in open_tasks:
                     _do(function, tasks[i], stems[i])
                     bar.update(sizes[i])
             else:
                 # spawn: a forked copy of a process that has threads (PyTorch's, in the tests) may hang
+                # copy: a process that starts late does not need what this one has read into the job since
                 self.pool = self.pool or ProcessPoolExecutor(
-                    self.workers, multiprocessing.get_context("spawn"), _start, (job, self.folder / "held"))
+                    self.workers, multiprocessing.get_context("spawn"), _start, (copy.copy(job), self.folder / "held"))
                 waiting: deque = deque()
                 for i in open_tasks:
                     waiting.append((i, self.pool.submit(_do, function, tasks[i], stems[i])))

@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 import unicodedata
 from pathlib import Path
 
@@ -41,6 +42,12 @@ LEAKED = "고양이가 기차를 타고 바다로 갔다"  # 'the cat took a tra
 def test_normalise(raw, clean):
     assert normalise.normalise(raw) == (clean, "")
     assert normalise.normalise(clean)[0] == clean
+
+
+def test_a_run_of_lone_jamo_takes_time_by_its_length_and_not_by_its_square():
+    started = time.process_time()
+    assert normalise.normalise("\u1100" * 60_000 + "\u1161")[0] == "ㄱㄱㄱ가"
+    assert time.process_time() - started < 1
 
 
 def test_html_keeps_the_article_and_code_and_leaves_the_site():
@@ -323,6 +330,10 @@ def test_cp949_text_file(tmp_path):
     (["--input", "a.jsonl", "--sample", "0"], "sample"), (["--input", "a.jsonl", "--workers", "0"], "workers"),
     (["--input", "a.jsonl", "--decontaminate", "empty"], "no .tsv"),
     (["--input", "a.jsonl", "--steps", "decontaminate"], "need each other"),
+    (["--input", "a.jsonl", "--decontaminate", "cp949"], "cannot read cp949/a.tsv: 'utf-8' codec"),
+    (["--input", "a.jsonl", "--reference", "novel.txt"], "no document there; does --encoding fit"),
+    (["--input", "a.jsonl", "--tails", "nan", "1"], "two percentages"),
+    (["--input", "a.jsonl", "cp949"], "cp949/.udcb0.udca1.jsonl': the name of this file is not UTF-8"),
     (["--input", "a.jsonl", "--out", "x.pdf"], "is a file"), (["--input", "a.jsonl", "--out", "."], "its own input"),
 ])
 def test_what_a_person_can_get_wrong(tmp_path, monkeypatch, flags, message):
@@ -331,6 +342,10 @@ def test_what_a_person_can_get_wrong(tmp_path, monkeypatch, flags, message):
     Path("x.pdf").touch()
     write(Path("a.jsonl"), [{"text": korean(random.Random(), 9)}])
     write(Path("junk.jsonl"), [{"text": "짧다"}])
+    Path("cp949").mkdir()
+    for name in (b"novel.txt", b"cp949/a.tsv", b"cp949/" + "가".encode("cp949") + b".jsonl"):
+        with open(name, "wb") as file:
+            file.write("소설".encode("cp949"))
     with pytest.raises(UserError, match=message):
         data.main(["clean", "--out", "out", *flags])
     assert not Path("out").exists() and not list(Path().glob(".*"))

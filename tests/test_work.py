@@ -1,4 +1,5 @@
 """A run of `data.py clean` that is killed, joined by another, or let down by its disk or its input."""
+import argparse
 import json
 import os
 import random
@@ -6,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from sentences import edited, korean
 
 import data
-from cleaning import passes, read, work
+from cleaning import duplicates, passes, read, work
 from cli import UserError
 
 DRIVER = "import sys; sys.path.insert(0, {!r}); from cleaning import read; read.UNIT = 6000; import data; data.main({})"
@@ -49,6 +51,26 @@ def test_spans_hold_every_line_once(corpus):
             parts = [list(read.lines(path, a, b)) for a, b in zip(cuts, cuts[1:], strict=False)]
             assert [raw for part in parts for _, raw in part[:-1]] == whole
             assert sum(part[-1][0] for part in parts) == 2 * (len(whole) - 1) + 1
+
+
+def test_a_span_within_a_long_line_reads_no_more_than_itself(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"x" * 3_000_000 + b"\nlast")
+    tracemalloc.start()
+    assert [*read.lines(path, 1_000, 9_000)] == [(0, None)]
+    assert tracemalloc.get_traced_memory()[1] < 500_000
+    tracemalloc.stop()
+    assert [*read.lines(path, 1_000, 3_000_001)] == [(0, None)]
+    assert [*read.lines(path, 1_000, 3_000_002)] == [(1, b"last"), (1, None)]
+
+
+def test_long_documents_do_not_wait_for_others(corpus, monkeypatch):
+    data.main(argv(corpus, "whole"))
+    together, band_hashes = [], duplicates.band_hashes
+    monkeypatch.setattr(duplicates, "band_hashes", lambda texts: [together.append(len(texts)), band_hashes(texts)][1])
+    monkeypatch.setattr(passes, "LONG", 100)
+    data.main(argv(corpus, "out"))
+    assert max(together) < 5 and contents(corpus / "out") == contents(corpus / "whole")
 
 
 def test_units_do_not_change_the_result(corpus, monkeypatch):
@@ -143,6 +165,53 @@ def test_a_disk_that_takes_no_more(corpus, limit, message):
     assert done.returncode == 2 and message in last and "Traceback" not in done.stderr, done.stderr
     assert not (corpus / "out").exists()
     data.main(argv(corpus, "out"))
+
+
+@pytest.mark.parametrize("profile, kilobytes", [("web", 3_000), ("formal", 120), ("formal", 200)])
+def test_a_disk_that_is_full(corpus, profile, kilobytes):
+    """Of memory that is mapped onto a file, and of np.save, a full disk asks for more than `ulimit` does."""
+    (corpus / "disk").mkdir()
+    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", str(corpus / "disk")]).returncode:
+        pytest.skip("may not mount a small disk")
+    run = " ".join([sys.executable, data.__file__, *argv(corpus, "disk/out"), "--profile", profile])
+    command = f"mount -t tmpfs -o size={kilobytes}k none {corpus}/disk && {run}"
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True)
+    last = done.stderr.replace("\r", "\n").strip().split("\n")[-1]
+    assert done.returncode == 2 and "No space left on device; what is done lies in" in last, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("lost", ["first/000001.json", "first/000002.npz", "score/000000.json", "last/000001.docs"])
+@pytest.mark.parametrize("size", [None, 0, 100])
+def test_a_power_cut_between(corpus, monkeypatch, lost, size):
+    """Whatever file of a finished task is gone, empty or short: the task is done again, and the result is the same."""
+    data.main(argv(corpus, "whole"))
+    monkeypatch.setattr(data.cli, "write_json", lambda path, value, write=data.cli.write_json:
+                        1 / 0 if Path(path).name == "report.json" else write(path, value))
+    with pytest.raises(ZeroDivisionError):
+        data.main(argv(corpus, "out"))
+    monkeypatch.undo()
+    monkeypatch.setattr(read, "UNIT", 6_000)
+    path = corpus / ".out.work" / lost
+    path.unlink() if size is None else os.truncate(path, size)
+    data.main(argv(corpus, "out"))
+    assert contents(corpus / "out") == contents(corpus / "whole")
+
+
+def test_a_process_that_starts_late_gets_the_job_as_it_was(tmp_path):
+    job, several = argparse.Namespace(names=["near"]), work.Work(tmp_path / "out", {}, 2)
+    several.run("first", print, [], [], job)
+    job.corpus = "all that the first process has read since"
+    with several.guarded():
+        assert several.pool._initargs[0] == argparse.Namespace(names=["near"])
+
+
+def test_the_folder_that_one_stands_in(corpus, monkeypatch):
+    (corpus / "here").mkdir()
+    monkeypatch.chdir(corpus / "here")
+    data.main(argv(corpus, "out"))
+    data.main(["clean", "--input", str(corpus / "raw"), "--out", ".", "--tails", "2", "2", "--profile", "formal"])
+    assert contents(corpus / "here") == contents(corpus / "out")
 
 
 def test_an_output_that_cannot_be_written(corpus, refused):
