@@ -34,8 +34,7 @@ def tables(folder: str | Path) -> Iterator[tuple[str, list[list[str]]]]:
     for path in sorted(Path(folder).rglob("*.tsv")):
         try:
             with open(path, encoding="utf-8", newline="") as file:
-                rows = csv.reader(file, delimiter="\t")
-                rows = [[field for field in row if not field.startswith("http")] for row in rows]
+                rows = [[cell for cell in row if not cell.startswith("http")] for row in csv.reader(file, "excel-tab")]
         except (UnicodeDecodeError, csv.Error) as error:
             raise cli.UserError(f"--decontaminate: cannot read {path}: {error}") from None
         yield f"{path.parent.name}/{path.stem}", rows
