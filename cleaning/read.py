@@ -39,7 +39,7 @@ def files(paths: Iterable[str | Path]) -> list[Path]:
                 raise cli.UserError(f"{path} holds no {', '.join(SUFFIXES)} file")
             found |= dict.fromkeys(inside)
         elif not path.exists():
-            raise cli.UserError(f"{path} does not exist; --input takes files or folders of {', '.join(SUFFIXES)}")
+            raise cli.UserError(f"{path} does not exist; documents are in files or folders of {', '.join(SUFFIXES)}")
         elif not path.name.endswith(SUFFIXES) or not path.is_file():
             raise cli.UserError(f"{path} is none of {', '.join(SUFFIXES)}")
         else:
