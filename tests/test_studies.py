@@ -298,7 +298,7 @@ MODEL = ["--model", "m", "--out"]
     (replay, [*MODEL, "o", "--data", "d", "--token", "5"], "did you mean --tokens?"),
     (forgetting, [*MODEL, "o", "--data", "d", "--points", "0"], "--points 0"),
     (scaling, ["--tokenizer", "t", "--data", "d", "--out", "o", "--sizes", "64x2"], "two different ones"),
-    (scaling, ["--tokenizer", "t", "--data", "d", "--out", "o", "--tokens", "8000"], "--tokens 8000"),
+    (scaling, ["--tokenizer", "t", "--data", "d", "--out", "o", "--tokens", "2000"], "--tokens 2000"),
     (mixture, [*MODEL, "o", "--english", "e", "--topics", "law", "wiki=w"], "NAME=TEXT"),
     (mixture, [*MODEL, "o", "--english", "e", "--topics", "a=a", "b=b", "--floor", "0.6"], "--floor 0.6"),
     (mixture, [*MODEL, "o", "--english", "x/en", "--topics", "a=a", "en=b"], "what --english is called"),
