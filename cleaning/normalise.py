@@ -19,8 +19,8 @@ LOOKS_LIKE_HTML = re.compile(r"(?i)\s*<(?:!doctype html|html|head|body|main|arti
                              r"[^<]{0,500}<(?:!doctype html|html)\b")
 DROPPED_TAGS = set("aside button footer form head header iframe nav noscript script select style svg template".split())
 DROPPED_NAMES = re.compile(  # words in a class, id or role that mark a part of the site, not of the page
-    r"(?i)(?:^|[\s_-])(?:menu|nav|navbar|navigation|sidebar|breadcrumbs?|toc|footer|cookie|banner|share|search|searchbox|"
-    r"advert\w*|copyright|rating|headerlink|call-to-action)(?:$|[\s_-])")
+    r"(?i)(?:^|[\s_-])(?:menu|nav|navbar|navigation|sidebar|breadcrumbs?|toc|footer|cookie|banner|share|search|"
+    r"searchbox|advert\w*|copyright|rating|headerlink|call-to-action)(?:$|[\s_-])")
 BLOCK_TAGS = set("address article blockquote body br dd div dl dt figcaption figure h1 h2 h3 h4 h5 h6 hr li main ol "
                  "p pre section table tr ul".split())
 ENTITY = re.compile(r"&(?:[a-zA-Z]{2,8}|#\d{1,7}|#[xX][0-9a-fA-F]{1,6});")  # left over in text: &lt; &nbsp; &#39;

@@ -75,7 +75,7 @@ LIMITS = {"ko": {"web": KO_WEB, "formal": KO_FORMAL, "short": KO_SHORT},
           "en": {"web": EN_WEB, "formal": EN_FORMAL, "short": EN_SHORT}}
 
 # Fenced code (its end spelt out is twice as fast as .*? is), code in a line, addresses, tags, formulas.
-NOT_PROSE = re.compile(r"```[^`]*(?:`(?!``)[^`]*)*(?:```|\Z)|`[^`\n]+`|https?://\S+|</?[a-zA-Z][^<>]{0,500}>|\$[^$\n]+\$")
+ASIDE = re.compile(r"```[^`]*(?:`(?!``)[^`]*)*(?:```|\Z)|`[^`\n]+`|https?://\S+|</?[a-zA-Z][^<>]{0,500}>|\$[^$\n]+\$")
 TOGETHER = 65_536  # characters measured at once
 FEW = 20  # function words are judged from so many words on, and
 ENDS = set('.!?。…"\'”’)')
@@ -174,7 +174,7 @@ def repeats_itself(words: np.ndarray, lengths: np.ndarray, limits: Limits) -> bo
 
 def prose(text: str) -> str:
     """The text with a blank for everything that is not prose; most have no sign of it, which is faster to see."""
-    return NOT_PROSE.sub(" ", text) if "`" in text or "<" in text or "$" in text or "://" in text else text
+    return ASIDE.sub(" ", text) if "`" in text or "<" in text or "$" in text or "://" in text else text
 
 
 def check(texts: list[str], limits: Limits, lang: str = "ko") -> list[tuple[bool, str]]:
