@@ -69,4 +69,4 @@ done
 say 1 "report"
 run -m studies.report --out out --seconds $SECONDS
 
-echo "With matplotlib installed, $PYTHON bench/figures.py --speedrun out draws all of this"
+echo "With matplotlib installed, $PYTHON -m bench.figures --speedrun out draws all of this"

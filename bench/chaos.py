@@ -4,7 +4,7 @@ One run goes undisturbed. Others are killed after a random time and resumed, aga
 their weights, and step, tokens, loss, learning rate and gradient norm of every step, are compared with the first one's.
 When enough kills have been dealt the last run finishes in peace; any difference ends this program with status 1.
 
-    bash speedrun.sh --prepare && python bench/chaos.py --kills 100
+    bash speedrun.sh --prepare && python -m bench.chaos --kills 100
 """
 import json
 import random
@@ -16,10 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import measure
 from safetensors.torch import load_file
 
 import cli
+from bench import measure
 
 KEYS = ("stage", "step", "tokens", "loss", "lr", "grad_norm")
 
@@ -41,7 +41,7 @@ def difference(run: Path, other: Path) -> str:
 
 def main() -> None:
     """Deal the kills, finish the last run, compare."""
-    parser = cli.Parser(description=__doc__, prog="bench/chaos.py")
+    parser = cli.Parser(description=__doc__, prog="bench.chaos")
     flag = parser.add_argument
     flag("--model", default="out/grown", help="model directory to start from")
     flag("--data", nargs="+", default=["out/shards/ko=0.75", "out/shards/en=0.25"], help="as train.py's")

@@ -1,10 +1,10 @@
 """What cleaning costs and what it finds, on documents of your own.
 
-    python bench/cleaning.py speed    --input RAW/ko                  # MB a second a core, beside datatrove's filters
-    python bench/cleaning.py near     --input RAW/ko                  # recall of planted near duplicates by similarity
-    python bench/cleaning.py personal --input RAW/ko                  # recall of planted personal data; what is masked
-    python bench/cleaning.py kobest   --input RAW/ko --kobest KOBEST  # hits against an independent brute force
-    python bench/cleaning.py memory   --input RAW/ko                  # bytes a document at 10,000 ... 1,000,000
+    python -m bench.cleaning speed    --input RAW/ko                  # MB a second a core, beside datatrove's filters
+    python -m bench.cleaning near     --input RAW/ko                  # recall of planted near duplicates by similarity
+    python -m bench.cleaning personal --input RAW/ko                  # recall of planted personal data; what is masked
+    python -m bench.cleaning kobest   --input RAW/ko --kobest KOBEST  # hits against an independent brute force
+    python -m bench.cleaning memory   --input RAW/ko                  # bytes a document at 10,000 ... 1,000,000
 
 Every oracle here is written with strings and sets, apart from the program. datatrove (pip install datatrove "xxhash<4")
 splits words at blanks here, as the rules do; its word tokenizers for Korean would be many times slower.
@@ -20,10 +20,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import measure
 import numpy as np
 
 import cli
+from bench import measure
 from cleaning import decontaminate, duplicates, lines, mask, normalise, perplexity, read, rules
 
 
@@ -332,7 +332,7 @@ def memory(args) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the measurement that is asked for."""
-    parser = cli.Parser(description=__doc__, prog="bench/cleaning.py")
+    parser = cli.Parser(description=__doc__, prog="bench.cleaning")
     flag = parser.add_argument
     flag("what", choices=["speed", "near", "personal", "kobest", "memory"], help="what to measure")
     flag("--input", nargs="+", required=True, help="files or folders of real documents")

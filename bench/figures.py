@@ -1,8 +1,8 @@
 """The README's figures, drawn from what the programs wrote: no number is typed by hand, and one command draws them all.
 
-    python bench/figures.py                          # those of bench/results/, into figures/
-    python bench/figures.py --speedrun out           # those of a speedrun, into out/figures/
-    python bench/figures.py --results mine.json --out mine --clean clean/formal clean/web --sizes tokens.json \\
+    python -m bench.figures                          # those of bench/results/, into figures/
+    python -m bench.figures --speedrun out           # those of a speedrun, into out/figures/
+    python -m bench.figures --results mine.json --out mine --clean clean/formal clean/web --sizes tokens.json \\
         --probe probe.json --stages out/stages --run run --kobest before.json after.json        # those of your own
 
 What a flag names is reduced to the few numbers that are drawn, and these are kept in --results: a figure can be drawn
@@ -13,9 +13,8 @@ import importlib.util
 import statistics
 from pathlib import Path
 
-import measure
-
 import cli
+from bench import measure
 from studies import arms, plot, stages
 from studies.report import RUNS
 
@@ -204,7 +203,7 @@ def sources(args) -> dict:
 
 def main(argv: list[str] | None = None) -> None:
     """Gather, keep what was gathered, draw."""
-    parser = cli.Parser(description=__doc__, prog="bench/figures.py")
+    parser = cli.Parser(description=__doc__, prog="bench.figures")
     flag = parser.add_argument
     flag("--speedrun", type=Path, metavar="OUT", help="take everything from the folder of a speedrun")
     flag("--clean", type=Path, nargs="+", metavar="FOLDER", help="folders that data.py clean wrote")

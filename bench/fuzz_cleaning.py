@@ -1,7 +1,7 @@
 """Malformed inputs for `data.py clean`: no traceback, and kept + removed + rejected = read.
 
-    python bench/fuzz_cleaning.py                     # ten thousand inputs and a line of 200 MB, a few minutes
-    python bench/fuzz_cleaning.py --inputs 500 --seed 3 --long_line 0
+    python -m bench.fuzz_cleaning                     # ten thousand inputs and a line of 200 MB, a few minutes
+    python -m bench.fuzz_cleaning --inputs 500 --seed 3 --long_line 0
 
 Lines go into .jsonl, .jsonl.gz and .txt files, among them empty ones, broken archives, and a folder where a file should
 be. How many documents there are is counted apart from the program: by splitting the bytes at line ends.

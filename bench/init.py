@@ -3,21 +3,20 @@
 Runs `init.py --probe` (every method, embedding and head alone, then everything) for several seeds of the random rows
 and of the order of the batches, and prints mean and spread of bits per byte.
 
-    python bench/init.py --model BASE --tokenizer merged.model --shards out/shards/ko
+    python -m bench.init --model BASE --tokenizer merged.model --shards out/shards/ko
 """
 import statistics
 import tempfile
 from pathlib import Path
 
-import measure
-
 import cli
 import init
+from bench import measure
 
 
 def main() -> None:
     """Run the probe once a seed; print mean and spread."""
-    parser = cli.Parser(description=__doc__, prog="bench/init.py")
+    parser = cli.Parser(description=__doc__, prog="bench.init")
     flag = parser.add_argument
     flag("--model", required=True, help="the base's model directory")
     flag("--tokenizer", required=True, help="the merged .model file")

@@ -1,8 +1,8 @@
 """Time, memory traffic, peak memory and error of kernels/ beside what else there is; or what the compiler made of them.
 
-    python bench/kernels.py                   # on a GPU: the tables, and bench/results/kernels-GPU.json
-    python bench/kernels.py --compile-only    # anywhere: registers, shared memory, spills, width of loads
-    python bench/kernels.py --device cpu      # peak memory and time of the loss on a CPU
+    python -m bench.kernels                   # on a GPU: the tables, and bench/results/kernels-GPU.json
+    python -m bench.kernels --compile-only    # anywhere: registers, shared memory, spills, width of loads
+    python -m bench.kernels --device cpu      # peak memory and time of the loss on a CPU
 
 Bandwidth is a share of what a device copy reaches in the same run, and counts the bytes that cannot be avoided: inputs
 read once, outputs written once. Times are of single calls between device events, in turns among the contenders, queued
@@ -18,12 +18,12 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-import measure  # first: it puts the project on the path
 import torch
 import torch.nn.functional as F
 
 import cli
 import kernels
+from bench import measure
 
 SHAPES = {"1.1B": dict(D=2048, F=5632, H=32, K=4, E=64), "8B": dict(D=4096, F=14336, H=32, K=8, E=128),
           "tiny": dict(D=64, F=160, H=4, K=2, E=16)}  # 10.7B is 48 layers of 8B's shape
@@ -328,7 +328,7 @@ def loss_on_cpu(tokens: int, runs: int = 5) -> list[dict]:
 
 def main() -> None:
     """Compile, or time, and write down what came out."""
-    p = cli.Parser(description=__doc__, prog="bench/kernels.py")
+    p = cli.Parser(description=__doc__, prog="bench.kernels")
     p.add_argument("--compile-only", action="store_true", help="compile for sm_75, sm_80 and sm_90; needs no GPU")
     p.add_argument("--json", action="store_true", help="with --compile-only: print the rows as one line of JSON")
     p.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="what is timed")

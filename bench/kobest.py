@@ -5,12 +5,11 @@ many tokens: the harness counts sequences, so it gets --batch_tokens over the me
 to the longest in a batch). The two take turns, task by task; a turn's seconds add up to "all five". On a CPU they are
 seconds of this process's work, all threads together: with one thread, what the clock would show on an idle machine.
 
-    OMP_NUM_THREADS=1 python bench/kobest.py --model DIR --data KOBEST_DIR           # pip install lm-eval transformers
+    OMP_NUM_THREADS=1 python -m bench.kobest --model DIR --data KOBEST_DIR           # pip install lm-eval transformers
 """
 import time
 from pathlib import Path
 
-import measure
 import numpy as np
 import torch
 
@@ -18,6 +17,7 @@ import cli
 import eval_kobest as kobest
 import model
 import tokenizer
+from bench import measure
 
 
 def contenders(args, llama: model.Llama, lm, tokens, name: str) -> tuple[int, dict]:
@@ -47,7 +47,7 @@ def contenders(args, llama: model.Llama, lm, tokens, name: str) -> tuple[int, di
 
 def main(argv: list[str] | None = None) -> None:
     """Score the same examples with both, in turns; compare every number."""
-    parser = cli.Parser(description=__doc__, prog="bench/kobest.py")
+    parser = cli.Parser(description=__doc__, prog="bench.kobest")
     flag = parser.add_argument
     flag("--model", type=Path, required=True, help="model directory, with its tokenizer")
     flag("--data", type=Path, required=True, help="folder of KoBEST")

@@ -1,6 +1,6 @@
 """train.py against a loop that shares nothing with it: transformers' Llama, cross_entropy, torch's AdamW.
 
-    python bench/loop.py --model BASE --data SHARDS/ko=0.75 SHARDS/en=0.25 --lr 2e-4
+    python -m bench.loop --model BASE --data SHARDS/ko=0.75 SHARDS/en=0.25 --lr 2e-4
 
 Both train the same model directory on the same batches in float32, one stage `full`. Only the batches (data.Loader) and
 the learning rates come from nanowhale. What is reported is the largest difference of any step's loss. Two correct loops
@@ -10,13 +10,13 @@ import json
 import tempfile
 from pathlib import Path
 
-import measure
 import torch
 import torch.nn.functional as F
 
 import cli
 import data
 import train
+from bench import measure
 
 
 def peer(run: Path, model: str, steps: int) -> list[float]:
@@ -54,7 +54,7 @@ def steps_of(run: Path) -> list[dict]:
 
 def main() -> None:
     """Train twice, and compare."""
-    parser = cli.Parser(description=__doc__, prog="bench/loop.py")
+    parser = cli.Parser(description=__doc__, prog="bench.loop")
     flag = parser.add_argument
     flag("--model", required=True, help="model directory")
     flag("--data", nargs="+", required=True, metavar="SHARDS=WEIGHT", help="shards packed with its tokenizer")

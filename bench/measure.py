@@ -2,22 +2,19 @@
 
 A figure is worth what its conditions are: each result carries the processor, the threads and the versions behind it.
 Machines are noisy, so contenders take turns (A B C, A B C, …) and what is compared is the median of several turns: a
-slow minute then hits all of them alike. Run a script from anywhere: `python bench/kernels.py`.
+slow minute then hits all of them alike. They run from the project's folder: `python -m bench.kernels`.
 """
 import json
 import os
 import platform
 import statistics
-import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # `python bench/X.py` puts bench/ on the path, not the project
-
-import torch  # noqa: E402
-
 RESULTS = ROOT / "bench" / "results"
 
 

@@ -7,7 +7,7 @@ domain's token ratio is its held-out tokens over the base's, summed over all ten
 holds about nine statutes.) Merges are learnt from these four domains, which count alike; the pieces' occurrences
 are counted in periodicals and news comments too. Technical manuals and KoBEST are never trained on.
 
-    python bench/tokenizer.py --base base.model --korean data/raw/ko --english data/raw/en --kobest data/kobest/v1.0
+    python -m bench.tokenizer --base base.model --korean data/raw/ko --english data/raw/en --kobest data/kobest/v1.0
 """
 import contextlib
 import io
@@ -19,11 +19,10 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
-import measure
-
 import cli
 import data
 import tokenizer
+from bench import measure
 
 HELD_OUT = ["wiki", "nsmc_reviews", "court_precedents", "law_statutes"]
 ALSO, UNTRAINED = ["periodicals_1920_1941", "news_comments"], ["techdocs_tensorflow", "kobest_train"]
@@ -135,7 +134,7 @@ def transformers_agrees(corpus: dict[str, list[str]], args, folder: Path) -> dic
 
 def main() -> None:
     """Train, merge and report on tenths that are held out in turn."""
-    parser = cli.Parser(description=__doc__, prog="bench/tokenizer.py")
+    parser = cli.Parser(description=__doc__, prog="bench.tokenizer")
     flag = parser.add_argument
     flag("--base", type=Path, required=True, help="the base's .model file")
     flag("--korean", type=Path, required=True, help=f"folder of Korean .jsonl files: {', '.join(HELD_OUT + ALSO)}, …")

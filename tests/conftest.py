@@ -63,7 +63,6 @@ def parse(program, argv, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", [str(program), *(argv or [])])
-        patch.setattr(sys, "path", [*sys.path, str(ROOT / "bench")])  # behind: bench/init.py is not init.py
         patch.setattr(cli.Parser, "parse_args", stop)
         spec = importlib.util.spec_from_file_location(f"{program.parent.name}_{program.stem}", ROOT / program)
         module = importlib.util.module_from_spec(spec)

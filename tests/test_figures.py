@@ -13,9 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
-def figures(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / "bench")])  # behind: bench/init.py is not init.py
-    return importlib.import_module("figures")
+def figures():
+    return importlib.import_module("bench.figures")
 
 
 @pytest.fixture

@@ -35,5 +35,6 @@ def test_help_is_a_manual(program, monkeypatch):
             parse(program, ["--help"], monkeypatch)
     except ImportError as error:
         pytest.skip(f"measures beside another library: {error}")
-    command = {"studies": f"python -m studies.{program.stem}"}.get(program.parent.name, f"python {program}")
+    folder = program.parent.name
+    command = f"python -m {folder}.{program.stem}" if folder in ("studies", "bench") else f"python {program}"
     manual(found[0], command)
