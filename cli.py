@@ -123,6 +123,10 @@ def set_device(args: argparse.Namespace) -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no GPU here; use --device cpu (what began on a GPU goes on on "
                         "one)")
+    if args.device == "cuda":
+        # cuDNN's attention would make a new plan, 0.4 s, for every new length that generation, validation and scoring
+        # meet. Training asks for it by name (kernels/attention.py).
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if args.device == "cpu" and sys.platform == "linux":
         keep_freed_memory()
 

@@ -63,8 +63,13 @@ class LoRALinear(Linear):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        low = kernels.linear(x, self.lora_A.to(x.dtype))          # (B, T, rank)
-        return super().forward(x) + self.scale * kernels.linear(low, self.lora_B.to(x.dtype))
+        # The scale multiplies the narrow product, and the last matmul adds to what W gave while it writes: scaling and
+        # adding afterwards would each be a pass of its own over (B T, out).
+        rows = x.flatten(0, -2)                                             # (B T, in)
+        low = kernels.linear(rows, self.lora_A.to(x.dtype)) * self.scale    # (B T, rank)
+        y = super().forward(rows)                                           # (B T, out)
+        y = y.addmm_(low, self.lora_B.to(x.dtype).t())
+        return y.view(*x.shape[:-1], -1)
 
 
 class RMSNorm(nn.Module):

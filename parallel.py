@@ -87,6 +87,13 @@ def total(*values: float) -> list[float]:
     return numbers.tolist()
 
 
+def anywhere(flag: torch.Tensor) -> torch.Tensor:
+    """1.0 in every process if `flag`, 0.0 or 1.0, is 1.0 in any of them. It stays on its device: no process waits."""
+    if size() > 1:
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return flag
+
+
 def broadcast(value):
     """The first process's value, in every process."""
     box = [value]

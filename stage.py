@@ -69,7 +69,8 @@ def make_optimizer(llama: model.Llama, args: argparse.Namespace) -> torch.optim.
 
 
 class Updates:
-    """How gradients become an update. `norm()`, after the backward pass: their norm, a tensor; `apply()`: the update.
+    """How gradients become an update. `norm()`, after the backward pass: their norm, a tensor; `apply(not_finite)`: the
+    update, unless that tensor is 1.
 
     With --update_in_backward a gradient is used and let go of as soon as the backward pass has made it (as LOMO does,
     2306.09782, without moments): only one is in memory at a time. So nothing can be known of the others: each tensor
@@ -111,9 +112,11 @@ class Updates:
         norms, self.norms = self.norms, []
         return torch.stack(norms).norm()
 
-    def apply(self) -> None:
-        """Update what is left to update, and let go of the gradients."""
+    def apply(self, not_finite: torch.Tensor) -> None:
+        """Update what is left to update, and let go of the gradients. `not_finite` is 0.0, or 1.0 to leave weights and
+        moments as they are; the device reads it, and nobody waits."""
         if not self.early:
+            self.optimizer.found_inf = not_finite  # the name that PyTorch's fused optimizers have for it
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
 

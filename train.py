@@ -22,7 +22,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -246,6 +246,21 @@ def batches(loader: data.Loader, n: int, windows: int, device: str) -> Iterator[
         yield rows, origin, count, loader.state_dict()
 
 
+def start_reading(x: torch.Tensor) -> Callable[[], list[float]]:
+    """Start to copy x (n,) from the device. Returns a function that waits for just this copy, not for what the device
+    was given to do after it, and returns the n numbers."""
+    copy = x.to("cpu", non_blocking=True)
+    if not x.is_cuda:
+        return copy.tolist
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def read() -> list[float]:
+        arrived.synchronize()
+        return copy.tolist()
+    return read
+
+
 def blame(llama, rows: torch.Tensor, origin, names: list[str]) -> str:
     """The source of the first window of a batch whose own loss is not finite; said when a run is stopped for it."""
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
@@ -305,9 +320,14 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
             loss, _ = llama(*data.split(micro))
             (loss / count).backward()
             total += loss.detach()
+        # The GPU is given its update before Python looks at the loss, or it would stand still meanwhile. So the GPU
+        # itself decides: where the loss or the norm is not finite, the update leaves weights and moments as they are.
         norm = updates.norm()
+        not_finite = parallel.anywhere((~(total + norm).isfinite()).float())
+        read_figures = start_reading(torch.stack((total, norm)))
+        updates.apply(not_finite)
         batch = next(upcoming, None)
-        mean_loss, grad_norm = torch.stack((total, norm)).tolist()                  # the step's one wait
+        mean_loss, grad_norm = read_figures()                                       # the step's one wait
         mean_loss, stopping = parallel.total(mean_loss / count, stop.asked)  # a signal may reach one process only
         if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
             bar.close()
@@ -316,7 +336,6 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
                             + ("Tensors of finite gradients have been updated" if args.update_in_backward else
                                "Nothing was updated") + ". Look at the data there, or "
                             f"start this stage anew (another --out) from {start} with a lower learning rate")
-        updates.apply()
         done, seconds = step + 1, time.perf_counter() - began
         tokens = before + done * args.batch_tokens
         speed = args.batch_tokens / seconds

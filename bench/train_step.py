@@ -1,8 +1,8 @@
 r"""A training step: tokens a second, utilisation, peak memory, and where the time goes, beside transformers' Llama.
 
-    python bench/train_step.py --device cpu                          # base-en's body, vocabularies of 14k and 49k
-    python bench/train_step.py --shapes 1.1B 8B --stages embed odd lora full              # on a GPU
-    python bench/train_step.py --shapes 10.7B --stages embed odd lora full --optimizer adamw_bf16 --batch 1 \
+    python -m bench.train_step --device cpu                          # base-en's body, vocabularies of 14k and 49k
+    python -m bench.train_step --shapes 1.1B 8B --stages embed odd lora full              # on a GPU
+    python -m bench.train_step --shapes 10.7B --stages embed odd lora full --optimizer adamw_bf16 --batch 1 \
         --seq_len 4096 --against [--checkpoint full --update_in_backward: inside 80 GB]   # on a large one
 
 Every contender has the same shapes, batch, dtype, threads and fused AdamW, a process of its own, and takes turns with
@@ -19,7 +19,6 @@ import os
 import sys
 import time
 
-import measure
 import torch
 
 import cli
@@ -27,6 +26,7 @@ import kernels
 import model
 import parallel
 import plan
+from bench import measure
 from stage import Updates
 
 COMMON = dict(rms_norm_eps=1e-5, rope_theta=10000.0)
@@ -100,8 +100,7 @@ def step_of(llama, loss, stage: str, args, early: bool = False):
 
     def step() -> None:
         (loss(rows[:, :-1], rows[:, 1:]) / (args.batch * args.seq_len)).backward()
-        updates.norm()
-        updates.apply()
+        updates.apply((~updates.norm().isfinite()).float())
     return step
 
 
@@ -206,7 +205,7 @@ def one(shape: str, vocabulary: int, stage: str, args) -> list[dict]:
 
 def main() -> None:
     """Time every shape, vocabulary and stage."""
-    parser = cli.Parser(description=__doc__, prog="bench/train_step.py")
+    parser = cli.Parser(description=__doc__, prog="bench.train_step")
     flag = parser.add_argument
     flag("--shapes", nargs="+", default=None, choices=list(SHAPES), help="default: base-en on a CPU, 1.1B on a GPU")
     flag("--vocabularies", nargs="+", type=int, default=[14336, 49152], help="rows of embedding and head")

@@ -218,8 +218,10 @@ class AdamW(torch.optim.Optimizer):
             tensor = torch.arange(len(sizes)).repeat_interleave(count)
             start = (torch.arange(len(tensor)) - (count.cumsum(0) - count)[tensor]) * CHUNK
             self._chunks[sizes] = tensor.to(device), start.to(device)
-        table = torch.tensor([[*(x.data_ptr() for x in t[:4]), t[0].numel(), t[4], key] for t in tensors])
-        (tensor, start), table = self._chunks[sizes], table.to(device, non_blocking=True)  # the host does not wait
+        tensor, start = self._chunks[sizes]
+        # From pinned memory the copy is queued like a kernel; from other memory the host may wait for the device.
+        table = torch.tensor([[*(x.data_ptr() for x in t[:4]), t[0].numel(), t[4], key] for t in tensors],
+                             pin_memory=device.type == "cuda").to(device, non_blocking=True)
         if self.found_inf is not None:
             table[:, 4] *= self.found_inf == 0  # tensors of no elements
         _step_kernel[(len(tensor),)](table, tensor, start, *scalars, CHUNK=CHUNK, BLOCK=BLOCK,

@@ -3,9 +3,14 @@
     s = q kᵀ / √E,    p = softmax(s) over the keys up to one's own position,    o = p v
 
 PyTorch's scaled_dot_product_attention never holds p whole (Dao et al., 2205.14135, FlashAttention): it keeps o and, of
-each query, log Σ exp s, from which the backward pass computes p again, a block at a time. On GPUs that is all there is
-to say. On a CPU its backward pass asks MKL for small float32 products, slow on processors of other makers (linear.py).
-The same backward pass through oneDNN takes two thirds of the time from 512 positions on:
+each query, log Σ exp s, from which the backward pass computes p again, a block at a time. Which of its kernels runs is
+a choice that we make on one kind of GPU only. On Hopper (H100, H200) cuDNN's attention trains 1.7 to 2.3 times as fast
+as FlashAttention 2; on older and newer GPUs it is slower (transformers, pull request 48163). But cuDNN makes a new plan
+for every new length, about 0.4 s each. Training sees one length and asks for cuDNN by name, below; generation,
+validation and scoring see hundreds, and for them cli.set_device switches cuDNN's attention off.
+
+On a CPU the backward pass asks MKL for small float32 products, slow on processors of other makers (linear.py). The same
+backward pass through oneDNN takes two thirds of the time from 512 positions on:
 
     δ_i = do_i · o_i                     dv_j = Σ_i p_ij do_i                 dq_i = Σ_j ds_ij k_j / √E
     ds_ij = p_ij (do_i · v_j - δ_i)      dk_j = Σ_i ds_ij q_i / √E
@@ -17,9 +22,17 @@ subtracts, log Σ exp s or δ, is a bias of the product, and the factor p its ep
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels.linear import ONEDNN, product
 
+HOPPER = 9  # major number of its compute capability
+TRAINING_ORDER = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 FLASH = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 FEWEST_POSITIONS = 512  # with fewer, preparing the products costs more than it saves
 KEYS = 256  # of a block. Fewer leave out more of what causality forbids (half of all), and are more products
@@ -81,4 +94,8 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor
     if q.dtype == torch.float32 and q.device.type != "cpu" and q.shape[1] != k.shape[1]:
         # On a GPU FlashAttention alone lets heads share keys, and it has no float32: p would be held whole.
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=q.shape[2] > 1, enable_gqa=q.shape[1] != k.shape[1])
+    options = {"is_causal": q.shape[2] > 1, "enable_gqa": q.shape[1] != k.shape[1]}
+    if q.is_cuda and torch.is_grad_enabled() and torch.cuda.get_device_capability(q.device)[0] == HOPPER:
+        with sdpa_kernel(TRAINING_ORDER, set_priority=True):
+            return F.scaled_dot_product_attention(q, k, v, **options)
+    return F.scaled_dot_product_attention(q, k, v, **options)

@@ -17,10 +17,13 @@ try:
     import triton.language as tl
     jit = triton.jit
     INTERPRETED = triton.knobs.runtime.interpret
+    # torch.compile sees a kernel that is launched through wrap_triton. PyTorch before 2.13 knows compiled kernels only,
+    # so an interpreted one is launched as it is.
+    wrap_triton = (lambda kernel: kernel) if INTERPRETED else torch.library.wrap_triton
 except ImportError:  # macOS, Windows: Triton does not exist there, and the PyTorch lines run
     tl, jit, INTERPRETED = types.SimpleNamespace(constexpr=None), None, False
     jit = lambda function: function
-    triton = None
+    triton = wrap_triton = None
 
 IMPLEMENTATIONS = ("torch", "triton")
 _choice = "auto"
@@ -44,6 +47,16 @@ def triton_runs(x: torch.Tensor) -> bool:
     """Is the operation on x Triton's to do? float64 never is: it belongs to the definitions."""
     here = x.is_cuda if _choice == "auto" else _choice == "triton"
     return here and triton is not None and x.dtype != torch.float64
+
+
+def left_to_compiler(x: torch.Tensor) -> bool:
+    """Is torch.compile tracing an operation on x that Triton does not do?
+
+    Then the operation hands it the definition, which it fuses by itself. It must not be handed the PyTorch lines of an
+    autograd function: one whose forward returns a tensor that was last written in place, or by a `.to` that changes
+    nothing, loses its gradient under torch.compile, without a word (pytorch issues 180642 and 184113; torch 2.11).
+    """
+    return torch.compiler.is_compiling() and not triton_runs(x)
 
 
 def require(*equal: tuple) -> None:

@@ -93,16 +93,24 @@ def _softmax_torch(logits, targets, gradient):
     return losses, z if z is logits else logits.copy_(z)
 
 
-def _accumulate(total: torch.Tensor, dz: torch.Tensor, h: torch.Tensor) -> None:
-    """total (V, D) += dzᵀ h, summed in total's dtype, whatever that of dz (n, V) and h (n, D)."""
-    if suits(dz):
-        total += gradient(dz, h)
-    elif dz.dtype == total.dtype:
-        total.addmm_(dz.t(), h)
-    elif dz.is_cuda:  # the product's own float32 sums go on from total, and nothing is rounded between chunks
-        torch.addmm(total, dz.t(), h, out_dtype=total.dtype, out=total)
+def _accumulate(total: torch.Tensor, dz: torch.Tensor, h: torch.Tensor, is_first: bool) -> None:
+    """total (V, D) += dzᵀ h, summed in total's dtype, whatever that of dz (n, V) and h (n, D).
+
+    The first chunk is written over total, which holds nothing yet: filling it with zeros, to read them again, would be
+    two passes over the largest gradient there is.
+    """
+    beta = 0 if is_first else 1  # of addmm: beta * total + dzᵀ h; where it is 0, total is not read
+    if dz.dtype == total.dtype and not suits(dz):
+        total.addmm_(dz.t(), h, beta=beta)
+    elif dz.is_cuda:
+        # The product's own float32 sums go on from total, and nothing is rounded between chunks.
+        torch.addmm(total, dz.t(), h, beta=beta, out_dtype=total.dtype, out=total)
     else:
-        total += torch.mm(dz.t(), h)
+        product_of_chunk = gradient(dz, h) if suits(dz) else torch.mm(dz.t(), h)
+        if is_first:
+            total.copy_(product_of_chunk)
+        else:
+            total += product_of_chunk
 
 
 def chunk_budget(device: str, classes: int, width: int, itemsize: int, need_weight: bool) -> int:
@@ -120,7 +128,9 @@ def loss_and_gradients(hidden: torch.Tensor, weight: torch.Tensor, targets: torc
     softmax, copies = (_softmax_triton, 0) if triton_runs(hidden) else (_softmax_torch, int(hidden.dtype != wide))
     matrix = weight.to(hidden.dtype)  # here, not at the caller: so that a float32 master gets a float32 gradient
     grad_hidden = hidden.new_empty(hidden.shape if need_hidden else 0)
-    grad_weight = torch.zeros(weight.shape if need_weight else 0, dtype=wide, device=weight.device)
+    grad_weight = torch.empty(weight.shape if need_weight else 0, dtype=wide, device=weight.device)
+    if n_rows == 0:
+        grad_weight.zero_()
     if suits(hidden) and need_weight:  # laid out as `gradient` gives what is added to it
         grad_weight = grad_weight.view(weight.shape[::-1]).t()
     loss = torch.zeros((), dtype=wide, device=hidden.device)
@@ -139,7 +149,7 @@ def loss_and_gradients(hidden: torch.Tensor, weight: torch.Tensor, targets: torc
         elif need_hidden:
             torch.mm(dz, matrix, out=grad_hidden[start:start + step])
         if need_weight:
-            _accumulate(grad_weight, dz, h)
+            _accumulate(grad_weight, dz, h, is_first=start == 0)
         del z, dz  # or two chunks would be alive for a moment
     return loss, grad_hidden, grad_weight.contiguous()
 

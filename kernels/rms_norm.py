@@ -19,9 +19,9 @@ traffic in tensors of x's size (bfloat16; a float32 copy counts twice):
 """
 import torch
 from torch.autograd.function import once_differentiable
-from torch.library import triton_op, wrap_triton
+from torch.library import triton_op
 
-from kernels.launch import block, jit, require, resident_programs, rows, tl, triton_runs
+from kernels.launch import block, jit, require, resident_programs, rows, tl, triton_runs, wrap_triton
 
 LONGEST_ROW = 2**13  # elements that a program holds in registers; beyond, the compiler spills, and PyTorch's lines run
 
@@ -56,7 +56,8 @@ def _norm_forward_kernel(X, R, W, Y, S, INVERSE, x_stride, r_stride, eps, D: tl.
         rounded = x.to(S.dtype.element_ty)
         tl.store(S + row * D + column, rounded, inside)
         x = rounded.to(tl.float32)  # the norm is of the stream that the backward pass will read
-    inverse = 1.0 / tl.sqrt(tl.sum(x * x) / D + eps)
+    # torch.compile passes eps as a float64, which would widen the whole row.
+    inverse = 1.0 / tl.sqrt(tl.sum(x * x) / D + tl.cast(eps, tl.float32))
     w = tl.load(W + column, inside, 0.0).to(tl.float32)
     tl.store(Y + row * D + column, (x * inverse * w).to(Y.dtype.element_ty), inside)
     tl.store(INVERSE + row, inverse)
@@ -114,6 +115,11 @@ def _backward_triton(grad: torch.Tensor, grad_stream: torch.Tensor | None, x: to
     return grad_x, shares.sum(0).to(weight.dtype) if need_weight else shares
 
 
+def _kernel_runs(x: torch.Tensor) -> bool:
+    """Does Triton do the norm of x? Not of rows that are too long for its registers."""
+    return triton_runs(x) and x.shape[-1] <= LONGEST_ROW
+
+
 def _forward_torch(x, residual, weight, eps):
     stream = x if residual is None else x + residual
     wide = stream if x.dtype == torch.float64 else stream.float()
@@ -134,7 +140,7 @@ def _backward_torch(grad, grad_stream, x, weight, inverse, need_weight):
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, residual, weight, eps):
-        run = _forward_triton if triton_runs(x) and x.shape[-1] <= LONGEST_ROW else _forward_torch
+        run = _forward_triton if _kernel_runs(x) else _forward_torch
         y, stream, inverse = run(x, residual, weight, eps)
         ctx.save_for_backward(x if residual is None else stream, weight, inverse)
         ctx.add = residual is not None
@@ -144,7 +150,7 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad, grad_stream=None):
         x, weight, inverse = ctx.saved_tensors
-        run = _backward_triton if triton_runs(x) and x.shape[-1] <= LONGEST_ROW else _backward_torch
+        run = _backward_triton if _kernel_runs(x) else _backward_torch
         grad_x, grad_weight = run(grad, grad_stream, x, weight, inverse, ctx.needs_input_grad[2])
         return grad_x, grad_x if ctx.add else None, grad_weight if ctx.needs_input_grad[2] else None, None
 
@@ -152,6 +158,8 @@ class _RMSNorm(torch.autograd.Function):
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """RMSNorm that keeps x and one number a row for its backward pass. Shapes and dtypes as `rms_norm_reference`."""
     require(("weight's shape", weight.shape, x.shape[-1:]))
+    if torch.compiler.is_compiling() and not _kernel_runs(x):  # see launch.left_to_compiler
+        return rms_norm_reference(x, weight, eps)
     return _RMSNorm.apply(x, None, weight, eps)
 
 
@@ -159,4 +167,6 @@ def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, 
     """(RMSNorm of x + residual, x + residual) in one visit. Shapes and dtypes as `add_rms_norm_reference`."""
     require(("weight's shape", weight.shape, x.shape[-1:]), ("residual's shape", residual.shape, x.shape),
             ("residual's dtype", residual.dtype, x.dtype))
+    if torch.compiler.is_compiling() and not _kernel_runs(x):
+        return add_rms_norm_reference(x, residual, weight, eps)
     return _RMSNorm.apply(x, residual, weight, eps)

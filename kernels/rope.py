@@ -18,9 +18,9 @@ import math
 
 import torch
 from torch.autograd.function import once_differentiable
-from torch.library import triton_op, wrap_triton
+from torch.library import triton_op
 
-from kernels.launch import block, jit, require, tl, triton_runs
+from kernels.launch import block, jit, left_to_compiler, require, tl, triton_runs, wrap_triton
 
 
 def rope_frequencies(width: int, theta: float, scaling: dict | None = None) -> torch.Tensor:
@@ -106,8 +106,6 @@ def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor
 
 
 def _turn_torch(q, k, cos, sin, sign):
-    if torch.compiler.is_compiling():  # which fuses the definition, and would break the graph at `out=` above
-        return rope_reference(q, k, cos, sign * sin)
     return _turn(q, cos, sign * sin), _turn(k, cos, sign * sin)
 
 
@@ -130,4 +128,6 @@ def rope(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor)
     (B, _, T, E), table = q.shape, (q.shape[2], q.shape[3] // 2)
     require(("k's shape", (k.shape[0], *k.shape[2:]), (B, T, E)), ("k's dtype", k.dtype, q.dtype),
             ("cos's shape", tuple(cos.shape), table), ("sin's shape", tuple(sin.shape), table))
+    if left_to_compiler(q):
+        return rope_reference(q, k, cos, sin)
     return _Rope.apply(q, k, cos, sin)

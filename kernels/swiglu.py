@@ -12,9 +12,9 @@ each of its operations, moves 13 forward and 18 backward and keeps 4; a fused ke
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
-from torch.library import triton_op, wrap_triton
+from torch.library import triton_op
 
-from kernels.launch import jit, require, rows, tl, triton_runs
+from kernels.launch import jit, left_to_compiler, require, rows, tl, triton_runs, wrap_triton
 
 BLOCK = 2048  # elements a program; with 8 warps one load of 16 bytes a thread and input in bfloat16
 
@@ -96,4 +96,6 @@ class _SwiGLU(torch.autograd.Function):
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(gate) · up, keeping only the two inputs for the backward pass. Shapes as `swiglu_reference`."""
     require(("up's shape", up.shape, gate.shape), ("up's dtype", up.dtype, gate.dtype))
+    if left_to_compiler(gate):
+        return swiglu_reference(gate, up)
     return _SwiGLU.apply(gate, up)

@@ -1,10 +1,12 @@
 """cli.py: flags that hint, errors on one line, outputs that are whole or absent."""
+import argparse
 import os
 import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 
 import cli
 
@@ -35,6 +37,21 @@ def test_help_shows_the_docstring_and_each_default(capsys):
         parser().parse_args(["--help"])
     text = capsys.readouterr().out
     assert "teaches 100 % of it" in text and "what to read (default: a)" in text
+
+
+def test_on_a_gpu_cudnn_attends_only_where_it_is_asked_for(monkeypatch):
+    """It would make a new plan for every length that generation, validation and scoring meet."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        cli.set_device(argparse.Namespace(device="cpu", dtype=None))
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+        cli.set_device(argparse.Namespace(device=None, dtype=None))
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.math_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def test_run_hides_no_error_of_ours():

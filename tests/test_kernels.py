@@ -4,7 +4,6 @@ Without a GPU the Triton kernels run in Triton's interpreter, in numpy; tests ma
 fresh in every run (a failure prints its seed), lie between NaNs, and outputs start as NaN.
 """
 import importlib
-import json
 import os
 import subprocess
 import sys
@@ -389,9 +388,9 @@ def test_the_same_bits_every_time(choice):
         assert all(torch.equal(a, b) for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True))
 
 
-def llama_for(what: str, recompute: str) -> model.Llama:
+def llama_for(what: str, recompute: str, **changes) -> model.Llama:
     torch.manual_seed(0)
-    llama = model.Llama(tiny_config())
+    llama = model.Llama(tiny_config(**changes))
     if what == "lora":
         model.add_lora(llama, 4, 4)
         for name, p in llama.named_parameters():
@@ -411,9 +410,7 @@ def test_a_training_step_with_the_kernels_is_the_pytorch_step(what, recompute):
     for choice in ("torch", "triton"):
         kernels.use(choice, DEVICE)
         llama = llama_for(what, recompute)
-        loss, count = llama(tokens[:, :-1], tokens[:, 1:])
-        (loss / count).backward()
-        results[choice] = [loss.detach(), *(p.grad for p in llama.parameters() if p.requires_grad)]
+        results[choice] = step_of(llama, tokens)
         assert all(p.grad is None for p in llama.parameters() if not p.requires_grad)
     torch.testing.assert_close(results["triton"], results["torch"], rtol=1e-4, atol=1e-5)
 
@@ -429,6 +426,41 @@ class NotForFakes:
         fake = torch._subclasses.FakeTensor
         return lambda *args, **options: (None if any(isinstance(x, fake) for x in args)
                                          else self.kernel[grid](*args, **options))
+
+
+def step_of(llama: model.Llama, tokens: torch.Tensor) -> list[torch.Tensor]:
+    """The loss of one step, and the gradient of everything that is trained."""
+    loss, count = llama(tokens[:, :-1], tokens[:, 1:])
+    (loss / count).backward()
+    return [loss.detach(), *(p.grad for p in llama.parameters() if p.requires_grad)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("recompute", ["none", "attention", "full"])
+@pytest.mark.parametrize("what", ["full", "odd", "lora", "embed"])
+def test_a_compiled_step_is_the_plain_step(what, recompute, dtype, monkeypatch):
+    """Every gradient, for both implementations: an operation must not lose one under torch.compile (torch 2.11 drops
+    those of an autograd function that wrote its output in place). Blocks go through AOTAutograd, which is where that
+    happens. It may not look into Triton's operations, where it would find an interpreted kernel."""
+    for module in (rms_norm, rope, swiglu):
+        monkeypatch.setattr(module, "wrap_triton", NotForFakes)
+    monkeypatch.setattr("torch.export._trace.custom_triton_ops_decomposition_disabled", lambda: True)
+    tokens = torch.randint(0, 512, (2, 9), device=DEVICE)
+    for choice in ("torch", "triton") if launch.triton else ("torch",):
+        kernels.use(choice, DEVICE)
+        steps = {}
+        for compiled in (False, True):
+            torch.compiler.reset()
+            llama = llama_for(what, recompute, num_hidden_layers=2)
+            for p in llama.parameters():
+                p.data = p.data.to(torch.float32 if p.requires_grad else dtype)
+            llama.compute_dtype = dtype
+            if compiled:  # the block that every one of these stages sends a gradient through
+                llama.model.layers[1].compile(backend="aot_eager", dynamic=False)
+            steps[compiled] = step_of(llama, tokens)
+        rtol, atol = (1e-5, 1e-6) if dtype == torch.float32 else (2e-2, 2e-3)  # a bfloat16 sum taken in another order
+        torch.testing.assert_close(steps[True], steps[False], rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -514,6 +546,44 @@ def test_heads_share_keys_on_a_gpu_where_a_fused_library_can(dtype, shared, monk
                         lambda q, k, v, enable_gqa, **_: asked.append((k.shape, v.shape, enable_gqa)) or q)
     kernels.attention(q, k, k)
     assert asked == [((2, 2 if shared else 6, 9, 8),) * 2 + (shared,)]
+
+
+def backends_of(call, monkeypatch) -> list[str]:
+    """The names of the attention backends that `call()` lets PyTorch choose from, in their order."""
+    seen, attend = [], torch.nn.functional.scaled_dot_product_attention
+
+    def record(*args, **options):
+        seen.extend(backend.name for backend in torch.nn.attention._cur_sdpa_kernel_backends(with_priority=True))
+        return attend(*args, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
+        call()
+    return seen
+
+
+class OnHopper(torch.Tensor):
+    """A CPU's tensor that says it lies on a GPU."""
+    is_cuda = True
+
+
+@pytest.mark.parametrize("capability, first", [((9, 0), "CUDNN_ATTENTION"), ((8, 0), None), ((10, 0), None)])
+def test_training_asks_for_cudnn_on_hopper_only(capability, first, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    q = torch.randn(1, 2, 5, 8).as_subclass(OnHopper)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as cli.set_device leaves it on a GPU
+    try:
+        training = backends_of(lambda: kernels.attention(q, q, q), monkeypatch)
+        with torch.no_grad():
+            scoring = backends_of(lambda: kernels.attention(q, q, q), monkeypatch)
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+    assert "CUDNN_ATTENTION" not in scoring and "FLASH_ATTENTION" in scoring
+    if first:
+        assert training[:4] == [first, "FLASH_ATTENTION", "EFFICIENT_ATTENTION", "MATH"]
+    else:
+        assert training == scoring
 
 
 def test_attention_survives_large_scores_of_keys_that_are_not_seen():
@@ -667,7 +737,8 @@ def sharded(rank: int, file: str, out: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     torch.manual_seed(0)
     head, x, chosen = model.Head(16, 51, bias=False), torch.randn(2, 2, 9, 16), torch.randint(0, 51, (2, 2, 9))
-    fully_shard(head)
+    mesh = dist.init_device_mesh("cpu", (2,))  # left to itself, fully_shard would take the GPUs' where there are some
+    fully_shard(head, mesh=mesh)
     head.set_gradient_divide_factor(1.0)
     head.set_force_sum_reduction_for_comms(True)
     states = x[rank].requires_grad_()
@@ -677,7 +748,7 @@ def sharded(rank: int, file: str, out: str) -> None:
     dist.all_reduce(total)
     torch.manual_seed(1)
     layer = torch.nn.Linear(7, 5, bias=False).bfloat16()
-    fully_shard(layer)
+    fully_shard(layer, mesh=mesh)
     optimizer = kernels.AdamW(layer.parameters(), lr=1e-2, seed=3)
     for _ in range(2):
         from torch.distributed.tensor import distribute_tensor
@@ -737,21 +808,3 @@ def test_there_is_one_place_that_chooses(monkeypatch):
     monkeypatch.setattr(launch, "INTERPRETED", False)
     with pytest.raises(UserError, match="CUDA device"):
         kernels.use("triton", "cpu")
-
-
-@pytest.mark.skipif(launch.triton is None, reason="triton is not installed")
-def test_every_kernel_compiles_without_a_gpu_and_spills_nothing():
-    """For three generations of GPU, in a process of its own: the interpreter and the compiler cannot share one."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    out = subprocess.run([sys.executable, "bench/kernels.py", "--compile-only", "--json"], cwd=ROOT, env=environment,
-                         capture_output=True, text=True)
-    assert out.returncode == 0, out.stderr
-    rows = json.loads(out.stdout.splitlines()[-1])
-    assert {row["target"] for row in rows} == {"sm_75", "sm_80", "sm_90"}
-    compiled = {row["kernel"] for row in rows}  # in every variant: see `calls` there
-    defined = {f"{module.__name__.split('.')[1]}.{name}" for module in (rms_norm, rope, swiglu, lce, adamw)
-               for name in vars(module) if name.endswith("_kernel")}
-    assert compiled == defined
-    for row in rows:
-        assert row["spills"] == 0 and row["registers"] <= 255, row
-        assert row["load bits"] == 128 or "aligned 0" in row["variant"], row

@@ -136,6 +136,37 @@ def test_a_tensor_without_a_finite_gradient_is_left_as_it_was(optimizer, clip, w
         assert torch.equal(p, old) == (p is bad) and p.isfinite().all()
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_bf16"])
+def test_an_update_that_is_told_off_changes_nothing(optimizer, world):
+    """Weights and moments; and the next update is the one that would have come without it."""
+    stage = plan.parse_stage("full:1k:1e-2")
+    args = argparse.Namespace(dtype="float32", optimizer=optimizer, compile=False, device="cpu", seed=0, clip=1.0,
+                              checkpoint="none", weight_decay=0.1, betas=[0.9, 0.95], update_in_backward=False)
+    tokens, ends = torch.randint(3, 90, (2, 9)), []
+    for told_off in (False, True):
+        llama = train.load_stage(stage, world / "model", args, 1)
+        updates = train.Updates(llama, train.make_optimizer(llama, args), stage, args)
+        for group in updates.optimizer.param_groups:
+            group["lr"] = 1e-2
+
+        def step(not_finite: float, llama=llama, updates=updates) -> None:
+            llama(tokens[:, :-1], tokens[:, 1:])[0].backward()
+            updates.norm()
+            updates.apply(torch.tensor(not_finite))
+            assert all(p.grad is None for p in llama.parameters())
+        step(0.0)
+        state = lambda llama=llama, updates=updates: [x.clone() for p in llama.parameters() for x in (
+            p.detach(), updates.optimizer.state[p]["exp_avg"], updates.optimizer.state[p]["exp_avg_sq"])]
+        if told_off:
+            before = state()
+            step(1.0)
+            assert all(torch.equal(x, y) for x, y in zip(before, state(), strict=True))
+        if not told_off or optimizer == "adamw":  # the other counts the step, and rounds by it: the run stops anyway
+            step(0.0)
+            ends.append(state())
+    assert len(ends) == 1 or all(torch.equal(x, y) for x, y in zip(*ends, strict=True))
+
+
 class Launched:
     """In a kernel's place: sees that what it is given is on the device, and does nothing."""
     def __class_getitem__(cls, grid):
@@ -169,7 +200,7 @@ def test_a_step_never_waits_for_its_device(what, early, monkeypatch):
         summed, count = llama(*data.split(torch.empty(2, 33, dtype=torch.int64, device="meta")))
         (summed / 64).backward()
         norm = updates.norm()
-        updates.apply()
+        updates.apply((~norm.isfinite()).float())
         assert all(x.is_meta and x.dtype == torch.float32 for x in (summed, norm))
     with pytest.raises(RuntimeError):
         norm.tolist()
