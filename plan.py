@@ -33,7 +33,8 @@ up and their product. Norm and head keep D, and the loss a chunk of logits, thei
 
 **The peak** is reached at the loss, or in the first block of the backward pass, and gradients of earlier micro-batches
 lie beside the activations of this one. With a single micro-batch gradients come as activations go, so it is there or at
-the end of the backward pass. What torch.compile chooses to keep is its own affair: these figures are of the plain path.
+the end of the backward pass. `needed` adds what lies outside PyTorch's allocator. Not modelled: what torch.compile
+keeps.
 
 **FLOPs a token**, forward and backward: 2 a parameter forward; 2 more for the gradient of the input, if anything below
 is trained; 2 more for the gradient of the weight, if it is trained itself. So 6 for a trained matrix, 4 for a frozen
@@ -54,6 +55,9 @@ from cli import UserError
 from kernels.linear_cross_entropy import chunk_budget
 
 MASTER = {"adamw": torch.float32, "adamw_bf16": torch.bfloat16}  # type of a trained weight, its gradient and moments
+# Bytes of a GPU's memory that PyTorch's allocator does not give out: the CUDA context with its compiled kernels (about
+# 0.6 GB), and what cuBLAS and cuDNN take as workspace.
+OUTSIDE = {"cpu": 0, "cuda": 2 * 10**9}
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 PARTS = ("embed", "new_rows", "odd", "even", "body", "lora", "full", "sft")
 
@@ -258,6 +262,7 @@ def cost(config: model.Config, stage: Stage, lora_rank: int, seq_len: int, dtype
     before = c["gradients"] if step.accumulation > 1 else 0
     c["peak"] = c["weights"] + c["gathered"] + c["optimizer"] + max(
         before + c["activations"] + max(c["loss"], c["block"]), c["gradients"] + c["block"])
+    c["needed"] = c["peak"] + OUTSIDE[step.device]
     return c
 
 
@@ -266,7 +271,9 @@ def table(config: model.Config, stages: list[Stage], lora_rank: int, seq_len: in
     """The stages as two tables: what each trains and computes, and what a process holds. `how`: the fields of Step."""
     step = Step(seq_len, dtype, optimizer, **how)
     costs = [cost(config, stage, lora_rank, seq_len, dtype, optimizer, **how) for stage in stages]
-    held = ("weights", "gathered", "optimizer", "gradients", "activations", "loss", "block", "peak")
+    held = ["weights", "gathered", "optimizer", "gradients", "activations", "loss", "block", "peak"]
+    if step.device == "cuda":
+        held.append("needed")
     lines = [f"{'stage':<14}{'tokens':>10}{'peak lr':>9}{'trained':>16}{'share':>9}  GFLOP/token  with recompute"]
     for stage, c in zip(stages, costs, strict=True):
         lines.append(f"{stage.what:<14}{stage.tokens / 1e6:>9.4g}M{stage.peak_lr:>9.1e}{c['trained']:>16,}"
@@ -276,8 +283,11 @@ def table(config: model.Config, stages: list[Stage], lora_rank: int, seq_len: in
     high = "activations + the larger of loss and block"
     together = f"gradients + {high}" if step.accumulation > 1 else f"the larger of ({high}) and (gradients + block)"
     master = MASTER[optimizer].itemsize
-    lines += [f"peak = weights + gathered + optimizer + {together}",
-              f"bytes a parameter: trained {master}, gradient {master}, moments {2 * master}; frozen {dtype.itemsize}",
+    lines.append(f"peak = weights + gathered + optimizer + {together}")
+    if step.device == "cuda":
+        lines.append(f"needed = peak + {OUTSIDE['cuda'] / 1e9:g} GB for the CUDA context and the libraries' workspaces")
+        lines.append("GB are 10^9 bytes: a GPU of 80 GB has 85 of them, an H200 has 150")
+    lines += [f"bytes a parameter: trained {master}, gradient {master}, moments {2 * master}; frozen {dtype.itemsize}",
               f"activations of a micro-batch of {step.tokens:,} tokens; computed again: {step.recompute}",
               f"a step: {step.world_size} processes x {step.accumulation} micro-batches x {step.micro_batch} windows x "
               f"{seq_len:,} = {step.world_size * step.accumulation * step.tokens:,} tokens"]
@@ -285,15 +295,23 @@ def table(config: model.Config, stages: list[Stage], lora_rank: int, seq_len: in
 
 
 def matmul_rate(device: str, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """FLOP/s of a large matrix product on this machine now: what utilisation is measured against."""
-    n = 8192 if device == "cuda" else 1024
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    sync = torch.cuda.synchronize if device == "cuda" else lambda: None
-    kernels.linear(a, b)
-    sync()
-    start, products = time.perf_counter(), 0
+    """FLOP/s of a large matmul on this machine now, for at least so long: what utilisation is measured against. A GPU
+    that has worked for a second clocks lower than one that has rested."""
+    on_gpu = device == "cuda"
+    n = 8192 if on_gpu else 1024
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    b = torch.randn(n, n, device=device, dtype=dtype)
+    kernels.linear(a, b)  # the first one loads the library
+    if on_gpu:
+        torch.cuda.synchronize()
+
+    matmuls = 0
+    start = time.perf_counter()
     while time.perf_counter() - start < seconds:
-        kernels.linear(a, b)
-        sync()
-        products += 1
-    return 2 * n**3 * products / (time.perf_counter() - start)
+        # Several are queued before we wait, so that the GPU does not stand still between two of them.
+        for _ in range(8 if on_gpu else 1):
+            kernels.linear(a, b)
+            matmuls += 1
+        if on_gpu:
+            torch.cuda.synchronize()
+    return 2 * n**3 * matmuls / (time.perf_counter() - start)

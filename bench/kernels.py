@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from bench import measure
 
 SHAPES = {"1.1B": dict(D=2048, F=5632, H=32, K=4, E=64), "8B": dict(D=4096, F=14336, H=32, K=8, E=128),
           "tiny": dict(D=64, F=160, H=4, K=2, E=16)}  # 10.7B is 48 layers of 8B's shape
-VOCABULARIES = {"1.1B": (49152, 128256), "8B": (49152, 128256), "tiny": (1024,)}
+PAUSE = 2_000_000  # cycles, about a millisecond, for which a GPU waits while Python queues what is timed
 FLUSH: dict[str, torch.Tensor] = {}  # what overwrites the cache between calls: larger than it, and allocated once
 TARGETS = {"sm_75": torch.float16, "sm_80": torch.bfloat16, "sm_90": torch.bfloat16}  # Turing has no bfloat16
 
@@ -157,18 +158,19 @@ def operations(shape: dict, vocabularies: tuple[int, ...], tokens: int, dtype: t
     for V in vocabularies:
         targets = torch.randint(0, V, (tokens,), device=device)
         weight = (torch.randn(V, D, device=device) / D**0.5).to(dtype).requires_grad_()
-        table[f"linear_cross_entropy {V // 1000}k"] = (lambda k: lambda h, w, t: first(k(h, w, t)),
+        table[f"linear_cross_entropy {V}"] = (lambda k: lambda h, w, t: first(k(h, w, t)),
                                                        [leaf(tokens, D), weight, targets], 0, 0)
     return {name: (wrap, inputs, forward * size, backward * size) for name, (wrap, inputs, forward, backward) in
             table.items()}
 
 
-def contenders(name: str, wrap) -> dict:
+def contenders(name: str, wrap, device: str) -> dict:
     """Who can do the operation: ours, its definition as it is and compiled, and what is installed."""
     kind = name.split()[0]
     definition = wrap(getattr(kernels, kind + "_reference"))
+    backend = "inductor" if device == "cuda" else "aot_eager"  # on a CPU a minute of C++ for a number no one wants
     found = {"nanowhale": wrap(getattr(kernels, kind)), "eager": definition,
-             "torch.compile": torch.compile(definition, dynamic=False)}
+             "torch.compile": torch.compile(definition, dynamic=False, backend=backend)}
     if liger(kind):
         found["liger"] = liger(kind)
     if kind == "linear_cross_entropy" and hasattr(torch.nn, "LinearCrossEntropyOptions"):
@@ -178,14 +180,15 @@ def contenders(name: str, wrap) -> dict:
     return found
 
 
-def milliseconds(call, device: str, repeats: int) -> list[float]:
-    """Times of single calls, after warm-up."""
+def milliseconds(call, device: str, repeats: int, pause: int = PAUSE) -> list[float]:
+    """Times of single calls, after warm-up. `pause`: the cycles in which Python queues the call; too short a pause, and
+    Python's own time is measured."""
     times = []
     for _ in range(repeats + 3):
         FLUSH.setdefault(device, torch.empty(2**28 if device == "cuda" else 2**22, device=device)).zero_()
         if device == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda._sleep(2_000_000)  # about a millisecond, in which Python queues what follows
+            torch.cuda._sleep(pause)
             start.record()
             call()
             end.record()
@@ -221,19 +224,27 @@ def gradients(function, inputs: list, upstream: list) -> list:
     return torch.autograd.grad(outputs, [x for x in inputs if x.requires_grad], [g.clone() for g in upstream])
 
 
-def time_all(args: argparse.Namespace) -> list[dict]:
-    """Every operation of every shape by every contender: a row each."""
-    dtype, copy, rows = torch.bfloat16 if args.device == "cuda" else torch.float32, copy_rate(args.device), []
+def time_all(args: argparse.Namespace) -> Iterator[dict]:
+    """Every operation of every shape by every contender: a row each, as soon as it is there."""
+    dtype, copy = torch.bfloat16 if args.device == "cuda" else torch.float32, copy_rate(args.device)
     kernels.use("auto", args.device)
-    print(f"device copy: {copy / 1e9:.0f} GB/s")
     for shape in args.shapes:
-        for name, (wrap, inputs, *unavoidable) in operations(SHAPES[shape], VOCABULARIES[shape], args.tokens, dtype,
+        for name, (wrap, inputs, *unavoidable) in operations(SHAPES[shape], args.vocabularies, args.tokens, dtype,
                                                              args.device).items():
-            definition, functions = wrap(getattr(kernels, name.split()[0] + "_reference")), contenders(name, wrap)
+            definition = wrap(getattr(kernels, name.split()[0] + "_reference"))
+            functions = contenders(name, wrap, args.device)
             with torch.no_grad():
                 outputs = definition(*inputs)
             upstream = [torch.randn_like(y) for y in (outputs if isinstance(outputs, tuple) else (outputs,))]
             del outputs
+            # A contender that cannot do this at all, such as another library's changed function, is named and left out.
+            for who, function in list(functions.items()):
+                try:
+                    gradients(function, inputs, upstream)
+                except Exception as problem:
+                    yield {"shape": shape, "operation": name, "who": who,
+                           "failed": f"{type(problem).__name__}: {str(problem)[:300]}"}
+                    del functions[who]
             mine = {who: [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs] for who in functions}
             both = {who: lambda f=f, x=mine[who], g=upstream: torch.autograd.grad(
                 f(*x), [i for i in x if i.requires_grad], g) for who, f in functions.items()}
@@ -246,13 +257,13 @@ def time_all(args: argparse.Namespace) -> list[dict]:
             for who, function in functions.items():
                 first, (median, low, high) = measure.quantiles(forward[who])[0], measure.quantiles(whole[who])
                 share = lambda amount, ms: amount / (1e-3 * ms) / copy if amount else None
-                rows.append({"shape": shape, "operation": name, "who": who, "forward ms": first,
-                             "backward ms": median - first, "both ms": median, "20 %": low, "80 %": high,
-                             "of copy, forward": share(unavoidable[0], first),
-                             "of copy, both": share(sum(unavoidable), median), "peak GB": peaks[who],
-                             "error / eager's": error(function, definition, inputs, upstream) if args.errors else None})
-                print(rows[-1], flush=True)
-    return rows
+                rate = lambda amount, ms: amount / (1e-3 * ms) / 1e9 if amount else None
+                yield {"shape": shape, "operation": name, "who": who, "forward ms": first,
+                       "backward ms": median - first, "both ms": median, "20 %": low, "80 %": high,
+                       "GB/s forward": rate(unavoidable[0], first), "GB/s both": rate(sum(unavoidable), median),
+                       "of copy, forward": share(unavoidable[0], first),
+                       "of copy, both": share(sum(unavoidable), median), "peak GB": peaks[who],
+                       "error / eager's": error(function, definition, inputs, upstream) if args.errors else None}
 
 
 def peak(call, device: str) -> float | None:
@@ -279,7 +290,8 @@ def time_adamw(args: argparse.Namespace, parameters: int) -> list[dict]:
             p.grad = torch.randn_like(p)
         optimizers[who] = make(ps), size * sum(p.numel() for p in ps)
     copy = copy_rate(args.device)
-    times = measure.interleaved({who: lambda o=o: measure.quantiles(milliseconds(o.step, args.device, 10))[0]
+    pause = 5 * PAUSE  # a step's Python takes about two milliseconds
+    times = measure.interleaved({who: lambda o=o: measure.quantiles(milliseconds(o.step, args.device, 10, pause))[0]
                                  for who, (o, _) in optimizers.items()})
     for who, (_, traffic) in optimizers.items():
         median, low, high = measure.quantiles(times[who])
@@ -310,10 +322,10 @@ print(peak() - before, time.perf_counter() - began)
 """
 
 
-def loss_on_cpu(tokens: int, runs: int = 5) -> list[dict]:
+def loss_on_cpu(tokens: int, vocabularies: list[int], runs: int = 5) -> list[dict]:
     """Peak memory (over what the process held before) and time of loss and gradients, a process each, in turns."""
     rows = []
-    for vocabulary in (14336, 49152):
+    for vocabulary in vocabularies:
         def once(who, vocabulary=vocabulary):
             code = LOSS.format(root=str(measure.ROOT), tokens=tokens, vocabulary=vocabulary, who=who)
             out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -333,6 +345,7 @@ def main() -> None:
     p.add_argument("--json", action="store_true", help="with --compile-only: print the rows as one line of JSON")
     p.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="what is timed")
     p.add_argument("--shapes", nargs="+", default=["1.1B", "8B"], choices=list(SHAPES), help="whose widths are timed")
+    p.add_argument("--vocabularies", nargs="+", type=int, default=[49152], help="rows of the head")
     p.add_argument("--tokens", type=int, default=0, help="tokens a call; 0: 16384 on a GPU, 4096 on a CPU")
     p.add_argument("--repeats", type=int, default=50, help="timed calls of each operation")
     p.add_argument("--no-errors", dest="errors", action="store_false", help="leave the comparison with float64 away")
@@ -343,11 +356,16 @@ def main() -> None:
         return print(json.dumps(rows) if args.json else measure.table(rows))
     conditions = {**measure.machine("liger-kernel"), "tokens": args.tokens}
     if args.device == "cpu":
-        return measure.report("kernels-cpu", loss_on_cpu(args.tokens), conditions)
+        return measure.report("kernels-cpu", loss_on_cpu(args.tokens, args.vocabularies), conditions)
     if not torch.cuda.is_available():
         raise cli.UserError("PyTorch finds no GPU here; --compile-only and --device cpu need none")
     name = conditions["gpu"].replace(" ", "-")
-    measure.report(f"kernels-{name}", time_all(args), conditions)
+    rows = []
+    for row in time_all(args):
+        rows.append(row)
+        print(measure.line(row), flush=True)
+        measure.save(f"kernels-{name}", rows, conditions)
+    measure.report(f"kernels-{name}", rows, conditions)
     measure.report(f"adamw-{name}", time_adamw(args, 2**30), conditions)
 
 

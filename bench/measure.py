@@ -58,11 +58,27 @@ def table(rows: list[dict]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def line(row: dict) -> str:
+    """A row on one line, for the screen: name value, name value, … with four digits."""
+    words = []
+    for name, value in row.items():
+        if isinstance(value, float):
+            value = f"{value:.4g}"
+        words.append(f"{name} {value}")
+    return ", ".join(words)
+
+
+def save(name: str, rows: list[dict], conditions: dict, **extra) -> Path:
+    """Write bench/results/NAME.json. Called after every row by what takes long, so that a kill costs one row."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    file = RESULTS / f"{name}.json"
+    file.write_text(json.dumps({"conditions": conditions, "rows": rows, **extra}, indent=1, ensure_ascii=False) + "\n")
+    return file
+
+
 def report(name: str, rows: list[dict], conditions: dict, **extra) -> None:
     """Print the table and its conditions, and write both to bench/results/NAME.json."""
     print(json.dumps(conditions))
     print(table(rows))
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    file = RESULTS / f"{name}.json"
-    file.write_text(json.dumps({"conditions": conditions, "rows": rows, **extra}, indent=1, ensure_ascii=False) + "\n")
+    file = save(name, rows, conditions, **extra)
     print(f"written to {file.relative_to(ROOT)}")

@@ -1,16 +1,18 @@
-r"""A training step: tokens a second, utilisation, peak memory, and where the time goes, beside transformers' Llama.
+r"""A training step: tokens per second, utilisation, peak memory, and where the time goes, beside transformers' Llama.
 
-    python -m bench.train_step --device cpu                          # base-en's body, vocabularies of 14k and 49k
+    python -m bench.train_step --device cpu                          # base-en's body and a vocabulary of 49k
     python -m bench.train_step --shapes 1.1B 8B --stages embed odd lora full              # on a GPU
     python -m bench.train_step --shapes 10.7B --stages embed odd lora full --optimizer adamw_bf16 --batch 1 \
         --seq_len 4096 --against [--checkpoint full --update_in_backward: inside 80 GB]   # on a large one
 
-Every contender has the same shapes, batch, dtype, threads and fused AdamW, a process of its own, and takes turns with
-the others; all are in memory at once, so give `--against` nothing for 10.7B. transformers has SDPA and is given labels,
-as its own trainer does; Liger patches it where installed, and "memory kept" gives it the malloc settings of cli.py, so
-that what is left is the arithmetic. "sharded" is nanowhale under FSDP in one process: what parallel.py avoids.
-Utilisation is FLOPs by plan.py over what a large matrix product reached in the same run: of the model (mfu), and of
-what was executed, recomputation included (hfu).
+Every contender has the same shapes, batch, dtype, threads and fused AdamW, and a process of its own that times itself.
+On a CPU the contenders take turns; on a GPU they come one after the other, so that each has all of its memory.
+transformers has SDPA and is given labels, as its own trainer does; Liger patches it where installed, and "memory kept"
+gives it the malloc settings of cli.py, so that what is left is the arithmetic. "sharded" is nanowhale under FSDP in one
+process: what parallel.py avoids.
+
+Utilisation is FLOPs by plan.py over what a large matmul reached in the same run: of the model (mfu), and of what was
+executed, recomputation included (hfu).
 """
 import argparse
 import math
@@ -18,6 +20,7 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -26,11 +29,14 @@ import kernels
 import model
 import parallel
 import plan
+import train
 from bench import measure
 from stage import Updates
 
 COMMON = dict(rms_norm_eps=1e-5, rope_theta=10000.0)
 SHAPES = {
+    "tiny": dict(hidden_size=64, intermediate_size=160, num_hidden_layers=4, num_attention_heads=4,
+                 num_key_value_heads=2, head_dim=16, max_position_embeddings=512, **COMMON),
     "base-en": dict(hidden_size=256, intermediate_size=688, num_hidden_layers=6, num_attention_heads=8,
                     num_key_value_heads=4, head_dim=32, max_position_embeddings=512, **COMMON),
     "1.1B": dict(hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32,
@@ -40,14 +46,29 @@ SHAPES = {
     "10.7B": dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=48, num_attention_heads=32,
                   num_key_value_heads=8, head_dim=128, max_position_embeddings=4096, **COMMON)}
 
+# Kinds of operation, and words in the names of the kernels (on a CPU: of the operations) that belong to them. A name
+# is of the first kind that has a word in it.
+KINDS = {
+    "attention": ("attention", "flash", "sdpa", "fmha", "softmax_backward"),
+    "optimizer": ("adam", "_foreach", "multi_tensor", "_step_kernel"),
+    "norms": ("norm_forward", "norm_backward", "rsqrt", "rms"),
+    "rope": ("_turn_kernel", "rope"),
+    "swiglu": ("swiglu", "silu"),
+    "loss": ("_softmax_kernel", "exp_", "amax", "scatter", "gather", "nll_loss", "log_softmax"),
+    "matmuls": ("mm", "linear_pointwise", "gemm", "cutlass", "nvjet"),
+    "copies and sums": ("copy", "memcpy", "memset", "elementwise", "reduce"),
+}
 
-def ours(config: model.Config, stage: str, args, shard: bool = False):
-    """nanowhale's step."""
-    dtype, master = getattr(torch, args.dtype), plan.MASTER[args.optimizer]
+
+def ours(config: model.Config, stage: str, args, shard: bool = False) -> Callable:
+    """nanowhale's step, with random weights that were never anywhere but on the device."""
+    dtype = getattr(torch, args.dtype)
+    master = plan.MASTER[args.optimizer]
+    lora_rank = max(16, config.hidden_size // 32)
     with torch.device("meta"):
         llama = model.Llama(config)
         if stage == "lora":
-            model.add_lora(llama, config.hidden_size // 32, config.hidden_size // 32, master)
+            model.add_lora(llama, lora_rank, lora_rank, master)
     for name, p in llama.named_parameters():
         trained = bool(plan.is_trained(name, stage))
         p.data = p.data.to(master if trained else dtype)
@@ -61,12 +82,17 @@ def ours(config: model.Config, stage: str, args, shard: bool = False):
     with torch.no_grad():
         torch.manual_seed(0)
         for p in llama.parameters():
-            parallel.local(p).normal_(std=0.02) if p.dim() > 1 else parallel.local(p).fill_(1)
-    llama.compute_dtype, llama.recompute = dtype, args.checkpoint
+            mine = parallel.local(p)
+            if p.dim() > 1:
+                mine.normal_(std=0.02)
+            else:
+                mine.fill_(1)
+    llama.compute_dtype = dtype
+    llama.recompute = args.checkpoint
     return step_of(llama, lambda x, y: llama(x, y)[0], stage, args, args.update_in_backward)
 
 
-def theirs(config: model.Config, stage: str, args, liger: bool = False):
+def theirs(config: model.Config, stage: str, args, liger: bool = False) -> Callable:
     """transformers' step; its mixed precision is autocast around float32 weights, as its trainer's is."""
     from transformers import LlamaConfig, LlamaForCausalLM
     wanted = {k: v for k, v in vars(config).items() if k in SHAPES["base-en"] or k == "vocab_size"}
@@ -87,25 +113,37 @@ def theirs(config: model.Config, stage: str, args, liger: bool = False):
     return step_of(llama, loss, stage, args)
 
 
-def step_of(llama, loss, stage: str, args, early: bool = False):
-    """One optimizer step on the same random tokens, as a function; `early`: updates in the backward pass."""
+def step_of(llama, loss, stage: str, args, early: bool = False) -> Callable:
+    """One optimizer step as train.py's loop makes it, as a function of the number of tokens in a window (all of
+    args.seq_len, if not given), that returns the loss per token. The random tokens are the same in every step, so the
+    loss falls. `early`: updates in the backward pass."""
     trained = [p for p in llama.parameters() if p.requires_grad]
-    small = args.optimizer == "adamw_bf16" and trained[0].dtype == torch.bfloat16
-    optimizer = kernels.AdamW(trained, lr=1e-5) if small else torch.optim.AdamW(trained, lr=1e-5, fused=True)
-    updates = Updates(llama, optimizer, plan.Stage(stage, 1, 1e-5),
+    if args.optimizer == "adamw_bf16" and trained[0].dtype == torch.bfloat16:
+        optimizer = kernels.AdamW(trained, lr=args.lr)
+    else:
+        optimizer = torch.optim.AdamW(trained, lr=args.lr, fused=True)
+    updates = Updates(llama, optimizer, plan.Stage(stage, 1, args.lr),
                       argparse.Namespace(clip=1.0, update_in_backward=early))
     generator = torch.Generator().manual_seed(1)
-    rows = torch.randint(0, llama.config.vocab_size, (args.batch, args.seq_len + 1), generator=generator)
-    rows = rows.to(args.device)
+    windows = args.batch * args.accumulation
+    tokens = torch.randint(0, llama.config.vocab_size, (windows, args.seq_len + 1), generator=generator)
+    tokens = tokens.to(args.device)
 
-    def step() -> None:
-        (loss(rows[:, :-1], rows[:, 1:]) / (args.batch * args.seq_len)).backward()
-        updates.apply((~updates.norm().isfinite()).float())
+    def step(seq_len: int = args.seq_len) -> float:
+        total = torch.zeros((), device=args.device)
+        for rows in tokens[:, :seq_len + 1].split(args.batch):
+            summed = loss(rows[:, :-1], rows[:, 1:])
+            (summed / (windows * seq_len)).backward()
+            total += summed.detach()
+        norm = updates.norm()
+        read_figures = train.start_reading(torch.stack((total, norm)))
+        updates.apply((~(total + norm).isfinite()).float())
+        return read_figures()[0] / (windows * seq_len)
     return step
 
 
 def seconds(step, args) -> float:
-    """A step's time."""
+    """A step's time, until the device has finished."""
     sync = torch.cuda.synchronize if args.device == "cuda" else lambda: None
     sync()
     began = time.perf_counter()
@@ -114,92 +152,147 @@ def seconds(step, args) -> float:
     return time.perf_counter() - began
 
 
-def parts(step, args) -> dict[str, float]:
-    """Share of a step's time by kind of operation, from PyTorch's profiler."""
-    kinds = {"attention": ("attention", "flash", "sdpa", "fmha", "softmax_backward"),
-             "optimizer": ("adam", "_foreach", "multi_tensor", "_step_kernel"),
-             "norms": ("norm_forward", "norm_backward", "rsqrt", "rms"),
-             "products": ("mm", "linear_pointwise", "gemm", "cutlass", "nvjet"),
-             "loss": ("_softmax_kernel", "exp_", "amax", "scatter", "gather", "nll_loss", "log_softmax")}
-    cuda = args.device == "cuda"
-    with torch.profiler.profile() as profile:
+def kind_of(name: str) -> str:
+    """The kind of operation that a kernel's name belongs to."""
+    for kind, words in KINDS.items():
+        if any(word in name.lower() for word in words):
+            return kind
+    return "the rest"
+
+
+def profile(step, args) -> list[tuple[str, int, float]]:
+    """(name, calls, seconds) of every kernel of a step (on a CPU: of every operation), longest first."""
+    on_gpu = args.device == "cuda"
+    with torch.profiler.profile() as record:
         seconds(step, args)
+    found = []
+    for event in record.key_averages():
+        # Operations that launched kernels are listed beside them, and would count their time again.
+        if on_gpu and (event.device_type == torch.autograd.DeviceType.CPU or event.is_user_annotation):
+            continue
+        spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        found.append((event.key, event.count, spent / 1e6))
+    return sorted(found, key=lambda row: -row[2])
+
+
+def shares(kernel_times: list[tuple[str, int, float]]) -> dict[str, float]:
+    """Share of a step's time by kind of operation, largest first, from what `profile` returns."""
     spent: dict[str, float] = {}
-    for event in profile.key_averages():
-        if cuda and (event.device_type == torch.autograd.DeviceType.CPU or event.is_user_annotation):
-            continue  # who launched kernels, which have entries of their own: their time would count twice or thrice
-        used = event.self_device_time_total if cuda else event.self_cpu_time_total
-        kind = next((k for k, words in kinds.items() if any(w in event.key.lower() for w in words)), "the rest")
-        spent[kind] = spent.get(kind, 0) + used
-    return {kind: used / max(1, sum(spent.values())) for kind, used in sorted(spent.items(), key=lambda x: -x[1])}
+    for name, _, used in kernel_times:
+        spent[kind_of(name)] = spent.get(kind_of(name), 0.0) + used
+    whole = sum(spent.values()) or 1.0
+    return {kind: used / whole for kind, used in sorted(spent.items(), key=lambda item: -item[1])}
 
 
-def serve(who: str, shape: str, vocabulary: int, stage: str, args, asked) -> None:
-    """A contender's process: makes its step, and answers "seconds", "parts" and "peak" until it is told to stop."""
-    torch.set_num_threads(args.threads)
+def make_step(who: str, shape: str, vocabulary: int, stage: str, args) -> Callable:
+    """A contender's step, by its name, in this process."""
     config = model.Config(vocab_size=vocabulary, **SHAPES[shape])
-    if "sharded" in who:
-        kind = "cpu:gloo,cuda:nccl" if args.device == "cuda" else "gloo"
-        torch.distributed.init_process_group(kind, store=torch.distributed.HashStore(), rank=0, world_size=1)
     if "nanowhale" in who:
         cli.set_device(args)  # as train.py does
         kernels.use("auto", args.device)
-        step = ours(config, stage, args, shard="sharded" in who)
-    else:
-        if "memory kept" in who:
-            cli.keep_freed_memory()
-        step = theirs(config, stage, args, liger="liger" in who)
+        return ours(config, stage, args, shard="sharded" in who)
+    if "memory kept" in who:
+        cli.keep_freed_memory()
+    return theirs(config, stage, args, liger="liger" in who)
+
+
+def serve(who: str, shape: str, vocabulary: int, stage: str, args, asked) -> None:
+    """A contender's process: makes its step, and answers "seconds", "shares" and "peak" until it is told to stop."""
+    torch.set_num_threads(args.threads)
+    if "sharded" in who:
+        kind = "cpu:gloo,cuda:nccl" if args.device == "cuda" else "gloo"
+        torch.distributed.init_process_group(kind, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    step = make_step(who, shape, vocabulary, stage, args)
     for _ in range(2):
         step()
     asked.send("ready")
     while (question := asked.recv()) != "stop":
-        asked.send(parts(step, args) if question == "parts" else seconds(step, args) if question == "seconds"
-                   else torch.cuda.max_memory_allocated() / 1e9)
+        if question == "seconds":
+            asked.send(seconds(step, args))
+        elif question == "shares":
+            asked.send(shares(profile(step, args)))
+        else:
+            asked.send(torch.cuda.max_memory_allocated() / 1e9)
     os._exit(0)
 
 
-def one(shape: str, vocabulary: int, stage: str, args) -> list[dict]:
-    """The rows of one shape, vocabulary and stage."""
-    config, entrants = model.Config(vocab_size=vocabulary, **SHAPES[shape]), {}
-    for who in ("nanowhale", *args.against):
-        if "transformers" in who and stage == "lora":  # it has no LoRA of its own
-            continue
-        entrants[who], theirs_end = multiprocessing.Pipe()
-        multiprocessing.Process(target=serve, args=(who, shape, vocabulary, stage, args, theirs_end),
-                                daemon=True).start()
+class Contender:
+    """One of those that are compared, in a process of its own; `ask` gives its answer to a question of `serve`."""
+
+    def __init__(self, who: str, shape: str, vocabulary: int, stage: str, args):
+        self.pipe, theirs_end = multiprocessing.Pipe()
+        self.process = multiprocessing.Process(target=serve, daemon=True,
+                                               args=(who, shape, vocabulary, stage, args, theirs_end))
+        self.process.start()
         theirs_end.close()
         try:
-            entrants[who].recv()  # ready, before the next one begins
+            self.pipe.recv()
+            self.is_ready = True
         except EOFError:
-            if who == "nanowhale":
-                raise cli.UserError(f"nanowhale's own step ended with the error above ({shape}, {stage})") from None
-            print(f"left out: {who}, which ended with an error")
-            del entrants[who]
+            self.is_ready = False
 
-    def ask(who: str, question: str):
-        entrants[who].send(question)
-        return entrants[who].recv()
+    def ask(self, question: str):
+        """The answer, when it is there."""
+        self.pipe.send(question)
+        return self.pipe.recv()
 
-    times = measure.interleaved({who: lambda who=who: ask(who, "seconds") for who in entrants}, args.runs)
+    def stop(self) -> None:
+        """End the process: its memory is free when this returns."""
+        self.pipe.send("stop")
+        self.process.join()
+
+
+def measured(names: list[str], shape: str, vocabulary: int, stage: str, args) -> dict[str, dict]:
+    """name → its seconds (one per turn), shares and peak. All at once on a CPU, in turns; one by one on a GPU."""
+    answers = {}
+    groups = [[name] for name in names] if args.device == "cuda" else [names]
+    for group in groups:
+        ready = {}
+        for who in group:
+            contender = Contender(who, shape, vocabulary, stage, args)
+            if contender.is_ready:
+                ready[who] = contender
+            elif who == "nanowhale":
+                raise cli.UserError(f"nanowhale's own step ended with the error above ({shape}, {stage})")
+            else:
+                print(f"left out: {who}, which ended with an error")
+        times = measure.interleaved({who: lambda c=c: c.ask("seconds") for who, c in ready.items()}, args.runs)
+        for who, contender in ready.items():
+            peak = contender.ask("peak") if args.device == "cuda" else None
+            answers[who] = {"seconds": times[who], "peak": peak, "shares": contender.ask("shares")}
+            contender.stop()
+    return answers
+
+
+def rows_of(shape: str, vocabulary: int, stage: str, args) -> list[dict]:
+    """The rows of one shape, vocabulary and stage."""
+    config = model.Config(vocab_size=vocabulary, **SHAPES[shape])
+    lora_rank = max(16, config.hidden_size // 32)
+    names = ["nanowhale", *args.against]
+    if stage == "lora":
+        names = [who for who in names if "transformers" not in who]  # it has no LoRA of its own
+    answers = measured(names, shape, vocabulary, stage, args)
     rate = plan.matmul_rate(args.device, getattr(torch, args.dtype))
-    executed = [plan.flops_per_token(config, stage, config.hidden_size // 32, args.seq_len, r)
-                for r in ("none", args.checkpoint)]
-    rows, tokens = [], args.batch * args.seq_len
-    for who in entrants:
-        median, low, high = measure.quantiles(times[who])
-        faster = [b / a for a, b in zip(times["nanowhale"], times[who], strict=True)]
+    useful = plan.flops_per_token(config, stage, lora_rank, args.seq_len)
+    executed = plan.flops_per_token(config, stage, lora_rank, args.seq_len, args.checkpoint)
+    tokens = args.batch * args.accumulation * args.seq_len
+    rows = []
+    for who, answer in answers.items():
+        median, low, high = measure.quantiles(answer["seconds"])
+        pairs = zip(answers["nanowhale"]["seconds"], answer["seconds"], strict=True)
         row = {"shape": shape, "vocabulary": vocabulary, "stage": stage, "who": who,
-               "tokens a second": tokens / median, "20 %": tokens / high, "80 %": tokens / low,
-               "nanowhale is faster by": measure.quantiles(faster)[0],
-               "mfu": executed[0] * tokens / median / rate, "hfu": executed[1] * tokens / median / rate}
+               "tokens per second": tokens / median, "20 %": tokens / high, "80 %": tokens / low,
+               "nanowhale is faster by": measure.quantiles([other / mine for mine, other in pairs])[0],
+               "mfu": useful * tokens / median / rate, "hfu": executed * tokens / median / rate}
         if args.device == "cuda":
-            planned = plan.cost(config, plan.Stage(stage, 1, 1e-5), config.hidden_size // 32, args.seq_len,
-                                getattr(torch, args.dtype), args.optimizer, micro_batch=args.batch, device="cuda",
-                                recompute=args.checkpoint, update_in_backward=args.update_in_backward)
-            row |= {"peak GB": ask(who, "peak"), "planned GB": planned["peak"] / 1e9 if who == "nanowhale" else None}
-        rows.append(row | {"time": ", ".join(f"{k} {v:.0%}" for k, v in ask(who, "parts").items())})
-    for pipe in entrants.values():
-        pipe.send("stop")
+            cost = plan.cost(config, plan.Stage(stage, 1, args.lr), lora_rank, args.seq_len,
+                             getattr(torch, args.dtype), args.optimizer, micro_batch=args.batch, device="cuda",
+                             accumulation=args.accumulation, recompute=args.checkpoint,
+                             update_in_backward=args.update_in_backward)
+            row["peak GB"] = answer["peak"]
+            row["planned GB"] = cost["peak"] / 1e9 if who == "nanowhale" else None
+        row["time"] = ", ".join(f"{kind} {share:.0%}" for kind, share in answer["shares"].items())
+        rows.append(row)
     return rows
 
 
@@ -208,13 +301,15 @@ def main() -> None:
     parser = cli.Parser(description=__doc__, prog="bench.train_step")
     flag = parser.add_argument
     flag("--shapes", nargs="+", default=None, choices=list(SHAPES), help="default: base-en on a CPU, 1.1B on a GPU")
-    flag("--vocabularies", nargs="+", type=int, default=[14336, 49152], help="rows of embedding and head")
+    flag("--vocabularies", nargs="+", type=int, default=[49152], help="rows of embedding and head")
     flag("--stages", nargs="+", default=["full"], help="what is trained: embed odd even body lora full")
     flag("--against", nargs="*", default=["transformers", "transformers, memory kept", "nanowhale, sharded"],
          help="transformers, 'transformers + liger', 'transformers, memory kept', 'nanowhale, sharded'")
-    flag("--batch", type=int, default=8, help="windows a step")
-    flag("--seq_len", type=int, default=512, help="tokens a window")
+    flag("--batch", type=int, default=8, help="windows per micro-batch")
+    flag("--accumulation", type=int, default=1, help="micro-batches per step")
+    flag("--seq_len", type=int, default=512, help="tokens per window")
     flag("--optimizer", default="adamw", choices=list(plan.MASTER), help="nanowhale's; the others have fused AdamW")
+    flag("--lr", type=float, default=1e-5, help="learning rate, constant")
     flag("--checkpoint", default="none", choices=["none", "attention", "full"], help="activations computed again")
     flag("--update_in_backward", action="store_true", help="nanowhale's gradients are used as soon as they exist")
     flag("--compile", action="store_true", help="torch.compile nanowhale's blocks")
@@ -227,14 +322,21 @@ def main() -> None:
     cli.set_device(args)
     args.threads = torch.get_num_threads()
     multiprocessing.set_start_method("spawn")
-    shapes = args.shapes or ["base-en" if args.device == "cpu" else "1.1B"]
-    rows = [row for shape in shapes for vocabulary in args.vocabularies for stage in args.stages
-            for row in one(shape, vocabulary, stage, args)]
-    said = ("batch", "seq_len", "dtype", "optimizer", "checkpoint", "update_in_backward", "compile", "runs")
+    said = ("batch", "accumulation", "seq_len", "dtype", "optimizer", "checkpoint", "update_in_backward", "compile",
+            "runs")
     conditions = measure.machine("transformers", "liger-kernel") | {name: getattr(args, name) for name in said}
     device = (conditions["gpu"] or "cpu").replace(" ", "-")
-    measure.report(args.name or f"train_step-{device}", rows, conditions)
-    if not all(math.isfinite(row["tokens a second"]) for row in rows):
+    result = args.name or f"train_step-{device}"
+    rows = []
+    for shape in args.shapes or ["base-en" if args.device == "cpu" else "1.1B"]:
+        for vocabulary in args.vocabularies:
+            for stage in args.stages:
+                for row in rows_of(shape, vocabulary, stage, args):
+                    rows.append(row)
+                    print(measure.line(row), flush=True)
+                    measure.save(result, rows, conditions)
+    measure.report(result, rows, conditions)
+    if not all(math.isfinite(row["tokens per second"]) for row in rows):
         sys.exit(1)
 
 

@@ -1,0 +1,160 @@
+"""bench/gpu.py: every part of it on a CPU, so that nothing in it is met for the first time on a GPU; kills and faults;
+and kernels compiled for GPUs that are not here."""
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from bench import gpu
+
+launch = importlib.import_module("kernels.launch")
+COMMAND = [sys.executable, "-m", "bench.gpu", "--device", "cpu"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def start(out: Path, parts: list[str], *flags: str) -> subprocess.Popen:
+    return subprocess.Popen([*COMMAND, "--out", str(out), "--parts", *parts, *flags], cwd=ROOT, env=ENVIRONMENT,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def rows_of(file: Path) -> list[dict]:
+    """Every line is whole, whatever happened to the program that wrote it."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def part(rows: list[dict], name: str) -> list[dict]:
+    return [row for row in rows if row["part"] == name]
+
+
+@pytest.fixture(scope="module")
+def found(world, tmp_path_factory) -> list[dict]:
+    """The rows of all parts; the recipe, which takes longest, beside the others."""
+    folder = tmp_path_factory.mktemp("gpu")
+    data = ["--data", f"{world}/shards/ko=0.75", f"{world}/shards/en=0.25", "--tokenizer", f"{world}/base.model"]
+    runs = [start(folder / "recipe.jsonl", ["recipe"]),
+            start(folder / "others.jsonl", [name for name in gpu.PARTS if name != "recipe"], *data)]
+    outputs = [run.communicate(timeout=600)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], "\n".join(outputs)
+    return [*rows_of(folder / "others.jsonl"), *rows_of(folder / "recipe.jsonl")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", gpu.PARTS)
+def test_every_part_runs_to_its_end(found, name):
+    rows = part(found, name)
+    assert rows[-1]["done"] and len(rows) > 1
+
+
+@pytest.mark.slow
+def test_the_figures_are_there(found):
+    assert [row["seconds"] for row in part(found, "gemm")[:-1]] == list(gpu.TRIAL.gemm_seconds)
+    assert part(found, "machine")[0]["torch"].startswith(torch.__version__.partition("+")[0])
+    attended = {row["who"]: row for row in part(found, "attention")[:4]}
+    assert attended["nanowhale"]["error / the definition's"] < 3
+    assert "failed" in attended["cudnn"]  # there is none on a CPU: named, and passed over
+    timed = {(row["operation"], row["who"]) for row in part(found, "kernels") if "operation" in row}
+    for operation in ("rms_norm", "add_rms_norm", "swiglu", "rope", "linear_cross_entropy 512"):
+        assert {(operation, who) for who in ("nanowhale", "eager", "torch.compile")} <= timed
+    assert all("failed" not in row for row in part(found, "kernels"))
+    cases = part(found, "steps")[:-1]
+    assert [row["stage"] for row in cases] == [case.stage for case in gpu.TRIAL.cases]
+    for row in cases:
+        assert abs(row["losses"][0] - row["log V"]) < 1 and row["loss falls"], row
+        assert sum(row["shares"].values()) == pytest.approx(1) and row["mfu, of the sustained matmul"] > 0
+    same, = (row for row in part(found, "train") if "equal" in row)
+    assert same["equal"], same["difference"]
+    arms = {row["arm"] for row in part(found, "recipe") if "arm" in row}
+    assert arms == {"base", "plain", "plain_equal_time", "full", "nanowhale"}
+
+
+def test_a_kill_leaves_the_parts_before_it(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    run = start(out, ["machine", "gemm", "attention", "kernels"])
+    while not (out.exists() and part(rows_of(out), "kernels")):  # it writes whole lines at once
+        assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.02)
+    child = int(Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()[0])
+    for pid in (run.pid, child):
+        os.kill(pid, signal.SIGKILL)
+    run.communicate()
+    rows = rows_of(out)
+    assert all(part(rows, name)[-1]["done"] for name in ("machine", "gemm", "attention"))
+    assert "done" not in part(rows, "kernels")[-1]
+
+
+def test_sigterm_ends_the_part_that_runs(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    run = start(out, ["machine", "steps"])
+    while not (out.exists() and part(rows_of(out), "machine")):
+        assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.02)
+    child = int(Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()[0])
+    run.send_signal(signal.SIGTERM)
+    run.communicate(timeout=30)
+    assert run.returncode == 128 + signal.SIGTERM
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_part_that_fails_or_takes_too_long_is_named_and_passed_over(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    run = start(out, ["train", "gemm"], "--data", str(tmp_path / "none"))
+    output, _ = run.communicate(timeout=120)
+    rows = rows_of(out)
+    assert run.returncode == 2 and "failed: train" in output
+    assert "none is missing: bash speedrun.sh --prepare" in part(rows, "train")[-1]["failed"]
+    assert part(rows, "gemm")[-1]["done"]
+    run = start(tmp_path / "late.jsonl", ["machine", "gemm"], "--limit", "1.5")
+    run.communicate(timeout=60)
+    late = rows_of(tmp_path / "late.jsonl")
+    assert "took longer than its" in part(late, "machine")[-1]["failed"]
+    assert "no time" in part(late, "gemm")[-1]["failed"]
+
+
+def test_a_speedrun_that_has_changed_is_not_made_small_by_half():
+    script = (ROOT / "speedrun.sh").read_text(encoding="utf-8")
+    assert gpu.small_speedrun(script).count("\n") == script.count("\n")
+    with pytest.raises(ValueError, match="probe_steps"):
+        gpu.small_speedrun(script.replace("--probe_steps", "--steps_of_the_probe"))
+
+
+def test_cases_that_an_80_gb_gpu_has_room_for():
+    """By the plan: which the part `steps` will run, and which it will pass over."""
+    args = gpu.parse(["--device", "cpu"])
+    args.device = "cuda"
+    fits = {memory: [case for case in gpu.GPU.cases if gpu.planned(case, args, gpu.GPU)["needed"] < memory * 1e9]
+            for memory in (85, 150)}
+    assert fits[150] == list(gpu.GPU.cases)
+    assert {case.stage for case in fits[85]} == {"embed", "odd", "even", "lora", "full"}
+    left_out = [case for case in gpu.GPU.cases if case not in fits[85]]
+    assert {case.stage for case in left_out} == {"full"} and len(left_out) == 2
+
+
+@pytest.mark.skipif(launch.triton is None, reason="triton is not installed")
+def test_every_kernel_compiles_without_a_gpu_and_spills_nothing():
+    """For three generations of GPU, in a process of its own: the interpreter and the compiler cannot share one."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    out = subprocess.run([sys.executable, "-m", "bench.kernels", "--compile-only", "--json"], cwd=ROOT, env=environment,
+                         capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    rows = json.loads(out.stdout.splitlines()[-1])
+    assert {row["target"] for row in rows} == {"sm_75", "sm_80", "sm_90"}
+    names = ("rms_norm", "rope", "swiglu", "linear_cross_entropy", "adamw")
+    modules = [importlib.import_module(f"kernels.{name}") for name in names]
+    compiled = {row["kernel"] for row in rows}  # in every variant: see `calls` there
+    defined = {f"{module.__name__.split('.')[1]}.{name}" for module in modules
+               for name in vars(module) if name.endswith("_kernel")}
+    assert compiled == defined
+    for row in rows:
+        assert row["spills"] == 0 and row["registers"] <= 255, row
+        assert row["load bits"] == 128 or "aligned 0" in row["variant"], row
