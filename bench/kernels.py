@@ -83,18 +83,25 @@ def compile_all() -> list[dict]:
                        and (isinstance(values[p.name], torch.Tensor)
                             or isinstance(values[p.name], int) and values[p.name] % 16 == 0)}
             flags = {k: v for k, v in options.items() if k not in kernel.arg_names}
-            if (target, kernel, str(constants), str(signature)) in seen:
-                continue
-            seen.add((target, kernel, str(constants), str(signature)))
-            began = time.perf_counter()
-            compiled = triton.compile(ASTSource(kernel, signature, constants, aligned),
-                                      target=GPUTarget("cuda", int(target[3:]), 32), options=flags)
-            named = {k: int(v) for k, v in constants.items() if isinstance(v, bool) or k in ("SIGN", "D")}
-            variant = [f"{k.lower()} {v}" for k, v in named.items()]
-            variant += ["float32 weight"] * (signature.get("W") == "*fp32")
-            rows.append({"target": target, "kernel": f"{kernel.__module__.split('.')[1]}.{kernel.__name__}",
-                         "variant": ", ".join(variant), "warps": flags["num_warps"], **resources(compiled),
-                         "seconds": round(time.perf_counter() - began, 2)})
+            signatures = [signature]
+            if "eps" in signature and kernel.__module__ == "kernels.rms_norm":
+                signatures.append(signature | {"eps": "fp64"})  # as torch.compile hands it over
+            for signature in signatures:
+                if (target, kernel, str(constants), str(signature)) in seen:
+                    continue
+                seen.add((target, kernel, str(constants), str(signature)))
+                began = time.perf_counter()
+                compiled = triton.compile(ASTSource(kernel, signature, constants, aligned),
+                                          target=GPUTarget("cuda", int(target[3:]), 32), options=flags)
+                named = {k: int(v) for k, v in constants.items() if isinstance(v, bool) or k in ("SIGN", "D")}
+                variant = [f"{k.lower()} {v}" for k, v in named.items()]
+                if signature.get("W") == "*fp32":
+                    variant.append("float32 weight")
+                if signature.get("eps") == "fp64":
+                    variant.append("eps float64")
+                rows.append({"target": target, "kernel": f"{kernel.__module__.split('.')[1]}.{kernel.__name__}",
+                             "variant": ", ".join(variant), "warps": flags["num_warps"], **resources(compiled),
+                             "seconds": round(time.perf_counter() - began, 2)})
     return rows
 
 
@@ -107,8 +114,9 @@ def type_of(value) -> str:
 
 
 def resources(compiled) -> dict:
-    """Registers a thread, shared memory, spilled bytes, and the widest load from global memory, of a compiled kernel.
-    cuobjdump, which Triton carries, reads the first three from the binary."""
+    """Registers per thread, shared memory, spilled bytes, the widest load from global memory, and the instructions in
+    float64 (a GPU does few of those per second), of a compiled kernel. cuobjdump, which Triton carries, reads the first
+    three from the binary."""
     import triton
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
@@ -119,7 +127,8 @@ def resources(compiled) -> dict:
     widths = [int(m[1] or m[2] or 1) * int(m[3]) for m in
               re.finditer(r"ld\.global(?:\.L\S+?)?(?:\.v(\d))?(?:\.v(\d))?\.[bfsu](\d+)", compiled.asm["ptx"])]
     return {"registers": number("REG"), "shared": compiled.metadata.shared,
-            "spills": number("LOCAL") + number("STACK"), "load bits": max(widths, default=0)}
+            "spills": number("LOCAL") + number("STACK"), "load bits": max(widths, default=0),
+            "float64": len(re.findall(r"^\s*(?!\.param|ld\.param)\S*\.f64", compiled.asm["ptx"], re.MULTILINE))}
 
 
 def liger(name: str):

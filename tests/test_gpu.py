@@ -155,6 +155,8 @@ def test_every_kernel_compiles_without_a_gpu_and_spills_nothing():
     defined = {f"{module.__name__.split('.')[1]}.{name}" for module in modules
                for name in vars(module) if name.endswith("_kernel")}
     assert compiled == defined
+    assert any("eps float64" in row["variant"] for row in rows)
     for row in rows:
         assert row["spills"] == 0 and row["registers"] <= 255, row
+        assert row["float64"] == ("eps float64" in row["variant"]), row  # the conversion of one number
         assert row["load bits"] == 128 or "aligned 0" in row["variant"], row
