@@ -69,7 +69,7 @@ class LoRALinear(Linear):
         low = kernels.linear(rows, self.lora_A.to(x.dtype)) * self.scale    # (B T, rank)
         y = super().forward(rows)                                           # (B T, out)
         y = y.addmm_(low, self.lora_B.to(x.dtype).t())
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], self.out_features)                     # (B, T, out)
 
 
 class RMSNorm(nn.Module):

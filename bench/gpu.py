@@ -541,7 +541,7 @@ PARTS = {
     "gemm": (gemm_part, 60),
     "attention": (attention_part, 120),
     "kernels": (kernels_part, 240),
-    "steps": (steps_part, 420),
+    "steps": (steps_part, 540),
     "train": (train_part, 400),
     "recipe": (recipe_part, 580),
 }
@@ -551,7 +551,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The flags."""
     parser = cli.Parser(description=__doc__, prog="bench.gpu")
     flag = parser.add_argument
-    flag("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), help="which, in this order")
+    flag("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), metavar="PART",
+         help=f"which, in this order: {' '.join(PARTS)}")
     flag("--limit", type=float, default=3600.0, help="seconds for all of them together")
     flag("--cap", type=float, default=0.0, help="GB that `steps` may use; 85 is what an 80 GB GPU has; 0: all")
     flag("--out", type=Path, default=Path("out/gpu.jsonl"), help="JSON-lines file to append to")

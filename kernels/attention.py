@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kernels import launch
 from kernels.linear import ONEDNN, product
 
-HOPPER = 9  # major number of its compute capability
 TRAINING_ORDER = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -95,7 +95,7 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor
         # On a GPU FlashAttention alone lets heads share keys, and it has no float32: p would be held whole.
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     options = {"is_causal": q.shape[2] > 1, "enable_gqa": q.shape[1] != k.shape[1]}
-    if q.is_cuda and torch.is_grad_enabled() and torch.cuda.get_device_capability(q.device)[0] == HOPPER:
+    if launch.cudnn_trains_faster and torch.is_grad_enabled():
         with sdpa_kernel(TRAINING_ORDER, set_priority=True):
             return F.scaled_dot_product_attention(q, k, v, **options)
     return F.scaled_dot_product_attention(q, k, v, **options)

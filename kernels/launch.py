@@ -26,13 +26,15 @@ except ImportError:  # macOS, Windows: Triton does not exist there, and the PyTo
     triton = wrap_triton = None
 
 IMPLEMENTATIONS = ("torch", "triton")
+HOPPER = 9  # major number of the compute capability of H100 and H200
 _choice = "auto"
+cudnn_trains_faster = False  # see attention.py
 
 
 def use(choice: str, device: str = "cpu") -> str:
     """Choose for this process: "torch", "triton", or "auto", which is Triton where a CUDA device has it. Returns the
     name of what runs on `device`. UserError where Triton is asked for and cannot run."""
-    global _choice
+    global _choice, cudnn_trains_faster
     if choice not in ("auto", *IMPLEMENTATIONS):
         raise UserError(f"there are no kernels called {choice!r}; there are auto, {', '.join(IMPLEMENTATIONS)}")
     able = triton is not None and (device == "cuda" or INTERPRETED)
@@ -40,6 +42,8 @@ def use(choice: str, device: str = "cpu") -> str:
         raise UserError("--kernels triton needs the package triton and a CUDA device (or TRITON_INTERPRET=1, which is "
                         "slow and for tests); --kernels torch runs everywhere")
     _choice = choice
+    on_gpu = device == "cuda" and torch.cuda.is_available()
+    cudnn_trains_faster = on_gpu and torch.cuda.get_device_capability()[0] == HOPPER
     return choice if choice != "auto" else "triton" if triton is not None and device == "cuda" else "torch"
 
 

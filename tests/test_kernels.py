@@ -561,15 +561,12 @@ def backends_of(call, monkeypatch) -> list[str]:
     return seen
 
 
-class OnHopper(torch.Tensor):
-    """A CPU's tensor that says it lies on a GPU."""
-    is_cuda = True
-
-
 @pytest.mark.parametrize("capability, first", [((9, 0), "CUDNN_ATTENTION"), ((8, 0), None), ((10, 0), None)])
 def test_training_asks_for_cudnn_on_hopper_only(capability, first, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    q = torch.randn(1, 2, 5, 8).as_subclass(OnHopper)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    kernels.use("torch", "cuda")
+    q = torch.randn(1, 2, 5, 8)
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)  # as cli.set_device leaves it on a GPU
     try:
