@@ -1,27 +1,30 @@
-r"""What only a GPU can prove, part by part, in the order of worth. Every figure is on disk the moment it is known.
+r"""What only a GPU can prove, part by part, in the order of worth.
 
-    python -m bench.gpu --out gpu.jsonl                                                  # everything
-    python -m bench.gpu --parts machine gemm attention kernels --limit 540 --out gpu.jsonl
-    python -m bench.gpu --device cpu --data SHARDS/ko SHARDS/en --tokenizer T --out try.jsonl    # tiny, anywhere
+    python -m bench.gpu --out gpu.jsonl                                       # everything
+    python -m bench.gpu --parts machine gemm attention --limit 300 --out gpu.jsonl
+    python -m bench.gpu --device cpu --out try.jsonl                          # tiny, anywhere
 
     machine     name, versions, and the bandwidth of a device copy
     gemm        FLOP/s of a large matmul, cold and sustained
-    attention   each backend at the recipe's shapes, forward and backward; what ten new lengths cost
-    kernels     each of kernels/ against float64 and beside eager, torch.compile and what else is installed
-    steps       training steps of the 10.7B shape: time, utilisation, memory beside the plan, where the time goes
-    train       train.py on four layers of that shape: stopped by SIGTERM, resumed, and the same bits
+    attention   each backend at the recipe's shapes; what ten new lengths cost
+    kernels     each of kernels/ against float64, beside eager, torch.compile and Liger
+    steps       training steps of the 10.7B shape: time, utilisation, memory beside the plan
+    train       train.py on four layers of that shape: stopped, resumed, and the same bits
     recipe      the whole of speedrun.sh
 
-GPU time comes in short pieces, so nothing may be lost. Each part runs in a process of its own with a time limit of its
-own; one that fails or takes too long is reported as a row and passed over, and what it had found by then stays. A row
-is a line of JSON appended to --out. bench/GPU.md says what to prepare, what to expect and what to do where it differs.
-With --device cpu every line of this runs on tiny shapes, so that nothing in it is met for the first time on a GPU.
+GPU time comes in short pieces, so nothing may be lost. Each part runs in a process of its own with
+a time limit of its own. One that fails or takes too long is reported as a row and passed over, and
+what it had found by then stays: a row is a line of JSON, appended to --out and on disk the moment
+it is known. bench/GPU.md says what to prepare, what to expect and what to do where it differs.
+With --device cpu every line of this runs on tiny shapes, so that nothing in it is met for the first
+time on a GPU.
 """
 import argparse
 import dataclasses
 import gc
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -35,6 +38,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import cli
@@ -44,16 +48,16 @@ import plan
 from bench import chaos, measure, train_step
 from bench import kernels as bench_kernels
 
-# ----------------------------------------------------------------------------------------------- what is measured
+# ------------------------------------------------------------------------ what is measured
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One training step of the part `steps`."""
     stage: str
-    windows: int = 1                    # per micro-batch
-    accumulation: int = 1               # micro-batches per step
-    recompute: str = "none"             # or "attention", or "full"
+    windows: int = 1             # per micro-batch
+    accumulation: int = 1        # micro-batches per step
+    recompute: str = "none"      # or "attention", or "full"
     update_in_backward: bool = False
     compile: bool = False
 
@@ -61,25 +65,28 @@ class Case:
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """How large everything is, on a GPU and in a trial on a CPU."""
+    device: str
     dtype: torch.dtype
-    shape: str                                       # of bench.train_step's SHAPES
+    shape: str                   # of bench.train_step's SHAPES
     vocabulary: int
     seq_len: int
-    short_seq_len: int                               # a step so short that Python and its launches are all there is
+    short_seq_len: int           # of a step in which launching kernels takes longer than they do
     gemm_seconds: tuple[float, ...]
-    attention: tuple[tuple[int, int, int, int, int], ...]   # B, T, H, K, E
-    new_length: int                                  # the first of ten lengths that attention has not seen
-    kernel_shape: str                                # of bench.kernels' SHAPES
+    attention: tuple[tuple[int, int, int, int, int], ...]    # B, T, H, K, E
+    new_length: int              # the first of ten lengths that attention has not seen
+    kernel_shape: str            # of bench.kernels' SHAPES
     kernel_tokens: int
-    repeats: int                                     # timed calls of each operation
+    repeats: int                 # timed calls of each operation
     adamw_parameters: int
-    train_steps: int                                 # of each stage of the part `train`
+    train_steps: int             # of each stage of the part `train`
     cases: tuple[Case, ...]
 
 
-# The recipe is RedWhale's: a 10.7B Llama, windows of 4,096 tokens, bfloat16, adamw_bf16. The cases come in the order in
-# which their answers are wanted; those that do not fit into the GPU's memory by the plan are passed over.
+# The recipe is RedWhale's: a 10.7B Llama, windows of 4,096 tokens, bfloat16, adamw_bf16. The cases
+# come in the order in which their answers are wanted. Those that do not fit into the GPU's memory,
+# by the plan, are passed over.
 GPU = Sizes(
+    device="cuda",
     dtype=torch.bfloat16,
     shape="10.7B",
     vocabulary=49152,
@@ -111,6 +118,7 @@ GPU = Sizes(
     ),
 )
 TRIAL = Sizes(
+    device="cpu",
     dtype=torch.float32,
     shape="tiny",
     vocabulary=512,
@@ -152,13 +160,13 @@ class Rows:
         print(measure.line(row), flush=True)
 
 
-# ------------------------------------------------------------------------------------------------------ the parts
+# -------------------------------------------------------------- the machine and its ceilings
 
 
 def machine_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
     """What this is, and how fast its memory is."""
     facts = measure.machine("numpy", "transformers", "liger-kernel")
-    if args.device == "cuda":
+    if sizes.device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         facts["memory GB"] = properties.total_memory / 1e9
         facts["multiprocessors"] = properties.multi_processor_count
@@ -166,44 +174,50 @@ def machine_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
         facts["cuda"] = torch.version.cuda
         facts["cudnn"] = torch.backends.cudnn.version()
     rows.add(**facts)
-    copied = bench_kernels.copy_rate(args.device)
+    copied = bench_kernels.copy_rate(sizes.device)
     rows.add(what="device copy, bytes read and written", **{"GB/s": copied / 1e9})
 
 
 def gemm_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
-    """A large matmul for longer and longer: a GPU that is cold clocks higher than one that has worked for seconds."""
+    """A large matmul for longer and longer: a GPU that has rested clocks higher than one that has
+    worked for seconds."""
     for duration in sizes.gemm_seconds:
-        rate = plan.matmul_rate(args.device, sizes.dtype, duration)
+        rate = plan.matmul_rate(sizes.device, sizes.dtype, duration)
         rows.add(seconds=duration, **{"TFLOP/s": rate / 1e12})
 
 
+# ---------------------------------------------------------------------------------- attention
+
+
 def attention_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
-    """Each of PyTorch's backends and our choice among them. FLOPs: two matmuls forward and five backward, of which
-    causality needs half."""
+    """Each of PyTorch's backends, and our choice among them."""
+    contenders = attention_contenders()
     for shape in sizes.attention:
-        check_error = shape == sizes.attention[0]  # once: float64 scores of a longer batch take too much memory
-        for who, attend in attention_contenders().items():
+        # Once only: the float64 scores of a longer batch would take too much memory.
+        check_error = shape == sizes.attention[0]
+        for who, attend in contenders.items():
             try:
-                figures = time_attention(attend, shape, args, sizes, check_error)
-            except RuntimeError as error:  # a backend that cannot do this shape, type or device
+                figures = time_attention(attend, shape, sizes, check_error)
+            except RuntimeError as error:  # it cannot do this shape, this dtype or this device
                 figures = {"failed": first_line(error)}
             rows.add(who=who, **{"B T H K E": shape}, **figures)
-    for who, attend in attention_contenders().items():
-        if who in ("nanowhale", "cudnn"):
-            try:
-                figures = time_new_lengths(attend, args, sizes)
-            except RuntimeError as error:
-                figures = {"failed": first_line(error)}
-            rows.add(what="ten new lengths, without gradients", who=who, **figures)
+    for who in ("nanowhale", "cudnn"):
+        try:
+            figures = time_new_lengths(contenders[who], sizes)
+        except RuntimeError as error:
+            figures = {"failed": first_line(error)}
+        rows.add(what="ten new lengths, without gradients", who=who, **figures)
 
 
 def attention_contenders() -> dict[str, Callable]:
     """name → causal attention of q (B, H, T, E), k and v (B, K, T, E)."""
+
     def only(backend: SDPBackend) -> Callable:
         def attend(q, k, v):
             with sdpa_kernel(backend):
-                return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+                return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return attend
+
     return {
         "nanowhale": kernels.attention,
         "cudnn": only(SDPBackend.CUDNN_ATTENTION),
@@ -212,59 +226,80 @@ def attention_contenders() -> dict[str, Callable]:
     }
 
 
-def queries_keys_values(shape: tuple[int, ...], args: argparse.Namespace, sizes: Sizes) -> list[torch.Tensor]:
+def queries_keys_values(shape: tuple[int, ...], sizes: Sizes) -> list[torch.Tensor]:
     """q, k and v as the model lays them out: heads inside positions."""
     B, T, H, K, E = shape
-    new = lambda heads: torch.randn(B, T, heads, E, device=args.device, dtype=sizes.dtype)
-    return [new(heads).transpose(1, 2).requires_grad_() for heads in (H, K, K)]
+    inputs = []
+    for heads in (H, K, K):
+        x = torch.randn(B, T, heads, E, device=sizes.device, dtype=sizes.dtype)
+        inputs.append(x.transpose(1, 2).requires_grad_())
+    return inputs
 
 
-def time_attention(attend: Callable, shape: tuple[int, ...], args: argparse.Namespace, sizes: Sizes,
-                   check_error: bool) -> dict:
-    """Times and rates of one backend at one shape, and the names of the kernels that ran."""
+def time_attention(attend: Callable, shape: tuple, sizes: Sizes, check_error: bool) -> dict:
+    """Times and rates of one backend at one shape, and the names of the kernels that ran.
+
+    FLOPs are of two matmuls forward and five backward, of which causality needs half.
+    """
     B, T, H, _, E = shape
-    inputs = queries_keys_values(shape, args, sizes)
+    inputs = queries_keys_values(shape, sizes)
     upstream = torch.randn_like(attend(*inputs))
 
-    def both() -> None:
-        torch.autograd.grad(attend(*inputs), inputs, upstream)
+    def forward():
+        return attend(*inputs)
 
-    forward = statistics.median(bench_kernels.milliseconds(lambda: attend(*inputs), args.device, sizes.repeats))
-    whole = statistics.median(bench_kernels.milliseconds(both, args.device, sizes.repeats))
-    flops = 2 * B * H * T * T * E  # forward
-    names = [name[:60] for name, _, _ in train_step.profile(both, args)[:3]]
+    def forward_and_backward():
+        return torch.autograd.grad(attend(*inputs), inputs, upstream)
+
+    forward_ms = median_ms(forward, sizes)
+    backward_ms = median_ms(forward_and_backward, sizes) - forward_ms
+    flops = 2 * B * H * T * T * E
+    kernel_times = train_step.profile(forward_and_backward, sizes)
     figures = {
-        "forward ms": forward,
-        "backward ms": whole - forward,
-        "forward TFLOP/s": flops / forward / 1e9,
-        "backward TFLOP/s": 2.5 * flops / max(whole - forward, 1e-6) / 1e9,
-        "longest kernels": names,
+        "forward ms": forward_ms,
+        "backward ms": backward_ms,
+        "forward TFLOP/s": flops / forward_ms / 1e9,
+        "backward TFLOP/s": 2.5 * flops / max(backward_ms, 1e-6) / 1e9,
+        "longest kernels": [name[:60] for name, _, _ in kernel_times[:3]],
     }
     if check_error:
-        figures["error / the definition's"] = bench_kernels.error(attend, kernels.attention_reference, inputs,
-                                                                  [upstream])
+        definition = kernels.attention_reference
+        error = bench_kernels.error(attend, definition, inputs, [upstream])
+        figures["error / the definition's"] = error
     return figures
 
 
+def median_ms(call: Callable, sizes: Sizes) -> float:
+    """The median time of a call on the device, in milliseconds."""
+    return statistics.median(bench_kernels.milliseconds(call, sizes.device, sizes.repeats))
+
+
 @torch.no_grad()
-def time_new_lengths(attend: Callable, args: argparse.Namespace, sizes: Sizes) -> dict:
+def time_new_lengths(attend: Callable, sizes: Sizes) -> dict:
     """Seconds that a length costs when it is met for the first time, and again."""
+
     def seconds(length: int) -> float:
         _, _, *heads = sizes.attention[0]
-        inputs = queries_keys_values((1, length, *heads), args, sizes)
-        return train_step.seconds(lambda: attend(*inputs), args)
+        inputs = queries_keys_values((1, length, *heads), sizes)
+        return train_step.seconds(lambda: attend(*inputs), sizes)
 
-    seconds(sizes.new_length - 1)  # whatever a process does once
+    seconds(sizes.new_length - 1)  # loads the library
     lengths = [sizes.new_length + 7 * i for i in range(10)]
     first_time = [seconds(length) for length in lengths]
     again = [seconds(length) for length in lengths]
-    return {"s, first time": statistics.median(first_time), "s, again": statistics.median(again)}
+    return {
+        "s, first time": statistics.median(first_time),
+        "s, again": statistics.median(again),
+    }
+
+
+# ------------------------------------------------------------------------------------ kernels
 
 
 def kernels_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
     """bench.kernels, at the widths of the recipe."""
     settings = argparse.Namespace(
-        device=args.device,
+        device=sizes.device,
         shapes=[sizes.kernel_shape],
         vocabularies=[sizes.vocabulary],
         tokens=sizes.kernel_tokens,
@@ -277,34 +312,44 @@ def kernels_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
         rows.add(operation="adamw", **row)
 
 
+# -------------------------------------------------------------------------------------- steps
+
+
 def steps_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
-    """Training steps in memory: every case that the plan says fits, the most wanted first."""
-    memory = None
-    if args.device == "cuda":
-        whole = torch.cuda.get_device_properties(0).total_memory
-        memory = min(whole, args.cap * 1e9) if args.cap else whole
-        torch.cuda.set_per_process_memory_fraction(memory / whole)
-    cold_rate = plan.matmul_rate(args.device, sizes.dtype, sizes.gemm_seconds[0])
+    """Training steps in memory: every case that fits by the plan, the most wanted first."""
+    memory = math.inf
+    if sizes.device == "cuda":
+        memory = torch.cuda.get_device_properties(0).total_memory
+        if args.cap:
+            # What PyTorch may give out, so that what lies outside it has its place below the cap.
+            allowed = min(memory, args.cap * 1e9) - plan.OUTSIDE["cuda"]
+            torch.cuda.set_per_process_memory_fraction(allowed / memory)
+            memory = min(memory, args.cap * 1e9)
+    cold_rate = plan.matmul_rate(sizes.device, sizes.dtype, sizes.gemm_seconds[0])
     for case in sizes.cases:
-        named = dataclasses.asdict(case)
-        cost = planned(case, args, sizes)
-        if memory and cost["needed"] > memory:
-            rows.add(**named, skipped=f"needs {cost['needed'] / 1e9:.0f} GB by the plan")
-            continue
-        try:
-            figures = measure_step(case, cost, cold_rate, args, sizes)
-        except Exception as error:  # out of memory, or a compiler's: the other cases are wanted all the same
-            figures = {"failed": first_line(error), "planned need, GB": cost["needed"] / 1e9}
-        rows.add(**named, **figures)
+        cost = planned(case, sizes)
+        if cost["needed"] > memory:
+            figures = {"skipped": f"needs {cost['needed'] / 1e9:.0f} GB by the plan"}
+        else:
+            try:
+                figures = measure_step(case, cost, cold_rate, sizes)
+            except Exception as error:  # out of memory, or the compiler; the other cases go on
+                figures = {"failed": first_line(error), "planned need, GB": cost["needed"] / 1e9}
+        rows.add(**dataclasses.asdict(case), **figures)
         # The model of this case has to be gone before the next one comes.
         gc.collect()
-        if args.device == "cuda":
+        if sizes.device == "cuda":
             torch.cuda.empty_cache()
 
 
-def planned(case: Case, args: argparse.Namespace, sizes: Sizes) -> dict:
+def config_of(sizes: Sizes) -> model.Config:
+    """The model whose steps are measured."""
+    return model.Config(vocab_size=sizes.vocabulary, **train_step.SHAPES[sizes.shape])
+
+
+def planned(case: Case, sizes: Sizes) -> dict:
     """What plan.py says of a case."""
-    config = model.Config(vocab_size=sizes.vocabulary, **train_step.SHAPES[sizes.shape])
+    config = config_of(sizes)
     return plan.cost(
         config,
         plan.Stage(case.stage, 1, LEARNING_RATE),
@@ -315,16 +360,16 @@ def planned(case: Case, args: argparse.Namespace, sizes: Sizes) -> dict:
         micro_batch=case.windows,
         accumulation=case.accumulation,
         recompute=case.recompute,
-        device=args.device,
+        device=sizes.device,
         update_in_backward=case.update_in_backward,
     )
 
 
-def measure_step(case: Case, cost: dict, cold_rate: float, args: argparse.Namespace, sizes: Sizes) -> dict:
+def measure_step(case: Case, cost: dict, cold_rate: float, sizes: Sizes) -> dict:
     """Make the model, take some steps, and say how they went."""
     settings = argparse.Namespace(
-        device=args.device,
-        dtype=str(sizes.dtype).removeprefix("torch."),
+        device=sizes.device,
+        dtype=name_of(sizes.dtype),
         optimizer=OPTIMIZER,
         lr=LEARNING_RATE,
         checkpoint=case.recompute,
@@ -334,121 +379,154 @@ def measure_step(case: Case, cost: dict, cold_rate: float, args: argparse.Namesp
         accumulation=case.accumulation,
         seq_len=sizes.seq_len,
     )
-    config = model.Config(vocab_size=sizes.vocabulary, **train_step.SHAPES[sizes.shape])
-    if args.device == "cuda":
+    if sizes.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    step = train_step.ours(config, case.stage, settings)
+    torch.compiler.reset()  # there is a limit to how many variants of a block are kept
+    step = train_step.ours(config_of(sizes), case.stage, settings)
 
-    # Two steps to warm up: Triton and torch.compile compile, the allocator finds its sizes. Then some to be timed. Each
-    # reads its loss as train.py does, so the next one is queued while the device works on this one's update.
+    # Two steps to warm up: Triton and torch.compile compile, the allocator finds its sizes. Then
+    # those that are timed. Each reads its loss as train.py does, so the next one is queued while
+    # the device works on this one's update.
     losses = [step(), step()]
-    synchronize(args)
+    synchronize(sizes)
     began = time.perf_counter()
     timed_steps = max(2, 6 // case.accumulation)
     for _ in range(timed_steps):
         losses.append(step())
-    synchronize(args)
+    synchronize(sizes)
     seconds = (time.perf_counter() - began) / timed_steps
+    memory = memory_figures(cost, sizes)
 
-    memory = {}
-    if args.device == "cuda":
-        free, whole = torch.cuda.mem_get_info()
-        memory["peak GB"] = torch.cuda.max_memory_allocated() / 1e9
-        memory["planned peak GB"] = cost["peak"] / 1e9
-        memory["used of the GPU, GB"] = (whole - free) / 1e9
-        memory["planned need, GB"] = cost["needed"] / 1e9
+    # Right after the steps, while the GPU is as warm as they have made it.
+    sustained_rate = plan.matmul_rate(sizes.device, sizes.dtype, sizes.gemm_seconds[1])
 
-    # Right after the steps, while the GPU is as warm as they made it.
-    sustained_rate = plan.matmul_rate(args.device, sizes.dtype, sizes.gemm_seconds[1])
-    short = statistics.median(train_step.seconds(lambda: step(sizes.short_seq_len), settings) for _ in range(3))
-    kernel_times = train_step.profile(step, settings)
+    short_steps = []
+    for _ in range(3):
+        short_steps.append(train_step.seconds(lambda: step(sizes.short_seq_len), sizes))
+    kernel_times = train_step.profile(step, sizes)
 
     tokens = case.windows * case.accumulation * sizes.seq_len
-    flops = cost["flops_per_token"] * tokens / seconds
+    flops_per_second = cost["flops_per_token"] * tokens / seconds
     return {
         "seconds": seconds,
         "tokens per second": tokens / seconds,
-        "TFLOP/s": flops / 1e12,
-        "mfu, of the sustained matmul": flops / sustained_rate,
-        "mfu, of the cold matmul": flops / cold_rate,
+        "TFLOP/s": flops_per_second / 1e12,
+        "mfu, of the sustained matmul": flops_per_second / sustained_rate,
+        "mfu, of the cold matmul": flops_per_second / cold_rate,
         "sustained matmul, TFLOP/s": sustained_rate / 1e12,
         **memory,
-        f"seconds of a step of {sizes.short_seq_len} tokens": short,
-        "log V": float(torch.tensor(float(sizes.vocabulary)).log()),
+        f"seconds of a step of {sizes.short_seq_len} tokens": statistics.median(short_steps),
+        "log V": math.log(sizes.vocabulary),
         "losses": losses,
         "loss falls": losses[-1] < losses[0],
         "shares": train_step.shares(kernel_times),
-        "longest kernels": [[name[:70], calls, seconds] for name, calls, seconds in kernel_times[:15]],
+        "longest kernels": [[name[:70], calls, spent] for name, calls, spent in kernel_times[:15]],
     }
 
 
-def synchronize(args: argparse.Namespace) -> None:
+def memory_figures(cost: dict, sizes: Sizes) -> dict:
+    """What the steps so far held at most, beside the plan."""
+    if sizes.device == "cpu":
+        return {}
+    free, whole = torch.cuda.mem_get_info()
+    return {
+        "peak GB": torch.cuda.max_memory_allocated() / 1e9,
+        "planned peak GB": cost["peak"] / 1e9,
+        "used of the GPU, GB": (whole - free) / 1e9,
+        "planned need, GB": cost["needed"] / 1e9,
+    }
+
+
+def synchronize(sizes: Sizes) -> None:
     """Wait until the device has done all that it was given."""
-    if args.device == "cuda":
+    if sizes.device == "cuda":
         torch.cuda.synchronize()
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """torch.bfloat16 → "bfloat16", as --dtype has it."""
+    return str(dtype).removeprefix("torch.")
+
+
+# --------------------------------------------------------------------------------------- train
+
+
 def train_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
-    """train.py as a user runs it, on four layers of the recipe's shape and the built-in world's shards: from random
-    weights, stopped by SIGTERM in its second stage and resumed; then --deterministic, undisturbed and stopped."""
+    """train.py as a user runs it, on four layers of the recipe's shape: from random weights,
+    stopped by SIGTERM in its second stage and resumed; then --deterministic, undisturbed and
+    stopped, which must give the same bits."""
     for path in [*(entry.partition("=")[0] for entry in args.data), args.tokenizer]:
         if not Path(path).exists():
-            raise cli.UserError(f"{path} is missing: bash speedrun.sh --prepare, or name --data and --tokenizer")
+            raise cli.UserError(f"{path} is missing: bash speedrun.sh --prepare makes it")
     steps = sizes.train_steps
-    stages = [f"{what}:{steps * sizes.seq_len}:{LEARNING_RATE}" for what in ("embed", "odd", "lora")]
+    tokens = steps * sizes.seq_len
+    stages = [f"{what}:{tokens}:{LEARNING_RATE}" for what in ("embed", "odd", "lora")]
+    common = f"--seq_len {sizes.seq_len} --batch_tokens {sizes.seq_len} --micro_batch 1"
+    common += f" --optimizer {OPTIMIZER} --device {sizes.device} --eval_bytes 20000"
+    flags = [*common.split(), "--data", *args.data]
     with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder) / "config.json"
-        shape = train_step.SHAPES[sizes.shape] | {"num_hidden_layers": 4, "vocab_size": max(sizes.vocabulary, 4096)}
-        cli.write_json(config, {"architectures": ["LlamaForCausalLM"], "dtype": "bfloat16", **shape})
-        common = [
-            "--data", *args.data,
-            "--seq_len", str(sizes.seq_len),
-            "--batch_tokens", str(sizes.seq_len),
-            "--micro_batch", "1",
-            "--optimizer", OPTIMIZER,
-            "--device", args.device,
-            "--eval_bytes", "20000",
-        ]
-
         # As a user runs it.
+        config = write_config(Path(folder) / "config.json", sizes)
         run = Path(folder) / "run"
         random_weights = ["--config", str(config), "--tokenizer", args.tokenizer]
         began = time.perf_counter()
-        stop_and_resume([*random_weights, *common, "--stages", *stages], run, after=steps + steps // 2)
-        rows.add(what="train.py, stopped by SIGTERM and resumed", seconds=time.perf_counter() - began)
+        halfway = steps + steps // 2
+        stop_and_resume([*random_weights, *flags, "--stages", *stages], run, after=halfway)
+        took = time.perf_counter() - began
+        rows.add(what="train.py, stopped by SIGTERM and resumed", seconds=took)
         for figures in stage_figures(run, stages):
             rows.add(**figures)
 
-        # The same bits: the model directory that the first run began with serves again.
-        start = ["--model", str(run / "stages" / "0-random")]
-        flags = [*start, *common, "--deterministic", "--stages", *stages[1:]]
+        # The same bits, from the model directory that the first run began with.
+        start = ["--model", str(run / "stages" / "0-random"), "--deterministic"]
+        flags = [*start, *flags, "--stages", *stages[1:]]
         undisturbed = Path(folder) / "undisturbed"
         train(["--out", str(undisturbed), *flags])
-        rows.add(what="train.py --deterministic, undisturbed", **stage_figures(undisturbed, stages[1:])[0])
+        figures, _ = stage_figures(undisturbed, stages[1:])
+        rows.add(what="train.py --deterministic, undisturbed", **figures)
         stopped = Path(folder) / "stopped"
         stop_and_resume(flags, stopped, after=steps // 2)
         difference = chaos.difference(stopped, undisturbed)
-        rows.add(what="stopped and resumed, every loss, norm and weight", equal=not difference, difference=difference)
+        rows.add(
+            what="stopped and resumed, every loss, norm and weight",
+            equal=not difference,
+            difference=difference,
+        )
+
+
+def write_config(file: Path, sizes: Sizes) -> Path:
+    """config.json of four layers of the recipe's shape, in bfloat16."""
+    shape = dict(train_step.SHAPES[sizes.shape])
+    shape["num_hidden_layers"] = 4
+    shape["vocab_size"] = max(sizes.vocabulary, 4096)  # room for the tokenizer's pieces
+    cli.write_json(file, {"architectures": ["LlamaForCausalLM"], "dtype": "bfloat16", **shape})
+    return file
 
 
 def train(flags: list[str], stop_when: Callable[[], bool] | None = None) -> None:
-    """Run train.py to its end, or send it SIGTERM as soon as `stop_when()`. RuntimeError if it does not end with 0."""
-    process = subprocess.Popen([sys.executable, "train.py", *flags], cwd=measure.ROOT, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True)
-    if stop_when:
-        while process.poll() is None and not stop_when():
-            time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate()
-    if process.returncode != 0:
-        raise RuntimeError(f"train.py ended with {process.returncode}: {output[-2000:]}")
+    """Run train.py to its end, or send it SIGTERM as soon as `stop_when()` is true.
+
+    RuntimeError if it does not end with status 0.
+    """
+    command = [sys.executable, "train.py", *flags]
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, cwd=measure.ROOT, stdout=output, stderr=output)
+        if stop_when:
+            while process.poll() is None and not stop_when():
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+        if process.wait() != 0:
+            output.seek(0)
+            said = output.read()[-2000:]
+            raise RuntimeError(f"train.py ended with {process.returncode}: {said}")
 
 
 def stop_and_resume(flags: list[str], run: Path, after: int) -> None:
     """A run that is stopped by SIGTERM after so many steps, and resumed to its end."""
+
     def has_come_so_far() -> bool:
         metrics = run / "metrics.jsonl"
-        return metrics.exists() and len(chaos.steps(run)) >= after
+        return metrics.exists() and metrics.read_text().count('"grad_norm"') >= after
 
     train(["--out", str(run), *flags], stop_when=has_come_so_far)
     if (run / "model").exists():
@@ -478,62 +556,83 @@ def stage_figures(run: Path, stages: list[str]) -> list[dict]:
     return found
 
 
+# -------------------------------------------------------------------------------------- recipe
+
+
 def recipe_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
-    """speedrun.sh in a copy of this project, so that no one's out/ is moved away; a row when a step of it begins, so
-    that one that is cut off says how far it came, and one for every arm at the end."""
+    """speedrun.sh, in a copy of this project so that no one's out/ is moved away. A row when a step
+    of it begins, so that one that is cut off says how far it came, and a row for every arm."""
+    left_behind = shutil.ignore_patterns(".*", "out", "out.old", "__pycache__")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "nanowhale"
-        shutil.copytree(measure.ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "out", "out.old", ".*cache"))
+        shutil.copytree(measure.ROOT, copy, ignore=left_behind)
         script = copy / "speedrun.sh"
-        if sizes is TRIAL:
-            script.write_text(small_speedrun(script.read_text(encoding="utf-8")), encoding="utf-8")
         environment = {**os.environ, "PYTHON": sys.executable}
-        if args.device == "cpu":
+        if sizes.device == "cpu":
+            script.write_text(small_speedrun(script.read_text(encoding="utf-8")), encoding="utf-8")
             environment["CUDA_VISIBLE_DEVICES"] = ""
-        process = subprocess.Popen(["bash", str(script)], cwd=copy, env=environment, stdout=subprocess.PIPE,
-                                   stderr=subprocess.STDOUT, text=True)
-        last_lines: list[str] = []
-        for line in process.stdout:
-            last_lines = [*last_lines[-20:], line]
-            step = re.match(r"== +(\d+)s +(.*)", line)
-            if step:
-                rows.add(what=step[2][:60], **{"begins, s": int(step[1])})
-        if process.wait() != 0:
-            raise RuntimeError("speedrun.sh failed: " + "".join(last_lines)[-2000:])
+        run_speedrun(copy, environment, rows)
         report = cli.read_json(copy / "out" / "report.json")
     for arm, bits in report["bits_per_byte"].items():
-        accuracy = {task: report["kobest"][arm][task]["acc"] for task in ("copa", "hellaswag")}
-        seconds = report["training"].get(arm, {}).get("seconds")
-        rows.add(arm=arm, **{"bits per byte": bits, "acc": accuracy, "seconds of training": seconds})
+        rows.add(
+            arm=arm,
+            copa=report["kobest"][arm]["copa"]["acc"],
+            hellaswag=report["kobest"][arm]["hellaswag"]["acc"],
+            **{"bits per byte": bits},
+            **report["training"].get(arm, {}),  # the base was not trained here
+        )
     rows.add(what="the whole speedrun", seconds=report["seconds"], entropy=report["entropy"])
 
 
+def run_speedrun(copy: Path, environment: dict[str, str], rows: Rows) -> None:
+    """Run it, with a row for each of its steps. RuntimeError if it fails."""
+    process = subprocess.Popen(
+        ["bash", "speedrun.sh"],
+        cwd=copy,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        step = re.match(r"== +(\d+)s +(.*)", line)
+        if step:
+            rows.add(what=step[2][:60], **{"begins, s": int(step[1])})
+    if process.wait() != 0:
+        raise RuntimeError("speedrun.sh failed: " + "".join(lines)[-2000:])
+
+
 def small_speedrun(script: str) -> str:
-    """speedrun.sh with the same commands and small sizes. ValueError if it has changed so that this no longer fits."""
-    changes = [
-        (r"toy\.py --out", "toy.py --documents 400 --out"),
-        (r"head -q -n 250", "head -q -n 10"),
-        (r"--vocab_size 1536", "--vocab_size 1000"),
-        (r'"vocab_size": 1536', '"vocab_size": 1000'),
-        (r"--vocab_size 1500", "--vocab_size 600"),
-        (r"full:[\d.]+M:", "full:4k:"),
-        (r"--probe_steps 30", "--probe_steps 1"),
-        (r"train\.py --out out/run\b", "train.py --stages embed:4k:5e-3 odd:4k:5e-3 lora:4k:5e-3 --out out/run"),
-        (r"eval_kobest\.py ", "eval_kobest.py --limit 4 "),
-    ]
-    for pattern, small in changes:
+    """speedrun.sh with the same commands and small sizes. ValueError if it has changed so that this
+    no longer fits."""
+    small_stages = "embed:4k:5e-3 odd:4k:5e-3 lora:4k:5e-3"
+    changes = {
+        r"toy\.py --out": "toy.py --documents 400 --out",
+        r"head -q -n 250": "head -q -n 10",
+        r"--vocab_size 1536": "--vocab_size 1000",
+        r'"vocab_size": 1536': '"vocab_size": 1000',
+        r"--vocab_size 1500": "--vocab_size 600",
+        r"full:[\d.]+M:": "full:4k:",
+        r"--probe_steps 30": "--probe_steps 1",
+        r"train\.py --out out/run\b": f"train.py --stages {small_stages} --out out/run",
+        r"eval_kobest\.py ": "eval_kobest.py --limit 4 ",
+    }
+    for pattern, small in changes.items():
         script, count = re.subn(pattern, small, script)
         if count == 0:
-            raise ValueError(f"speedrun.sh has no {pattern} any more; bench/gpu.py makes it small by that")
+            raise ValueError(f"speedrun.sh has no {pattern} any more, which is what is made small")
     return script
 
 
 def first_line(error: Exception) -> str:
     """What an error says, in short."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}" if str(error) else type(error).__name__
+    said = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {said[0][:300]}"
 
 
-# --------------------------------------------------------------------------------- the program: parts with time limits
+# --------------------------------------------------------- the program: parts with time limits
 
 # In the order of worth: the function, and the seconds that it may take.
 PARTS = {
@@ -554,25 +653,27 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     flag("--parts", nargs="+", default=list(PARTS), choices=list(PARTS), metavar="PART",
          help=f"which, in this order: {' '.join(PARTS)}")
     flag("--limit", type=float, default=3600.0, help="seconds for all of them together")
-    flag("--cap", type=float, default=0.0, help="GB that `steps` may use; 85 is what an 80 GB GPU has; 0: all")
+    flag("--cap", type=float, default=0.0,
+         help="GB that `steps` may use; 85 is what an 80 GB GPU has; 0: all there is")
     flag("--out", type=Path, default=Path("out/gpu.jsonl"), help="JSON-lines file to append to")
-    flag("--device", default=None, choices=["cpu", "cuda"], help="cpu: a trial of every part on tiny shapes "
-         "(default: cuda if there is one)")
-    flag("--data", nargs="+", default=["out/shards/ko=0.75", "out/shards/en=0.25"], metavar="SHARDS=WEIGHT",
-         help="token shards for `train`")
+    flag("--device", default=None, choices=["cpu", "cuda"],
+         help="cpu: a trial of every part on tiny shapes (default: cuda if there is one)")
+    flag("--data", nargs="+", default=["out/shards/ko=0.75", "out/shards/en=0.25"],
+         metavar="SHARDS=WEIGHT", help="token shards for `train`")
     flag("--tokenizer", default="out/merged.model", help="the tokenizer they were packed with")
-    flag("--in_process", action="store_true", help="run the parts here, without limits: how each is started")
+    flag("--in_process", action="store_true",
+         help="run the parts here, without limits: how each is started")
     args = parser.parse_args(argv)
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise cli.UserError("--device cuda: PyTorch finds no GPU here; --device cpu tries every part on tiny shapes")
+        raise cli.UserError("--device cuda: PyTorch finds no GPU here; --device cpu is a trial")
     return args
 
 
 def run_here(part: str, args: argparse.Namespace) -> None:
     """Run a part in this process, set up as train.py sets itself up."""
     sizes = GPU if args.device == "cuda" else TRIAL
-    args.dtype = str(sizes.dtype).removeprefix("torch.")
+    args.dtype = name_of(sizes.dtype)
     cli.set_device(args)
     kernels.use("auto", args.device)
     torch.manual_seed(0)
@@ -582,18 +683,23 @@ def run_here(part: str, args: argparse.Namespace) -> None:
 
 def run_apart(part: str, argv: list[str], seconds: float) -> str | None:
     """Run a part in a process of its own. Returns None, or what went wrong."""
-    command = [sys.executable, "-m", "bench.gpu", *argv, "--parts", part, "--in_process"]  # the last --parts counts
-    # A session of its own, so that its children (train.py, the speedrun) can be ended with it.
-    process = subprocess.Popen(command, cwd=measure.ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # The last --parts counts. The process leads a session, so that its children (train.py, the
+    # speedrun) can be ended with it.
+    command = [sys.executable, "-m", "bench.gpu", *argv, "--parts", part, "--in_process"]
+    process = subprocess.Popen(
+        command, cwd=measure.ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
-    def end(*_) -> None:
+    def end() -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
-    def leave(number, frame) -> None:
+    def end_and_leave(number, frame) -> None:
         end()
         sys.exit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        handlers[number] = signal.signal(number, end_and_leave)
     try:
         _, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -601,17 +707,17 @@ def run_apart(part: str, argv: list[str], seconds: float) -> str | None:
         process.communicate()
         return f"took longer than its {seconds:.0f} seconds"
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
     if process.returncode == 0:
         return None
     sys.stderr.write(errors[-6000:])
-    last_line = (errors.strip().splitlines() or ["no message"])[-1]
-    return f"ended with {process.returncode}: {last_line[:300]}"
+    lines = errors.strip().splitlines() or ["no message"]
+    return f"ended with {process.returncode}: {lines[-1][:300]}"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the parts one after the other; exit with 1 if one of them failed."""
+    """Run the parts one after the other; UserError if one of them failed."""
     argv = sys.argv[1:] if argv is None else argv
     args = parse(argv)
     args.out = args.out.resolve()
@@ -620,15 +726,21 @@ def main(argv: list[str] | None = None) -> None:
         for part in args.parts:
             run_here(part, args)
         return
-    settings = {"device": args.device, "cap": args.cap, "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-                "code": digest_of_the_code()}
-    Rows(args.out, "settings").add(**settings)
+    Rows(args.out, "settings").add(
+        device=args.device,
+        cap=args.cap,
+        started=time.strftime("%Y-%m-%d %H:%M:%S"),
+        code=digest_of_the_code(),
+    )
     began = time.perf_counter()
     failed = []
     for part in args.parts:
         _, limit = PARTS[part]
         left = args.limit - (time.perf_counter() - began)
-        problem = run_apart(part, argv, min(limit, left)) if left > 1 else "no time was left for it"
+        if left > 1:
+            problem = run_apart(part, argv, min(limit, left))
+        else:
+            problem = "no time was left for it"
         rows = Rows(args.out, part)
         if problem:
             rows.add(failed=problem)
@@ -636,11 +748,12 @@ def main(argv: list[str] | None = None) -> None:
         else:
             rows.add(done=True, **{"after, s": round(time.perf_counter() - began, 1)})
     if failed:
-        raise cli.UserError(f"failed: {', '.join(failed)}; {args.out} says why, and holds what they found before")
+        raise cli.UserError(f"failed: {', '.join(failed)}; {args.out} holds why, and the rest")
 
 
 def digest_of_the_code() -> str:
-    """Eight hexadecimal digits that tell the state of the project's Python files: a GPU server gets no git history."""
+    """Eight hexadecimal digits that tell the state of the project's Python files: a GPU server gets
+    no git history."""
     digest = hashlib.sha256()
     for path in sorted([*measure.ROOT.glob("*.py"), *measure.ROOT.glob("*/*.py")]):
         digest.update(path.read_bytes())

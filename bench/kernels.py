@@ -331,9 +331,8 @@ print(peak() - before, time.perf_counter() - began)
 """
 
 
-def loss_on_cpu(tokens: int, vocabularies: list[int], runs: int = 5) -> list[dict]:
+def loss_on_cpu(tokens: int, vocabularies: list[int], runs: int = 5) -> Iterator[dict]:
     """Peak memory (over what the process held before) and time of loss and gradients, a process each, in turns."""
-    rows = []
     for vocabulary in vocabularies:
         def once(who, vocabulary=vocabulary):
             code = LOSS.format(root=str(measure.ROOT), tokens=tokens, vocabulary=vocabulary, who=who)
@@ -342,9 +341,17 @@ def loss_on_cpu(tokens: int, vocabularies: list[int], runs: int = 5) -> list[dic
         names = ["nanowhale", "eager"] + ["F.linear_cross_entropy"] * hasattr(torch.nn, "LinearCrossEntropyOptions")
         for who, figures in measure.interleaved({n: lambda n=n: once(n) for n in names}, runs).items():
             peak, seconds = (measure.quantiles([f[i] for f in figures])[0] for i in range(2))
-            rows.append({"vocabulary": vocabulary, "tokens": tokens, "who": who, "peak MB": peak / 1e6,
-                         "seconds": seconds})
-    return rows
+            yield {"vocabulary": vocabulary, "tokens": tokens, "who": who, "peak MB": peak / 1e6, "seconds": seconds}
+
+
+def report_as_it_comes(name: str, rows: Iterator[dict], conditions: dict) -> None:
+    """Print and save every row when it is there, and all of them at the end."""
+    found = []
+    for row in rows:
+        found.append(row)
+        print(measure.line(row), flush=True)
+        measure.save(name, found, conditions)
+    measure.report(name, found, conditions)
 
 
 def main() -> None:
@@ -365,16 +372,11 @@ def main() -> None:
         return print(json.dumps(rows) if args.json else measure.table(rows))
     conditions = {**measure.machine("liger-kernel"), "tokens": args.tokens}
     if args.device == "cpu":
-        return measure.report("kernels-cpu", loss_on_cpu(args.tokens, args.vocabularies), conditions)
+        return report_as_it_comes("kernels-cpu", loss_on_cpu(args.tokens, args.vocabularies), conditions)
     if not torch.cuda.is_available():
         raise cli.UserError("PyTorch finds no GPU here; --compile-only and --device cpu need none")
     name = conditions["gpu"].replace(" ", "-")
-    rows = []
-    for row in time_all(args):
-        rows.append(row)
-        print(measure.line(row), flush=True)
-        measure.save(f"kernels-{name}", rows, conditions)
-    measure.report(f"kernels-{name}", rows, conditions)
+    report_as_it_comes(f"kernels-{name}", time_all(args), conditions)
     measure.report(f"adamw-{name}", time_adamw(args, 2**30), conditions)
 
 
