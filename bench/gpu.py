@@ -21,6 +21,7 @@ time on a GPU.
 """
 import argparse
 import dataclasses
+import faulthandler
 import gc
 import hashlib
 import json
@@ -34,6 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,7 +72,7 @@ class Sizes:
     shape: str                   # of bench.train_step's SHAPES
     vocabulary: int
     seq_len: int
-    short_seq_len: int           # of a step in which launching kernels takes longer than they do
+    short_seq_len: int           # of a step so short that Python takes longer than the device
     gemm_seconds: tuple[float, ...]
     attention: tuple[tuple[int, int, int, int, int], ...]    # B, T, H, K, E
     new_length: int              # the first of ten lengths that attention has not seen
@@ -99,7 +101,7 @@ GPU = Sizes(
     kernel_tokens=16384,
     repeats=50,
     adamw_parameters=2**30,
-    train_steps=12,
+    train_steps=30,
     cases=(
         Case("odd"),
         Case("embed"),
@@ -131,12 +133,15 @@ TRIAL = Sizes(
     kernel_tokens=64,
     repeats=5,
     adamw_parameters=2**14,
-    train_steps=4,
+    train_steps=30,
     cases=(
         Case("odd"),
         Case("embed", accumulation=2),
         Case("lora", recompute="attention"),
         Case("full", recompute="full", update_in_backward=True),
+        Case("even", windows=2),
+        Case("odd", compile=True),
+        Case("lora", compile=True),
     ),
 )
 OPTIMIZER = "adamw_bf16"
@@ -168,14 +173,14 @@ def machine_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
     facts = measure.machine("numpy", "transformers", "liger-kernel")
     if sizes.device == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        facts["memory GB"] = properties.total_memory / 1e9
+        facts["memory_gb"] = properties.total_memory / 1e9
         facts["multiprocessors"] = properties.multi_processor_count
         facts["capability"] = f"{properties.major}.{properties.minor}"
         facts["cuda"] = torch.version.cuda
         facts["cudnn"] = torch.backends.cudnn.version()
     rows.add(**facts)
     copied = bench_kernels.copy_rate(sizes.device)
-    rows.add(what="device copy, bytes read and written", **{"GB/s": copied / 1e9})
+    rows.add(what="device copy, bytes read and written", gb_per_second=copied / 1e9)
 
 
 def gemm_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
@@ -183,7 +188,7 @@ def gemm_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
     worked for seconds."""
     for duration in sizes.gemm_seconds:
         rate = plan.matmul_rate(sizes.device, sizes.dtype, duration)
-        rows.add(seconds=duration, **{"TFLOP/s": rate / 1e12})
+        rows.add(seconds=duration, tflops=rate / 1e12)
 
 
 # ---------------------------------------------------------------------------------- attention
@@ -196,17 +201,25 @@ def attention_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
         # Once only: the float64 scores of a longer batch would take too much memory.
         check_error = shape == sizes.attention[0]
         for who, attend in contenders.items():
-            try:
-                figures = time_attention(attend, shape, sizes, check_error)
-            except RuntimeError as error:  # it cannot do this shape, this dtype or this device
-                figures = {"failed": first_line(error)}
-            rows.add(who=who, **{"B T H K E": shape}, **figures)
+            figures = or_why_not(time_attention, attend, shape, sizes, check_error)
+            rows.add(who=who, shape=shape, **figures)
+
+    # cuDNN plans anew for every length that it meets, so we must not meet it where lengths vary.
     for who in ("nanowhale", "cudnn"):
-        try:
-            figures = time_new_lengths(contenders[who], sizes)
-        except RuntimeError as error:
-            figures = {"failed": first_line(error)}
+        figures = or_why_not(time_new_lengths, contenders[who], sizes)
         rows.add(what="ten new lengths, without gradients", who=who, **figures)
+
+
+def or_why_not(measure_it: Callable[..., dict], *given) -> dict:
+    """What `measure_it(*given)` returns, the figures of a backend; or, if it cannot do this shape,
+    dtype or device, why it refuses, which PyTorch says in warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            return measure_it(*given)
+        except RuntimeError as error:
+            reasons = [str(warning.message)[:150] for warning in caught]
+            return {"failed": first_line(error), "reasons": reasons[:8]}
 
 
 def attention_contenders() -> dict[str, Callable]:
@@ -218,11 +231,18 @@ def attention_contenders() -> dict[str, Callable]:
                 return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return attend
 
+    def efficient(q, k, v):
+        # It does not let heads share keys, so each head gets its own copy of them.
+        copies = q.shape[1] // k.shape[1]
+        k = k.repeat_interleave(copies, 1)
+        v = v.repeat_interleave(copies, 1)
+        return only(SDPBackend.EFFICIENT_ATTENTION)(q, k, v)
+
     return {
         "nanowhale": kernels.attention,
         "cudnn": only(SDPBackend.CUDNN_ATTENTION),
         "flash": only(SDPBackend.FLASH_ATTENTION),
-        "efficient": only(SDPBackend.EFFICIENT_ATTENTION),
+        "efficient": efficient,
     }
 
 
@@ -251,21 +271,21 @@ def time_attention(attend: Callable, shape: tuple, sizes: Sizes, check_error: bo
     def forward_and_backward():
         return torch.autograd.grad(attend(*inputs), inputs, upstream)
 
+    # Times, and which kernels they are the times of.
     forward_ms = median_ms(forward, sizes)
     backward_ms = median_ms(forward_and_backward, sizes) - forward_ms
     flops = 2 * B * H * T * T * E
     kernel_times = train_step.profile(forward_and_backward, sizes)
     figures = {
-        "forward ms": forward_ms,
-        "backward ms": backward_ms,
-        "forward TFLOP/s": flops / forward_ms / 1e9,
-        "backward TFLOP/s": 2.5 * flops / max(backward_ms, 1e-6) / 1e9,
-        "longest kernels": [name[:60] for name, _, _ in kernel_times[:3]],
+        "forward_ms": forward_ms,
+        "backward_ms": backward_ms,
+        "forward_tflops": flops / forward_ms / 1e9,
+        "backward_tflops": 2.5 * flops / max(backward_ms, 1e-6) / 1e9,
+        "longest_kernels": [name[:60] for name, _, _ in kernel_times[:3]],
     }
     if check_error:
         definition = kernels.attention_reference
-        error = bench_kernels.error(attend, definition, inputs, [upstream])
-        figures["error / the definition's"] = error
+        figures["error_ratio"] = bench_kernels.error(attend, definition, inputs, [upstream])
     return figures
 
 
@@ -288,8 +308,8 @@ def time_new_lengths(attend: Callable, sizes: Sizes) -> dict:
     first_time = [seconds(length) for length in lengths]
     again = [seconds(length) for length in lengths]
     return {
-        "s, first time": statistics.median(first_time),
-        "s, again": statistics.median(again),
+        "first_time_seconds": statistics.median(first_time),
+        "again_seconds": statistics.median(again),
     }
 
 
@@ -325,19 +345,26 @@ def steps_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
             allowed = min(memory, args.cap * 1e9) - plan.OUTSIDE["cuda"]
             torch.cuda.set_per_process_memory_fraction(allowed / memory)
             memory = min(memory, args.cap * 1e9)
+
     cold_rate = plan.matmul_rate(sizes.device, sizes.dtype, sizes.gemm_seconds[0])
-    for case in sizes.cases:
+    for number, case in enumerate(sizes.cases, 1):
+        if number < args.from_case:
+            continue
+        named = {"number": number, **dataclasses.asdict(case)}
         cost = planned(case, sizes)
         if cost["needed"] > memory:
-            figures = {"skipped": f"needs {cost['needed'] / 1e9:.0f} GB by the plan"}
-        else:
-            try:
-                figures = measure_step(case, cost, cold_rate, sizes)
-            except Exception as error:  # out of memory, or the compiler; the other cases go on
-                figures = {"failed": first_line(error), "planned need, GB": cost["needed"] / 1e9}
-        rows.add(**dataclasses.asdict(case), **figures)
-        # The model of this case has to be gone before the next one comes.
+            rows.add(**named, skipped=f"needs {cost['needed'] / 1e9:.0f} GB by the plan")
+            continue
+        try:
+            measure_step(case, cost, cold_rate, sizes, named, rows)
+        except Exception as error:  # out of memory, or the compiler; the other cases go on
+            needed = cost["needed"] / 1e9
+            rows.add(**named, failed=first_line(error), planned_need_gb=needed)
+
+        # The model of this case has to be gone before the next one comes. Waiting for the device
+        # also tells whether it still answers: after an illegal access nothing does.
         gc.collect()
+        synchronize(sizes)
         if sizes.device == "cuda":
             torch.cuda.empty_cache()
 
@@ -365,8 +392,11 @@ def planned(case: Case, sizes: Sizes) -> dict:
     )
 
 
-def measure_step(case: Case, cost: dict, cold_rate: float, sizes: Sizes) -> dict:
-    """Make the model, take some steps, and say how they went."""
+def measure_step(
+    case: Case, cost: dict, cold_rate: float, sizes: Sizes, named: dict, rows: Rows
+) -> None:
+    """Make the model, take some steps, and add two rows: how fast they were, and where the time
+    went. `named`: what both rows begin with."""
     settings = argparse.Namespace(
         device=sizes.device,
         dtype=name_of(sizes.dtype),
@@ -374,6 +404,7 @@ def measure_step(case: Case, cost: dict, cold_rate: float, sizes: Sizes) -> dict
         lr=LEARNING_RATE,
         checkpoint=case.recompute,
         compile=case.compile,
+        backend="inductor" if sizes.device == "cuda" else "aot_eager",
         update_in_backward=case.update_in_backward,
         batch=case.windows,
         accumulation=case.accumulation,
@@ -381,7 +412,10 @@ def measure_step(case: Case, cost: dict, cold_rate: float, sizes: Sizes) -> dict
     )
     if sizes.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    torch.compiler.reset()  # there is a limit to how many variants of a block are kept
+    # torch.compile keeps a few variants of a block, and beyond them runs it uncompiled, which would
+    # be timed under the wrong name.
+    torch.compiler.reset()
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
     step = train_step.ours(config_of(sizes), case.stage, settings)
 
     # Two steps to warm up: Triton and torch.compile compile, the allocator finds its sizes. Then
@@ -400,28 +434,40 @@ def measure_step(case: Case, cost: dict, cold_rate: float, sizes: Sizes) -> dict
     # Right after the steps, while the GPU is as warm as they have made it.
     sustained_rate = plan.matmul_rate(sizes.device, sizes.dtype, sizes.gemm_seconds[1])
 
-    short_steps = []
-    for _ in range(3):
-        short_steps.append(train_step.seconds(lambda: step(sizes.short_seq_len), sizes))
-    kernel_times = train_step.profile(step, sizes)
-
     tokens = case.windows * case.accumulation * sizes.seq_len
     flops_per_second = cost["flops_per_token"] * tokens / seconds
-    return {
-        "seconds": seconds,
-        "tokens per second": tokens / seconds,
-        "TFLOP/s": flops_per_second / 1e12,
-        "mfu, of the sustained matmul": flops_per_second / sustained_rate,
-        "mfu, of the cold matmul": flops_per_second / cold_rate,
-        "sustained matmul, TFLOP/s": sustained_rate / 1e12,
+    rows.add(
+        **named,
+        seconds=seconds,
+        tokens_per_second=tokens / seconds,
+        tflops=flops_per_second / 1e12,
+        mfu_sustained=flops_per_second / sustained_rate,
+        mfu_cold=flops_per_second / cold_rate,
+        sustained_matmul_tflops=sustained_rate / 1e12,
         **memory,
-        f"seconds of a step of {sizes.short_seq_len} tokens": statistics.median(short_steps),
-        "log V": math.log(sizes.vocabulary),
-        "losses": losses,
-        "loss falls": losses[-1] < losses[0],
-        "shares": train_step.shares(kernel_times),
-        "longest kernels": [[name[:70], calls, spent] for name, calls, spent in kernel_times[:15]],
-    }
+        log_v=math.log(sizes.vocabulary),
+        losses=losses,
+        loss_falls=losses[-1] < losses[0],
+    )
+
+    # How long Python takes to queue a step, told by one so short that the device keeps up with it.
+    host = {}
+    if not case.compile:  # which would compile this length, too
+        host_seconds = []
+        for _ in range(3):
+            step(sizes.short_seq_len)
+            host_seconds.append(step.host_seconds)
+        host["host_seconds"] = statistics.median(host_seconds)
+
+    kernel_times = train_step.profile(step, sizes)
+    rows.add(
+        **named,
+        what="where the time goes",
+        **host,
+        kernel_seconds=sum(spent for _, _, spent in kernel_times),
+        shares=train_step.shares(kernel_times),
+        longest_kernels=[[name[:70], calls, spent] for name, calls, spent in kernel_times[:15]],
+    )
 
 
 def memory_figures(cost: dict, sizes: Sizes) -> dict:
@@ -430,10 +476,10 @@ def memory_figures(cost: dict, sizes: Sizes) -> dict:
         return {}
     free, whole = torch.cuda.mem_get_info()
     return {
-        "peak GB": torch.cuda.max_memory_allocated() / 1e9,
-        "planned peak GB": cost["peak"] / 1e9,
-        "used of the GPU, GB": (whole - free) / 1e9,
-        "planned need, GB": cost["needed"] / 1e9,
+        "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
+        "planned_peak_gb": cost["peak"] / 1e9,
+        "used_of_the_gpu_gb": (whole - free) / 1e9,
+        "planned_need_gb": cost["needed"] / 1e9,
     }
 
 
@@ -455,9 +501,14 @@ def train_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
     """train.py as a user runs it, on four layers of the recipe's shape: from random weights,
     stopped by SIGTERM in its second stage and resumed; then --deterministic, undisturbed and
     stopped, which must give the same bits."""
-    for path in [*(entry.partition("=")[0] for entry in args.data), args.tokenizer]:
+    inputs = [args.tokenizer]
+    for entry in args.data:
+        folder, _, _ = entry.partition("=")
+        inputs.append(folder)
+    for path in inputs:
         if not Path(path).exists():
             raise cli.UserError(f"{path} is missing: bash speedrun.sh --prepare makes it")
+
     steps = sizes.train_steps
     tokens = steps * sizes.seq_len
     stages = [f"{what}:{tokens}:{LEARNING_RATE}" for what in ("embed", "odd", "lora")]
@@ -468,27 +519,27 @@ def train_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
         # As a user runs it.
         config = write_config(Path(folder) / "config.json", sizes)
         run = Path(folder) / "run"
-        random_weights = ["--config", str(config), "--tokenizer", args.tokenizer]
+        from_scratch = ["--config", str(config), "--tokenizer", args.tokenizer]
         began = time.perf_counter()
-        halfway = steps + steps // 2
-        stop_and_resume([*random_weights, *flags, "--stages", *stages], run, after=halfway)
+        stopped_at = stop_and_resume([*from_scratch, *flags, "--stages", *stages], run, steps + 2)
         took = time.perf_counter() - began
-        rows.add(what="train.py, stopped by SIGTERM and resumed", seconds=took)
+        rows.add(what="train.py, stopped and resumed", seconds=took, stopped_at=stopped_at)
         for figures in stage_figures(run, stages):
             rows.add(**figures)
 
         # The same bits, from the model directory that the first run began with.
-        start = ["--model", str(run / "stages" / "0-random"), "--deterministic"]
-        flags = [*start, *flags, "--stages", *stages[1:]]
+        start = ["--model", str(run / "stages" / "0-random")]
+        repeatable = [*start, *flags, "--deterministic", "--stages", *stages[1:]]
         undisturbed = Path(folder) / "undisturbed"
-        train(["--out", str(undisturbed), *flags])
-        figures, _ = stage_figures(undisturbed, stages[1:])
-        rows.add(what="train.py --deterministic, undisturbed", **figures)
+        train(["--out", str(undisturbed), *repeatable])
+        for figures in stage_figures(undisturbed, stages[1:]):
+            rows.add(what="--deterministic", **figures)
         stopped = Path(folder) / "stopped"
-        stop_and_resume(flags, stopped, after=steps // 2)
+        stopped_at = stop_and_resume(repeatable, stopped, 2)
         difference = chaos.difference(stopped, undisturbed)
         rows.add(
-            what="stopped and resumed, every loss, norm and weight",
+            what="--deterministic, stopped and resumed: every loss, norm and weight",
+            stopped_at=stopped_at,
             equal=not difference,
             difference=difference,
         )
@@ -508,12 +559,12 @@ def train(flags: list[str], stop_when: Callable[[], bool] | None = None) -> None
 
     RuntimeError if it does not end with status 0.
     """
-    command = [sys.executable, "train.py", *flags]
+    command = [sys.executable, str(measure.ROOT / "train.py"), *flags]
     with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command, cwd=measure.ROOT, stdout=output, stderr=output)
+        process = subprocess.Popen(command, stdout=output, stderr=output)
         if stop_when:
             while process.poll() is None and not stop_when():
-                time.sleep(0.05)
+                time.sleep(0.01)
             process.send_signal(signal.SIGTERM)
         if process.wait() != 0:
             output.seek(0)
@@ -521,17 +572,21 @@ def train(flags: list[str], stop_when: Callable[[], bool] | None = None) -> None
             raise RuntimeError(f"train.py ended with {process.returncode}: {said}")
 
 
-def stop_and_resume(flags: list[str], run: Path, after: int) -> None:
-    """A run that is stopped by SIGTERM after so many steps, and resumed to its end."""
+def stop_and_resume(flags: list[str], run: Path, after: int) -> str:
+    """A run that is stopped by SIGTERM after so many steps, in the middle of a stage, and resumed
+    to its end. Returns the name of the checkpoint that it was resumed from."""
 
     def has_come_so_far() -> bool:
         metrics = run / "metrics.jsonl"
         return metrics.exists() and metrics.read_text().count('"grad_norm"') >= after
 
     train(["--out", str(run), *flags], stop_when=has_come_so_far)
-    if (run / "model").exists():
-        raise RuntimeError(f"the run had ended before it could be stopped after {after} steps")
+    # Without a checkpoint of the stage that was stopped, resuming would prove nothing.
+    found = sorted(path.name for path in (run / "checkpoints").glob("[0-9]*"))
+    if not found or (run / "model").exists():
+        raise RuntimeError(f"the run was not stopped in the middle of a stage: {found}")
     train(["--resume", str(run)])
+    return found[-1]
 
 
 def stage_figures(run: Path, stages: list[str]) -> list[dict]:
@@ -547,11 +602,11 @@ def stage_figures(run: Path, stages: list[str]) -> list[dict]:
         found.append({
             "stage": stage,
             "steps": len(mine),
-            "first loss": mine[0]["loss"],
-            "last loss": mine[-1]["loss"],
-            "tokens per second": statistics.median(record["tokens_per_second"] for record in mine),
+            "first_loss": mine[0]["loss"],
+            "last_loss": mine[-1]["loss"],
+            "tokens_per_second": statistics.median(record["tokens_per_second"] for record in mine),
             "mfu": statistics.median(record["mfu"] for record in mine),
-            "peak GB": mine[-1]["peak_memory"] / 1e9,
+            "peak_gb": mine[-1]["peak_memory"] / 1e9,
         })
     return found
 
@@ -560,8 +615,7 @@ def stage_figures(run: Path, stages: list[str]) -> list[dict]:
 
 
 def recipe_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
-    """speedrun.sh, in a copy of this project so that no one's out/ is moved away. A row when a step
-    of it begins, so that one that is cut off says how far it came, and a row for every arm."""
+    """speedrun.sh, in a copy of this project so that no one's out/ is moved away."""
     left_behind = shutil.ignore_patterns(".*", "out", "out.old", "__pycache__")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "nanowhale"
@@ -576,16 +630,17 @@ def recipe_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
     for arm, bits in report["bits_per_byte"].items():
         rows.add(
             arm=arm,
+            bits_per_byte=bits,
             copa=report["kobest"][arm]["copa"]["acc"],
             hellaswag=report["kobest"][arm]["hellaswag"]["acc"],
-            **{"bits per byte": bits},
             **report["training"].get(arm, {}),  # the base was not trained here
         )
     rows.add(what="the whole speedrun", seconds=report["seconds"], entropy=report["entropy"])
 
 
 def run_speedrun(copy: Path, environment: dict[str, str], rows: Rows) -> None:
-    """Run it, with a row for each of its steps. RuntimeError if it fails."""
+    """Run it, with a row for each of its steps and for each run that is through: an interrupted
+    speedrun shows how far it got. RuntimeError if it fails."""
     process = subprocess.Popen(
         ["bash", "speedrun.sh"],
         cwd=copy,
@@ -595,13 +650,29 @@ def run_speedrun(copy: Path, environment: dict[str, str], rows: Rows) -> None:
         text=True,
     )
     lines = []
+    reported = set()
     for line in process.stdout:
         lines.append(line)
         step = re.match(r"== +(\d+)s +(.*)", line)
         if step:
-            rows.add(what=step[2][:60], **{"begins, s": int(step[1])})
+            rows.add(what=step[2][:60], began_after_seconds=int(step[1]))
+            for run in sorted(path.parent for path in copy.glob("out/*/model")):
+                if run.name not in reported:
+                    reported.add(run.name)
+                    rows.add(run=run.name, validation=last_validation(run))
     if process.wait() != 0:
-        raise RuntimeError("speedrun.sh failed: " + "".join(lines)[-2000:])
+        progress = (copy / "out" / "log" / "progress.txt").read_text(encoding="utf-8")
+        raise RuntimeError("speedrun.sh failed: " + "".join(lines)[-1000:] + progress[-1000:])
+
+
+def last_validation(run: Path) -> dict:
+    """{language: bits per byte} at the end of a run."""
+    found = {}
+    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        scores = json.loads(line).get("validation", {})
+        for language, score in scores.items():
+            found[language] = score["bits_per_byte"]
+    return found
 
 
 def small_speedrun(script: str) -> str:
@@ -636,7 +707,7 @@ def first_line(error: Exception) -> str:
 
 # In the order of worth: the function, and the seconds that it may take.
 PARTS = {
-    "machine": (machine_part, 60),
+    "machine": (machine_part, 120),
     "gemm": (gemm_part, 60),
     "attention": (attention_part, 120),
     "kernels": (kernels_part, 240),
@@ -655,14 +726,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     flag("--limit", type=float, default=3600.0, help="seconds for all of them together")
     flag("--cap", type=float, default=0.0,
          help="GB that `steps` may use; 85 is what an 80 GB GPU has; 0: all there is")
-    flag("--out", type=Path, default=Path("out/gpu.jsonl"), help="JSON-lines file to append to")
+    flag("--from_case", type=int, default=1, metavar="N",
+         help="begin `steps` with its Nth case: after a run that was cut off")
+    flag("--out", type=Path, default=Path("out/gpu.jsonl"),
+         help="JSON-lines file to append to; beside it a .log with what the parts print to stderr")
     flag("--device", default=None, choices=["cpu", "cuda"],
          help="cpu: a trial of every part on tiny shapes (default: cuda if there is one)")
     flag("--data", nargs="+", default=["out/shards/ko=0.75", "out/shards/en=0.25"],
          metavar="SHARDS=WEIGHT", help="token shards for `train`")
     flag("--tokenizer", default="out/merged.model", help="the tokenizer they were packed with")
     flag("--in_process", action="store_true",
-         help="run the parts here, without limits: how each is started")
+         help="internal: run the parts in this process; --limit only says when to show where it is")
     args = parser.parse_args(argv)
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -672,6 +746,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def run_here(part: str, args: argparse.Namespace) -> None:
     """Run a part in this process, set up as train.py sets itself up."""
+    # If it hangs, the log shows where, shortly before the limit ends it.
+    faulthandler.dump_traceback_later(max(1.0, args.limit - 3))
     sizes = GPU if args.device == "cuda" else TRIAL
     args.dtype = name_of(sizes.dtype)
     cli.set_device(args)
@@ -679,19 +755,24 @@ def run_here(part: str, args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     function, _ = PARTS[part]
     function(args, sizes, Rows(args.out, part))
+    faulthandler.cancel_dump_traceback_later()
 
 
-def run_apart(part: str, argv: list[str], seconds: float) -> str | None:
+def run_apart(part: str, argv: list[str], out: Path, seconds: float) -> str | None:
     """Run a part in a process of its own. Returns None, or what went wrong."""
-    # The last --parts counts. The process leads a session, so that its children (train.py, the
-    # speedrun) can be ended with it.
-    command = [sys.executable, "-m", "bench.gpu", *argv, "--parts", part, "--in_process"]
-    process = subprocess.Popen(
-        command, cwd=measure.ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    # Of a flag that is given twice the last one counts.
+    command = [sys.executable, "-m", "bench.gpu", *argv, "--parts", part, "--out", str(out)]
+    command += ["--limit", str(seconds), "--in_process"]
+    log = open(out.with_suffix(".log"), "a+", encoding="utf-8", errors="replace")
+    scratch = tempfile.TemporaryDirectory()  # deleted here, whatever becomes of the process
+    environment = {**os.environ, "TMPDIR": scratch.name}
+    # The process leads a session, so that its children (train.py, the speedrun) end with it.
+    process = subprocess.Popen(command, stderr=log, env=environment, start_new_session=True)
 
     def end() -> None:
         os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        scratch.cleanup()
 
     def end_and_leave(number, frame) -> None:
         end()
@@ -700,19 +781,26 @@ def run_apart(part: str, argv: list[str], seconds: float) -> str | None:
     handlers = {}
     for number in (signal.SIGTERM, signal.SIGINT):
         handlers[number] = signal.signal(number, end_and_leave)
+    began = log.tell()
     try:
-        _, errors = process.communicate(timeout=seconds)
+        process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
         end()
-        process.communicate()
-        return f"took longer than its {seconds:.0f} seconds"
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    scratch.cleanup()
+
+    # What it said on stderr: all of it is in the log, the end of it on the screen if it failed.
+    log.seek(began)
+    said = log.read()
+    log.close()
     if process.returncode == 0:
         return None
-    sys.stderr.write(errors[-6000:])
-    lines = errors.strip().splitlines() or ["no message"]
+    sys.stderr.write(said[-6000:])
+    if process.returncode == -signal.SIGKILL:
+        return f"took longer than its {seconds:.0f} seconds, or was killed; see {log.name}"
+    lines = said.strip().splitlines() or ["no message"]
     return f"ended with {process.returncode}: {lines[-1][:300]}"
 
 
@@ -726,6 +814,7 @@ def main(argv: list[str] | None = None) -> None:
         for part in args.parts:
             run_here(part, args)
         return
+
     Rows(args.out, "settings").add(
         device=args.device,
         cap=args.cap,
@@ -738,7 +827,7 @@ def main(argv: list[str] | None = None) -> None:
         _, limit = PARTS[part]
         left = args.limit - (time.perf_counter() - began)
         if left > 1:
-            problem = run_apart(part, argv, min(limit, left))
+            problem = run_apart(part, argv, args.out, min(limit, left))
         else:
             problem = "no time was left for it"
         rows = Rows(args.out, part)
@@ -746,14 +835,14 @@ def main(argv: list[str] | None = None) -> None:
             rows.add(failed=problem)
             failed.append(part)
         else:
-            rows.add(done=True, **{"after, s": round(time.perf_counter() - began, 1)})
+            rows.add(done=True, after_seconds=round(time.perf_counter() - began, 1))
     if failed:
-        raise cli.UserError(f"failed: {', '.join(failed)}; {args.out} holds why, and the rest")
+        raise cli.UserError(f"failed: {', '.join(failed)}; {args.out} has the reasons and the rest")
 
 
 def digest_of_the_code() -> str:
-    """Eight hexadecimal digits that tell the state of the project's Python files: a GPU server gets
-    no git history."""
+    """Eight hexadecimal digits that identify the version of the Python files: a GPU server gets no
+    git history."""
     digest = hashlib.sha256()
     for path in sorted([*measure.ROOT.glob("*.py"), *measure.ROOT.glob("*/*.py")]):
         digest.update(path.read_bytes())

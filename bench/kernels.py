@@ -9,6 +9,7 @@ read once, outputs written once. Times are of single calls between device events
 behind a pause so that Python's own time is not measured, with the cache overwritten in between.
 """
 import argparse
+import importlib.util
 import json
 import re
 import subprocess
@@ -132,18 +133,27 @@ def resources(compiled) -> dict:
 
 
 def liger(name: str):
-    """Liger's function for the operation of this name, called as ours; None where it is not installed."""
-    try:
+    """Liger's function for the operation of this name, called as ours; None where it is not installed. Whatever else is
+    wrong with it (another version's names) shows when it is called."""
+    if importlib.util.find_spec("liger_kernel") is None:
+        return None
+
+    def call(*inputs):
         from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
         from liger_kernel.transformers import functional as L
-    except ImportError:
-        return None
-    double = lambda table: torch.cat((table, table), -1)[None]
-    loss = lambda h, w, t: LigerFusedLinearCrossEntropyFunction.apply(h, w, t, None, None, -100, 0.0, 0.0, "sum")
-    return {"rms_norm": lambda x, w: L.liger_rms_norm(x, w, 1e-5),
-            "add_rms_norm": lambda x, r, w: L.liger_fused_add_rms_norm(x, r, w, 1e-5),
-            "swiglu": L.liger_swiglu, "rope": lambda q, k, c, s: L.liger_rope(q, k, double(c), double(s)),
-            "linear_cross_entropy": lambda h, w, t: first(loss(h, w, t))}[name]
+        if name == "rms_norm":
+            return L.liger_rms_norm(*inputs, 1e-5)
+        if name == "add_rms_norm":
+            return L.liger_fused_add_rms_norm(*inputs, 1e-5)
+        if name == "swiglu":
+            return L.liger_swiglu(*inputs)
+        if name == "rope":
+            q, k, cos, sin = inputs
+            return L.liger_rope(q, k, torch.cat((cos, cos), -1)[None], torch.cat((sin, sin), -1)[None])
+        hidden, weight, targets = inputs
+        return first(LigerFusedLinearCrossEntropyFunction.apply(
+            hidden, weight, targets, None, None, -100, 0.0, 0.0, "sum"))
+    return call
 
 
 def first(x):
@@ -225,6 +235,16 @@ def error(function, definition, inputs: list, upstream: list) -> float:
     return worst(gradients(function, inputs, upstream)) / max(worst(gradients(definition, inputs, upstream)), 1e-12)
 
 
+def error_or_none(function, definition, inputs: list, upstream: list, args: argparse.Namespace) -> float | None:
+    """`error`, if it is asked for and float64 fits into the memory."""
+    if not args.errors:
+        return None
+    try:
+        return error(function, definition, inputs, upstream)
+    except torch.OutOfMemoryError:
+        return None
+
+
 def gradients(function, inputs: list, upstream: list) -> list:
     """Of Σ outputs · upstream, on copies: some contenders write over their inputs."""
     inputs = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
@@ -272,7 +292,7 @@ def time_all(args: argparse.Namespace) -> Iterator[dict]:
                        "GB/s forward": rate(unavoidable[0], first), "GB/s both": rate(sum(unavoidable), median),
                        "of copy, forward": share(unavoidable[0], first),
                        "of copy, both": share(sum(unavoidable), median), "peak GB": peaks[who],
-                       "error / eager's": error(function, definition, inputs, upstream) if args.errors else None}
+                       "error / eager's": error_or_none(function, definition, inputs, upstream, args)}
 
 
 def peak(call, device: str) -> float | None:
@@ -298,6 +318,7 @@ def time_adamw(args: argparse.Namespace, parameters: int) -> list[dict]:
         for p in ps:
             p.grad = torch.randn_like(p)
         optimizers[who] = make(ps), size * sum(p.numel() for p in ps)
+    differing = adamw_differences(args.device)
     copy = copy_rate(args.device)
     pause = 5 * PAUSE  # a step's Python takes about two milliseconds
     times = measure.interleaved({who: lambda o=o: measure.quantiles(milliseconds(o.step, args.device, 10, pause))[0]
@@ -305,8 +326,26 @@ def time_adamw(args: argparse.Namespace, parameters: int) -> list[dict]:
     for who, (_, traffic) in optimizers.items():
         median, low, high = measure.quantiles(times[who])
         rows.append({"who": who, "parameters": parameters, "step ms": median, "20 %": low, "80 %": high,
-                     "of copy": traffic / (1e-3 * median) / copy, "bytes a parameter": 6 if "bfloat16" in who else 12})
+                     "of copy": traffic / (1e-3 * median) / copy, "bytes a parameter": 6 if "bfloat16" in who else 12,
+                     "numbers unlike the definition's": differing if "bfloat16" in who else None})
     return rows
+
+
+def adamw_differences(device: str) -> int:
+    """How many of a million weights and moments, after three steps, differ from the definition's: none should."""
+    ends = []
+    for choice in ("auto", "torch"):
+        kernels.use(choice, device)
+        generator = torch.Generator().manual_seed(0)
+        p = torch.nn.Parameter(torch.randn(2**20, generator=generator).bfloat16().to(device))
+        optimizer = kernels.AdamW([p], lr=1e-2)
+        for _ in range(3):
+            p.grad = torch.randn(2**20, generator=generator).bfloat16().to(device)
+            optimizer.step()
+        state = optimizer.state[p]
+        ends.append(torch.stack((p.detach(), state["exp_avg"], state["exp_avg_sq"])))
+    kernels.use("auto", device)
+    return int((ends[0] != ends[1]).sum())
 
 
 LOSS = """

@@ -20,7 +20,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -49,7 +49,7 @@ SHAPES = {
 # Kinds of operation, and words in the names of the kernels (on a CPU: of the operations) that belong to them. A name
 # is of the first kind that has a word in it.
 KINDS = {
-    "attention": ("attention", "flash", "sdpa", "fmha", "softmax_backward"),
+    "attention": ("attention", "flash", "sdpa", "fmha", "softmax_backward", "cudnn"),
     "optimizer": ("adam", "_foreach", "multi_tensor", "_step_kernel"),
     "norms": ("norm_forward", "norm_backward", "rsqrt", "rms"),
     "rope": ("_turn_kernel", "rope"),
@@ -75,7 +75,7 @@ def ours(config: model.Config, stage: str, args, shard: bool = False) -> Callabl
         p.requires_grad_(trained)
     if args.compile:
         for block in llama.model.layers:
-            block.compile(dynamic=False)
+            block.compile(dynamic=False, backend=getattr(args, "backend", "inductor"))
     if shard:
         parallel.shard(llama, dtype)
     llama.to_empty(device=args.device)
@@ -89,7 +89,7 @@ def ours(config: model.Config, stage: str, args, shard: bool = False) -> Callabl
                 mine.fill_(1)
     llama.compute_dtype = dtype
     llama.recompute = args.checkpoint
-    return step_of(llama, lambda x, y: llama(x, y)[0], stage, args, args.update_in_backward)
+    return Step(llama, lambda x, y: llama(x, y)[0], stage, args, args.update_in_backward)
 
 
 def theirs(config: model.Config, stage: str, args, liger: bool = False) -> Callable:
@@ -110,36 +110,45 @@ def theirs(config: model.Config, stage: str, args, liger: bool = False) -> Calla
     def loss(x, y):
         with torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
             return llama(input_ids=x, labels=x).loss * y.numel()
-    return step_of(llama, loss, stage, args)
+    return Step(llama, loss, stage, args)
 
 
-def step_of(llama, loss, stage: str, args, early: bool = False) -> Callable:
-    """One optimizer step as train.py's loop makes it, as a function of the number of tokens in a window (all of
-    args.seq_len, if not given), that returns the loss per token. The random tokens are the same in every step, so the
-    loss falls. `early`: updates in the backward pass."""
-    trained = [p for p in llama.parameters() if p.requires_grad]
-    if args.optimizer == "adamw_bf16" and trained[0].dtype == torch.bfloat16:
-        optimizer = kernels.AdamW(trained, lr=args.lr)
-    else:
-        optimizer = torch.optim.AdamW(trained, lr=args.lr, fused=True)
-    updates = Updates(llama, optimizer, plan.Stage(stage, 1, args.lr),
-                      argparse.Namespace(clip=1.0, update_in_backward=early))
-    generator = torch.Generator().manual_seed(1)
-    windows = args.batch * args.accumulation
-    tokens = torch.randint(0, llama.config.vocab_size, (windows, args.seq_len + 1), generator=generator)
-    tokens = tokens.to(args.device)
+class Step:
+    """One optimizer step as train.py's loop makes it, on random tokens that are the same each time, so that the loss
+    falls. Calling it returns the loss per token, in nats. `early`: updates in the backward pass.
 
-    def step(seq_len: int = args.seq_len) -> float:
-        total = torch.zeros((), device=args.device)
-        for rows in tokens[:, :seq_len + 1].split(args.batch):
-            summed = loss(rows[:, :-1], rows[:, 1:])
-            (summed / (windows * seq_len)).backward()
+    `host_seconds` is how long Python took, in the last step, until everything was queued on the device."""
+
+    def __init__(self, llama, loss, stage: str, args, early: bool = False):
+        trained = [p for p in llama.parameters() if p.requires_grad]
+        if args.optimizer == "adamw_bf16" and trained[0].dtype == torch.bfloat16:
+            optimizer = kernels.AdamW(trained, lr=args.lr)
+        else:
+            optimizer = torch.optim.AdamW(trained, lr=args.lr, fused=True)
+        self.updates = Updates(llama, optimizer, plan.Stage(stage, 1, args.lr),
+                               argparse.Namespace(clip=1.0, update_in_backward=early))
+        self.loss = loss
+        self.windows = args.batch  # of a micro-batch
+        self.host_seconds = 0.0
+        generator = torch.Generator().manual_seed(1)
+        size = (args.batch * args.accumulation, args.seq_len + 1)
+        self.tokens = torch.randint(0, llama.config.vocab_size, size, generator=generator).to(args.device)
+
+    def __call__(self, seq_len: int | None = None) -> float:
+        """A step with all of each window, or its first `seq_len` tokens."""
+        began = time.perf_counter()
+        tokens = self.tokens if seq_len is None else self.tokens[:, :seq_len + 1]
+        targets = tokens[:, 1:].numel()
+        total = torch.zeros((), device=tokens.device)
+        for rows in tokens.split(self.windows):
+            summed = self.loss(rows[:, :-1], rows[:, 1:])
+            (summed / targets).backward()
             total += summed.detach()
-        norm = updates.norm()
+        norm = self.updates.norm()
         read_figures = train.start_reading(torch.stack((total, norm)))
-        updates.apply((~(total + norm).isfinite()).float())
-        return read_figures()[0] / (windows * seq_len)
-    return step
+        self.updates.apply((~(total + norm).isfinite()).float())
+        self.host_seconds = time.perf_counter() - began
+        return read_figures()[0] / targets
 
 
 def seconds(step, args) -> float:
@@ -163,11 +172,12 @@ def kind_of(name: str) -> str:
 def profile(step, args) -> list[tuple[str, int, float]]:
     """(name, calls, seconds) of every kernel of a step (on a CPU: of every operation), longest first."""
     on_gpu = args.device == "cuda"
-    with torch.profiler.profile() as record:
+    activity = torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity]) as record:
         seconds(step, args)
     found = []
     for event in record.key_averages():
-        # Operations that launched kernels are listed beside them, and would count their time again.
+        # What launched kernels is listed beside them, and would count their time again.
         if on_gpu and (event.device_type == torch.autograd.DeviceType.CPU or event.is_user_annotation):
             continue
         spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
@@ -232,19 +242,25 @@ class Contender:
             self.is_ready = False
 
     def ask(self, question: str):
-        """The answer, when it is there."""
-        self.pipe.send(question)
-        return self.pipe.recv()
+        """The answer, when it is there; None if the process has ended with an error."""
+        try:
+            self.pipe.send(question)
+            return self.pipe.recv()
+        except (EOFError, BrokenPipeError):
+            return None
 
     def stop(self) -> None:
         """End the process: its memory is free when this returns."""
-        self.pipe.send("stop")
+        try:
+            self.pipe.send("stop")
+        except BrokenPipeError:
+            pass  # it has ended
         self.process.join()
 
 
-def measured(names: list[str], shape: str, vocabulary: int, stage: str, args) -> dict[str, dict]:
-    """name → its seconds (one per turn), shares and peak. All at once on a CPU, in turns; one by one on a GPU."""
-    answers = {}
+def answers_of(names: list[str], shape: str, vocabulary: int, stage: str, args) -> Iterator[tuple[str, dict]]:
+    """(name, its seconds per turn, shares and peak). On a CPU all together, in turns; on a GPU one after the other,
+    each as soon as it is measured."""
     groups = [[name] for name in names] if args.device == "cuda" else [names]
     for group in groups:
         ready = {}
@@ -258,31 +274,34 @@ def measured(names: list[str], shape: str, vocabulary: int, stage: str, args) ->
                 print(f"left out: {who}, which ended with an error")
         times = measure.interleaved({who: lambda c=c: c.ask("seconds") for who, c in ready.items()}, args.runs)
         for who, contender in ready.items():
-            peak = contender.ask("peak") if args.device == "cuda" else None
-            answers[who] = {"seconds": times[who], "peak": peak, "shares": contender.ask("shares")}
+            answer = {"seconds": times[who], "shares": contender.ask("shares")}
+            answer["peak"] = contender.ask("peak") if args.device == "cuda" else None
             contender.stop()
-    return answers
+            if answer["shares"] is None or None in times[who]:
+                print(f"left out: {who}, which ended with an error after {len(times[who])} turns at most")
+            else:
+                yield who, answer
 
 
-def rows_of(shape: str, vocabulary: int, stage: str, args) -> list[dict]:
-    """The rows of one shape, vocabulary and stage."""
+def rows_of(shape: str, vocabulary: int, stage: str, args) -> Iterator[dict]:
+    """The rows of one shape, vocabulary and stage. nanowhale's comes first: the others are compared with it."""
     config = model.Config(vocab_size=vocabulary, **SHAPES[shape])
     lora_rank = max(16, config.hidden_size // 32)
     names = ["nanowhale", *args.against]
     if stage == "lora":
         names = [who for who in names if "transformers" not in who]  # it has no LoRA of its own
-    answers = measured(names, shape, vocabulary, stage, args)
-    rate = plan.matmul_rate(args.device, getattr(torch, args.dtype))
     useful = plan.flops_per_token(config, stage, lora_rank, args.seq_len)
     executed = plan.flops_per_token(config, stage, lora_rank, args.seq_len, args.checkpoint)
     tokens = args.batch * args.accumulation * args.seq_len
-    rows = []
-    for who, answer in answers.items():
+    mine = None
+    rate = plan.matmul_rate(args.device, getattr(torch, args.dtype))
+    for who, answer in answers_of(names, shape, vocabulary, stage, args):
+        mine = mine or answer["seconds"]
         median, low, high = measure.quantiles(answer["seconds"])
-        pairs = zip(answers["nanowhale"]["seconds"], answer["seconds"], strict=True)
+        ratios = [other / own for own, other in zip(mine, answer["seconds"], strict=True)]
         row = {"shape": shape, "vocabulary": vocabulary, "stage": stage, "who": who,
                "tokens per second": tokens / median, "20 %": tokens / high, "80 %": tokens / low,
-               "nanowhale is faster by": measure.quantiles([other / mine for mine, other in pairs])[0],
+               "nanowhale is faster by": measure.quantiles(ratios)[0],
                "mfu": useful * tokens / median / rate, "hfu": executed * tokens / median / rate}
         if args.device == "cuda":
             cost = plan.cost(config, plan.Stage(stage, 1, args.lr), lora_rank, args.seq_len,
@@ -292,8 +311,7 @@ def rows_of(shape: str, vocabulary: int, stage: str, args) -> list[dict]:
             row["peak GB"] = answer["peak"]
             row["planned GB"] = cost["peak"] / 1e9 if who == "nanowhale" else None
         row["time"] = ", ".join(f"{kind} {share:.0%}" for kind, share in answer["shares"].items())
-        rows.append(row)
-    return rows
+        yield row
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 import model
+import parallel
 import plan
 from cli import UserError
 
@@ -583,6 +584,30 @@ def test_training_asks_for_cudnn_on_hopper_only(capability, first, monkeypatch):
         assert training == scoring
 
 
+@pytest.mark.gpu
+def test_training_with_cudnn_on_hopper_is_attention():
+    """At the recipe's width of a head, with shared keys, in the model's layout; and it is cuDNN that runs."""
+    if torch.cuda.get_device_capability()[0] != launch.HOPPER:
+        pytest.skip("cuDNN is asked for on Hopper only")
+    torch.use_deterministic_algorithms(False)  # which would refuse it
+    kernels.use("auto", "cuda")
+    new = lambda heads: torch.randn(2, 300, heads, 128, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
+    inputs = [new(heads).requires_grad_() for heads in (8, 2, 2)]
+    upstream = new(8)
+
+    def results(attend, dtype):
+        given = [x.detach().to(dtype).requires_grad_() for x in inputs]
+        out = attend(*given)
+        return [out, *torch.autograd.grad(out, given, upstream.to(dtype))]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as record:
+        ours = results(kernels.attention, torch.bfloat16)
+        torch.cuda.synchronize()
+    assert any("cudnn" in event.key.lower() for event in record.key_averages())
+    exact = results(kernels.attention_reference, torch.float64)
+    peer = results(kernels.attention_reference, torch.bfloat16)
+    assert_rule(ours, peer, exact, torch.finfo(torch.bfloat16).eps)
+
+
 def test_attention_survives_large_scores_of_keys_that_are_not_seen():
     """exp(score - log Σ exp) of a later key may be infinite; times 0 it would be NaN."""
     q, k, v = (8 * torch.randn(1, 2, 600, 32, device=DEVICE, requires_grad=True) for _ in range(3))
@@ -743,6 +768,8 @@ def sharded(rank: int, file: str, out: str) -> None:
     loss.backward()
     total = loss.detach().clone()
     dist.all_reduce(total)
+    os.environ["WORLD_SIZE"] = "2"
+    one_says_so, none_says_so = parallel.anywhere(torch.tensor(float(rank))), parallel.anywhere(torch.tensor(0.0))
     torch.manual_seed(1)
     layer = torch.nn.Linear(7, 5, bias=False).bfloat16()
     fully_shard(layer, mesh=mesh)
@@ -753,7 +780,7 @@ def sharded(rank: int, file: str, out: str) -> None:
                                               layer.weight.placements)
         optimizer.step()
     gathered = {"loss": total, "weight": head.weight.grad.full_tensor(), "adamw": layer.weight.detach().full_tensor()}
-    torch.save({**gathered, "states": states.grad}, f"{out}/{rank}.pt")
+    torch.save({**gathered, "states": states.grad, "flags": (one_says_so, none_says_so)}, f"{out}/{rank}.pt")
     dist.barrier()
     os._exit(0)  # as cli.run leaves: on Python's own way out a thread of gloo's may abort the process
 
@@ -767,6 +794,7 @@ def test_a_sharded_head_and_a_sharded_optimizer(tmp_path):
     x.requires_grad_()
     loss, _ = head(x.flatten(0, 1), chosen.flatten(0, 1))
     loss.backward()
+    assert a["flags"] == b["flags"] == (1.0, 0.0)
     torch.testing.assert_close(a["loss"], loss.detach())
     torch.testing.assert_close(a["weight"], head.weight.grad, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(torch.stack((a["states"], b["states"])), x.grad)

@@ -531,6 +531,32 @@ def test_a_non_finite_loss_stops_before_the_update_and_names_the_source(world, t
     assert not records(tmp_path / "run")
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_bf16"])
+def test_a_loss_that_ends_a_run_moves_no_weight(optimizer, world, tmp_path, monkeypatch):
+    """The update is queued before the loss is read: it has to know by itself. The third step's norm is infinite."""
+    norm, apply, calls, states = train.Updates.norm, train.Updates.apply, [], []
+
+    def weights_of(updates) -> list[torch.Tensor]:
+        return [p.detach().clone() for p in updates.llama.parameters()]
+
+    def broken_norm(updates):
+        calls.append(1)
+        return norm(updates) * (torch.inf if len(calls) == 3 else 1)
+
+    def watched_apply(updates, not_finite):
+        states.append(weights_of(updates))
+        apply(updates, not_finite)
+        states.append(weights_of(updates))
+    monkeypatch.setattr(train.Updates, "norm", broken_norm)
+    monkeypatch.setattr(train.Updates, "apply", watched_apply)
+    with pytest.raises(UserError, match="step 3: .* gradient norm inf"):
+        train.main(flags(world, tmp_path / "run", "full:1280:1e-3", more=["--optimizer", optimizer]))
+    moved = [any(not torch.equal(x, y) for x, y in zip(before, after, strict=True))
+             for before, after in zip(states[::2], states[1::2], strict=True)]
+    assert moved == [True, True, False]
+    assert [record["step"] for record in records(tmp_path / "run")] == [1, 2]
+
+
 def test_a_full_disk_leaves_the_checkpoint_before_it(world, undisturbed, tmp_path):
     """No file may grow past a limit, from the second checkpoint on: the kernel says no, as a full disk does."""
     run, root = tmp_path / "run", Path(train.__file__).parent
