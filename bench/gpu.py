@@ -243,6 +243,7 @@ def attention_contenders() -> dict[str, Callable]:
         "cudnn": only(SDPBackend.CUDNN_ATTENTION),
         "flash": only(SDPBackend.FLASH_ATTENTION),
         "efficient": efficient,
+        "math": only(SDPBackend.MATH),
     }
 
 
