@@ -765,28 +765,29 @@ def run_apart(part: str, argv: list[str], out: Path, seconds: float) -> str | No
     command = [sys.executable, "-m", "bench.gpu", *argv, "--parts", part, "--out", str(out)]
     command += ["--limit", str(seconds), "--in_process"]
     log = open(out.with_suffix(".log"), "a+", encoding="utf-8", errors="replace")
-    scratch = tempfile.TemporaryDirectory()  # deleted here, whatever becomes of the process
+    began = log.tell()
+    # For what the part writes: deleted here, whatever becomes of the process.
+    scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
     environment = {**os.environ, "TMPDIR": scratch.name}
     # The process leads a session, so that its children (train.py, the speedrun) end with it.
     process = subprocess.Popen(command, stderr=log, env=environment, start_new_session=True)
 
     def end() -> None:
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        scratch.cleanup()
 
     def end_and_leave(number, frame) -> None:
         end()
+        scratch.cleanup()
         sys.exit(128 + number)
 
     handlers = {}
     for number in (signal.SIGTERM, signal.SIGINT):
         handlers[number] = signal.signal(number, end_and_leave)
-    began = log.tell()
     try:
         process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
         end()
+        process.wait()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
