@@ -34,6 +34,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -101,7 +102,7 @@ GPU = Sizes(
     kernel_tokens=16384,
     repeats=50,
     adamw_parameters=2**30,
-    train_steps=30,
+    train_steps=40,
     cases=(
         Case("odd"),
         Case("embed"),
@@ -133,7 +134,7 @@ TRIAL = Sizes(
     kernel_tokens=64,
     repeats=5,
     adamw_parameters=2**14,
-    train_steps=30,
+    train_steps=100,
     cases=(
         Case("odd"),
         Case("embed", accumulation=2),
@@ -201,6 +202,8 @@ def attention_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
         # Once only: the float64 scores of a longer batch would take too much memory.
         check_error = shape == sizes.attention[0]
         for who, attend in contenders.items():
+            if who == "math" and shape != sizes.attention[0]:
+                continue  # a floor for the others, and slow
             figures = or_why_not(time_attention, attend, shape, sizes, check_error)
             rows.add(who=who, shape=shape, **figures)
 
@@ -354,7 +357,7 @@ def steps_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
         named = {"number": number, **dataclasses.asdict(case)}
         cost = planned(case, sizes)
         if cost["needed"] > memory:
-            rows.add(**named, skipped=f"needs {cost['needed'] / 1e9:.0f} GB by the plan")
+            rows.add(**named, skipped=f"needs {cost['needed'] / 1e9:.0f} GB, says the plan")
             continue
         try:
             measure_step(case, cost, cold_rate, sizes, named, rows)
@@ -433,7 +436,10 @@ def measure_step(
     memory = memory_figures(cost, sizes)
 
     # Right after the steps, while the GPU is as warm as they have made it.
-    sustained_rate = plan.matmul_rate(sizes.device, sizes.dtype, sizes.gemm_seconds[1])
+    try:
+        sustained_rate = plan.matmul_rate(sizes.device, sizes.dtype, sizes.gemm_seconds[1])
+    except torch.OutOfMemoryError:  # where the steps left no room for its matrices
+        sustained_rate = None
 
     tokens = case.windows * case.accumulation * sizes.seq_len
     flops_per_second = cost["flops_per_token"] * tokens / seconds
@@ -442,9 +448,9 @@ def measure_step(
         seconds=seconds,
         tokens_per_second=tokens / seconds,
         tflops=flops_per_second / 1e12,
-        mfu_sustained=flops_per_second / sustained_rate,
         mfu_cold=flops_per_second / cold_rate,
-        sustained_matmul_tflops=sustained_rate / 1e12,
+        mfu_sustained=sustained_rate and flops_per_second / sustained_rate,
+        sustained_matmul_tflops=sustained_rate and sustained_rate / 1e12,
         **memory,
         log_v=math.log(sizes.vocabulary),
         losses=losses,
@@ -500,8 +506,8 @@ def name_of(dtype: torch.dtype) -> str:
 
 def train_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
     """train.py as a user runs it, on four layers of the recipe's shape: from random weights,
-    stopped by SIGTERM in its second stage and resumed; then --deterministic, undisturbed and
-    stopped, which must give the same bits."""
+    stopped by SIGTERM in its second stage and resumed; then --deterministic, once undisturbed and
+    once stopped, which must give the same bits."""
     inputs = [args.tokenizer]
     for entry in args.data:
         folder, _, _ = entry.partition("=")
@@ -521,26 +527,22 @@ def train_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
         config = write_config(Path(folder) / "config.json", sizes)
         run = Path(folder) / "run"
         from_scratch = ["--config", str(config), "--tokenizer", args.tokenizer]
-        began = time.perf_counter()
-        stopped_at = stop_and_resume([*from_scratch, *flags, "--stages", *stages], run, steps + 2)
-        took = time.perf_counter() - began
-        rows.add(what="train.py, stopped and resumed", seconds=took, stopped_at=stopped_at)
+        stop_and_resume([*from_scratch, *flags, "--stages", *stages], run, steps + 2, rows)
         for figures in stage_figures(run, stages):
             rows.add(**figures)
 
         # The same bits, from the model directory that the first run began with.
         start = ["--model", str(run / "stages" / "0-random")]
-        repeatable = [*start, *flags, "--deterministic", "--stages", *stages[1:]]
+        repeatable = [*start, *flags, "--deterministic", "--stages", stages[1]]
         undisturbed = Path(folder) / "undisturbed"
         train(["--out", str(undisturbed), *repeatable])
-        for figures in stage_figures(undisturbed, stages[1:]):
-            rows.add(what="--deterministic", **figures)
+        figures, = stage_figures(undisturbed, stages[1:2])
+        rows.add(what="--deterministic", **figures)
         stopped = Path(folder) / "stopped"
-        stopped_at = stop_and_resume(repeatable, stopped, 2)
+        stop_and_resume(repeatable, stopped, 2, rows)
         difference = chaos.difference(stopped, undisturbed)
         rows.add(
             what="--deterministic, stopped and resumed: every loss, norm and weight",
-            stopped_at=stopped_at,
             equal=not difference,
             difference=difference,
         )
@@ -550,7 +552,7 @@ def write_config(file: Path, sizes: Sizes) -> Path:
     """config.json of four layers of the recipe's shape, in bfloat16."""
     shape = dict(train_step.SHAPES[sizes.shape])
     shape["num_hidden_layers"] = 4
-    shape["vocab_size"] = max(sizes.vocabulary, 4096)  # room for the tokenizer's pieces
+    shape["vocab_size"] = 8192  # room for the tokenizer's pieces, and no more to write to disk
     cli.write_json(file, {"architectures": ["LlamaForCausalLM"], "dtype": "bfloat16", **shape})
     return file
 
@@ -558,36 +560,38 @@ def write_config(file: Path, sizes: Sizes) -> Path:
 def train(flags: list[str], stop_when: Callable[[], bool] | None = None) -> None:
     """Run train.py to its end, or send it SIGTERM as soon as `stop_when()` is true.
 
-    RuntimeError if it does not end with status 0.
+    RuntimeError if it does not end with status 0. What it says is in this part's log.
     """
     command = [sys.executable, str(measure.ROOT / "train.py"), *flags]
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-        if stop_when:
-            while process.poll() is None and not stop_when():
-                time.sleep(0.01)
-            process.send_signal(signal.SIGTERM)
-        if process.wait() != 0:
-            output.seek(0)
-            said = output.read()[-2000:]
-            raise RuntimeError(f"train.py ended with {process.returncode}: {said}")
+    process = subprocess.Popen(command, stdout=sys.stderr, stderr=sys.stderr)
+    if stop_when:
+        while process.poll() is None and not stop_when():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+    if process.wait() != 0:
+        raise RuntimeError(f"train.py ended with {process.returncode}; the log has what it said")
 
 
-def stop_and_resume(flags: list[str], run: Path, after: int) -> str:
+def stop_and_resume(flags: list[str], run: Path, after: int, rows: Rows) -> None:
     """A run that is stopped by SIGTERM after so many steps, in the middle of a stage, and resumed
-    to its end. Returns the name of the checkpoint that it was resumed from."""
+    to its end; a row for each."""
 
     def has_come_so_far() -> bool:
         metrics = run / "metrics.jsonl"
         return metrics.exists() and metrics.read_text().count('"grad_norm"') >= after
 
+    began = time.perf_counter()
     train(["--out", str(run), *flags], stop_when=has_come_so_far)
     # Without a checkpoint of the stage that was stopped, resuming would prove nothing.
     found = sorted(path.name for path in (run / "checkpoints").glob("[0-9]*"))
     if not found or (run / "model").exists():
         raise RuntimeError(f"the run was not stopped in the middle of a stage: {found}")
+    took = time.perf_counter() - began
+    rows.add(what="train.py, stopped by SIGTERM", stopped_at=found[-1], seconds=took)
+
+    began = time.perf_counter()
     train(["--resume", str(run)])
-    return found[-1]
+    rows.add(what="train.py, resumed", seconds=time.perf_counter() - began)
 
 
 def stage_figures(run: Path, stages: list[str]) -> list[dict]:
@@ -617,7 +621,7 @@ def stage_figures(run: Path, stages: list[str]) -> list[dict]:
 
 def recipe_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
     """speedrun.sh, in a copy of this project so that no one's out/ is moved away."""
-    left_behind = shutil.ignore_patterns(".*", "out", "out.old", "__pycache__")
+    left_behind = shutil.ignore_patterns(".*", "out", "out.old", "wheels", "__pycache__")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "nanowhale"
         shutil.copytree(measure.ROOT, copy, ignore=left_behind)
@@ -654,6 +658,7 @@ def run_speedrun(copy: Path, environment: dict[str, str], rows: Rows) -> None:
     reported = set()
     for line in process.stdout:
         lines.append(line)
+        sys.stderr.write(line)  # into the log, where it stays if this is cut off
         step = re.match(r"== +(\d+)s +(.*)", line)
         if step:
             rows.add(what=step[2][:60], began_after_seconds=int(step[1]))
@@ -662,7 +667,8 @@ def run_speedrun(copy: Path, environment: dict[str, str], rows: Rows) -> None:
                     reported.add(run.name)
                     rows.add(run=run.name, validation=last_validation(run))
     if process.wait() != 0:
-        progress = (copy / "out" / "log" / "progress.txt").read_text(encoding="utf-8")
+        file = copy / "out" / "log" / "progress.txt"
+        progress = file.read_text(encoding="utf-8") if file.exists() else ""
         raise RuntimeError("speedrun.sh failed: " + "".join(lines)[-1000:] + progress[-1000:])
 
 
@@ -747,6 +753,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def run_here(part: str, args: argparse.Namespace) -> None:
     """Run a part in this process, set up as train.py sets itself up."""
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     # If it hangs, the log shows where, shortly before the limit ends it.
     faulthandler.dump_traceback_later(max(1.0, args.limit - 3))
     sizes = GPU if args.device == "cuda" else TRIAL
@@ -757,6 +764,14 @@ def run_here(part: str, args: argparse.Namespace) -> None:
     function, _ = PARTS[part]
     function(args, sizes, Rows(args.out, part))
     faulthandler.cancel_dump_traceback_later()
+
+
+def end_with(parent: int) -> None:
+    """End this process and its children as soon as `parent` is gone, whatever it died of: else they
+    would stay on the GPU, and the next command would be timed beside them."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.killpg(0, signal.SIGKILL)
 
 
 def run_apart(part: str, argv: list[str], out: Path, seconds: float) -> str | None:
