@@ -401,26 +401,13 @@ def measure_step(
 ) -> None:
     """Make the model, take some steps, and add two rows: how fast they were, and where the time
     went. `named`: what both rows begin with."""
-    settings = argparse.Namespace(
-        device=sizes.device,
-        dtype=name_of(sizes.dtype),
-        optimizer=OPTIMIZER,
-        lr=LEARNING_RATE,
-        checkpoint=case.recompute,
-        compile=case.compile,
-        backend="inductor" if sizes.device == "cuda" else "aot_eager",
-        update_in_backward=case.update_in_backward,
-        batch=case.windows,
-        accumulation=case.accumulation,
-        seq_len=sizes.seq_len,
-    )
     if sizes.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     # torch.compile keeps a few variants of a block, and beyond them runs it uncompiled, which would
     # be timed under the wrong name.
     torch.compiler.reset()
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    step = train_step.ours(config_of(sizes), case.stage, settings)
+    step = train_step.ours(config_of(sizes), case.stage, settings_of(case, sizes))
 
     # Two steps to warm up: Triton and torch.compile compile, the allocator finds its sizes. Then
     # those that are timed. Each reads its loss as train.py does, so the next one is queued while
@@ -457,6 +444,30 @@ def measure_step(
         loss_falls=losses[-1] < losses[0],
     )
 
+    add_where_the_time_goes(step, case, sizes, named, rows)
+
+
+def settings_of(case: Case, sizes: Sizes) -> argparse.Namespace:
+    """A case in the words of bench.train_step's flags."""
+    return argparse.Namespace(
+        device=sizes.device,
+        dtype=name_of(sizes.dtype),
+        optimizer=OPTIMIZER,
+        lr=LEARNING_RATE,
+        checkpoint=case.recompute,
+        compile=case.compile,
+        backend="inductor" if sizes.device == "cuda" else "aot_eager",
+        update_in_backward=case.update_in_backward,
+        batch=case.windows,
+        accumulation=case.accumulation,
+        seq_len=sizes.seq_len,
+    )
+
+
+def add_where_the_time_goes(
+    step: train_step.Step, case: Case, sizes: Sizes, named: dict, rows: Rows
+) -> None:
+    """The second row: Python's own time, and the kernels' by kind and by name."""
     # How long Python takes to queue a step, told by one so short that the device keeps up with it.
     host = {}
     if not case.compile:  # which would compile this length, too
