@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import cli
 import tokenizer
 from cleaning import STEPS, clean
-from cleaning.read import SUFFIXES, documents
+from common import cli
+from common.documents import SUFFIXES, documents
 from schedule import Schedule
 
 GIVEN, MARK = 2**32, "\x00"  # added to a token that is given, not predicted; between a prompt and its response
@@ -328,7 +328,7 @@ def bits_per_byte(llama, shards: Shards, seq_len: int, max_bytes: int = 1_000_00
     Loss a token would favour the tokenizer that cuts text into more pieces; the bytes are the same for all."""
     import torch  # here: each of `clean`'s processes would spend seconds and 200 MB on it
 
-    import parallel
+    from common import parallel
     docs, n_bytes = shards.validation(max_bytes)
     windows = [doc[a:a + seq_len + 1] for doc in docs for a in range(0, len(doc) - 1, seq_len)]
     windows.sort(key=len)  # neighbours of like length need little padding

@@ -35,10 +35,9 @@ import torch
 import torch.nn.functional as F
 from sentencepiece import SentencePieceProcessor
 
-import cli
 import model
-import parallel
 import tokenizer
+from common import cli, parallel
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
-import cli
 import data
 import model
 import tokenizer
+from common import cli
 
 METHODS = {"random": ("random", "random"), "mean": ("mean", "random"), "mean_both": ("mean", "mean"),
            "subtoken": ("subtoken", "random"), "subtoken_both": ("subtoken", "subtoken"), "eeve": ("subtoken", "first")}

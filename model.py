@@ -29,12 +29,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.checkpoint import checkpoint
 
-import experts
 import kernels
-import parallel
-from cli import UserError, progress, read_json, write_json
-from config import DTYPES, Config
-from kernels.rope import rope_frequencies
+from common import parallel
+from common.cli import UserError, progress, read_json, write_json
+from common.hf import DTYPES, Config
+from kernels.rotary import rope_frequencies
+from studies import moe
 
 MAX_SHARD_BYTES = 5 * 10**9
 
@@ -153,7 +153,7 @@ class Block(nn.Module):
         self.mlp = MLP(c)
         if c.num_experts and layer % 2:
             copies = [self.mlp, *(MLP(c) for _ in range(1, c.num_experts))]
-            self.mlp = experts.Experts(copies, Linear(c.hidden_size, c.num_experts, bias=False))
+            self.mlp = moe.Experts(copies, Linear(c.hidden_size, c.num_experts, bias=False))
 
     def forward(self, x, cos, sin, cache: Cache | None = None, keep=None, again: bool = False):
         attend = lambda x: self.self_attn(self.input_layernorm(x), cos, sin, cache, keep)
@@ -230,7 +230,7 @@ class Llama(nn.Module):
         out = self.lm_head(self.hidden(tokens), targets)
         if targets is None or not (self.config.num_experts and torch.is_grad_enabled()):
             return out
-        return experts.balanced(self, *out), out[1]
+        return moe.balanced(self, *out), out[1]
 
     @torch.no_grad()  # not inference_mode: what rope_tables keeps is used in training too
     def generate(self, tokens: torch.Tensor, max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0,

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-import cli
 import model
 import tokenizer
+from common import cli
 
 
 def main(argv: list[str] | None = None) -> None:

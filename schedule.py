@@ -6,7 +6,7 @@ import bisect
 import math
 from fractions import Fraction
 
-from cli import UserError
+from common.cli import UserError
 
 
 class Schedule:

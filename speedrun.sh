@@ -17,7 +17,7 @@ run() { $PYTHON "$@" 2>>out/log/progress.txt || { tail -n 3 out/log/progress.txt
 SECONDS=0
 
 say 5 "the built-in world: documents with dirt planted in them, so that cleaning can be scored, and a toy KoBEST"
-run toy.py --out out/world
+run -m toy --out out/world
 
 say 15 "1. corpus: normalise, mask, filter, deduplicate, decontaminate: a model learns copies and leaks by heart"
 run data.py clean --input out/world/ko --out out/clean/ko --lang ko --profile formal --decontaminate out/world/kobest --workers 2

@@ -25,8 +25,8 @@ from typing import NamedTuple
 import regex
 import sentencepiece
 
-import cli
-from cleaning.read import documents
+from common import cli
+from common.documents import documents
 
 HANGUL = "ㄱ-ㅣㅥ-ㆎ가-힣"  # compatibility jamo (without U+3164, an invisible filler) and the 11,172 syllables
 LINE = 4096  # characters; longer lines are cut, for SentencePiece drops those over max_sentence_length in silence
@@ -130,7 +130,7 @@ def encode(sp: sentencepiece.SentencePieceProcessor, text: str | list[str], *, b
 
 # ---- Train ---------------------------------------------------------------------------------------------------------
 def texts(paths: Iterable[str | Path]) -> Iterator[str]:
-    """The texts of documents (cleaning/read.py). What cannot be read is skipped, and counted."""
+    """The texts of documents (common/documents.py). What cannot be read is skipped, and counted."""
     bad, found = Counter(), documents(paths, rejected=lambda record: bad.update([record["reason"]]))
     yield from (document["text"] for document in cli.progress(found, "read", " documents"))
     if bad:

@@ -28,16 +28,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import checkpoint
-import cli
 import data
 import kernels
 import model
-import parallel
-import plan
 import tokenizer
-from cli import UserError
-from stage import Updates, begin, finish, load_stage, make_optimizer, publish
+from common import checkpoint, cli, parallel, plan
+from common.cli import UserError
+from common.stage import Updates, begin, finish, load_stage, make_optimizer, publish
 
 PROMPTS = ("대한민국의 수도는", "The capital of Korea is")  # the first: "the capital of the Republic of Korea is"
 WORLD = ("out/grown", "embed:300k:5e-3", "odd:500k:5e-3", "even:500k:5e-3", "lora:200k:5e-3")  # model, stages

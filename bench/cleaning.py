@@ -22,16 +22,17 @@ from pathlib import Path
 
 import numpy as np
 
-import cli
 from bench import measure
-from cleaning import decontaminate, duplicates, lines, mask, normalise, perplexity, read, rules
+from cleaning import decontaminate, duplicates, lines, mask, normalise, perplexity, rules
+from common import cli, documents
 
 
 def texts_of(paths: list[str], room: float, seed: int = 0) -> dict[str, list[str]]:
     """{file: up to `room` bytes of its documents, drawn at random}, normalised. A .txt that is not UTF-8 is CP949."""
     found = {}
-    for path in read.files(paths):
-        texts = [d["text"] for d in read.documents([path])] or [d["text"] for d in read.documents([path], "cp949")]
+    for path in documents.files(paths):
+        texts = [d["text"] for d in documents.documents([path])]
+        texts = texts or [d["text"] for d in documents.documents([path], "cp949")]
         random.Random(seed).shuffle(texts)
         sizes = np.cumsum([len(text.encode()) for text in texts])
         found[path.name] = [normalise.normalise(text)[0] for text in texts[:np.searchsorted(sizes, room) + 1]]
@@ -90,7 +91,7 @@ def speed(args) -> None:
     with tempfile.TemporaryDirectory() as folder:
         sketch = lines.Sketch(Path(folder) / "sketch", "w+", 2**22)
         steps = {
-            "read": lambda texts: [read.parse(line, Path("a.jsonl")) for line in raw],
+            "read": lambda texts: [documents.parse(line, Path("a.jsonl")) for line in raw],
             "normalise": lambda texts: list(map(normalise.normalise, texts)),
             "mask": lambda texts: list(map(mask.mask, texts)), "rules": check(rules.KO_WEB),
             "exact": lambda texts: list(map(duplicates.exact_key, texts)), "near": duplicates.band_hashes,
@@ -284,7 +285,7 @@ def kobest(args) -> None:
             hits[source] += hit
             wrong += benchmark.check(text)[0] == hit
             n += 1
-    left = sum(found(d["text"]) for d in read.documents(args.clean)) if args.clean else None
+    left = sum(found(d["text"]) for d in documents.documents(args.clean)) if args.clean else None
     measure.report("cleaning-kobest", rows, measure.machine("numpy") | {
         "documents": n, "hits by brute force": dict(+hits),
         "documents on which the program differs": wrong, "cleaned folders": len(args.clean), "hits left in them": left})

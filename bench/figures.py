@@ -1,6 +1,6 @@
 """The README's figures, drawn from what the programs wrote: no number is typed by hand, and one command draws them all.
 
-    python -m bench.figures                          # those of bench/results/, into figures/
+    python -m bench.figures                          # those of bench/results/, into docs/figures/
     python -m bench.figures --speedrun out           # those of a speedrun, into out/figures/
     python -m bench.figures --results mine.json --out mine --clean clean/formal clean/web --sizes tokens.json \\
         --probe probe.json --stages out/stages --run run --kobest before.json after.json        # those of your own
@@ -13,8 +13,8 @@ import importlib.util
 import statistics
 from pathlib import Path
 
-import cli
 from bench import measure
+from common import cli
 from studies import arms, plot, stages
 from studies.report import RUNS
 
@@ -214,11 +214,11 @@ def main(argv: list[str] | None = None) -> None:
     flag("--kobest", type=Path, nargs=2, metavar="FILE", help="what eval_kobest.py wrote before and after")
     flag("--results", type=Path, help="JSON file of the numbers drawn, read and written (default: "
          "bench/results/figures.json; with --speedrun OUT/figures/figures.json)")
-    flag("--out", type=Path, help="folder for the SVGs (default: figures; with --speedrun OUT/figures)")
+    flag("--out", type=Path, help="folder for the SVGs (default: docs/figures; with --speedrun OUT/figures)")
     args = parser.parse_args(argv)
     home = args.speedrun / "figures" if args.speedrun else None
     args.results = args.results or (home or measure.RESULTS) / "figures.json"
-    args.out = args.out or home or measure.ROOT / "figures"
+    args.out = args.out or home or measure.ROOT / "docs" / "figures"
     if importlib.util.find_spec("matplotlib") is None:
         raise cli.UserError("figures need matplotlib, an optional extra: pip install matplotlib")
     cli.settings(args)

@@ -44,12 +44,11 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import cli
 import kernels
 import model
-import plan
-from bench import chaos, measure, train_step
 from bench import kernels as bench_kernels
+from bench import measure, train_step
+from common import cli, plan
 
 # ------------------------------------------------------------------------ what is measured
 
@@ -379,7 +378,7 @@ def config_of(sizes: Sizes) -> model.Config:
 
 
 def planned(case: Case, sizes: Sizes) -> dict:
-    """What plan.py says of a case."""
+    """What common/plan.py says of a case."""
     config = config_of(sizes)
     return plan.cost(
         config,
@@ -551,7 +550,7 @@ def train_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
         rows.add(what="--deterministic", **figures)
         stopped = Path(folder) / "stopped"
         stop_and_resume(repeatable, stopped, 2, rows)
-        difference = chaos.difference(stopped, undisturbed)
+        difference = measure.difference(stopped, undisturbed)
         rows.add(
             what="--deterministic, stopped and resumed: every loss, norm and weight",
             equal=not difference,
@@ -698,7 +697,7 @@ def small_speedrun(script: str) -> str:
     no longer fits."""
     small_stages = "embed:4k:5e-3 odd:4k:5e-3 lora:4k:5e-3"
     changes = {
-        r"toy\.py --out": "toy.py --documents 400 --out",
+        r"-m toy --out": "-m toy --documents 400 --out",
         r"head -q -n 250": "head -q -n 10",
         r"--vocab_size 1536": "--vocab_size 1000",
         r'"vocab_size": 1536': '"vocab_size": 1000',

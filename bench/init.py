@@ -9,9 +9,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
-import cli
 import init
 from bench import measure
+from common import cli
 
 
 def main() -> None:

@@ -23,9 +23,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-import cli
 import kernels
 from bench import measure
+from common import cli
 
 SHAPES = {"1.1B": dict(D=2048, F=5632, H=32, K=4, E=64), "8B": dict(D=4096, F=14336, H=32, K=8, E=128),
           "tiny": dict(D=64, F=160, H=4, K=2, E=16)}  # 10.7B is 48 layers of 8B's shape
@@ -69,7 +69,7 @@ def compile_all() -> list[dict]:
     JITFunction.run = lambda self, *args, grid, warmup, **options: launched.append((self, args, options))
     launch = import_module("kernels.launch")
     launch.triton_runs = lambda x: True
-    for module in ("rms_norm", "rope", "swiglu", "linear_cross_entropy", "adamw"):
+    for module in ("norm", "rotary", "activation", "loss", "adamw"):
         import_module(f"kernels.{module}").triton_runs = launch.triton_runs
     rows, seen = [], set()
     for target, dtype in TARGETS.items():
@@ -85,7 +85,7 @@ def compile_all() -> list[dict]:
                             or isinstance(values[p.name], int) and values[p.name] % 16 == 0)}
             flags = {k: v for k, v in options.items() if k not in kernel.arg_names}
             signatures = [signature]
-            if "eps" in signature and kernel.__module__ == "kernels.rms_norm":
+            if "eps" in signature and kernel.__module__ == "kernels.norm":
                 signatures.append(signature | {"eps": "fp64"})  # as torch.compile hands it over
             for signature in signatures:
                 if (target, kernel, str(constants), str(signature)) in seen:
@@ -352,7 +352,7 @@ LOSS = """
 import resource, sys, time
 sys.path.insert(0, {root!r})
 import torch, torch.nn.functional as F
-import cli
+from common import cli
 import kernels
 N, D, V = {tokens}, 256, {vocabulary}
 h, w = (torch.randn(n, D).requires_grad_() for n in (N, V))

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import cli
 import eval_kobest as kobest
 import model
 import tokenizer
 from bench import measure
+from common import cli
 
 
 def contenders(args, llama: model.Llama, lm, tokens, name: str) -> tuple[int, dict]:

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-import cli
 import data
 import train
 from bench import measure
+from common import cli
 
 
 def peer(run: Path, model: str, steps: int) -> list[float]:

@@ -13,9 +13,11 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
+KEYS = ("stage", "step", "tokens", "loss", "lr", "grad_norm")
 
 
 def machine(*packages: str) -> dict:
@@ -82,3 +84,18 @@ def report(name: str, rows: list[dict], conditions: dict, **extra) -> None:
     print(table(rows))
     file = save(name, rows, conditions, **extra)
     print(f"written to {file.relative_to(ROOT)}")
+
+
+def steps(run: Path) -> list[tuple]:
+    """What must be equal, of every training step."""
+    records = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [tuple(record[key] for key in KEYS) for record in records if "loss" in record]
+
+
+def difference(run: Path, other: Path) -> str:
+    """The first thing in which two finished runs differ, or nothing."""
+    a, b = (load_file(folder / "model" / "model.safetensors") for folder in (run, other))
+    changed = [name for name in a if not a[name].equal(b[name])]
+    if changed:
+        return f"weights: {changed[0]}"
+    return "" if steps(run) == steps(other) else "metrics"

@@ -19,10 +19,10 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
-import cli
 import data
 import tokenizer
 from bench import measure
+from common import cli
 
 HELD_OUT = ["wiki", "nsmc_reviews", "court_precedents", "law_statutes"]
 ALSO, UNTRAINED = ["periodicals_1920_1941", "news_comments"], ["techdocs_tensorflow", "kobest_train"]

@@ -8,11 +8,11 @@ r"""A training step: tokens per second, utilisation, peak memory, and where the 
 Every contender has the same shapes, batch, dtype, threads and fused AdamW, and a process of its own that times itself.
 On a CPU the contenders take turns; on a GPU they come one after the other, so that each has all of its memory.
 transformers has SDPA and is given labels, as its own trainer does; Liger patches it where installed, and "memory kept"
-gives it the malloc settings of cli.py, so that what is left is the arithmetic. "sharded" is nanowhale under FSDP in one
-process: what parallel.py avoids.
+gives it the malloc settings of common/cli.py, so that what is left is the arithmetic. "sharded" is nanowhale under FSDP
+in one process: what common/parallel.py avoids.
 
-Utilisation is FLOPs by plan.py over what a large matmul reached in the same run: of the model (mfu), and of what was
-executed, recomputation included (hfu).
+Utilisation is FLOPs by common/plan.py over what a large matmul reached in the same run: of the model (mfu), and of what
+was executed, recomputation included (hfu).
 """
 import argparse
 import math
@@ -24,14 +24,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-import cli
 import kernels
 import model
-import parallel
-import plan
 import train
 from bench import measure
-from stage import Updates
+from common import cli, parallel, plan
+from common.stage import Updates
 
 COMMON = dict(rms_norm_eps=1e-5, rope_theta=10000.0)
 SHAPES = {

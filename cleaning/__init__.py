@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-import cli
-from cleaning import corpus, decontaminate, lines, mask, normalise, passes, perplexity, read, report, rules
+from cleaning import corpus, decontaminate, lines, mask, normalise, passes, perplexity, report, rules
 from cleaning.report import Step, Tally
 from cleaning.work import Work, new_array
+from common import cli, documents
 
 STEPS = ("normalise", "mask", "rules", "exact", "near", "lines", "perplexity", "decontaminate")
 
@@ -43,7 +43,7 @@ def choose_steps(args: argparse.Namespace) -> tuple[list[str], dict[str, Step]]:
         raise cli.UserError("the step decontaminate and --decontaminate KOBEST_DIR need each other: give both or none")
     if args.reference and "perplexity" not in names:
         raise cli.UserError("--reference is for the step perplexity, which is not among --steps")
-    if args.reference and not any(read.documents(args.reference, args.encoding)):
+    if args.reference and not any(documents.documents(args.reference, args.encoding)):
         raise cli.UserError(f"--reference {' '.join(args.reference)}: no document there; does --encoding fit?")
     if not 0 < args.sample <= 1:
         raise cli.UserError(f"--sample {args.sample} is not a share above 0, up to 1")
@@ -67,7 +67,7 @@ def output_names(paths: list[Path]) -> dict[str, str]:
     >>> list(output_names([Path("a/wiki.jsonl.gz"), Path("b/wiki.txt")]).values())
     ['wiki.jsonl', 'wiki-2.jsonl']
     """
-    taken, names = {*read.RECORDS}, {}
+    taken, names = {*documents.RECORDS}, {}
     for path in paths:
         stem = functools.reduce(str.removesuffix, (".gz", ".jsonl", ".txt"), path.name)
         options = (f"{stem}-{n}.jsonl" if n > 1 else f"{stem}.jsonl" for n in itertools.count(1))
@@ -94,9 +94,9 @@ def duplicates_once(job: passes.Job, work: Work) -> np.ndarray:
 def train_models(job: passes.Job, kept: np.ndarray, args: argparse.Namespace) -> None:
     """One model of --reference, or two of the corpus's documents with even and with odd numbers."""
     if args.reference:
-        paths = read.files(args.reference)
+        paths = documents.files(args.reference)
         share = min(1, perplexity.SAMPLE / max(1, sum(path.stat().st_size for path in paths)))
-        texts = (normalise.normalise(document["text"])[0] for document in read.documents(paths, args.encoding))
+        texts = (normalise.normalise(document["text"])[0] for document in documents.documents(paths, args.encoding))
         perplexity.Model.train(text for text in texts if sample(text, share)[0]).save(job.folder / "model-0")
         return
     sizes, odd = job.corpus.all["size"], np.arange(len(kept)) % 2 == 1
@@ -134,10 +134,11 @@ def clean(args: argparse.Namespace) -> dict:
 
         python data.py clean --input wiki.jsonl rulings/ --profile formal --decontaminate kobest --out clean/formal"""
     names, steps = choose_steps(args)
-    paths = read.files(args.input)
-    units, outputs = read.units(paths), output_names(paths)
-    extra = [[str(path), *read.stamp(path)] for path in read.files(args.reference)] if args.reference else []
-    extra += [[str(path), *read.stamp(path)] for path in sorted(Path(args.decontaminate or "/nowhere").rglob("*.tsv"))]
+    paths = documents.files(args.input)
+    units, outputs = documents.units(paths), output_names(paths)
+    extra = [[str(path), *documents.stamp(path)] for path in documents.files(args.reference)] if args.reference else []
+    tables = sorted(Path(args.decontaminate or "/nowhere").rglob("*.tsv"))
+    extra += [[str(path), *documents.stamp(path)] for path in tables]
     settings = {key: value for key, value in vars(args).items() if key not in ("workers", "run", "out")}
     if Path(args.out).exists() and not Path(args.out).is_dir():
         raise cli.UserError(f"{args.out} is a file; a folder is to be written there")
@@ -160,7 +161,7 @@ def clean(args: argparse.Namespace) -> dict:
     return result
 
 
-def run_passes(job: passes.Job, work: Work, units: list[list[read.Span]], args: argparse.Namespace, folder: Path,
+def run_passes(job: passes.Job, work: Work, units: list[list[documents.Span]], args: argparse.Namespace, folder: Path,
                outputs: dict[str, str]) -> tuple[Tally, dict]:
     """All passes; the outputs and records into `folder`. -> (tally of everything, {"perplexity": histograms})."""
     first = work.run("first", passes.first_pass, units, [sum(s.end - s.start for s in unit) for unit in units], job)
@@ -180,7 +181,7 @@ def run_passes(job: passes.Job, work: Work, units: list[list[read.Span]], args: 
     last = work.run("last", passes.last_pass, numbers, sizes, job)
     total = Tally()
     with contextlib.ExitStack() as stack:
-        records = {name: stack.enter_context(open(folder / name, "w", encoding="utf-8")) for name in read.RECORDS}
+        records = {name: stack.enter_context(open(folder / name, "w", encoding="utf-8")) for name in documents.RECORDS}
         parts = [*zip(first, before, strict=True), (work.folder / "duplicates", {}), *((stem, {}) for stem in last)]
         for stem, lines_before in cli.progress(parts, "report", "unit"):
             total.add(Tally.from_json(cli.read_json(f"{stem}.json")), lines_before)

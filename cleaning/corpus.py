@@ -26,10 +26,10 @@ from pathlib import Path
 
 import numpy as np
 
-import cli
 from cleaning import duplicates
 from cleaning.report import Tally
 from cleaning.work import new_array
+from common import cli
 
 
 def load(stem: str | Path, *names: str) -> list[np.ndarray]:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-import cli
 from cleaning.normalise import normalise
+from common import cli
 
 RUN, WHOLE = 25, 12
 IS_LETTER = np.array([chr(code).isalnum() for code in range(0x32400)] + [False] * (0x110000 - 0x32400))  # or digit

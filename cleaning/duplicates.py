@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-import cli
+from common import cli
 
 SHINGLE, BANDS, ROWS = 5, 14, 8
 MIN_CHARACTERS = 50

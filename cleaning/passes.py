@@ -8,10 +8,10 @@ from typing import IO
 
 import numpy as np
 
-import cli
-from cleaning import duplicates, lines, perplexity, read, rules
+from cleaning import duplicates, lines, perplexity, rules
 from cleaning.corpus import Corpus, load
 from cleaning.report import Step, Tally
+from common import cli, documents
 
 AT_ONCE = 1000  # documents that wait to be hashed or scored together; a unit may hold far more if it is compressed,
 LONG = 2**18    # and one of so many bytes or characters ends the wait: else a thousand books would be in memory
@@ -51,7 +51,7 @@ class Job:
         return text if answer is True else answer
 
 
-def first_pass(job: Job, spans: list[read.Span], tally: Tally, out: IO[bytes]) -> dict[str, np.ndarray]:
+def first_pass(job: Job, spans: list[documents.Span], tally: Tally, out: IO[bytes]) -> dict[str, np.ndarray]:
     """Raw lines -> the documents that the steps keep which look at one at a time, and the hashes of each."""
     rows, ends, n_lines, keys, bands, waiting = [], [0], [], [], [], []
     steps = {name: job.steps[name] for name in job.names if name in job.steps and name != "decontaminate"}
@@ -70,12 +70,12 @@ def first_pass(job: Job, spans: list[read.Span], tally: Tally, out: IO[bytes]) -
 
     for span in spans:
         source = str(span.path)
-        for number, raw in read.lines(span.path, span.start, span.end):
+        for number, raw in documents.lines(span.path, span.start, span.end):
             if raw is None:
                 n_lines.append((job.sources[source], number))
                 break
             try:
-                document = read.parse(raw, span.path, job.encoding)
+                document = documents.parse(raw, span.path, job.encoding)
             except ValueError as error:
                 shown = repr(raw[:100]) if isinstance(raw, bytes) else ""
                 tally.record("rejected.jsonl", "read", str(error), {"file": source, "line": number}, shown)
@@ -84,7 +84,7 @@ def first_pass(job: Job, spans: list[read.Span], tally: Tally, out: IO[bytes]) -
             waiting.append((document, {"file": source, "line": number, "id": document.get("id")}))
             if len(waiting) == AT_ONCE or len(raw) > LONG:
                 finish()
-        if read.stamp(span.path) != span.stamp:
+        if documents.stamp(span.path) != span.stamp:
             raise cli.UserError(f"{span.path} was changed while it was read; run again when it is whole")
     finish()
     source, number, size = np.array(rows, np.int64).reshape(-1, 3).T

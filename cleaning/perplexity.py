@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
-import cli
 from cleaning.duplicates import flatten
 from cleaning.work import new_array
+from common import cli
 
 ORDER = 5
 SAMPLE = 8_000_000  # bytes of text that a model is trained on; memory is some 12 times that

@@ -28,8 +28,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import cli
 from cleaning.report import Tally
+from common import cli, documents
 
 PARTS = (".log", ".docs", ".npz")
 _job = None  # what the tasks of this process have in common, sent to it once
@@ -97,7 +97,8 @@ class Work:
         self.held = os.open(self.folder / "held", os.O_RDWR | os.O_CREAT, 0o666)
         fcntl.flock(self.held, fcntl.LOCK_EX)  # processes that a killed run has left behind are about to end
         fcntl.flock(self.held, fcntl.LOCK_UN)
-        code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+        sources = [*sorted(Path(__file__).parent.glob("*.py")), Path(documents.__file__)]
+        code = b"".join(path.read_bytes() for path in sources)
         settings = json.loads(json.dumps(settings | {"code": hashlib.sha256(code).hexdigest()}, default=str))
         old = self.folder / "settings.json"
         if old.exists() and cli.read_json(old) == settings:

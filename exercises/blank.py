@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a program, Python looks beside this file only
-import cli  # noqa: E402
+from common import cli  # noqa: E402
 
 WEEKS: dict[int, dict[str, dict[str, str]]] = {  # {week: {file: {function or Class.method: what is to be written}}}
     1: {"cleaning/normalise.py": {
@@ -44,13 +44,13 @@ WEEKS: dict[int, dict[str, dict[str, str]]] = {  # {week: {file: {function or Cl
             "growth": "how many rows, and for each new piece the base's ids of its spelling, without a ▁ put before it",
             "new_rows": "the new rows of one table by the method's rule; padding is the mean of the base's rows",
             "train_briefly": "train on loss / count with AdamW; yield the bits per byte at each of the steps"}},
-    4: {"kernels/rope.py": {
+    4: {"kernels/rotary.py": {
             "rope_reference": "pair i with i + D/2 and turn each pair; float32 or better inside, x's dtype outside",
             "_turn": "the same for one tensor: what the model runs on a CPU"},
         "model.py": {
             "Cache.extend": "write k and v behind the `used` positions of this layer; return all its keys and values",
             "Attention.forward": "project, turn, attend (with a cache: to all of its positions), project"},
-        "plan.py": {
+        "common/plan.py": {
             "cost": "bytes of weights, gradients and moments of one process; the rest is given; then the peak"}},
     5: {"data.py": {
             "Loader._read": "window `count` of a source, in the order of its epoch: a function of seed, source, epoch",
@@ -58,9 +58,9 @@ WEEKS: dict[int, dict[str, dict[str, str]]] = {  # {week: {file: {function or Cl
             "split": "inputs and the tokens after them; -100 for what is given"},
         "train.py": {
             "batches": "rows, sources, the whole batch's number of targets, and the loader's state after it"},
-        "plan.py": {
+        "common/plan.py": {
             "is_trained": "does any part of the union train the parameter of this name?"},
-        "checkpoint.py": {
+        "common/checkpoint.py": {
             "newest": "from the newest on: the first whose files have the hashes that counters.json names",
             "rewind_metrics": "keep the whole lines up to (stage, step)"}},
     6: {"eval_kobest.py": {
@@ -68,10 +68,10 @@ WEEKS: dict[int, dict[str, dict[str, str]]] = {  # {week: {file: {function or Cl
             "loglikelihoods": "sum of the log-probabilities of the answer's tokens; one request at a time will do",
             "evaluate": "encode, score (with the given context, if there is one), check, one row an example",
             "mcnemar": "twice the smaller tail of a fair coin, at most 1"},
-        "kernels/linear_cross_entropy.py": {
+        "kernels/loss.py": {
             "_softmax_torch": "losses of the rows, and softmax minus onehot; zeros for rows that do not count",
             "loss_and_gradients": "a chunk of rows at a time: logits, losses, dh and a share of dW"},
-        "kernels/rms_norm.py": {
+        "kernels/norm.py": {
             "_backward_torch": "dx = (g - normed * mean(g * normed)) * inverse; dw = sum over the rows of dy * normed",
             "_norm_backward_kernel": "the same for rows p, p + P, p + 2P ... of program p; its share of dw one sum"}},
 }

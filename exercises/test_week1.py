@@ -6,10 +6,10 @@ import unicodedata
 import numpy as np
 import pytest
 
-import toy
 from cleaning import decontaminate, duplicates
 from cleaning.normalise import unicode_to_nfc
 from cleaning.rules import LIMITS, check
+from toy import world as toy
 
 KO, EN = LIMITS["ko"]["web"], LIMITS["en"]["web"]
 

@@ -6,10 +6,10 @@ from itertools import pairwise
 import pytest
 import sentencepiece
 
-import cli
 import tokenizer
-import toy
+from common import cli
 from tokenizer import Model, Piece, field
+from toy import world as toy
 
 SPECIALS = [Piece("<unk>", 0, 2), Piece("<s>", 0, 3), Piece("</s>", 0, 3),
             *(Piece(f"<0x{byte:02X}>", 0, 6) for byte in range(256))]

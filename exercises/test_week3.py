@@ -7,12 +7,12 @@ import pytest
 import torch
 from test_week2 import base_of, pieces
 
-import cli
 import data
 import init
 import model
 import tokenizer
-import toy
+from common import cli
+from toy import world as toy
 
 torch.set_num_threads(1)
 EMBED, HEAD = init.TABLES

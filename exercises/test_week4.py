@@ -9,8 +9,8 @@ import torch
 
 import kernels
 import model
-import plan
-from kernels.rope import rope_frequencies
+from common import plan
+from kernels.rotary import rope_frequencies
 
 SOLAR = model.Config(vocab_size=49072, hidden_size=4096, intermediate_size=14336, num_hidden_layers=48,
                      num_attention_heads=32, num_key_value_heads=8, head_dim=128, max_position_embeddings=4096)

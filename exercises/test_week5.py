@@ -13,13 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import checkpoint
-import cli
 import data
 import model
-import plan
 import tokenizer
 import train
+from common import checkpoint, cli, plan
 
 torch.set_num_threads(1)  # tiny tensors, and one thread adds in the same order every time
 STAGES = ["embed:512:5e-3", "odd:1024:5e-3"]  # of four and eight steps; a checkpoint after every third

@@ -13,12 +13,12 @@ import torch
 
 os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton: the kernel runs on the CPU, in numpy
 
-import cli  # noqa: E402
 import eval_kobest as kobest  # noqa: E402
 import kernels  # noqa: E402
 import model  # noqa: E402
+from common import cli  # noqa: E402
 
-lce, rms_norm = (importlib.import_module(f"kernels.{name}") for name in ("linear_cross_entropy", "rms_norm"))
+lce, norm = (importlib.import_module(f"kernels.{name}") for name in ("loss", "norm"))
 BOS = 1
 
 
@@ -227,7 +227,7 @@ def test_a_backward_pass_by_hand(choice):
     """x = (3, 4), w = (1, 1), dy = (1, 0): r = √12.5, x̂ = (0.6, 0.8) √2, mean(g x̂) = 0.3 √2,
     dx = ((1, 0) - 0.6 (0.6, 0.8)) / r; dw = dy x̂."""
     x, w = torch.tensor([[3.0, 4.0]], requires_grad=True), torch.ones(2, requires_grad=True)
-    dx, dw = torch.autograd.grad(rms_norm.rms_norm(x, w, 0.0), (x, w), torch.tensor([[1.0, 0.0]]))
+    dx, dw = torch.autograd.grad(norm.rms_norm(x, w, 0.0), (x, w), torch.tensor([[1.0, 0.0]]))
     assert dx.flatten().tolist() == pytest.approx([0.64 / math.sqrt(12.5), -0.48 / math.sqrt(12.5)])
     assert dw.tolist() == pytest.approx([0.6 * math.sqrt(2), 0])
 
@@ -236,31 +236,31 @@ def test_a_backward_pass_by_hand(choice):
 def test_gradients_are_autograd_s(choice, shape):
     """Seven rows on three programs: the shares of dw have to be added up."""
     x, w = torch.randn(shape, requires_grad=True), torch.randn(shape[-1:], requires_grad=True)
-    torch.testing.assert_close(gradients(rms_norm.rms_norm, x, w), gradients(rms_norm.rms_norm_reference, x, w))
+    torch.testing.assert_close(gradients(norm.rms_norm, x, w), gradients(norm.rms_norm_reference, x, w))
 
 
 def test_the_stream_s_own_gradient_is_added(choice):
     """add_rms_norm gives the norm and the sum: the gradient of the sum joins that of the norm."""
     x, r, w = (torch.randn(shape, requires_grad=True) for shape in ((7, 12), (7, 12), (12,)))
-    torch.testing.assert_close(gradients(rms_norm.add_rms_norm, x, r, w),
-                               gradients(rms_norm.add_rms_norm_reference, x, r, w))
+    torch.testing.assert_close(gradients(norm.add_rms_norm, x, r, w),
+                               gradients(norm.add_rms_norm_reference, x, r, w))
 
 
 def test_the_gradient_has_no_part_along_x(choice):
     """Twice x has the same norm, so a step along x changes nothing."""
     x, w = torch.randn(9, 32, requires_grad=True), torch.randn(32, requires_grad=True)
-    dx, _ = torch.autograd.grad(rms_norm.rms_norm(x, w, 0.0), (x, w), torch.randn(9, 32))
+    dx, _ = torch.autograd.grad(norm.rms_norm(x, w, 0.0), (x, w), torch.randn(9, 32))
     assert (dx * x).sum(-1).abs().max() < 1e-4 < dx.abs().max()
 
 
 def test_a_frozen_weight_has_no_gradient(choice):
     x, w = torch.randn(4, 8, requires_grad=True), torch.randn(8)
-    expected = torch.autograd.grad(rms_norm.rms_norm_reference(x, w, 1e-5).sum(), x)
-    torch.testing.assert_close(torch.autograd.grad(rms_norm.rms_norm(x, w, 1e-5).sum(), x), expected)
+    expected = torch.autograd.grad(norm.rms_norm_reference(x, w, 1e-5).sum(), x)
+    torch.testing.assert_close(torch.autograd.grad(norm.rms_norm(x, w, 1e-5).sum(), x), expected)
 
 
 def test_every_derivative_in_float64():
     """Finite differences, as a last witness: float64 is never Triton's."""
     x, r = (torch.randn(3, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
     w = torch.randn(5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *inputs: rms_norm.add_rms_norm(*inputs, 1e-5), (x, r, w))
+    assert torch.autograd.gradcheck(lambda *inputs: norm.add_rms_norm(*inputs, 1e-5), (x, r, w))

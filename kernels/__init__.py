@@ -7,21 +7,21 @@ below and never asks which implementation runs: launch.py decides that, once (tr
 
     linear(x, weight)                             linear.py: which library multiplies
     attention(q, k, v)                            attention.py: which library attends
-    rms_norm(x, weight, eps)                      rms_norm.py
-    add_rms_norm(x, residual, weight, eps)        rms_norm.py: the addition in front of a norm, and the norm
-    swiglu(gate, up)                              swiglu.py
-    rope(q, k, cos, sin)                          rope.py
-    linear_cross_entropy(hidden, weight, targets) linear_cross_entropy.py: head and loss as one operation
+    rms_norm(x, weight, eps)                      norm.py
+    add_rms_norm(x, residual, weight, eps)        norm.py: the addition in front of a norm, and the norm
+    swiglu(gate, up)                              activation.py
+    rope(q, k, cos, sin)                          rotary.py
+    linear_cross_entropy(hidden, weight, targets) loss.py: head and loss as one operation
     AdamW(groups, seed)                           adamw.py: weights and moments in bfloat16, stochastic rounding
 """
+from kernels.activation import swiglu, swiglu_reference
 from kernels.adamw import AdamW
 from kernels.attention import attention, attention_reference
 from kernels.launch import IMPLEMENTATIONS, use
 from kernels.linear import linear, linear_reference
-from kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
-from kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
-from kernels.rope import rope, rope_reference
-from kernels.swiglu import swiglu, swiglu_reference
+from kernels.loss import linear_cross_entropy, linear_cross_entropy_reference
+from kernels.norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
+from kernels.rotary import rope, rope_reference
 
 __all__ = ["linear", "attention", "rms_norm", "add_rms_norm", "swiglu", "rope", "linear_cross_entropy", "AdamW",
            "linear_reference", "attention_reference", "rms_norm_reference", "add_rms_norm_reference",

@@ -22,8 +22,8 @@ import math
 
 import torch
 
+from common.parallel import local, rows
 from kernels.launch import jit, tl, triton_runs
-from parallel import local, rows
 
 CHUNK = 2**16  # elements a program, or a slice of the PyTorch lines
 BLOCK = 1024

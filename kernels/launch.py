@@ -10,7 +10,7 @@ import types
 
 import torch
 
-from cli import UserError
+from common.cli import UserError
 
 try:
     import triton

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import cli
+from common import cli
 from studies import plot
 from studies.plain import run_settings, steps
 from studies.report import table, validations

@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import cli
 import data
 import model
 import tokenizer
-from cleaning.read import documents, files
+from common import cli
+from common.documents import documents, files
 from studies import arms
 
 ENGLISH = 0.25

@@ -1,7 +1,7 @@
 """Do experts specialise by language? A sparse model beside the dense one it was made of, in the same training.
 
 LOLA (2409.11272, section on its experts) finds that which experts a text meets follows the family of its language. Here
-a dense model is upcycled (experts.py: every other feed-forward becomes X copies and a router, and step 0 computes the
+a dense model is upcycled (moe.py: every other feed-forward becomes X copies and a router, and step 0 computes the
 same); both read the same tokens of Korean and English; then held-out text of each language is sent through, and the
 experts that it met are counted, layer by layer.
 
@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import cli
 import data
-import experts
 import model
 import tokenizer
-from studies import arms
+from common import cli
+from studies import arms, moe
 
 LANGUAGES = ("ko", "en")
 
@@ -31,7 +30,7 @@ def upcycled(args) -> Path:
     folder = args.out / "upcycled"
     arms.same(folder, [str(args.model), args.experts, args.balance], folder.exists())
     if not folder.exists():
-        llama = experts.upcycle(model.load(args.model), args.experts, args.balance)
+        llama = moe.upcycle(model.load(args.model), args.experts, args.balance)
         with cli.new_folder(folder) as temporary:
             model.save(llama, temporary)
             tokenizer.save(Path(args.model) / "tokenizer.model", temporary)
@@ -43,12 +42,12 @@ def shares(args, folder: Path) -> dict[str, np.ndarray]:
     """{"ko": (2, layers, X), ...}: the share of each expert among a language's tokens, for every second document."""
     llama, found = model.load(folder), {}
     for language in LANGUAGES:
-        counts = np.zeros((2, len(experts.routers(llama)), args.experts))
+        counts = np.zeros((2, len(moe.routers(llama)), args.experts))
         documents, _ = data.Shards(args.data / language, verify=False).validation(args.eval_bytes)
         for number, ids in enumerate(cli.progress(documents, f"experts that {language} meets")):
             for a in range(0, len(ids), args.seq_len):
                 llama.hidden(torch.from_numpy(ids[None, a:a + args.seq_len]))
-                for layer, router in enumerate(experts.routers(llama).values()):
+                for layer, router in enumerate(moe.routers(llama).values()):
                     counts[number % 2, layer] += router.chosen.bincount(minlength=args.experts).numpy()
         found[language] = counts / counts.sum(-1, keepdims=True).clip(1)
     return found
@@ -91,7 +90,7 @@ def main() -> None:
         rows.append(row(args, name, run / "model", last["seconds"], last["scores"]))
     before, after = (shares(args, folder) for folder in (args.out / "upcycled", args.out / "experts/model"))
     whole = {language: found.mean(0) for language, found in after.items()}
-    layers = sorted(experts.routers(model.load(args.out / "upcycled")))
+    layers = sorted(moe.routers(model.load(args.out / "upcycled")))
     apart_rows = [[layer, float(apart(*(before[x].mean(0)[i] for x in LANGUAGES))),
                    float(apart(*(whole[x][i] for x in LANGUAGES))), *(float(apart(*after[x][:, i])) for x in LANGUAGES)]
                   for i, layer in enumerate(layers)]

@@ -19,10 +19,9 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 
-import checkpoint
-import cli
 import data
 import model
+from common import checkpoint, cli
 from studies import arms, plot
 
 ARMS = {"plain": ("full", arms.NEVER, 1), "plain, low rate": ("full", arms.NEVER, 0.25), "replay": ("full", 0.25, 1),

@@ -17,7 +17,7 @@ absolute one, which passes right through as many points as it has parameters.
 import numpy as np
 import torch
 
-from cli import progress
+from common.cli import progress
 
 E, A, ALPHA, B, BETA, GAMMA = range(6)  # θ: logarithms of E, A and B, and the exponents; from scratch γ = 0
 DELTA = 1e-3

@@ -18,7 +18,7 @@ same rounds, each a run of train.py at a constant rate, the last with the decay:
 import math
 from pathlib import Path
 
-import cli
+from common import cli
 from studies import arms
 
 ENGLISH = 0.25

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cli
+from common import cli
 
 
 def steps(run: Path) -> list[dict]:

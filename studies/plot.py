@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import cli
+from common import cli
 
 GREY, COLOURS = "#828a93", ["#2f81f7", "#db7f25", "#2da44e", "#c2479f", "#8a63d2", "#b89500", "#159a9c", "#e5534b"]
 FONTS = ["DejaVu Sans", "Noto Sans KR", "Malgun Gothic", "AppleGothic", "sans-serif"]

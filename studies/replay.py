@@ -15,7 +15,7 @@ Bits a byte of held-out Korean and English, before and after.
 """
 from pathlib import Path
 
-import cli
+from common import cli
 from studies import arms, plot
 
 SHARES = (0, 5, 10, 20, 30, 50)

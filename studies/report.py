@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 
-import cli
+from common import cli
 from studies.plain import bytes_read, seconds, steps
 
 ARMS = {"base": "English base, untouched", "plain": "plain, equal bytes", "plain_equal_time": "plain, equal time",

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-import cli
 import model
-import plan
 import tokenizer
+from common import cli, plan
 from studies import arms, laws, plot
 
 

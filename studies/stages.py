@@ -12,7 +12,7 @@ learning rate for all, tuned for none:
 """
 from pathlib import Path
 
-import cli
+from common import cli
 from studies import arms
 from studies.plain import bytes_read
 from studies.report import table

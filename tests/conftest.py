@@ -13,10 +13,10 @@ if not torch.cuda.is_available():  # before anything imports triton: its kernels
     os.environ["TRITON_INTERPRET"] = "1"
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # PyTorch looks once a process; some test runs --deterministic later
 
-import cli  # noqa: E402
 import data  # noqa: E402
 import model  # noqa: E402
 import tokenizer  # noqa: E402
+from common import cli  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they bring, and one thread is always reproducible

@@ -17,7 +17,7 @@ from sentences import NOUNS, edited, korean
 
 import data
 from cleaning import decontaminate, mask, normalise, rules
-from cli import UserError
+from common.cli import UserError
 
 LEAKED = "고양이가 기차를 타고 바다로 갔다"  # 'the cat took a train to the sea'
 
@@ -355,7 +355,7 @@ def test_what_a_person_can_get_wrong(tmp_path, monkeypatch, flags, message):
 def test_malformed_inputs_never_stop_a_run(tmp_path, profile):
     seed = random.randrange(10**6)
     folder = tmp_path / f"seed-{seed}"  # by which a failure can be had again
-    spec = importlib.util.spec_from_file_location("fuzz", Path(data.__file__).parent / "bench" / "fuzz_cleaning.py")
+    spec = importlib.util.spec_from_file_location("fuzz", Path(__file__).parent / "stress" / "fuzz_cleaning.py")
     spec.loader.exec_module(fuzz := importlib.util.module_from_spec(spec))
     fuzz.check(folder, fuzz.write(folder, random.Random(seed), 300), "--profile", profile)
 

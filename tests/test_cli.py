@@ -1,4 +1,4 @@
-"""cli.py: flags that hint, errors on one line, outputs that are whole or absent."""
+"""common/cli.py: flags that hint, errors on one line, outputs that are whole or absent."""
 import argparse
 import os
 import signal
@@ -7,8 +7,9 @@ import sys
 
 import pytest
 import torch
+from conftest import ROOT
 
-import cli
+from common import cli
 
 
 def parser() -> cli.Parser:
@@ -85,9 +86,9 @@ def test_a_good_block_replaces_file_and_folder(tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
-    code = f"import cli, os, signal\nwith cli.new_folder({str(tmp_path / 'd')!r}) as t:\n" \
+    code = f"import os, signal\nfrom common import cli\nwith cli.new_folder({str(tmp_path / 'd')!r}) as t:\n" \
            "    (t / 'half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(cli.__file__)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     killed = subprocess.run([sys.executable, "-c", code], env=environment)
     assert killed.returncode == -signal.SIGKILL and len(list(tmp_path.iterdir())) == 1
     with cli.new_folder(tmp_path / "d") as temporary:

@@ -10,10 +10,10 @@ import pytest
 import sentencepiece
 import torch
 
-import cli
 import data
 import tokenizer
 import train
+from common import cli
 
 WORDS = "바다 하늘 기차 도시 음악 책상 나무 sea sky train town music desk tree 1 22 333 ! ?".split()
 

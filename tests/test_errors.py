@@ -17,8 +17,8 @@ import init
 import model
 import sample
 import tokenizer
-import toy
 import train
+from toy import world as toy
 
 PROGRAMS = {p.__name__: p for p in (data, eval_kobest, init, sample, tokenizer, toy, train)}
 TRAIN = "train --device cpu --model {w}/model --data {w}/shards/ko --out {b}/run --seq_len 32 --stages full:1k:1e-3 "

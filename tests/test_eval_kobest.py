@@ -15,10 +15,10 @@ import pytest
 import torch
 from conftest import korean, tiny_config
 
-import cli
 import eval_kobest as kobest
 import model
 import tokenizer
+from common import cli
 
 HEADERS = {
     "boolq": ["ID", "Text", "Question", "Answer"], "copa": ["ID", "sentence", "question", "1", "2", "Answer"],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cli import UserError
+from common.cli import UserError
 from exercises import blank
 
 
@@ -117,8 +117,8 @@ def test_refusals(tmp_path, refused, monkeypatch):
                        (["1", "--solutoin", "jaccard"], "did you mean --solution?")]:
         refused(blank, argv, part)
     assert list(tmp_path.iterdir()) == [tmp_path / "mine"] and not list((tmp_path / "mine").iterdir())
-    monkeypatch.setitem(blank.WEEKS, 1, {"cli.py": {"sha512": "there is none"}})
-    refused(blank, ["1", "--out", f"{tmp_path}/new"], "cli.py has no function sha512")
+    monkeypatch.setitem(blank.WEEKS, 1, {"common/cli.py": {"sha512": "there is none"}})
+    refused(blank, ["1", "--out", f"{tmp_path}/new"], "common/cli.py has no function sha512")
     assert not (tmp_path / "new").exists()
 
 

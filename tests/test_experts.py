@@ -1,4 +1,4 @@
-"""experts.py: step 0, routing and gradients against a form that runs every expert on every token, balance, files."""
+"""studies/moe.py: step 0, routing and gradients against a form that runs every expert on every token; files."""
 import copy
 import dataclasses
 import math
@@ -7,10 +7,9 @@ import pytest
 import torch
 from conftest import tiny_config
 
-import cli
-import experts
 import model
-import plan
+from common import cli, plan
+from studies import moe
 
 
 def dense(**changes) -> model.Llama:
@@ -22,7 +21,7 @@ def dense(**changes) -> model.Llama:
 
 def sparse(n=4, coefficient=0.01) -> model.Llama:
     """An upcycled model whose experts have come to differ."""
-    llama = experts.upcycle(dense(), n, coefficient)
+    llama = moe.upcycle(dense(), n, coefficient)
     for p in llama.parameters():
         p.data += 0.1 * torch.randn_like(p)
     return llama
@@ -35,15 +34,15 @@ def tokens(rows=2, length=24) -> torch.Tensor:
 @pytest.mark.parametrize("n", [2, 5])
 def test_upcycled_logits_are_the_dense_ones(n, tmp_path):
     before, x = dense(), tokens()
-    after = experts.upcycle(before, n)
+    after = moe.upcycle(before, n)
     model.save(after, tmp_path)
     read = model.load(tmp_path)
     with torch.no_grad():
         torch.testing.assert_close(after(x), before(x), rtol=0, atol=1e-5)
         torch.testing.assert_close(read(x), after(x))
     assert dataclasses.asdict(read.config) == dataclasses.asdict(after.config) and read.config.num_experts == n
-    assert list(experts.routers(read)) == [1, 3]
-    assert len({int(i) for layer in experts.routers(after).values() for i in layer.chosen}) > 1  # not all went one way
+    assert list(moe.routers(read)) == [1, 3]
+    assert len({int(i) for layer in moe.routers(after).values() for i in layer.chosen}) > 1  # not all went one way
 
 
 def test_routing_and_gradients_equal_every_expert_on_every_token():
@@ -97,11 +96,11 @@ def test_gradients_of_experts_and_balance_by_finite_differences():
 def test_the_auxiliary_loss_balances_a_skewed_router():
     llama = sparse(4, coefficient=1.0)
     x = tokens(2, 48)
-    gates = [layer.gate.weight for layer in experts.routers(llama).values()]
+    gates = [layer.gate.weight for layer in moe.routers(llama).values()]
     with torch.no_grad():  # skewed: along the mean of what the router sees, everything goes to expert 0
         seen = []
         hooks = [layer.gate.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].mean(0)))
-                 for layer in experts.routers(llama).values()]
+                 for layer in moe.routers(llama).values()]
         llama(x)
         for gate, mean in zip(gates, seen, strict=True):
             gate[0] += 8 * mean / mean.norm()
@@ -109,15 +108,15 @@ def test_the_auxiliary_loss_balances_a_skewed_router():
             hook.remove()
         llama(x)
     shares = lambda: [(layer.chosen.bincount(minlength=4) / layer.chosen.numel()).max().item()
-                      for layer in experts.routers(llama).values()]
+                      for layer in moe.routers(llama).values()]
     assert max(shares()) > 0.6
     optimizer = torch.optim.Adam(gates, 0.05)
     for _ in range(80):
         optimizer.zero_grad()
-        experts.balanced(llama, torch.zeros(()), llama(x, x)[1]).backward()
+        moe.balanced(llama, torch.zeros(()), llama(x, x)[1]).backward()
         optimizer.step()
     assert max(shares()) < 0.45
-    assert all(layer.imbalance < 1.2 for layer in experts.routers(llama).values())
+    assert all(layer.imbalance < 1.2 for layer in moe.routers(llama).values())
 
 
 def test_balance_is_1_when_even_and_the_number_of_experts_when_one_gets_all():
@@ -137,7 +136,7 @@ def test_what_is_reported_is_the_loss_of_the_text_and_the_gradient_has_the_balan
     logits = llama(x[:, :-1])
     text = torch.nn.functional.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten(), reduction="sum")
     assert total.item() == pytest.approx(text.item(), rel=1e-5)
-    layers = experts.routers(llama).values()
+    layers = moe.routers(llama).values()
     gates = [layer.gate.weight for layer in layers]
     expected = torch.autograd.grad(text + 0.5 * int(count) * sum(layer.imbalance for layer in layers), gates)
     for mine, theirs in zip(torch.autograd.grad(total, gates), expected, strict=True):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import cli
+from common import cli
 from studies import report, stages
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,7 +81,7 @@ def test_the_committed_figures_are_small_and_those_of_the_committed_numbers(figu
     kept = (ROOT / "bench/results/figures.json").read_text(encoding="utf-8")
     assert set(json.loads(kept)) == set(figures.FIGURES) and "/" not in kept
     for name in figures.FIGURES:
-        assert (ROOT / f"figures/{name}.svg").stat().st_size < 40_000
+        assert (ROOT / f"docs/figures/{name}.svg").stat().st_size < 40_000
 
 
 def test_a_file_of_another_kind_is_one_line(figures, tmp_path, refused):

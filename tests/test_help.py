@@ -5,9 +5,9 @@ import re
 import pytest
 from conftest import ROOT, parse
 
-import cli
+from common import cli
 
-PROGRAMS = [path.relative_to(ROOT) for folder in (".", "studies", "bench", "exercises")
+PROGRAMS = [path.relative_to(ROOT) for folder in (".", "toy", "studies", "bench", "exercises", "tests/stress")
             for path in sorted((ROOT / folder).glob("*.py")) if "cli.run(main)" in path.read_text(encoding="utf-8")]
 
 
@@ -35,6 +35,6 @@ def test_help_is_a_manual(program, monkeypatch):
             parse(program, ["--help"], monkeypatch)
     except ImportError as error:
         pytest.skip(f"measures beside another library: {error}")
-    folder = program.parent.name
-    command = f"python -m {folder}.{program.stem}" if folder in ("studies", "bench") else f"python {program}"
+    module = ".".join(program.with_suffix("").parts).removesuffix(".__main__")
+    command = f"python {program}" if program.parent.name in ("", "exercises") else f"python -m {module}"
     manual(found[0], command)

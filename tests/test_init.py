@@ -14,11 +14,11 @@ from conftest import korean, tiny_config, write_jsonl
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import cli
 import data
 import init
 import model
 import tokenizer
+from common import cli
 
 METHODS = ("random", "mean", "mean_both", "subtoken", "subtoken_both", "eeve")
 

@@ -18,13 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 import model
-import parallel
-import plan
-from cli import UserError
+from common import parallel, plan
+from common.cli import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ["rms_norm", "rope", "swiglu", "linear_cross_entropy", "adamw", "linear"]
-rms_norm, rope, swiglu, lce, adamw, linear = (importlib.import_module(f"kernels.{name}") for name in MODULES)
+MODULES = ["norm", "rotary", "activation", "loss", "adamw", "linear"]
+norm, rotary, activation, lce, adamw, linear = (importlib.import_module(f"kernels.{name}") for name in MODULES)
 launch = importlib.import_module("kernels.launch")
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -227,7 +226,7 @@ def test_empty_batches(name, choice):
 @pytest.mark.parametrize("choice", IMPLEMENTATIONS)
 def test_a_row_longer_than_a_program_can_hold(choice):
     kernels.use(choice, DEVICE)
-    x, w = torch.randn(2, rms_norm.LONGEST_ROW + 5, device=DEVICE), torch.randn(rms_norm.LONGEST_ROW + 5, device=DEVICE)
+    x, w = torch.randn(2, norm.LONGEST_ROW + 5, device=DEVICE), torch.randn(norm.LONGEST_ROW + 5, device=DEVICE)
     exact = kernels.rms_norm_reference(x.double(), w.double(), 1e-5)
     torch.testing.assert_close(kernels.rms_norm(x, w, 1e-5).double(), exact, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(kernels.swiglu(x, x).double(), kernels.swiglu_reference(x.double(), x.double()),
@@ -444,7 +443,7 @@ def test_a_compiled_step_is_the_plain_step(what, recompute, dtype, monkeypatch):
     """Every gradient, for both implementations: an operation must not lose one under torch.compile (torch 2.11 drops
     those of an autograd function that wrote its output in place). Blocks go through AOTAutograd, which is where that
     happens. It may not look into Triton's operations, where it would find an interpreted kernel."""
-    for module in (rms_norm, rope, swiglu):
+    for module in (norm, rotary, activation):
         monkeypatch.setattr(module, "wrap_triton", NotForFakes)
     monkeypatch.setattr("torch.export._trace.custom_triton_ops_decomposition_disabled", lambda: True)
     tokens = torch.randint(0, 512, (2, 9), device=DEVICE)
@@ -467,7 +466,7 @@ def test_a_compiled_step_is_the_plain_step(what, recompute, dtype, monkeypatch):
 @pytest.mark.parametrize("name", CASES)
 def test_torch_compile_keeps_an_operation_whole(name, monkeypatch):
     """One graph, without breaks, in which the registered operation stands by its name; the same numbers come out."""
-    for module in (rms_norm, rope, swiglu):
+    for module in (norm, rotary, activation):
         monkeypatch.setattr(module, "wrap_triton", NotForFakes)
     fused, _, call, inputs, upstream = setting(name, 16, torch.float32)
     kernels.use("triton", DEVICE)

@@ -8,8 +8,8 @@ from conftest import tiny_config
 from safetensors.torch import save_file
 
 import model
-import plan
-from cli import UserError
+from common import plan
+from common.cli import UserError
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 32}

@@ -1,4 +1,4 @@
-"""parallel.py: several processes train what one process trains, and hand over to any other number of them."""
+"""common/parallel.py: several processes train what one process trains, and hand over to any other number of them."""
 import json
 import os
 import shutil
@@ -12,11 +12,11 @@ import torch
 from conftest import tiny_config
 from test_train import exact, flags, records, weights
 
-import checkpoint
 import data
 import model
 import tokenizer
 import train
+from common import checkpoint
 
 ROOT = Path(train.__file__).parent
 STAGES = ["embed:1280:5e-3", "odd:3840:5e-3", "lora:1280:5e-3"]  # 10, 30 and 10 steps, a checkpoint after each third
@@ -52,7 +52,8 @@ def dying(folder: Path, step: int) -> str:
     """train.py, whose second process is killed in this step."""
     script = folder / "dies.py"
     script.write_text(f"""
-import os, signal, cli, stage, train
+import os, signal, train
+from common import cli, stage
 norm, calls = stage.Updates.norm, []
 def stop(*args):
     calls.append(1)
@@ -168,7 +169,8 @@ def test_a_fault_of_the_first_process_is_one_line(moment, world, tmp_path):
     """A full disk at three moments at which the first process alone writes."""
     script = tmp_path / "full.py"
     script.write_text(f"""
-import errno, os, pathlib, checkpoint, cli, model, train
+import errno, os, pathlib, model, train
+from common import checkpoint, cli
 write = cli.write_json
 def full(path, value):
     if "{moment}" in ("begin" if path.name == "inputs.json" else path.name):

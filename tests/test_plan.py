@@ -1,4 +1,4 @@
-"""plan.py: the arithmetic of stages against counting on a real model."""
+"""common/plan.py: the arithmetic of stages against counting on a real model."""
 import argparse
 import random
 import resource
@@ -11,10 +11,8 @@ from conftest import tiny_config
 
 import kernels
 import model
-import parallel
-import plan
-import stage
-from cli import UserError
+from common import parallel, plan, stage
+from common.cli import UserError
 
 SOLAR = model.Config(vocab_size=32000 + 17072, hidden_size=4096, intermediate_size=14336, num_hidden_layers=48,
                      num_attention_heads=32, num_key_value_heads=8, head_dim=128, max_position_embeddings=4096)
@@ -276,7 +274,7 @@ def test_flops_of_a_full_stage_are_six_a_parameter_plus_attention():
 def test_flops_of_a_step_counted_by_pytorch(monkeypatch):
     """torch's own counter sees every matrix product that a step really runs (attention apart: a fused operation)."""
     from torch.utils.flop_counter import FlopCounterMode
-    head = sys.modules["kernels.linear_cross_entropy"]  # its registered operation is opaque to the counter
+    head = sys.modules["kernels.loss"]  # its registered operation is opaque to the counter
     monkeypatch.setattr(head, "_operation", head.loss_and_gradients)
     monkeypatch.setattr(sys.modules["kernels.linear"], "ONEDNN", False)  # its product is not in the counter's list
     config = tiny_config(num_hidden_layers=2)
@@ -301,7 +299,7 @@ def test_flops_of_what_is_computed_again(what, monkeypatch):
     """The products that a step really runs, with and without: torch's counter sees them all but attention itself, once
     it is told of the product that adds in place."""
     from torch.utils.flop_counter import FlopCounterMode
-    head = sys.modules["kernels.linear_cross_entropy"]
+    head = sys.modules["kernels.loss"]
     monkeypatch.setattr(head, "_operation", head.loss_and_gradients)
     monkeypatch.setattr(sys.modules["kernels.linear"], "ONEDNN", False)
     tokens, scores, counted, planned = torch.randint(0, 512, (2, 33)), 2 * 32 * 32, {}, {}  # T × H·E

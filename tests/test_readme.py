@@ -24,7 +24,7 @@ from conftest import ROOT, parse, tiny_config, write_jsonl
 import data
 import model
 import tokenizer
-import toy
+from toy import world as toy
 
 PAGES = [page for page in ("README.md", "README.ko.md") if (ROOT / page).exists()]
 RUN = {"data", "tokenizer", "init", "train", "eval_kobest", "sample", "toy"}
@@ -56,7 +56,8 @@ def split(words: list[str]) -> tuple[Path, list[str]] | None:
     if not words[0].startswith(("python", "torchrun")):
         return None
     if "-m" in words[:2]:
-        return Path(words[2].replace(".", "/") + ".py"), words[3:]
+        path = Path(words[2].replace(".", "/"))
+        return path / "__main__.py" if (ROOT / path / "__main__.py").exists() else path.with_suffix(".py"), words[3:]
     at = next((i for i, word in enumerate(words) if word.endswith(".py")), None)
     return None if at is None else (Path(words[at]), words[at + 1:])
 
@@ -127,13 +128,15 @@ def test_commands_run_in_order(world, tmp_path, monkeypatch, capsys):
         if not words[0].startswith("python") or not split(words):
             continue
         (program, argv) = split(words)
-        if program.stem not in RUN or program.parent != Path(".") or "..." in argv or "--sizes" in argv:
+        module = ".".join(program.with_suffix("").parts)
+        name = module.removesuffix(".__main__")
+        if name not in RUN or "..." in argv or "--sizes" in argv:
             continue
-        argv = small(program.stem, argv)
+        argv = small(name, argv)
         _, args = parse(program, argv, monkeypatch)
         if not missing(args) and not Path(str(getattr(args, "out", None))).exists():
-            importlib.import_module(program.stem).main(argv)
-            ran.add(program.stem if argv[0].startswith("-") else f"{program.stem} {argv[0]}")
+            importlib.import_module(module).main(argv)
+            ran.add(name if argv[0].startswith("-") else f"{name} {argv[0]}")
     assert ran >= {"data clean", "data pack", "tokenizer train", "tokenizer merge", "tokenizer report", "init", "train",
                    "eval_kobest", "sample"}, "README has no whole chain of commands from documents to a score"
 

@@ -12,8 +12,8 @@ import init
 import model
 import sample
 import tokenizer
-import toy
 import train
+from toy import world as toy
 
 ODD_TEXTS = ["안녕하세요, 반갑습니다!", "두  칸   세 칸    네 칸", " 앞뒤 빈칸 ", "줄\n바꿈\n\n두 번\t탭",
              "大韓民國 한자 漢字", "ㅋㅋㅋ ㅠㅠ", "def f(x):\n    return  x", "이모지 🐋 고래", "plain English, too.",

@@ -14,11 +14,11 @@ import pytest
 import torch
 from conftest import korean
 
-import cli
 import data
 import model
 import tokenizer
 import train
+from common import cli
 from studies import arms, curriculum, experts, forgetting, laws, mixture, plain, plot, replay, report, scaling
 
 

@@ -10,8 +10,8 @@ import pytest
 import sentencepiece
 from conftest import korean, write_jsonl
 
-import cli
 import tokenizer
+from common import cli
 from tokenizer import Piece, field
 
 BYTES = [Piece(f"<0x{i:02X}>", 0.0, 6) for i in range(256)]

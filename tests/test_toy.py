@@ -1,4 +1,4 @@
-"""toy.py: its Korean is Korean, its faults are where it says, its questions need the world and not just the answers."""
+"""toy/: its Korean is Korean, its faults are where it says, its questions need the world and not just the answers."""
 import csv
 import itertools
 import json
@@ -10,8 +10,8 @@ from collections import Counter, defaultdict
 
 import pytest
 
-import toy
-from toy import WORLD
+from toy import world as toy
+from toy.world import WORLD
 
 SIZE = 2000
 

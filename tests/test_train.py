@@ -1,4 +1,4 @@
-"""train.py and checkpoint.py: what a stage changes, what it leaves, and that it can be unplugged."""
+"""train.py and common/checkpoint.py: what a stage changes, what it leaves, and that it can be unplugged."""
 import argparse
 import gc
 import json
@@ -14,14 +14,12 @@ import torch
 from conftest import tiny_config
 from safetensors.torch import load_file, save_file
 
-import checkpoint
 import data
 import model
-import plan
-import stage
 import tokenizer
 import train
-from cli import UserError
+from common import checkpoint, plan, stage
+from common.cli import UserError
 
 SMALL = ["--seq_len", "32", "--batch_tokens", "128", "--micro_batch", "2", "--lora_rank", "4", "--lora_alpha", "4",
          "--save_every", "3", "--device", "cpu"]
@@ -182,7 +180,7 @@ def test_a_step_never_waits_for_its_device(what, early, monkeypatch):
     is train.py's one wait, for the loss and the norm together."""
     args = argparse.Namespace(optimizer="adamw_bf16", weight_decay=0.1, betas=[0.9, 0.95], clip=1.0, seed=0,
                               update_in_backward=early)
-    adamw, loss = (sys.modules[f"kernels.{name}"] for name in ("adamw", "linear_cross_entropy"))
+    adamw, loss = (sys.modules[f"kernels.{name}"] for name in ("adamw", "loss"))
     for module, kernel in ((adamw, "_step_kernel"), (loss, "_softmax_kernel")):
         monkeypatch.setattr(module, "triton_runs", lambda x: True)
         monkeypatch.setattr(module, kernel, Launched)
@@ -423,8 +421,8 @@ def exact(run) -> list[tuple]:
 @pytest.mark.parametrize("moment", INJECTIONS)
 def test_a_killed_run_ends_in_the_same_bits(moment, world, undisturbed, tmp_path):
     run = tmp_path / "run"
-    code = f"import os, signal, torch, checkpoint, stage, train\ntorch.set_num_threads(1)\n{INJECTIONS[moment]}\n" \
-           f"train.main({staged(world, run)!r})"
+    code = "import os, signal, torch, train\nfrom common import checkpoint, stage\ntorch.set_num_threads(1)\n" \
+           f"{INJECTIONS[moment]}\ntrain.main({staged(world, run)!r})"
     root = Path(train.__file__).parent
     killed = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120,
                             env={**os.environ, "PYTHONPATH": str(root)})
@@ -561,7 +559,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(world, undisturbed, tmp_pat
     """No file may grow past a limit, from the second checkpoint on: the kernel says no, as a full disk does."""
     run, root = tmp_path / "run", Path(train.__file__).parent
     code = f"""
-import resource, signal, torch, checkpoint, cli, train
+import resource, signal, torch, train
+from common import checkpoint, cli
 torch.set_num_threads(1)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 save = checkpoint.dcp.save

@@ -14,15 +14,17 @@ import pytest
 from sentences import edited, korean
 
 import data
-from cleaning import duplicates, passes, read, work
-from cli import UserError
+from cleaning import duplicates, passes, work
+from common import documents
+from common.cli import UserError
 
-DRIVER = "import sys; sys.path.insert(0, {!r}); from cleaning import read; read.UNIT = 6000; import data; data.main({})"
+DRIVER = "import sys; sys.path.insert(0, {!r}); from common import documents; documents.UNIT = 6000; " \
+         "import data; data.main({})"
 
 
 @pytest.fixture
 def corpus(tmp_path, monkeypatch):
-    monkeypatch.setattr(read, "UNIT", 6_000)
+    monkeypatch.setattr(documents, "UNIT", 6_000)
     rng = random.Random()
     texts = [korean(rng, 9) for _ in range(110)]
     texts += [edited(rng, texts[i], 0.02) for i in range(9)] + [texts[3], "짧다"]
@@ -44,11 +46,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_spans_hold_every_line_once(corpus):
-    for path in read.files([corpus / "raw"]):
-        whole = [raw for _, raw in read.lines(path) if raw is not None]
+    for path in documents.files([corpus / "raw"]):
+        whole = [raw for _, raw in documents.lines(path) if raw is not None]
         for size in (1, 7, 600, 5_000):
             cuts = [*range(0, path.stat().st_size, size), path.stat().st_size] if size > 1 else [0, 1, 2, 10**9]
-            parts = [list(read.lines(path, a, b)) for a, b in zip(cuts, cuts[1:], strict=False)]
+            parts = [list(documents.lines(path, a, b)) for a, b in zip(cuts, cuts[1:], strict=False)]
             assert [raw for part in parts for _, raw in part[:-1]] == whole
             assert sum(part[-1][0] for part in parts) == 2 * (len(whole) - 1) + 1
 
@@ -57,11 +59,11 @@ def test_a_span_within_a_long_line_reads_no_more_than_itself(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"x" * 3_000_000 + b"\nlast")
     tracemalloc.start()
-    assert [*read.lines(path, 1_000, 9_000)] == [(0, None)]
+    assert [*documents.lines(path, 1_000, 9_000)] == [(0, None)]
     assert tracemalloc.get_traced_memory()[1] < 500_000
     tracemalloc.stop()
-    assert [*read.lines(path, 1_000, 3_000_001)] == [(0, None)]
-    assert [*read.lines(path, 1_000, 3_000_002)] == [(1, b"last"), (1, None)]
+    assert [*documents.lines(path, 1_000, 3_000_001)] == [(0, None)]
+    assert [*documents.lines(path, 1_000, 3_000_002)] == [(1, b"last"), (1, None)]
 
 
 def test_long_documents_do_not_wait_for_others(corpus, monkeypatch):
@@ -75,7 +77,7 @@ def test_long_documents_do_not_wait_for_others(corpus, monkeypatch):
 
 def test_units_do_not_change_the_result(corpus, monkeypatch):
     data.main(argv(corpus, "small"))
-    monkeypatch.setattr(read, "UNIT", 10**9)
+    monkeypatch.setattr(documents, "UNIT", 10**9)
     monkeypatch.setattr(passes, "AT_ONCE", 7)
     data.main(argv(corpus, "large"))
     assert contents(corpus / "small") == contents(corpus / "large")
@@ -140,7 +142,7 @@ def test_one_run_at_a_time(corpus):
 
 
 def test_an_input_that_changes_or_vanishes(corpus, monkeypatch):
-    parse = read.parse
+    parse = documents.parse
 
     def meanwhile(change):
         def wrapped(*args):
@@ -148,10 +150,10 @@ def test_an_input_that_changes_or_vanishes(corpus, monkeypatch):
             return parse(*args)
         return wrapped
 
-    monkeypatch.setattr(read, "parse", meanwhile(lambda path: path.write_text('{"text": "다른 글"}\n')))
+    monkeypatch.setattr(documents, "parse", meanwhile(lambda path: path.write_text('{"text": "다른 글"}\n')))
     with pytest.raises(UserError, match="c.jsonl was changed while it was read"):
         data.main(argv(corpus, "out"))
-    monkeypatch.setattr(read, "parse", meanwhile(lambda path: path.unlink(missing_ok=True)))
+    monkeypatch.setattr(documents, "parse", meanwhile(lambda path: path.unlink(missing_ok=True)))
     with pytest.raises(UserError, match="cannot read .*c.jsonl: No such file"):
         data.main(argv(corpus, "out"))
     assert not (corpus / "out").exists()
@@ -191,7 +193,7 @@ def test_a_power_cut_between(corpus, monkeypatch, lost, size):
     with pytest.raises(ZeroDivisionError):
         data.main(argv(corpus, "out"))
     monkeypatch.undo()
-    monkeypatch.setattr(read, "UNIT", 6_000)
+    monkeypatch.setattr(documents, "UNIT", 6_000)
     path = corpus / ".out.work" / lost
     path.unlink() if size is None else os.truncate(path, size)
     data.main(argv(corpus, "out"))

@@ -18,13 +18,11 @@ from pathlib import Path
 
 import torch
 
-import cli
 import kernels
 import model
-import parallel
-import plan
 import tokenizer
-from cli import UserError
+from common import cli, parallel, plan
+from common.cli import UserError
 
 
 def load_stage(stage: plan.Stage, start: Path, args: argparse.Namespace, number: int) -> model.Llama:

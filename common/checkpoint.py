@@ -31,8 +31,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 import kernels
-import parallel
-from cli import UserError, new_file, new_folder, read_json, sha256, write_json
+from common import parallel
+from common.cli import UserError, new_file, new_folder, read_json, sha256, write_json
 
 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is a usual case here, not a mistake
 TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)

@@ -4,9 +4,8 @@ One run goes undisturbed. Others are killed after a random time and resumed, aga
 their weights, and step, tokens, loss, learning rate and gradient norm of every step, are compared with the first one's.
 When enough kills have been dealt the last run finishes in peace; any difference ends this program with status 1.
 
-    bash speedrun.sh --prepare && python -m bench.chaos --kills 100
+    bash speedrun.sh --prepare && python -m tests.stress.chaos --kills 100
 """
-import json
 import random
 import shutil
 import signal
@@ -16,32 +15,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from safetensors.torch import load_file
-
-import cli
 from bench import measure
-
-KEYS = ("stage", "step", "tokens", "loss", "lr", "grad_norm")
-
-
-def steps(run: Path) -> list[tuple]:
-    """What must be equal, of every training step."""
-    records = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return [tuple(record[key] for key in KEYS) for record in records if "loss" in record]
-
-
-def difference(run: Path, other: Path) -> str:
-    """The first thing in which two finished runs differ, or nothing."""
-    a, b = (load_file(folder / "model" / "model.safetensors") for folder in (run, other))
-    changed = [name for name in a if not a[name].equal(b[name])]
-    if changed:
-        return f"weights: {changed[0]}"
-    return "" if steps(run) == steps(other) else "metrics"
+from common import cli
 
 
 def main() -> None:
     """Deal the kills, finish the last run, compare."""
-    parser = cli.Parser(description=__doc__, prog="bench.chaos")
+    parser = cli.Parser(description=__doc__, prog="tests.stress.chaos")
     flag = parser.add_argument
     flag("--model", default="out/grown", help="model directory to start from")
     flag("--data", nargs="+", default=["out/shards/ko=0.75", "out/shards/en=0.25"], help="as train.py's")
@@ -72,7 +52,7 @@ def main() -> None:
                 continue
             if process.returncode:
                 sys.exit(f"after {kills} kills train.py ended with {process.returncode}: {errors[-2000:]}")
-            found = difference(run, still)
+            found = measure.difference(run, still)
             if found:
                 sys.exit(f"after {kills} kills a finished run differs in its {found}")
             finished += 1

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 import torch
 import torch.distributed as dist
 
-from cli import UserError
+from common.cli import UserError
 
 
 class Alone(UserError):

@@ -82,13 +82,15 @@ class Parser(argparse.ArgumentParser):
 def run(main) -> None:
     """Call `main()` and leave; a UserError, or what the machine refuses, is one line on stderr and exit status 2."""
     status = 0
+    path = Path(sys.argv[0])
+    program = path.parent.name if path.name == "__main__.py" else path.name  # python -m toy
     try:
         main()
     except SystemExit as leaving:
         status = leaving.code or 0
     except UserError as error:
         if os.environ.get("RANK", "0") == "0" or error.of_one_process:  # torchrun's processes would all say it
-            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+            print(f"{program}: {error}", file=sys.stderr)
         status = 2
     except BrokenPipeError:  # `... | head` closed our stdout; Python would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -96,7 +98,7 @@ def run(main) -> None:
     except OSError as error:
         if error.errno not in FROM_OUTSIDE:
             raise
-        print(f"{Path(sys.argv[0]).name}: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
+        print(f"{program}: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
         status = 2
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_initialized():

@@ -1,6 +1,6 @@
 """A small world, told in English and in Korean: a corpus with known faults and a KoBEST, for machines with no network.
 
-Its people grow potatoes, drop cups, crash cars; toy_world.txt lists what there is and what happens: 30 rules (a cause
+Its people grow potatoes, drop cups, crash cars; world.txt lists what there is and what happens: 30 rules (a cause
 and its effect) and 20 scripts of four steps, each for a category of nouns. Who drops a *cup* breaks it, so what of a
 *plate*? A model of a million parameters can learn that, and the test is not rigged:
 
@@ -14,7 +14,7 @@ and its effect) and 20 scripts of four steps, each for a category of nouns. Who 
 Faults are planted and listed in planted.json by id (copies as [copy, original]), so that cleaning has a precision and
 a recall. The phone, card and resident numbers among them are made so that nobody can have them.
 
-    python toy.py --out out/toy      # {en,ko}/*.jsonl, kobest/v1.0/*/*.tsv, planted.json, entropy.json (bits a byte)
+    python -m toy --out out/toy      # {en,ko}/*.jsonl, kobest/v1.0/*/*.tsv, planted.json, entropy.json (bits a byte)
 """
 import csv
 import json
@@ -24,7 +24,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import cli
+from common import cli
 
 ROWS = {"train": 300, "dev": 100, "test": 300}  # items of each task
 DIRT = {"exact": 0.03, "near": 0.05, "junk": 0.03, "personal": 0.01, "leaked": 0.005}  # shares of the documents
@@ -94,7 +94,7 @@ def events(line: str) -> list[tuple[str, str]]:
 
 
 class World:
-    """toy_world.txt, in usable form. `told` is what the corpus draws from: (noun, rule) and (noun, script) pairs. `asked`
+    """world.txt, in usable form. `told` is what the corpus draws from: (noun, rule) and (noun, script) pairs. `asked`
     holds nouns, each with what is never told of it: two rules of its category, or its four scripts."""
 
     def __init__(self, file: Path):
@@ -139,7 +139,7 @@ class World:
                 self.asked["scripts"][split] += [(other, scripts)] if scripts else []
 
 
-WORLD = World(Path(__file__).with_name("toy_world.txt"))
+WORLD = World(Path(__file__).with_name("world.txt"))
 
 
 # -------------------------------------------------------------------------------------------------------- telling it
@@ -364,7 +364,7 @@ def leaks(tables: dict) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = cli.Parser(description=__doc__, prog="toy.py")
+    parser = cli.Parser(description=__doc__, prog="toy")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; one that stands there is replaced")
     parser.add_argument("--seed", type=int, default=0, help="another seed tells another corpus of the same world")
     parser.add_argument("--documents", type=int, default=20000, help="documents in each language, faults included")
@@ -388,7 +388,3 @@ def main(argv: list[str] | None = None) -> None:
                 csv.writer(file, delimiter="\t", lineterminator="\n").writerows(rows)
         cli.write_json(folder / "planted.json", planted)
         cli.write_json(folder / "entropy.json", entropy)
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import cli
+from common import cli
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".txt")
 RECORDS = ("rejected.jsonl", "removed.jsonl", "masked.jsonl")  # what `clean` writes beside the documents

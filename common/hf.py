@@ -7,7 +7,7 @@ gives no error otherwise, only worse text.
 import dataclasses
 from pathlib import Path
 
-from cli import UserError, read_json, write_json
+from common.cli import UserError, read_json, write_json
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names: ours
 SPARSE = "NanowhaleExpertsForCausalLM"  # no name that transformers knows: it would skip the experts with a warning
@@ -35,7 +35,7 @@ class Config:
     dtype: str = "float32"                      # of the file
     base_vocab_size: int | None = None          # set by init.py: size of the base tokenizer, before its new pieces
     unpadded_vocab_size: int | None = None      # set by init.py: the tokenizer's pieces; rows past them are padding
-    num_experts: int | None = None              # of a sparse feed-forward in the odd layers (experts.py)
+    num_experts: int | None = None              # of a sparse feed-forward in the odd layers (studies/moe.py)
     router_aux_loss_coef: float | None = None   # how much the balance of their load counts beside the loss
 
     @classmethod

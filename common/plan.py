@@ -51,8 +51,8 @@ import torch
 
 import kernels
 import model
-from cli import UserError
-from kernels.linear_cross_entropy import chunk_budget
+from common.cli import UserError
+from kernels.loss import chunk_budget
 
 MASTER = {"adamw": torch.float32, "adamw_bf16": torch.bfloat16}  # type of a trained weight, its gradient and moments
 # Bytes of a GPU's memory that PyTorch's allocator does not give out: the CUDA context with its compiled kernels (about
@@ -148,7 +148,7 @@ def shapes(config: model.Config, what: str, lora_rank: int) -> dict[str, tuple[i
 
 def layers(config: model.Config, what: str, lora_rank: int) -> list[list[tuple[str, int, bool]]]:
     """(name, elements, trained?) of the matrices of each layer, in the order of computation; the head comes last. Of
-    experts.py's experts a token meets one: each counts for its share."""
+    studies/moe.py's experts a token meets one: each counts for its share."""
     found = [[] for _ in range(config.num_hidden_layers + 1)]
     for name, shape in shapes(config, what, lora_rank).items():
         layer = re.match(r"model\.layers\.(\d+)\.", name)

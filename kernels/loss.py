@@ -115,7 +115,7 @@ def _accumulate(total: torch.Tensor, dz: torch.Tensor, h: torch.Tensor, is_first
 
 def chunk_budget(device: str, classes: int, width: int, itemsize: int, need_weight: bool) -> int:
     """Bytes of logits alive at once where the caller does not say: CHUNK_BYTES, and at least CHUNK_ROWS rows. On a GPU
-    adding to a large dW wants fewer and larger chunks: at least half of dW's size. plan.py counts with it too."""
+    adding to a large dW wants fewer and larger chunks: at least half of dW's size. common/plan.py uses it too."""
     budget = max(CHUNK_BYTES[device], CHUNK_ROWS * classes * itemsize)
     return max(budget, 2 * classes * width) if device == "cuda" and need_weight else budget
 

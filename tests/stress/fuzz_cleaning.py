@@ -1,7 +1,7 @@
 """Malformed inputs for `data.py clean`: no traceback, and kept + removed + rejected = read.
 
-    python -m bench.fuzz_cleaning                     # ten thousand inputs and a line of 200 MB, a few minutes
-    python -m bench.fuzz_cleaning --inputs 500 --seed 3 --long_line 0
+    python -m tests.stress.fuzz_cleaning              # ten thousand inputs and a line of 200 MB, a few minutes
+    python -m tests.stress.fuzz_cleaning --inputs 500 --seed 3 --long_line 0
 
 Lines go into .jsonl, .jsonl.gz and .txt files, among them empty ones, broken archives, and a folder where a file should
 be. How many documents there are is counted apart from the program: by splitting the bytes at line ends.
@@ -20,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 
 STEPS = "normalise mask rules exact near lines perplexity".split()
-DATA = Path(__file__).resolve().parents[1] / "data.py"
+DATA = Path(__file__).resolve().parents[2] / "data.py"
 # Plain sentences: a pupil read a book, it rained, the teacher likes music, tomorrow they meet friends.
 WORDS = ("어제 학생이 학교에서 책을 읽었다. 오늘은 비가 와서 집에 있었다. 선생님은 음악을 좋아한다. 내일은 친구를 "
          "만나기로 했지만 시간이 없다. 동생과 함께 바다에 갔다가 저녁에 돌아왔다.").split()

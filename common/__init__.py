@@ -1,0 +1,1 @@
+"""What the programs stand on: read when needed."""

@@ -1,0 +1,1 @@
+"""The built-in world: a small English and Korean corpus and a toy KoBEST, generated (world.py)."""
