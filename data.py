@@ -342,7 +342,7 @@ def bits_per_byte(llama, shards: Shards, seq_len: int, max_bytes: int = 1_000_00
                 row[:len(window)] = window
             loss, count = llama(*split(torch.from_numpy(tokens).to(device)))  # right padding: causal, needs no mask
             nats, n_tokens = nats + float(loss), n_tokens + int(count)
-    nats, n_tokens = parallel.total(nats, n_tokens)
+    nats, n_tokens = parallel.all_reduce_sum(nats, n_tokens)
     n_tokens = int(n_tokens)
     return {"bits_per_byte": nats / n_bytes / math.log(2), "loss": nats / n_tokens,
             "tokens": n_tokens, "bytes": n_bytes}

@@ -242,7 +242,7 @@ def loglikelihoods(llama: model.Llama, requests: list[Request], batch_tokens: in
     batches = plan(requests, llama.config.max_position_embeddings, batch_tokens)[parallel.rank()::parallel.size()]
     for batch in cli.progress(batches, name, " batches"):
         run(llama, batch, requests, batch_tokens, total)
-    return parallel.total(*total.tolist())      # each request was run by one rank, and is zero on the others
+    return parallel.all_reduce_sum(*total.tolist())  # each request was run by one rank, and is zero on the others
 
 
 def macro_f1(labels: list[int], predictions: list[int]) -> float:
@@ -354,7 +354,7 @@ def main(argv: list[str] | None = None) -> None:
         raise cli.UserError("--answer_only leaves the context out, and --shots are part of it; choose one")
     if args.out and args.out.is_dir():
         raise cli.UserError(f"--out {args.out} is a folder; name a file in it")
-    with parallel.together(args.device):
+    with parallel.process_group(args.device):
         score(args)
 
 

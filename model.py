@@ -46,7 +46,7 @@ class Linear(nn.Linear):
         return kernels.linear(x, self.weight.to(x.dtype))
 
 
-def merged(weight: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scale: float) -> torch.Tensor:
+def merge_lora(weight: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scale: float) -> torch.Tensor:
     """W + (alpha / rank) B A, summed in float32."""
     return weight.float() + scale * (B.float() @ A.float())
 
@@ -109,7 +109,7 @@ class Attention(nn.Module):
         self.v_proj = Linear(c.hidden_size, self.groups * self.width, bias=False)
         self.o_proj = Linear(self.heads * self.width, c.hidden_size, bias=False)
 
-    def forward(self, x, cos, sin, cache: Cache | None = None, keep=None):
+    def forward(self, x, cos, sin, cache: Cache | None = None, positions=None):
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, self.heads, self.width).transpose(1, 2)       # (B, H, T, E)
         k = self.k_proj(x).view(B, T, self.groups, self.width).transpose(1, 2)      # (B, K, T, E)
@@ -125,7 +125,7 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
                                                enable_gqa=self.heads != self.groups)
         y = y.transpose(1, 2).reshape(B, T, -1)
-        return self.o_proj(y if keep is None else y[keep])                          # (B, T, D), or (N, D)
+        return self.o_proj(y if positions is None else y[positions])                # (B, T, D), or (N, D)
 
 
 class MLP(nn.Module):
@@ -142,7 +142,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One layer: attention, then feed-forward, each on a normalised copy of the stream x and added back to it.
 
-    `keep` is an index of positions, (N,) sequences and (N,) places: only they come out, (N, D), which spares the last
+    `positions` is an index, (N,) sequences and (N,) places: only they come out, (N, D), which spares the last
     block the others. `again` drops attention's activations, to be computed again in the backward pass."""
 
     def __init__(self, c: Config, layer: int):
@@ -155,10 +155,10 @@ class Block(nn.Module):
             copies = [self.mlp, *(MLP(c) for _ in range(1, c.num_experts))]
             self.mlp = moe.Experts(copies, Linear(c.hidden_size, c.num_experts, bias=False))
 
-    def forward(self, x, cos, sin, cache: Cache | None = None, keep=None, again: bool = False):
-        attend = lambda x: self.self_attn(self.input_layernorm(x), cos, sin, cache, keep)
+    def forward(self, x, cos, sin, cache: Cache | None = None, positions=None, again: bool = False):
+        attend = lambda x: self.self_attn(self.input_layernorm(x), cos, sin, cache, positions)
         attended = checkpoint(attend, x, use_reentrant=False, preserve_rng_state=False) if again else attend(x)
-        normed, x = self.post_attention_layernorm(attended, x if keep is None else x[keep])
+        normed, x = self.post_attention_layernorm(attended, x if positions is None else x[positions])
         return x + self.mlp(normed)                                                 # the norm gave x + attended back
 
 
@@ -209,8 +209,9 @@ class Llama(nn.Module):
             self._rope = angles.cos(), angles.sin()
         return self._rope[0][start:end], self._rope[1][start:end]
 
-    def hidden(self, tokens: torch.Tensor, cache: Cache | None = None, keep=None) -> torch.Tensor:
-        """tokens (B, T) → the head's input, (B, T, D), or (N, D) of an index `keep` into (B, T). A cache grows by T."""
+    def hidden(self, tokens: torch.Tensor, cache: Cache | None = None, positions=None) -> torch.Tensor:
+        """tokens (B, T) → the head's input, (B, T, D), or (N, D) of an index `positions` into (B, T).
+        A cache grows by T."""
         start = cache.used if cache else 0
         x = self.model.embed_tokens(tokens).to(self.compute_dtype)
         cos, sin = self.rope_tables(start, start + tokens.shape[1], x.device)
@@ -219,7 +220,7 @@ class Llama(nn.Module):
             if trains and self.recompute == "full":  # below what is trained nothing is kept that could be dropped
                 x = checkpoint(block, x, cos, sin, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, cos, sin, cache, keep if block is self.model.layers[-1] else None,
+                x = block(x, cos, sin, cache, positions if block is self.model.layers[-1] else None,
                           trains and self.recompute == "attention")
         if cache:
             cache.used += tokens.shape[1]
@@ -269,7 +270,7 @@ def _matrices(llama: Llama) -> Iterator[tuple[nn.Module, str, Linear]]:
                 yield part, name, layer
 
 
-def _give(llama: Llama, name: str, part: torch.Tensor) -> None:
+def assign(llama: Llama, name: str, part: torch.Tensor) -> None:
     """Put `part` (this process's rows) into the place of parameter `name`."""
     owner, _, leaf = name.rpartition(".")
     module = llama.get_submodule(owner)
@@ -285,7 +286,7 @@ def start_lora(llama: Llama, device: str, seed: int) -> None:
             (first, last), start = parallel.rows(p), torch.zeros(p.shape)
             if name.endswith("lora_A"):
                 nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
-            _give(llama, name, start[first:last].to(device=device, dtype=p.dtype))
+            assign(llama, name, start[first:last].to(device=device, dtype=p.dtype))
 
 
 def add_lora(llama: Llama, rank: int, alpha: float, dtype: torch.dtype = torch.float32) -> None:
@@ -314,7 +315,7 @@ def _open(file: Path) -> safe_open:
         raise UserError(f"cannot read {file}: {error}; is it missing or cut short?") from None
 
 
-def reader(folder: str | Path) -> Callable[[str], torch.Tensor]:
+def open_tensors(folder: str | Path) -> Callable[[str], torch.Tensor]:
     """A function that reads one tensor of a model directory, by its name."""
     files = _files(Path(folder))
     opened = {file: _open(file) for file in set(files.values())}
@@ -322,11 +323,11 @@ def reader(folder: str | Path) -> Callable[[str], torch.Tensor]:
 
 
 def load(folder: str | Path, device: str = "cpu", dtype: torch.dtype | Callable[[str], torch.dtype] = torch.float32,
-         prepare: Callable[[Llama], None] = lambda llama: None) -> Llama:
+         before_load: Callable[[Llama], None] = lambda llama: None) -> Llama:
     """Read a model directory, tensor by tensor to its place. `dtype` may be a function of the parameter's name.
 
-    `prepare` is called with the model while it has no memory yet (meta tensors of the right types): it may add a LoRA,
-    freeze parameters, shard. Of a sharded parameter each process reads its own rows only.
+    `before_load` is called with the model while it has no memory yet (meta tensors of the right types): it may add a
+    LoRA, freeze parameters, shard. Of a sharded parameter each process reads its own rows only.
     UserError names a key that is missing, unknown or of the wrong shape: nothing is skipped in silence.
     """
     folder = Path(folder)
@@ -344,7 +345,7 @@ def load(folder: str | Path, device: str = "cpu", dtype: torch.dtype | Callable[
                         "another model than the weights")
     for name, meta in wanted.items():
         meta.data = meta.data.to(dtype(name) if callable(dtype) else dtype)
-    prepare(llama)
+    before_load(llama)
     opened, kinds = {file: _open(file) for file in set(files.values())}, set()
     for name, meta in progress([(k, p) for k, p in llama.named_parameters() if k in wanted], f"reading {folder}"):
         if name not in opened[files[name]].keys():
@@ -355,7 +356,7 @@ def load(folder: str | Path, device: str = "cpu", dtype: torch.dtype | Callable[
             raise UserError(f"{files[name]}: {name} has shape {tuple(piece.get_shape())}, config.json says "
                             f"{tuple(meta.shape)}; was the vocabulary grown without its embedding? (init.py does both)")
         first, last = parallel.rows(meta)
-        _give(llama, name, piece[first:last].to(device=device, dtype=meta.dtype))
+        assign(llama, name, piece[first:last].to(device=device, dtype=meta.dtype))
     if kinds - set(DTYPES):
         raise UserError(f"{folder} holds tensors of type {', '.join(kinds - set(DTYPES))}; quantised models cannot be "
                         "read")

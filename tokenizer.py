@@ -147,7 +147,7 @@ def hangul_counts(documents: Iterable[str]) -> Counter:
     return Counter(run for text in documents for run in HANGUL_RUN.findall(" " + text))
 
 
-def frequent(raw: bytes, runs: Counter, size: int, least: int) -> bytes:
+def prune(raw: bytes, runs: Counter, size: int, least: int) -> bytes:
     """Cut a model to the first `size` pieces of Hangul that occur `least` times in the runs, as do then their parts."""
     pieces, found = {p.text: p for p in parse(raw)[0] if HANGUL_PIECE.fullmatch(p.text)}, Counter()
     for word, n in cli.progress([(run.replace(" ", "▁"), n) for run, n in runs.items()], "count pieces", " runs"):
@@ -157,7 +157,7 @@ def frequent(raw: bytes, runs: Counter, size: int, least: int) -> bytes:
     often = [piece for text, piece in pieces.items() if found[text] >= least]
     if len(often) < size:
         raise cli.UserError(f"--min_count {least}: only {len(often)} pieces of the first {len(pieces)} occur as often")
-    keep = {"<unk>", "▁", *(piece.text for piece in smaller(often, size))}
+    keep = {"<unk>", "▁", *(piece.text for piece in truncated(often, size))}
     return b"".join(field(key, value) for key, value in fields(raw) if key != PIECES or dict(fields(
         value))[1].decode() in keep) + field(TRAINER, field(VOCAB_SIZE, len(keep)))
 
@@ -194,11 +194,11 @@ def train(inputs: list[str], vocab_size: int, text: str, character_coverage: flo
     except RuntimeError as error:
         raise cli.UserError(f"--vocab_size {vocab_size} or --character_coverage misfits the corpus; SentencePiece "
                             f"(its size: {options['vocab_size']}) says: {str(error).partition(') ')[2]}") from None
-    return frequent(out.getvalue(), runs, vocab_size, min_count) if min_count > 1 else out.getvalue()
+    return prune(out.getvalue(), runs, vocab_size, min_count) if min_count > 1 else out.getvalue()
 
 
 # ---- Merge ---------------------------------------------------------------------------------------------------------
-def smaller(pieces: list[Piece], size: int) -> list[Piece]:
+def truncated(pieces: list[Piece], size: int) -> list[Piece]:
     """The Hangul pieces that a model of `size` of them would have had, from a larger model: BPE files its merges in the
     order in which it learns them, *then* the single characters. So the last merges go and the characters stay."""
     hangul = [piece for piece in pieces if HANGUL_PIECE.fullmatch(piece.text)]
@@ -373,7 +373,7 @@ def main(argv: list[str] | None = None) -> None:
             raise cli.UserError("--sizes and --korean go together: the sizes are cut from that Korean model")
         models = {path: read(path) for path in args.tokenizers}
         for size in sorted(set(args.sizes)):
-            raw = merge(models[args.tokenizers[0]], smaller(read(args.korean).pieces, size))
+            raw = merge(models[args.tokenizers[0]], truncated(read(args.korean).pieces, size))
             models[f"{size} pieces"] = Model(raw, parse(raw)[0], processor(raw))
         result = {"settings": settings, "tokenizers": report(models, args.input)}
         if len(rows := dict(list(result["tokenizers"].items())[len(args.tokenizers):])) > 2:

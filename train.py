@@ -79,7 +79,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     flag("--eval_bytes", type=int, default=1_000_000, help="bytes of validation text, at most, of each source")
     flag("--save_every", type=int, default=500, help="steps between checkpoints")
     flag("--keep", type=int, default=2, help="newest checkpoints kept")
-    flag("--checkpoint", default="none", choices=["none", "attention", "full"],
+    flag("--recompute", default="none", choices=["none", "attention", "full"],
          help="activations that are computed again instead of kept: attention's, or all inside a block")
     flag("--compile", action="store_true", help="torch.compile each block: a minute at the start, faster steps")
     flag("--kernels", default="auto", choices=["auto", *kernels.IMPLEMENTATIONS], help="implementation of kernels/")
@@ -237,7 +237,7 @@ def batches(loader: data.Loader, n: int, windows: int, device: str) -> Iterator[
     mine = slice(parallel.rank() * share, (parallel.rank() + 1) * share)
     for _ in range(n):
         rows, origin = loader.next(windows, mine)                                   # (share, seq_len + 1)
-        count = max(1, parallel.total((rows[:, 1:] < data.GIVEN).sum())[0])
+        count = max(1, parallel.all_reduce_sum((rows[:, 1:] < data.GIVEN).sum())[0])
         rows = torch.from_numpy(rows)
         rows = rows.pin_memory().to(device, non_blocking=True) if device == "cuda" else rows
         yield rows, origin, count, loader.state_dict()
@@ -284,7 +284,7 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
     flops = [plan.flops_per_token(llama.config, stage.what, args.lora_rank, args.seq_len, recompute)
              for recompute in ("none", llama.recompute)]
     peak = plan.matmul_rate(args.device, getattr(torch, args.dtype)) * parallel.size()
-    found, first = parallel.broadcast(parallel.first(lambda: args.resume and checkpoint.newest(run, number))), 0
+    found, first = parallel.broadcast(parallel.on_rank_zero(lambda: args.resume and checkpoint.newest(run, number))), 0
     if found:
         folder, counters = found
         checkpoint.load(folder, llama, optimizer)
@@ -293,7 +293,7 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
         say(f"going on from {folder}")
     else:
         loader.schedule.begin(steps * windows)
-    parallel.first(lambda: checkpoint.rewind_metrics(metrics, number, first if first else -1))
+    parallel.on_rank_zero(lambda: checkpoint.rewind_metrics(metrics, number, first if first else -1))
 
     def log(record: dict) -> None:
         if parallel.rank() == 0:
@@ -325,7 +325,8 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
         updates.apply(not_finite)
         batch = next(upcoming, None)
         mean_loss, grad_norm = read_figures()                                       # the step's one wait
-        mean_loss, stopping = parallel.total(mean_loss / count, stop.asked)  # a signal may reach one process only
+        # A signal may reach one process only.
+        mean_loss, stopping = parallel.all_reduce_sum(mean_loss / count, stop.asked)
         if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
             bar.close()
             raise UserError(f"stage {number} step {step + 1}: loss {mean_loss}, gradient norm {grad_norm}; the cause "
@@ -365,7 +366,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = cli.settings(args)
     windows, micro, n = args.batch_tokens // args.seq_len, micro_batch(args), processes(args)
     say(plan.table(config, stages, args.lora_rank, args.seq_len, getattr(torch, args.dtype), args.optimizer,
-                   micro_batch=micro, accumulation=windows // (micro * n), world_size=n, recompute=args.checkpoint,
+                   micro_batch=micro, accumulation=windows // (micro * n), world_size=n, recompute=args.recompute,
                    device=args.device, update_in_backward=args.update_in_backward))
     if args.plan:
         return
@@ -388,7 +389,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.use_deterministic_algorithms(args.deterministic)
     loader = data.Loader(list(shards.values()), weights, args.seq_len, args.seed, args.order == "as_packed")
     tokens = 0
-    with parallel.together(args.device), checkpoint.lock(run), checkpoint.StopSignal() as stop:
+    with parallel.process_group(args.device), checkpoint.lock(run), checkpoint.StopSignal() as stop:
         start = begin(args, run)
 
         def note():
@@ -396,7 +397,7 @@ def main(argv: list[str] | None = None) -> None:
             checkpoint.check_inputs(run, inputs, resumed=bool(args.resume))
             cli.write_json(run / "config.json", {k: v for k, v in settings.items() if k not in NOT_SAVED})
 
-        parallel.first(note)
+        parallel.on_rank_zero(note)
         for number, stage in enumerate(stages, 1):
             folder = run / "stages" / f"{number}-{stage.what}"
             if parallel.broadcast(folder.exists()):  # finished before this run was stopped
@@ -406,7 +407,7 @@ def main(argv: list[str] | None = None) -> None:
             else:
                 tokens = train_stage(number, stage, start, run, shards, loader, sp, args, stop, tokens)
             start = folder
-            if parallel.total(stop.asked)[0] and number < len(stages):
+            if parallel.all_reduce_sum(stop.asked)[0] and number < len(stages):
                 return say(f"stopped after stage {number}; go on with: train.py --resume {run}")
         publish(start, run)
     say(f"{tokens:,} tokens trained; the model is in {run / 'model'}")

@@ -453,7 +453,7 @@ def settings_of(case: Case, sizes: Sizes) -> argparse.Namespace:
         dtype=name_of(sizes.dtype),
         optimizer=OPTIMIZER,
         lr=LEARNING_RATE,
-        checkpoint=case.recompute,
+        recompute=case.recompute,
         compile=case.compile,
         backend="inductor" if sizes.device == "cuda" else "aot_eager",
         update_in_backward=case.update_in_backward,

@@ -3,7 +3,7 @@ r"""A training step: tokens per second, utilisation, peak memory, and where the 
     python -m bench.train_step --device cpu                          # base-en's body and a vocabulary of 49k
     python -m bench.train_step --shapes 1.1B 8B --stages embed odd lora full              # on a GPU
     python -m bench.train_step --shapes 10.7B --stages embed odd lora full --optimizer adamw_bf16 --batch 1 \
-        --seq_len 4096 --against [--checkpoint full --update_in_backward: inside 80 GB]   # on a large one
+        --seq_len 4096 --against [--recompute full --update_in_backward: inside 80 GB]   # on a large one
 
 Every contender has the same shapes, batch, dtype, threads and fused AdamW, and a process of its own that times itself.
 On a CPU the contenders take turns; on a GPU they come one after the other, so that each has all of its memory.
@@ -86,7 +86,7 @@ def ours(config: model.Config, stage: str, args, shard: bool = False) -> Callabl
             else:
                 mine.fill_(1)
     llama.compute_dtype = dtype
-    llama.recompute = args.checkpoint
+    llama.recompute = args.recompute
     return Step(llama, lambda x, y: llama(x, y)[0], stage, args, args.update_in_backward)
 
 
@@ -100,7 +100,7 @@ def theirs(config: model.Config, stage: str, args, liger: bool = False) -> Calla
     if liger:
         from liger_kernel.transformers import apply_liger_kernel_to_llama
         apply_liger_kernel_to_llama(model=llama)
-    if args.checkpoint == "full":
+    if args.recompute == "full":
         llama.gradient_checkpointing_enable()
     for name, p in llama.named_parameters():
         p.requires_grad_(bool(plan.is_trained(name, stage)))
@@ -289,7 +289,7 @@ def rows_of(shape: str, vocabulary: int, stage: str, args) -> Iterator[dict]:
     if stage == "lora":
         names = [who for who in names if "transformers" not in who]  # it has no LoRA of its own
     useful = plan.flops_per_token(config, stage, lora_rank, args.seq_len)
-    executed = plan.flops_per_token(config, stage, lora_rank, args.seq_len, args.checkpoint)
+    executed = plan.flops_per_token(config, stage, lora_rank, args.seq_len, args.recompute)
     tokens = args.batch * args.accumulation * args.seq_len
     mine = None
     rate = plan.matmul_rate(args.device, getattr(torch, args.dtype))
@@ -304,7 +304,7 @@ def rows_of(shape: str, vocabulary: int, stage: str, args) -> Iterator[dict]:
         if args.device == "cuda":
             cost = plan.cost(config, plan.Stage(stage, 1, args.lr), lora_rank, args.seq_len,
                              getattr(torch, args.dtype), args.optimizer, micro_batch=args.batch, device="cuda",
-                             accumulation=args.accumulation, recompute=args.checkpoint,
+                             accumulation=args.accumulation, recompute=args.recompute,
                              update_in_backward=args.update_in_backward)
             row["peak GB"] = answer["peak"]
             row["planned GB"] = cost["peak"] / 1e9 if who == "nanowhale" else None
@@ -326,7 +326,7 @@ def main() -> None:
     flag("--seq_len", type=int, default=512, help="tokens per window")
     flag("--optimizer", default="adamw", choices=list(plan.MASTER), help="nanowhale's; the others have fused AdamW")
     flag("--lr", type=float, default=1e-5, help="learning rate, constant")
-    flag("--checkpoint", default="none", choices=["none", "attention", "full"], help="activations computed again")
+    flag("--recompute", default="none", choices=["none", "attention", "full"], help="activations computed again")
     flag("--update_in_backward", action="store_true", help="nanowhale's gradients are used as soon as they exist")
     flag("--compile", action="store_true", help="torch.compile nanowhale's blocks")
     flag("--runs", type=int, default=5, help="turns")
@@ -338,7 +338,7 @@ def main() -> None:
     cli.set_device(args)
     args.threads = torch.get_num_threads()
     multiprocessing.set_start_method("spawn")
-    said = ("batch", "accumulation", "seq_len", "dtype", "optimizer", "checkpoint", "update_in_backward", "compile",
+    said = ("batch", "accumulation", "seq_len", "dtype", "optimizer", "recompute", "update_in_backward", "compile",
             "runs")
     conditions = measure.machine("transformers", "liger-kernel") | {name: getattr(args, name) for name in said}
     device = (conditions["gpu"] or "cpu").replace(" ", "-")

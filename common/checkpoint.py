@@ -74,7 +74,7 @@ def lock(run: Path):
                 shutil.rmtree(leftover, ignore_errors=True)
         return file
 
-    with parallel.first(take) or contextlib.nullcontext():
+    with parallel.on_rank_zero(take) or contextlib.nullcontext():
         yield
 
 
@@ -97,7 +97,7 @@ def save(run: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer, co
     parameters, moments = get_state_dict(llama, optimizer, options=TRAINED_ONLY)
     try:
         with contextlib.ExitStack() as writing:
-            temporary = parallel.first(lambda: writing.enter_context(new_folder(folder)))
+            temporary = parallel.on_rank_zero(lambda: writing.enter_context(new_folder(folder)))
             temporary = parallel.broadcast(temporary)
             dcp.save({"parameters": parameters, "optimizer": moments}, checkpoint_id=temporary,
                      no_dist=parallel.size() == 1)
@@ -107,14 +107,14 @@ def save(run: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer, co
                 write_json(temporary / "counters.json", {**counters, "files": hashes})
                 writing.close()  # renames it
 
-            parallel.first(seal)
+            parallel.on_rank_zero(seal)
     except (OSError, CheckpointException) as error:  # the latter hides the system's own words behind torch's
         reason = str(error).strip().split("\n")[-1]
         raise UserError(f"cannot write checkpoint {folder}; is the disk full? ({reason}) The ones before it are whole, "
                         f"and --resume {run} goes on from the newest") from None
 
     # the one written now stays, even below a newer broken one
-    parallel.first(lambda: [shutil.rmtree(old) for old in [p for p in find(run) if p != folder][keep - 1:]])
+    parallel.on_rank_zero(lambda: [shutil.rmtree(old) for old in [p for p in find(run) if p != folder][keep - 1:]])
     return folder
 
 

@@ -37,8 +37,8 @@ def size() -> int:
 
 
 @contextlib.contextmanager
-def together(device: str):
-    """`with together(device):` meet the other processes, if torchrun started several; choose this one's GPU; leave
+def process_group(device: str):
+    """`with process_group(device):` meet the other processes, if torchrun started several; choose this one's GPU; leave
     together. A communication that fails becomes one line: PyTorch's error is about sockets, not the run."""
     if device == "cuda" and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > torch.cuda.device_count():
         raise UserError(f"more processes than the {torch.cuda.device_count()} GPUs of this machine; start one for each")
@@ -53,7 +53,7 @@ def together(device: str):
         if size() > 1:
             broadcast(None)  # who leaves early would look like one that died; then cli.run ends this process
     except torch.OutOfMemoryError as error:
-        raise Alone("the GPU's memory is full: a smaller --micro_batch, --checkpoint full, --optimizer adamw_bf16 and "
+        raise Alone("the GPU's memory is full: a smaller --micro_batch, --recompute full, --optimizer adamw_bf16 and "
                     "--update_in_backward need less, and train.py --plan says how much "
                     f"({str(error).splitlines()[0][:200]})") from None
     except RuntimeError as error:
@@ -64,7 +64,7 @@ def together(device: str):
                     f"train.py --resume goes on from the newest ({str(error).strip().splitlines()[0][:200]})") from None
 
 
-def first(work: Callable):
+def on_rank_zero(work: Callable):
     """What work() returns, in the first process; None in the others, which wait for it. If it fails there, all stop,
     and the first process alone says why."""
     value = failed = None
@@ -78,7 +78,7 @@ def first(work: Callable):
     return value
 
 
-def total(*values: float) -> list[float]:
+def all_reduce_sum(*values: float) -> list[float]:
     """The sums of these numbers over all processes, in float64."""
     if size() == 1:
         return list(values)
@@ -139,7 +139,7 @@ def local(x: torch.Tensor) -> torch.Tensor:
     return x.to_local() if hasattr(x, "to_local") else x
 
 
-def whole(x: torch.Tensor) -> torch.Tensor:
+def full_tensor(x: torch.Tensor) -> torch.Tensor:
     """A sharded tensor gathered (every process takes part); another one as it is."""
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 

@@ -30,7 +30,8 @@ def load_stage(stage: plan.Stage, start: Path, args: argparse.Namespace, number:
     frozen ones in the compute type."""
     compute, master = getattr(torch, args.dtype), plan.MASTER[args.optimizer]
 
-    def prepare(llama: model.Llama) -> None:  # before there is memory: of what is sharded only a share ever gets any
+    # Before there is memory: of what is sharded only a share ever gets any.
+    def before_load(llama: model.Llama) -> None:
         if "lora" in stage.parts:
             model.add_lora(llama, args.lora_rank, args.lora_alpha, master)
         for name, p in llama.named_parameters():
@@ -42,9 +43,9 @@ def load_stage(stage: plan.Stage, start: Path, args: argparse.Namespace, number:
             parallel.shard(llama, compute)
 
     dtype = lambda name: master if plan.is_trained(name, stage.what) else compute
-    llama = model.load(start, args.device, dtype, prepare)
+    llama = model.load(start, args.device, dtype, before_load)
     model.start_lora(llama, args.device, args.seed + number)
-    llama.compute_dtype, llama.recompute = compute, args.checkpoint
+    llama.compute_dtype, llama.recompute = compute, args.recompute
     return llama
 
 
@@ -98,7 +99,7 @@ class Updates:
                 mask_old_rows(self.llama, p)
         gradients = [p.grad for p in parameters if p.grad is not None]
         norms = torch._foreach_norm(gradients, 2, torch.float32)  # get_total_norm's would be bfloat16 where these are
-        norm = parallel.whole(torch.stack(norms).norm())
+        norm = parallel.full_tensor(torch.stack(norms).norm())
         if self.limit < math.inf:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.limit, norm)
         return norm
@@ -123,20 +124,20 @@ def finish(llama: model.Llama, stage: plan.Stage, start: Path, folder: Path, arg
     """Write a stage's model directory, tensor by tensor: there is no second copy of the model. Frozen weights come from
     the start directory, not from their copies in the compute type, so that they pass through every stage unchanged; a
     LoRA is added to them in float32, rounded once."""
-    read, trained = model.reader(start), {name: p for name, p in llama.named_parameters() if p.requires_grad}
+    read, trained = model.open_tensors(start), {name: p for name, p in llama.named_parameters() if p.requires_grad}
     old = llama.config.base_vocab_size if "new_rows" in stage.parts else 0
     left = iter([name for name, _ in llama.named_parameters() if not name.endswith(("lora_A", "lora_B"))])
 
     def gather(name: str) -> list[torch.Tensor]:  # every process takes part
         prefix = name.removesuffix("weight")
-        return [parallel.whole(trained[part]).detach() for part in (name, prefix + "lora_A", prefix + "lora_B")
+        return [parallel.full_tensor(trained[part]).detach() for part in (name, prefix + "lora_A", prefix + "lora_B")
                 if part in trained]
 
     def stream():
         for name in left:
             parts = [part.cpu() for part in gather(name)]
             if len(parts) == 2:
-                parts = [model.merged(read(name), *parts, args.lora_alpha / args.lora_rank)]
+                parts = [model.merge_lora(read(name), *parts, args.lora_alpha / args.lora_rank)]
             elif parts and old and name in plan.TABLES:  # what new_rows does not train does not even pass through it
                 start_rows = read(name)
                 parts = [torch.cat((start_rows[:old], parts[0][old:].to(start_rows.dtype)))]
@@ -154,7 +155,7 @@ def finish(llama: model.Llama, stage: plan.Stage, start: Path, folder: Path, arg
 
     for name in left if parallel.rank() > 0 else ():
         gather(name)
-    parallel.first(write)
+    parallel.on_rank_zero(write)
 
 
 def link(source: Path, target: Path) -> None:
@@ -173,7 +174,7 @@ def publish(start: Path, run: Path) -> None:
                 if file.name != "training_state.json":
                     link(file, temporary / file.name)
 
-    parallel.first(write)
+    parallel.on_rank_zero(write)
 
 
 def begin(args: argparse.Namespace, run: Path) -> Path:
@@ -195,5 +196,5 @@ def begin(args: argparse.Namespace, run: Path) -> Path:
             model.save(llama, temporary)
             tokenizer.save(args.tokenizer, temporary)
 
-    parallel.first(write)
+    parallel.on_rank_zero(write)
     return start

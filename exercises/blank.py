@@ -37,7 +37,7 @@ WEEKS: dict[int, dict[str, dict[str, str]]] = {  # {week: {file: {function or Cl
             "detectable": "for each file, the items with a field that the check can find, and all items"}},
     2: {"tokenizer.py": {
             "hangul_counts": "count the Hangul runs, each with the blank before it",
-            "smaller": "drop the last merges, keep the characters",
+            "truncated": "drop the last merges, keep the characters",
             "merge": "append the new Hangul pieces with scores that go on below the base's lowest rank",
             "ranked_merges": "every split of every piece into two pieces, best score first"}},
     3: {"init.py": {

@@ -68,22 +68,22 @@ def test_no_hangul_is_lost():
     assert sum(len(run.strip()) * n for run, n in counts.items()) == sum("가" <= c <= "힣" for c in "".join(texts))
 
 
-# ------------------------------------------------------------------------------------------------------- 2. smaller
+# ------------------------------------------------------------------------------------------------------- 2. truncated
 
 def test_the_last_merges_go_and_the_characters_stay():
-    found = tokenizer.smaller(pieces("<unk>", "나라", "▁이", "이나", "▁", "나", "라", "이"), 4)
+    found = tokenizer.truncated(pieces("<unk>", "나라", "▁이", "이나", "▁", "나", "라", "이"), 4)
     assert [piece.text for piece in found] == ["나라", "나", "라", "이"]  # 'country', and its letters and one more
 
 
 def test_it_is_the_model_that_training_at_that_size_gives(korean):
     direct = [p.text for p in train(900).pieces if p.text not in ("<unk>", "▁")]
-    assert [p.text for p in tokenizer.smaller(korean.pieces, 900)] == direct
+    assert [p.text for p in tokenizer.truncated(korean.pieces, 900)] == direct
 
 
 def test_a_size_that_cannot_be_is_refused():
     for size in (2, 5):  # less than the characters; more than there are
         with pytest.raises(cli.UserError):
-            tokenizer.smaller(pieces("나라", "나", "라", "이"), size)
+            tokenizer.truncated(pieces("나라", "나", "라", "이"), size)
 
 
 # --------------------------------------------------------------------------------------------------------- 3. merge

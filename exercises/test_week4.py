@@ -155,8 +155,8 @@ def test_a_cache_fills_from_the_left_layer_by_layer():
 
 def test_only_the_positions_that_are_asked_for_come_out():
     llama, tokens = tiny(), sentence()
-    keep = torch.tensor([0, 1, 1]), torch.tensor([3, 0, 11])
-    same(llama.hidden(tokens, keep=keep), llama.hidden(tokens)[keep])
+    positions = torch.tensor([0, 1, 1]), torch.tensor([3, 0, 11])
+    same(llama.hidden(tokens, positions=positions), llama.hidden(tokens)[positions])
 
 
 def test_generating_with_a_cache_takes_the_tokens_that_whole_passes_take():

@@ -104,7 +104,7 @@ WRONG = {
     "nothing to draw from at the end": (TRAIN + "--data {w}/shards/ko=1:0", "no source is left"),
     "an unknown order": (TRAIN + "--order sorted", "as_packed"),
     "an unknown optimizer": (TRAIN + "--optimizer sgd", "adamw_bf16"),
-    "an unknown part to recompute": (TRAIN + "--checkpoint most", "attention"),
+    "an unknown part to recompute": (TRAIN + "--recompute most", "attention"),
     "unknown kernels": (TRAIN + "--kernels cuda", "triton"),
     "an update before all gradients are there": (TRAIN + "--update_in_backward --micro_batch 1",
                                                  "--micro_batch 16"),

@@ -166,7 +166,7 @@ def test_a_lora_joins_every_expert_and_merges():
         for name, p in plain.named_parameters():
             parts = [loras[name.removesuffix("weight") + part] for part in ("lora_A", "lora_B") if
                      name.removesuffix("weight") + part in loras]
-            p.copy_(model.merged(p, *parts, 1.0) if parts else p)
+            p.copy_(model.merge_lora(p, *parts, 1.0) if parts else p)
         torch.testing.assert_close(plain(x), llama(x), rtol=1e-3, atol=1e-3)
 
 

@@ -112,12 +112,12 @@ def test_lora_changes_nothing_at_step_zero_and_merges_exactly():
             p.data.normal_(std=0.1)
     layer = llama.model.layers[0].mlp.up_proj
     by_hand = layer.weight.double() + 8 / 4 * layer.lora_B.double() @ layer.lora_A.double()
-    assert (model.merged(layer.weight, layer.lora_A, layer.lora_B, layer.scale) - by_hand).abs().max() < 1e-6
+    assert (model.merge_lora(layer.weight, layer.lora_A, layer.lora_B, layer.scale) - by_hand).abs().max() < 1e-6
     beside = llama(tokens)
     assert (beside - before).abs().max() > 0.1
     for name, part in llama.named_modules():
         if isinstance(part, model.LoRALinear):
-            whole.get_submodule(name).weight.data = model.merged(part.weight, part.lora_A, part.lora_B, part.scale)
+            whole.get_submodule(name).weight.data = model.merge_lora(part.weight, part.lora_A, part.lora_B, part.scale)
     assert torch.allclose(whole(tokens), beside, atol=1e-3 * beside.abs().max().item())
 
 

@@ -184,8 +184,8 @@ def test_a_smaller_size_is_the_model_that_would_have_been_trained(tmp_path):
         raw = tokenizer.train([str(tmp_path / "ko.jsonl")], size, "hangul", 1.0)
         models[size] = tokenizer.parse(raw)[0]
     texts = lambda pieces: [p.text for p in pieces]
-    assert texts(tokenizer.smaller(models[150], 60)) == texts(tokenizer.smaller(models[60], 60))
-    assert texts(tokenizer.smaller(models[150], 150)) == [p.text for p in models[150] if p.text not in ("<unk>", "▁")]
+    assert texts(tokenizer.truncated(models[150], 60)) == texts(tokenizer.truncated(models[60], 60))
+    assert texts(tokenizer.truncated(models[150], 150)) == [p.text for p in models[150] if p.text not in ("<unk>", "▁")]
 
 
 def pieces_of(raw: bytes) -> list[str]:

@@ -62,13 +62,13 @@ def test_masters_are_float32_under_bfloat16_compute(world, tmp_path):
 
 def test_recomputation_changes_nothing_but_memory(world, tmp_path):
     for mode in ("none", "attention", "full"):
-        train.main(flags(world, tmp_path / mode, "full:640:1e-3", more=["--checkpoint", mode]))
+        train.main(flags(world, tmp_path / mode, "full:640:1e-3", more=["--recompute", mode]))
     assert exact(tmp_path / "none") == exact(tmp_path / "full") == exact(tmp_path / "attention")
 
 
 @pytest.mark.slow
 def test_compiled_blocks_train_the_same(world, tmp_path):
-    all_at_once = ["--clip", "0", "--checkpoint", "full", "--update_in_backward", "--micro_batch", "4"]
+    all_at_once = ["--clip", "0", "--recompute", "full", "--update_in_backward", "--micro_batch", "4"]
     for i, more in enumerate(([], ["--compile"], ["--compile", *all_at_once])):
         train.main(flags(world, tmp_path / str(i), "odd:640:1e-4", "lora:640:1e-4", more=["--clip", "0", *more]))
     plain, *compiled = (exact(tmp_path / run) for run in "012")
@@ -77,8 +77,8 @@ def test_compiled_blocks_train_the_same(world, tmp_path):
             assert a == pytest.approx(b, abs=1e-5)
 
 
-@pytest.mark.parametrize("more", [[], ["--optimizer", "adamw_bf16"], ["--checkpoint", "full"], ["--dtype", "bfloat16"],
-                                  ["--optimizer", "adamw_bf16", "--checkpoint", "attention", "--dtype", "bfloat16"]],
+@pytest.mark.parametrize("more", [[], ["--optimizer", "adamw_bf16"], ["--recompute", "full"], ["--dtype", "bfloat16"],
+                                  ["--optimizer", "adamw_bf16", "--recompute", "attention", "--dtype", "bfloat16"]],
                          ids=" ".join)
 def test_updates_in_the_backward_pass_are_those_after_it(more, world, tmp_path):
     """Without clipping the order of updates changes nothing: the same bits, LoRA and old rows included."""
@@ -100,7 +100,7 @@ def test_updates_in_the_backward_pass_are_those_after_it(more, world, tmp_path):
 
 def test_a_stage_leaves_nothing_behind(world):
     args = argparse.Namespace(dtype="float32", optimizer="adamw", compile=False, device="cpu", seed=0, clip=1.0,
-                              checkpoint="none", weight_decay=0.1, betas=[0.9, 0.95], update_in_backward=True)
+                              recompute="none", weight_decay=0.1, betas=[0.9, 0.95], update_in_backward=True)
     stage = plan.parse_stage("full:1k:1e-2")
     llama = train.load_stage(stage, world / "model", args, 1)
     updates, gone = train.Updates(llama, train.make_optimizer(llama, args), stage, args), weakref.ref(llama)
@@ -116,7 +116,7 @@ def test_a_stage_leaves_nothing_behind(world):
 def test_a_tensor_without_a_finite_gradient_is_left_as_it_was(optimizer, clip, world):
     stage = plan.parse_stage("full:1k:1e-2")
     args = argparse.Namespace(dtype="float32", optimizer=optimizer, compile=False, device="cpu", seed=0, clip=clip,
-                              checkpoint="none", weight_decay=0.1, betas=[0.9, 0.95], update_in_backward=True)
+                              recompute="none", weight_decay=0.1, betas=[0.9, 0.95], update_in_backward=True)
     llama = train.load_stage(stage, world / "model", args, 1)
     updates = train.Updates(llama, train.make_optimizer(llama, args), stage, args)
     for group in updates.optimizer.param_groups:
@@ -139,7 +139,7 @@ def test_an_update_that_is_told_off_changes_nothing(optimizer, world):
     """Weights and moments; and the next update is the one that would have come without it."""
     stage = plan.parse_stage("full:1k:1e-2")
     args = argparse.Namespace(dtype="float32", optimizer=optimizer, compile=False, device="cpu", seed=0, clip=1.0,
-                              checkpoint="none", weight_decay=0.1, betas=[0.9, 0.95], update_in_backward=False)
+                              recompute="none", weight_decay=0.1, betas=[0.9, 0.95], update_in_backward=False)
     tokens, ends = torch.randint(3, 90, (2, 9)), []
     for told_off in (False, True):
         llama = train.load_stage(stage, world / "model", args, 1)
@@ -474,7 +474,7 @@ def test_bfloat16_weights_and_moments_learn_and_resume_to_the_bit(early, world, 
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("more", [[], ["--optimizer", "adamw_bf16", "--checkpoint", "full", "--update_in_backward",
+@pytest.mark.parametrize("more", [[], ["--optimizer", "adamw_bf16", "--recompute", "full", "--update_in_backward",
                                        "--micro_batch", "4"]], ids=["float32", "bfloat16"])
 def test_a_deterministic_run_on_a_gpu_resumes_to_the_bit(more, world, tmp_path):
     more = ["--device", "cuda", "--deterministic", *more]
