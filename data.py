@@ -281,8 +281,13 @@ class Loader:
             self._orders[source] = epoch, np.random.default_rng([self.seed, source, epoch]).permutation(n)
         return self.sources[source].window(int(self._orders[source][1][place]), self.seq_len)
 
-    def next(self, n: int, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
-        """The next n windows: (int64 (rows, seq_len + 1), int64 source of each row (rows,)).
+    def begin_stage(self, windows: int) -> None:
+        """A stage of so many windows begins: weights that move go from their first to their last share within it."""
+        self.schedule.begin(windows)
+
+    def next(self, n: int, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The next n windows: inputs and targets, int64 (rows, seq_len), and the source of each row, int64 (rows,). A
+        target that does not count, such as a prompt's token, is -100.
 
         Every process asks for the whole batch of n and for its own rows of it: so all agree on the schedule, however
         many they are, and each reads only what it needs."""
@@ -291,7 +296,8 @@ class Loader:
             source = self.schedule.draw()
             chosen.append((source, self.schedule.counts[source] - 1))
         tokens = [self._read(source, count) for source, count in chosen[rows]]
-        return np.stack(tokens), np.array([source for source, _ in chosen[rows]])
+        inputs, targets = split(np.stack(tokens))
+        return inputs, targets, np.array([source for source, _ in chosen[rows]])
 
     def state_dict(self) -> dict:
         s = self.schedule
@@ -310,10 +316,10 @@ class Loader:
 
 
 def split(rows):
-    """Windows (B, T + 1), as a torch tensor → the model's inputs (B, T), and its targets (B, T): the next tokens, -100
+    """Windows (B, T + 1) → the model's inputs (B, T), and its targets (B, T): the next tokens, -100
     for a prompt's and for padding."""
-    inputs, targets = rows[:, :-1].clamp(min=0) % GIVEN, rows[:, 1:]
-    return inputs, targets.where(targets < GIVEN, -100)
+    inputs, targets = rows[:, :-1].clip(0) % GIVEN, rows[:, 1:]
+    return inputs, np.where(targets < GIVEN, targets, -100)
 
 
 # ----------------------------------------------------------------------------------------------------- measurement
@@ -340,7 +346,8 @@ def bits_per_byte(llama, shards: Shards, seq_len: int, max_bytes: int = 1_000_00
             tokens = np.full((max(1, len(rows)), max(map(len, rows), default=2)), -100)
             for row, window in zip(tokens, rows, strict=False):
                 row[:len(window)] = window
-            loss, count = llama(*split(torch.from_numpy(tokens).to(device)))  # right padding: causal, needs no mask
+            inputs, targets = (torch.from_numpy(part).to(device) for part in split(tokens))
+            loss, count = llama(inputs, targets)                # right padding: causal, needs no mask
             nats, n_tokens = nats + float(loss), n_tokens + int(count)
     nats, n_tokens = parallel.all_reduce_sum(nats, n_tokens)
     n_tokens = int(n_tokens)

@@ -227,8 +227,8 @@ def train_briefly(llama: model.Llama, shards: data.Shards, steps: list[int], arg
             yield data.bits_per_byte(llama, shards, args.seq_len, args.probe_bytes, args.probe_batch,
                                      args.device)["bits_per_byte"]
         if step < steps[-1]:
-            tokens = torch.from_numpy(loader.next(args.probe_batch)[0]).to(args.device)
-            loss, count = llama(*data.split(tokens))
+            inputs, targets, _ = loader.next(args.probe_batch)
+            loss, count = llama(torch.from_numpy(inputs).to(args.device), torch.from_numpy(targets).to(args.device))
             optimizer.zero_grad()
             (loss / count).backward()
             optimizer.step()

@@ -236,11 +236,13 @@ def batches(loader: data.Loader, n: int, windows: int, device: str) -> Iterator[
     share = windows // parallel.size()
     mine = slice(parallel.rank() * share, (parallel.rank() + 1) * share)
     for _ in range(n):
-        rows, origin = loader.next(windows, mine)                                   # (share, seq_len + 1)
-        count = max(1, parallel.all_reduce_sum((rows[:, 1:] < data.GIVEN).sum())[0])
-        rows = torch.from_numpy(rows)
-        rows = rows.pin_memory().to(device, non_blocking=True) if device == "cuda" else rows
-        yield rows, origin, count, loader.state_dict()
+        inputs, targets, origin = loader.next(windows, mine)                        # (share, seq_len) each
+        count = max(1, parallel.all_reduce_sum((targets != -100).sum())[0])
+        inputs, targets = torch.from_numpy(inputs), torch.from_numpy(targets)
+        if device == "cuda":
+            inputs = inputs.pin_memory().to(device, non_blocking=True)
+            targets = targets.pin_memory().to(device, non_blocking=True)
+        yield inputs, targets, origin, count, loader.state_dict()
 
 
 def start_reading(x: torch.Tensor) -> Callable[[], list[float]]:
@@ -258,10 +260,10 @@ def start_reading(x: torch.Tensor) -> Callable[[], list[float]]:
     return read
 
 
-def blame(llama, rows: torch.Tensor, origin, names: list[str]) -> str:
+def blame(llama, inputs: torch.Tensor, targets: torch.Tensor, origin, names: list[str]) -> str:
     """The source of the first window of a batch whose own loss is not finite; said when a run is stopped for it."""
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        finite = [bool(llama(*data.split(row[None]))[0].isfinite()) for row in rows]
+        finite = [bool(llama(*window)[0].isfinite()) for window in zip(inputs.split(1), targets.split(1), strict=True)]
     bad = parallel.gather(names[source] for source, good in zip(origin, finite, strict=True) if not good)
     return f"a window of {bad[0]}" if bad else (
         "a gradient (every window's loss is finite), so the learning rate may be too high")
@@ -292,7 +294,7 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
         first = counters["step"]
         say(f"going on from {folder}")
     else:
-        loader.schedule.begin(steps * windows)
+        loader.begin_stage(steps * windows)
     parallel.on_rank_zero(lambda: checkpoint.rewind_metrics(metrics, number, first if first else -1))
 
     def log(record: dict) -> None:
@@ -308,13 +310,14 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
     batch = next(upcoming)
     for step in bar:
         began = time.perf_counter()
-        rows, origin, count, position = batch
+        inputs, targets, origin, count, position = batch
         lr = learning_rate(step, steps, stage.peak_lr, args)
         for group in optimizer.param_groups:
             group["lr"] = lr
         total = torch.zeros((), device=args.device)
-        for micro in rows.split(micro_batch(args)):
-            loss, _ = llama(*data.split(micro))
+        size = micro_batch(args)
+        for micro in zip(inputs.split(size), targets.split(size), strict=True):
+            loss, _ = llama(*micro)
             (loss / count).backward()
             total += loss.detach()
         # The GPU is given its update before Python looks at the loss, or it would stand still meanwhile. So the GPU
@@ -330,7 +333,7 @@ def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: 
         if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
             bar.close()
             raise UserError(f"stage {number} step {step + 1}: loss {mean_loss}, gradient norm {grad_norm}; the cause "
-                            f"is {blame(llama, rows, origin, names)}. "
+                            f"is {blame(llama, inputs, targets, origin, names)}. "
                             + ("Tensors of finite gradients have been updated" if args.update_in_backward else
                                "Nothing was updated") + ". Look at the data there, or "
                             f"start this stage anew (another --out) from {start} with a lower learning rate")

@@ -27,15 +27,16 @@ def peer(run: Path, model: str, steps: int) -> list[float]:
     windows = settings["batch_tokens"] // settings["seq_len"]
     loader = data.Loader([data.Shards(f) for f in folders], [float(w) for w in weights], settings["seq_len"],
                          settings["seed"])
-    loader.schedule.begin(steps * windows)
+    loader.begin_stage(steps * windows)
     llama = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     decays = lambda name, p: p.dim() == 2 and "embed_tokens" not in name and "lm_head" not in name
     groups = [{"params": [p for name, p in llama.named_parameters() if decays(name, p) == wanted],
                "weight_decay": settings["weight_decay"] * wanted} for wanted in (True, False)]
     optimizer, losses = torch.optim.AdamW(groups, betas=tuple(settings["betas"])), []
     for record in steps_of(run):
-        rows = torch.from_numpy(loader.next(windows)[0])
-        loss = F.cross_entropy(llama(rows[:, :-1]).logits.flatten(0, 1), rows[:, 1:].flatten())
+        inputs, targets, _ = loader.next(windows)
+        logits = llama(torch.from_numpy(inputs)).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets).flatten())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(llama.parameters(), settings["clip"])

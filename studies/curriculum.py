@@ -64,7 +64,7 @@ def difficulty(llama: model.Llama, sp, text: str, seq_len: int) -> float:
     """Bits a byte of one text, in windows of seq_len as data.bits_per_byte takes them."""
     ids = torch.tensor(tokenizer.encode(sp, text, bos=True, eos=True))
     windows = (ids[None, a:a + seq_len + 1] for a in range(0, len(ids) - 1, seq_len))
-    return sum(float(llama(*data.split(window))[0]) for window in windows) / len(text.encode()) / math.log(2)
+    return sum(float(llama(window[:, :-1], window[:, 1:])[0]) for window in windows) / len(text.encode()) / math.log(2)
 
 
 def orders(docs: list[dict]) -> dict[str, list[dict]]:
