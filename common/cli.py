@@ -89,10 +89,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str | None = None, **kwargs):
         super().__init__(
-            description=description,
-            formatter_class=_Help,
-            allow_abbrev=False,
-            **kwargs,
+            description=description, formatter_class=_Help, allow_abbrev=False, **kwargs
         )
 
     def flags(self) -> list[str]:
@@ -239,18 +236,11 @@ def keep_freed_memory() -> None:
 def progress(things: Iterable | None, what: str, unit: str = "", **more) -> tqdm:
     """A progress bar on stderr, if that is a terminal, of rank 0 only. It appears after a second
     and goes when the work is done, so whatever may take long with someone's data can have one."""
-    is_silent = None  # None: where stderr is no terminal
-    if not is_rank_zero():
-        is_silent = True
+    is_silent = True
+    if is_rank_zero():
+        is_silent = None  # for tqdm: only where stderr is no terminal
     return tqdm(
-        things,
-        what,
-        unit=unit,
-        unit_scale=True,
-        leave=False,
-        delay=1,
-        disable=is_silent,
-        **more,
+        things, what, unit=unit, unit_scale=True, leave=False, delay=1, disable=is_silent, **more
     )
 
 

@@ -83,6 +83,7 @@ def process_group(device: str):
 
 
 def _first_line(error: Exception) -> str:
+    """PyTorch's messages are pages long."""
     return str(error).strip().partition("\n")[0][:200]
 
 
@@ -230,12 +231,6 @@ def like(p: torch.Tensor, part: torch.Tensor) -> torch.nn.Parameter:
     """A parameter that takes p's place, with `part` as the rows of it that this process holds."""
     if hasattr(p, "placements"):
         from torch.distributed.tensor import DTensor
-        part = DTensor.from_local(
-            part,
-            p.device_mesh,
-            p.placements,
-            run_check=False,
-            shape=p.shape,
-            stride=p.stride(),
-        )
+        whole = {"shape": p.shape, "stride": p.stride()}
+        part = DTensor.from_local(part, p.device_mesh, p.placements, run_check=False, **whole)
     return torch.nn.Parameter(part, requires_grad=p.requires_grad)
