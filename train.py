@@ -370,7 +370,7 @@ def main(argv: list[str] | None = None) -> None:
     windows, micro, n = args.batch_tokens // args.seq_len, micro_batch(args), processes(args)
     say(plan.table(config, stages, args.lora_rank, args.seq_len, getattr(torch, args.dtype), args.optimizer,
                    micro_batch=micro, accumulation=windows // (micro * n), world_size=n, recompute=args.recompute,
-                   device=args.device, update_in_backward=args.update_in_backward))
+                   device=args.device))
     if args.plan:
         return
     if not args.out:

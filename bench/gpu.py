@@ -391,7 +391,6 @@ def planned(case: Case, sizes: Sizes) -> dict:
         accumulation=case.accumulation,
         recompute=case.recompute,
         device=sizes.device,
-        update_in_backward=case.update_in_backward,
     )
 
 

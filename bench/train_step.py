@@ -304,8 +304,7 @@ def rows_of(shape: str, vocabulary: int, stage: str, args) -> Iterator[dict]:
         if args.device == "cuda":
             cost = plan.cost(config, plan.Stage(stage, 1, args.lr), lora_rank, args.seq_len,
                              getattr(torch, args.dtype), args.optimizer, micro_batch=args.batch, device="cuda",
-                             accumulation=args.accumulation, recompute=args.recompute,
-                             update_in_backward=args.update_in_backward)
+                             accumulation=args.accumulation, recompute=args.recompute)
             row["peak GB"] = answer["peak"]
             row["planned GB"] = cost["peak"] / 1e9 if who == "nanowhale" else None
         row["time"] = ", ".join(f"{kind} {share:.0%}" for kind, share in answer["shares"].items())

@@ -1,46 +1,64 @@
-"""What a stage trains, and what that costs in bytes and FLOPs: arithmetic alone, nothing is allocated.
+"""What a stage trains, and what that costs in bytes and FLOPs: arithmetic alone.
 
-RedWhale (2408.11294, section 3.4) fits a 10.7B model on one GPU by training a part at a time. A stage is written
-`what:tokens:peak_lr`, and `what` is one of
+RedWhale (2408.11294, section 3.4) fits a 10.7B model on one GPU by training a part at a time. A
+stage is written `what:tokens:peak_lr`, and `what` is one of
 
-    embed      the input embedding and the head             odd, even  layers 1, 3, 5, … and layers 0, 2, 4, …
-    new_rows   only the rows that init.py added to them     body       all layers and the final norm
-    lora       a LoRA beside every matrix of every layer    full       everything
-    sft        everything, on the responses of dialogues whose prompts are given (data.py pack --prompt_field)
+    embed      the input embedding and the head
+    new_rows   only the rows that init.py added to them
+    odd        layers 1, 3, 5, …
+    even       layers 0, 2, 4, …
+    body       all layers and the final norm
+    lora       a LoRA beside every matrix of every layer
+    full       everything
+    sft        everything, on the responses of dialogues (data.py pack --prompt_field)
 
 or a union, `odd+embed`. A LoRA joins only with embed (its matrices are frozen by definition).
 
-**Weights, gradients, Adam's moments.** A trained parameter is a float32 master (4 bytes), its gradient (4) and two
-moments (8): 16 bytes; or all four in bfloat16 (kernels/adamw.py): 8. A frozen one is held in the compute type: 4 bytes,
-or 2 in bfloat16. So 10.7B parameters trained at once need 171 GB before any activation, and half of the layers a good
-half of that: which is why there are stages. Gradients used as soon as they exist (update_in_backward) are those of one
-parameter. Of N processes each holds ceil(rows / N) rows of every parameter, its gradient and moments, and besides one
-group gathered in the compute type: the largest of a block, the embedding and the head (parallel.py). What is on its way
-(the next group, the gradients of the one before) and what libraries take for themselves is not counted.
+**Weights, gradients, Adam's moments.** A trained parameter is a float32 master (4 bytes), its
+gradient (4) and two moments (8): 16 bytes; or all four in bfloat16 (kernels/adamw.py): 8. A frozen
+one is held in the compute type: 4 bytes, or 2 in bfloat16. So 10.7B parameters trained at once need
+171 GB before any activation, and half of the layers a good half of that: this is why there are
+stages. Each of N processes holds ceil(rows / N) rows of every parameter, of its gradient and of its
+moments, and one group of parameters gathered in the compute type: at most the largest of a block,
+the embedding and the head (parallel.py). Not counted: what is in flight (the next group, the
+gradients of the previous one), and what libraries allocate for themselves.
 
-**Activations**, elements a token that one block keeps for its backward pass (letters as in model.py; a figure in
-brackets only where the block's matrices, or a LoRA beside them, are trained: only a trained matrix needs its input):
+**Activations**: elements per token that one block keeps for its backward pass (letters as in
+model.py). A figure in brackets counts only where the block's matrices, or LoRAs beside them, are
+trained, because only a trained matrix needs its input:
 
-    attention      D the stream (the norm's input)  [D the normed stream]  HE + 2KE queries, keys, values
-                   HE attention's output  [HE its contiguous copy, on a CPU]
+    attention      D the stream (the norm's input)  [D the normed stream]
+                   HE + 2KE queries, keys, values   HE attention's output
     feed-forward   D the stream  [D the normed stream]  2F gate and up  [F their product]
 
-and in float32 one number a norm and one a head; a LoRA keeps its rank, for each of the seven matrices. A master that is
-not of the compute type leaves a copy of itself that is, in this one's bytes (not when sharded: the gathered group is).
-Below the lowest trained parameter nothing is kept. Recomputing "attention" keeps the stream instead of the first line;
-"full" keeps the stream instead of both, and one block at a time (`block`) has them again, with the gradients of gate,
-up and their product. Norm and head keep D, and the loss a chunk of logits, their weight's gradient in float32, and 2D.
+and in float32 one number per norm and one per head. A LoRA of rank r keeps r more for each of the
+seven matrices. A float32 master used in bfloat16 is cast, and the copy is kept too (not with
+several processes, where the gathered group is that copy). Below the lowest trained parameter
+nothing is kept. On a CPU a trained block also keeps a copy of attention's output: RoPE lays the
+heads out one after the other there, and o_proj reads them side by side.
 
-**The peak** is reached at the loss, or in the first block of the backward pass, and gradients of earlier micro-batches
-lie beside the activations of this one. With a single micro-batch gradients come as activations go, so it is there or at
-the end of the backward pass. `needed` adds what lies outside PyTorch's allocator. Not modelled: what torch.compile
-keeps.
+Worked by hand: a frozen block above a trained one, D 4096, F 14336, H 32, HE 4096, KE 1024, in
+bfloat16, bytes per token:
 
-**FLOPs a token**, forward and backward: 2 a parameter forward; 2 more for the gradient of the input, if anything below
-is trained; 2 more for the gradient of the weight, if it is trained itself. So 6 for a trained matrix, 4 for a frozen
-one that gradients pass through, 2 for a frozen one below everything trained. Attention adds 2·T·H·E forward in each
-layer (causal: half of the score matrix), twice that backward. What is computed again adds its forward, but for its last
-product, whose result no gradient needs.
+    attention      2 (4096 + 4096 + 2 · 1024 + 4096) + 4 (1 + 32)    =  28,804
+    feed-forward   2 (4096 + 2 · 14336) + 4                          =  65,540
+
+Recomputing "attention" keeps the stream instead of attention's share. Recomputing "full" keeps the
+stream instead of both, and the backward pass holds both again for one block at a time (`block`),
+with the gradients of gate, up and their product. The final norm keeps D. The loss holds a chunk of
+logits, the head's gradient in float32, and 2D.
+
+**The peak** is reached at the loss, or in the first block of the backward pass. Gradients of
+earlier micro-batches then lie beside the activations of this one. With a single micro-batch,
+gradients appear as activations are freed, so the peak is there or at the end of the backward pass.
+`needed` adds what lies outside PyTorch's allocator. Not modelled: what torch.compile keeps.
+
+**FLOPs per token**, forward and backward: 2 per parameter forward; 2 more for the gradient of the
+input, if anything below is trained; 2 more for the gradient of the weight, if it is trained itself.
+So 6 for a trained matrix, 4 for a frozen one that gradients pass through, 2 for a frozen one below
+everything trained. Attention adds 2·T·H·E forward in each layer (causal: half of the score matrix),
+and twice that backward. What is recomputed adds its forward pass once more, except for its last
+matmul, whose result no gradient needs.
 """
 import dataclasses
 import math
@@ -48,18 +66,35 @@ import re
 import time
 
 import torch
+import torch.nn.functional as F
 
-import kernels
-import model
 from common.cli import UserError
-from kernels.loss import chunk_budget
 
-MASTER = {"adamw": torch.float32, "adamw_bf16": torch.bfloat16}  # type of a trained weight, its gradient and moments
-# Bytes of a GPU's memory that PyTorch's allocator does not give out: the CUDA context with its compiled kernels (about
-# 0.6 GB), and what cuBLAS and cuDNN take as workspace.
-OUTSIDE = {"cpu": 0, "cuda": 2 * 10**9}
-TABLES = ("model.embed_tokens.weight", "lm_head.weight")
+# The members of a union.
 PARTS = ("embed", "new_rows", "odd", "even", "body", "lora", "full", "sft")
+
+# The two tables of one row per piece of the vocabulary.
+TABLES = ("model.embed_tokens.weight", "lm_head.weight")
+
+# The type of a trained weight, its gradient and its moments.
+MASTER = {"adamw": torch.float32, "adamw_bf16": torch.bfloat16}
+
+# Bytes of a GPU's memory that PyTorch's allocator does not give out: the CUDA context with its
+# compiled kernels (about 0.6 GB), and the workspaces of cuBLAS and cuDNN.
+OUTSIDE = {"cpu": 0, "cuda": 2 * 10**9}
+
+# RoPE's tables are computed for at least so many positions, if the model has them (model.py).
+ROPE_POSITIONS = 4096
+
+# The loss computes logits in chunks of so many bytes (kernels/loss.py).
+LOGIT_BYTES = {"cpu": 3 * 2**23, "cuda": 2**29}
+
+# But a chunk has at least so many rows.
+LOGIT_ROWS = 384
+
+# The LoRA matrices that read the block's own normed input. At the lowest LoRA of the model nobody
+# needs the gradient of that input.
+FIRST_OF_LORA = ("self_attn.q_proj.lora_A", "self_attn.k_proj.lora_A", "self_attn.v_proj.lora_A")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,21 +112,27 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """How each process computes an optimizer step: `accumulation` micro-batches of `micro_batch` windows."""
+    """How each process computes an optimizer step: `accumulation` micro-batches of `micro_batch`
+    windows of `seq_len` tokens."""
     seq_len: int
-    dtype: torch.dtype                  # of activations, products and frozen weights
+    dtype: torch.dtype          # the compute type, of activations, matmuls and frozen weights
     optimizer: str = "adamw"
     micro_batch: int = 1
     accumulation: int = 1
     world_size: int = 1
-    recompute: str = "none"             # or "attention", or "full"
+    recompute: str = "none"     # or "attention", or "full"
     device: str = "cpu"
-    update_in_backward: bool = False
 
     @property
     def tokens(self) -> int:
         """Tokens of one micro-batch."""
         return self.micro_batch * self.seq_len
+
+    @property
+    def casts(self) -> bool:
+        """Is a trained weight cast to the compute type when it is used? With several processes
+        the gathering does that."""
+        return MASTER[self.optimizer] != self.dtype and self.world_size == 1
 
 
 def parse_stage(text: str) -> Stage:
@@ -104,214 +145,502 @@ def parse_stage(text: str) -> Stage:
     if len(fields) != 3:
         raise UserError(f"stage {text!r} is not what:tokens:peak_lr, such as embed:200M:2e-4")
     what, tokens, lr = fields
+
+    parts = set(what.split("+"))
     for part in what.split("+"):
         if part not in PARTS:
-            raise UserError(f"stage {text!r}: there is no part {part!r}; there are {', '.join(PARTS)}")
-    others = set(what.split("+")) - {"lora", "embed"}
-    if "lora" in what.split("+") and others:
-        raise UserError(f"stage {text!r}: lora joins only with embed, not with {', '.join(sorted(others))}")
-    if "new_rows" in what.split("+") and {"embed", "full", "sft"} & set(what.split("+")):
-        raise UserError(f"stage {text!r}: new_rows keeps the old rows as they are, embed and full train them; choose")
+            known = ", ".join(PARTS)
+            raise UserError(f"stage {text!r}: there is no part {part!r}; there are {known}")
+    others = parts - {"lora", "embed"}
+    if "lora" in parts and others:
+        listed = ", ".join(sorted(others))
+        raise UserError(f"stage {text!r}: lora joins only with embed, not with {listed}")
+    if "new_rows" in parts and parts & {"embed", "full", "sft"}:
+        raise UserError(
+            f"stage {text!r}: new_rows keeps the old rows as they are, embed and full train them; "
+            "choose"
+        )
+
     number = re.fullmatch(r"(\d+(?:\.\d+)?)([kKMB]?)", tokens)
     if not number or float(number[1]) == 0:
-        raise UserError(f"stage {text!r}: {tokens!r} is not a number of tokens, such as 500k, 200M or 1.2B")
+        raise UserError(
+            f"stage {text!r}: {tokens!r} is not a number of tokens, such as 500k, 200M or 1.2B"
+        )
+    scale = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}[number[2]]
+
     try:
         peak_lr = float(lr)
     except ValueError:
         peak_lr = 0.0
     if not 0 < peak_lr < 1:
-        raise UserError(f"stage {text!r}: {lr!r} is not a learning rate between 0 and 1, such as 2e-4")
-    scale = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}[number[2]]
+        raise UserError(
+            f"stage {text!r}: {lr!r} is not a learning rate between 0 and 1, such as 2e-4"
+        )
     return Stage(what, round(float(number[1]) * scale), peak_lr)
 
 
 def is_trained(name: str, what: str) -> bool:
-    """Does a stage train the parameter of this name? (new_rows trains its two tables: their old rows are masked.)"""
+    """Does a stage train the parameter of this name? (new_rows trains its two tables: the gradient
+    of their old rows is masked.)
+
+    >>> is_trained("model.layers.3.mlp.up_proj.weight", "odd+embed")
+    True
+    """
     layer = re.match(r"model\.layers\.(\d+)\.", name)
-    return any(part in ("full", "sft")
-               or part in ("embed", "new_rows") and name in TABLES
-               or part == "body" and name not in TABLES
-               or part == "odd" and layer and int(layer[1]) % 2 == 1
-               or part == "even" and layer and int(layer[1]) % 2 == 0
-               or part == "lora" and name.endswith(("lora_A", "lora_B"))
-               for part in what.split("+"))
+    for part in what.split("+"):
+        if part in ("full", "sft"):
+            return True
+        if part in ("embed", "new_rows") and name in TABLES:
+            return True
+        if part == "body" and name not in TABLES:
+            return True
+        if part == "odd" and layer and int(layer[1]) % 2 == 1:
+            return True
+        if part == "even" and layer and int(layer[1]) % 2 == 0:
+            return True
+        if part == "lora" and name.endswith(("lora_A", "lora_B")):
+            return True
+    return False
 
 
-def shapes(config: model.Config, what: str, lora_rank: int) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter that exists while a stage runs, the LoRA's included. Nothing is allocated."""
-    with torch.device("meta"):
-        llama = model.Llama(config)
-        if "lora" in what.split("+"):
-            model.add_lora(llama, lora_rank, lora_rank)
-    return {name: tuple(p.shape) for name, p in llama.named_parameters()}
+# ------------------------------------------------------------------------ the parameters of a Llama
 
 
-def layers(config: model.Config, what: str, lora_rank: int) -> list[list[tuple[str, int, bool]]]:
-    """(name, elements, trained?) of the matrices of each layer, in the order of computation; the head comes last. Of
-    studies/moe.py's experts a token meets one: each counts for its share."""
-    found = [[] for _ in range(config.num_hidden_layers + 1)]
-    for name, shape in shapes(config, what, lora_rank).items():
-        layer = re.match(r"model\.layers\.(\d+)\.", name)
-        if len(shape) == 2 and (layer or name == "lm_head.weight"):
-            met = shape[0] * shape[1] // (config.num_experts if ".experts." in name else 1)
-            found[int(layer[1]) if layer else -1].append((name, met, bool(is_trained(name, what))))
-    if config.tie_word_embeddings:
-        found[-1] = [("lm_head.weight", config.vocab_size * config.hidden_size, bool(is_trained(TABLES[0], what)))]
+def block_shapes(config, lora_rank: int = 0) -> dict[str, tuple[int, ...]]:
+    """Name (within the block) and shape of the parameters of one block, in model.py's order. A
+    matrix is (outputs, inputs). With a rank, a LoRA's two matrices follow each of the seven."""
+    D = config.hidden_size
+    query_width = config.num_attention_heads * config.head_dim      # HE
+    key_width = config.num_key_value_heads * config.head_dim        # KE
+    plain = {
+        "input_layernorm.weight": (D,),
+        "self_attn.q_proj.weight": (query_width, D),
+        "self_attn.k_proj.weight": (key_width, D),
+        "self_attn.v_proj.weight": (key_width, D),
+        "self_attn.o_proj.weight": (D, query_width),
+        "post_attention_layernorm.weight": (D,),
+        "mlp.gate_proj.weight": (config.intermediate_size, D),
+        "mlp.up_proj.weight": (config.intermediate_size, D),
+        "mlp.down_proj.weight": (D, config.intermediate_size),
+    }
+    if lora_rank == 0:
+        return plain
+
+    with_lora = {}
+    for name, shape in plain.items():
+        with_lora[name] = shape
+        if len(shape) == 2:
+            outputs, inputs = shape
+            prefix = name.removesuffix("weight")
+            with_lora[prefix + "lora_A"] = (lora_rank, inputs)
+            with_lora[prefix + "lora_B"] = (outputs, lora_rank)
+    return with_lora
+
+
+def rank_of_stage(what: str, lora_rank: int) -> int:
+    """The rank of the LoRAs that exist while a stage runs; 0 where there are none."""
+    if "lora" in what.split("+"):
+        return lora_rank
+    return 0
+
+
+def shapes(config, what: str, lora_rank: int) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter that exists while a stage runs, the LoRA's included, in
+    model.py's order. A tied head is the embedding, and is not listed."""
+    found = {"model.embed_tokens.weight": (config.vocab_size, config.hidden_size)}
+    block = block_shapes(config, rank_of_stage(what, lora_rank))
+    for layer in range(config.num_hidden_layers):
+        for name, shape in block.items():
+            found[f"model.layers.{layer}.{name}"] = shape
+    found["model.norm.weight"] = (config.hidden_size,)
+    if not config.tie_word_embeddings:
+        found["lm_head.weight"] = (config.vocab_size, config.hidden_size)
     return found
 
 
-def flops_per_token(config: model.Config, what: str, lora_rank: int, seq_len: int,
-                    recompute: str | bool = "none") -> float:
-    """FLOPs of one token, forward and backward, at this sequence length; see the module docstring for the factors.
-    `recompute` as in Step; True is "full", False "none"."""
-    part = {"none": None, False: None, "attention": ".self_attn.", "full": ".layers.", True: ".layers."}[recompute]
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """A matrix of a block: its name there, its elements, and whether the stage trains it."""
+    name: str
+    elements: int
+    trained: bool
+
+
+def layer_matrices(config, what: str, lora_rank: int, layer: int) -> list[Matrix]:
+    """The matrices of one layer, the LoRA's included, in the order of computation."""
+    matrices = []
+    for name, shape in block_shapes(config, rank_of_stage(what, lora_rank)).items():
+        if len(shape) == 2:
+            trained = is_trained(f"model.layers.{layer}.{name}", what)
+            matrices.append(Matrix(name, math.prod(shape), trained))
+    return matrices
+
+
+# -------------------------------------------------------------------------------------------- FLOPs
+
+
+def flops_recomputed(matrices: list[Matrix], scores: int, recompute: str) -> int:
+    """FLOPs per token that the backward pass of one block spends on computing activations again.
+    `scores`: attention's own."""
+    if recompute == "none":
+        return 0
+    if recompute == "attention":
+        repeated = [matrix for matrix in matrices if matrix.name.startswith("self_attn.")]
+    else:
+        repeated = matrices
+    # No gradient needs the result of the last matmul, so it is left out.
+    return scores + sum(2 * matrix.elements for matrix in repeated[:-1])
+
+
+def flops_per_token(
+    config,
+    what: str,
+    lora_rank: int,
+    seq_len: int,
+    recompute: str = "none",
+) -> int:
+    """FLOPs of one token, forward and backward, at this sequence length. The factors are explained
+    in the module docstring; `recompute` as in Step."""
+    # Attention's two matmuls, q kᵀ and p v, are each 2·T·H·E, and causality leaves half of them.
     scores = 2 * seq_len * config.num_attention_heads * config.head_dim
-    total, below = 0.0, is_trained(TABLES[0], what)  # below: is there anything trained further down?
-    for matrices in layers(config, what, lora_rank):
-        attention = scores if ".layers." in matrices[0][0] else 0
-        below = below or any(trained for _, _, trained in matrices)
-        # the gradient of a layer's inner inputs is needed as soon as one of its own matrices is trained
-        forward = 2 * sum(n for _, n, _ in matrices) + attention
-        backward = (forward + attention) * below + 2 * sum(n for _, n, trained in matrices if trained)
-        again = [2 * n for name, n, _ in matrices if below and part and part in name]  # the last one is left out
-        total += forward + backward + (sum(again[:-1]) + attention if again else 0)
+
+    total = 0
+    trained_so_far = is_trained(TABLES[0], what)  # anything, from the embedding up to here?
+    for layer in range(config.num_hidden_layers):
+        matrices = layer_matrices(config, what, lora_rank, layer)
+        weights = sum(matrix.elements for matrix in matrices)
+        trained_weights = sum(matrix.elements for matrix in matrices if matrix.trained)
+        # As soon as one of a layer's own matrices is trained, a gradient reaches its inner inputs.
+        if trained_weights > 0:
+            trained_so_far = True
+
+        total += 2 * weights + scores
+        if trained_so_far:
+            total += 2 * weights + 2 * scores
+            total += flops_recomputed(matrices, scores, recompute)
+        total += 2 * trained_weights
+
+    # A head that is trained is trained with the embedding, so `trained_so_far` covers it.
+    head = config.vocab_size * config.hidden_size
+    head_is_trained = is_trained("lm_head.weight", what)
+    total += 2 * head
+    if trained_so_far:
+        total += 2 * head
+    if head_is_trained:
+        total += 2 * head
     return total
 
 
-def block_activations(config: model.Config, matrices: list[tuple[str, int, bool]], below: bool,
-                      step: Step) -> tuple[int, int]:
-    """Bytes that a block keeps for its backward pass: attention's (with its norm), and the feed-forward's."""
-    lora = [n for name, n, _ in matrices if name.endswith("lora_A")]
-    trained = any(t for _, _, t in matrices)      # a matrix, or a LoRA beside it: either needs its input
-    flows = below or trained and not lora         # into attention's norm: its own weight is trained with the matrices
-    if not (below or trained):
+# -------------------------------------------------------------------------------------- activations
+
+
+def block_activations(
+    config,
+    matrices: list[Matrix],
+    rank: int,
+    trained_below: bool,
+    step: Step,
+) -> tuple[int, int]:
+    """Bytes that a block keeps for its backward pass: attention's (with its norm), and the
+    feed-forward's. `rank`: of its LoRAs, 0 without. `trained_below`: is anything trained below, so
+    that the gradient of the block's input is needed?"""
+    # A LoRA beside a matrix needs the matrix's input as the matrix itself would.
+    trained = any(matrix.trained for matrix in matrices)
+    if not trained and not trained_below:
         return 0, 0
-    D, F, s = config.hidden_size, config.intermediate_size, step.dtype.itemsize
-    Q, K = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    rank = lora[0] // D if lora else 0
-    copied = trained and step.device == "cpu"
-    attention = (s * (flows * D + trained * D + 2 * Q + 2 * K + copied * Q + 4 * rank)
-                 + 4 * (flows + config.num_attention_heads))
-    feed_forward = s * (D + trained * D + 2 * F + trained * F + 3 * rank) + 4
-    casts = {True: 0, False: 0}
-    if MASTER[step.optimizer] != step.dtype and step.world_size == 1:
-        for name, n, t in matrices:  # for the gradient of its input, which the lowest LoRA's first products do not need
-            first = name.endswith(("q_proj.lora_A", "k_proj.lora_A", "v_proj.lora_A"))
-            casts[".self_attn." in name] += s * n * (t and (flows or not first))
-    return step.tokens * attention + casts[True], step.tokens * feed_forward + casts[False]
+
+    D = config.hidden_size
+    query_width = config.num_attention_heads * config.head_dim
+    key_width = config.num_key_value_heads * config.head_dim
+    width = config.intermediate_size
+
+    # The first norm's own weight is trained with the matrices, but not beside a LoRA.
+    gradient_reaches_first_norm = trained_below or (trained and rank == 0)
+
+    # Elements per token in the compute type, then numbers per token in float32.
+    attention = query_width + 2 * key_width + query_width   # queries, keys, values; the output
+    attention_float32 = config.num_attention_heads          # log of each softmax's denominator
+    if gradient_reaches_first_norm:
+        attention += D
+        attention_float32 += 1                              # the norm's 1/r
+    if trained:
+        attention += D + 4 * rank                           # inputs of q, k, v; LoRAs' own
+    if trained and step.device == "cpu":
+        attention += query_width                            # the output, laid out for o_proj
+    feed_forward = D + 2 * width
+    if trained:
+        feed_forward += D + width + 3 * rank
+    feed_forward_float32 = 1
+
+    itemsize = step.dtype.itemsize
+    attention_bytes = step.tokens * (itemsize * attention + 4 * attention_float32)
+    feed_forward_bytes = step.tokens * (itemsize * feed_forward + 4 * feed_forward_float32)
+
+    # Copies of the masters in the compute type: the gradient of a matmul's input needs them.
+    if step.casts:
+        for matrix in matrices:
+            first = matrix.name in FIRST_OF_LORA
+            if not matrix.trained or (first and not gradient_reaches_first_norm):
+                continue
+            if matrix.name.startswith("self_attn."):
+                attention_bytes += itemsize * matrix.elements
+            else:
+                feed_forward_bytes += itemsize * matrix.elements
+    return attention_bytes, feed_forward_bytes
 
 
-def activations(config: model.Config, what: str, lora_rank: int, step: Step) -> dict[str, int]:
-    """Bytes beside weights, gradients and moments. `activations`: what the forward pass of a micro-batch keeps below
-    the head; `loss`: what the head and the loss hold; `block`: what the backward pass of one block adds."""
-    N, D, V, s = step.tokens, config.hidden_size, config.vocab_size, step.dtype.itemsize
-    *blocks, [(_, head, head_trained)] = layers(config, what, lora_rank)
-    rope = 4 * config.head_dim * max(step.seq_len, min(config.max_position_embeddings, 4096))
-    saved = rope + 8 * (N + step.micro_batch) + N * (D * s + 4)             # tables, token ids, the final norm
-    again, below = 0, is_trained(TABLES[0], what)
-    for matrices in blocks:
-        attention, feed_forward = block_activations(config, matrices, below, step)
-        if feed_forward:
-            kept = {"none": attention + feed_forward, "attention": N * D * s + feed_forward, "full": N * D * s}
-            saved += kept[step.recompute]
-            freed = any(trained for _, _, trained in matrices)  # gate and up's product, let go before their gradients
-            again = max(again, attention + feed_forward - kept[step.recompute]
-                        + (3 - freed) * N * config.intermediate_size * s)
-        below = below or any(trained for _, _, trained in matrices)
-    budget = chunk_budget(step.device, V, D, s, head_trained)
-    wide = 4 if step.device == "cpu" and s < 4 else 0
-    chunk, beside = min(budget // (s + wide), N * V), 0                     # logits; what a CPU holds beside them:
-    if step.device == "cpu" and s < 4:
-        beside = max(chunk * wide, head_trained * head * s)                 # a float32 copy; then a share of dW
-    elif step.device == "cpu":
-        beside = head_trained * (chunk + head) * s                          # a transposed copy, and a share of dW
-    cast = s if MASTER[step.optimizer] != step.dtype and step.world_size == 1 else 0
-    loss = chunk * s + beside + 2 * N * D * s + head_trained * head * (4 + cast)
-    return {"activations": saved, "loss": loss, "block": again}
+def logit_bytes(config, head_is_trained: bool, step: Step) -> int:
+    """Bytes of logits that the loss may hold at once: chunk_budget of kernels/loss.py."""
+    budget = max(LOGIT_BYTES[step.device], LOGIT_ROWS * config.vocab_size * step.dtype.itemsize)
+    if step.device == "cuda" and head_is_trained:
+        # Every chunk reads and writes the head's gradient, so fewer and larger chunks are faster.
+        budget = max(budget, 2 * config.vocab_size * config.hidden_size)
+    return budget
 
 
-def gathered(config: model.Config, sizes: dict[str, tuple[int, ...]]) -> int:
-    """Elements of the largest group of parameters that several processes gather at once, grouped as in parallel.py."""
-    groups: dict[str, int] = {}
-    for name, shape in sizes.items():
-        layer = re.match(r"model\.layers\.\d+\.", name)
-        ends = "head" if name != TABLES[0] or config.tie_word_embeddings else "embedding"
-        groups[layer[0] if layer else ends] = groups.get(layer[0] if layer else ends, 0) + math.prod(shape)
-    return max(groups.values())
+def loss_bytes(config, head_is_trained: bool, step: Step) -> int:
+    """Bytes that the head and the loss hold at most."""
+    itemsize = step.dtype.itemsize
+    logits = step.tokens * config.vocab_size
+    head = config.vocab_size * config.hidden_size
+    budget = logit_bytes(config, head_is_trained, step)
+
+    # On a CPU, bfloat16 logits are copied to float32 for the softmax. After it, the chunk's share
+    # of the head's gradient takes the copy's place, until it is added to the float32 sum.
+    if step.device == "cpu" and itemsize < 4:
+        chunk = min(budget // (itemsize + 4), logits)
+        beside_the_chunk = 4 * chunk
+        if head_is_trained:
+            beside_the_chunk = max(beside_the_chunk, itemsize * head)
+    else:
+        chunk = min(budget // itemsize, logits)
+        beside_the_chunk = 0
+
+    held = itemsize * chunk + beside_the_chunk
+    # The normed stream and its gradient.
+    held += 2 * itemsize * step.tokens * config.hidden_size
+    # The head's gradient, summed in float32, and the head itself in the compute type.
+    if head_is_trained:
+        held += 4 * head
+    if head_is_trained and step.casts:
+        held += itemsize * head
+    return held
 
 
-def cost(config: model.Config, stage: Stage, lora_rank: int, seq_len: int, dtype: torch.dtype,
-         optimizer: str = "adamw", **how) -> dict:
-    """A stage's parameters, the bytes that each process holds, and FLOPs a token (`hardware`: with what is computed
-    again). `how`: the fields of Step. Weights, gradients and moments are exact; the rest is by the factors above."""
-    step, each = Step(seq_len, dtype, optimizer, **how), MASTER[optimizer].itemsize
-    sizes = shapes(config, stage.what, lora_rank)
-    whole, mine = {True: 0, False: 0}, {True: [], False: []}  # elements of the model; of each parameter, on one process
-    for name, shape in sizes.items():
-        trained = bool(is_trained(name, stage.what))
-        whole[trained] += math.prod(shape)
-        mine[trained].append(-(-shape[0] // step.world_size) * math.prod(shape[1:]))
-    here = sum(mine[True])
-    c = {"stage": stage.what, "trained": whole[True], "share": whole[True] / sum(whole.values()),
-         "weights": each * here + dtype.itemsize * sum(mine[False]),
-         "gathered": dtype.itemsize * gathered(config, sizes) if step.world_size > 1 else 0,
-         "gradients": each * (max(mine[True]) if step.update_in_backward else here), "optimizer": 2 * each * here,
-         **activations(config, stage.what, lora_rank, step),
-         "flops_per_token": flops_per_token(config, stage.what, lora_rank, seq_len),
-         "hardware": flops_per_token(config, stage.what, lora_rank, seq_len, step.recompute)}
-    before = c["gradients"] if step.accumulation > 1 else 0
-    c["peak"] = c["weights"] + c["gathered"] + c["optimizer"] + max(
-        before + c["activations"] + max(c["loss"], c["block"]), c["gradients"] + c["block"])
-    c["needed"] = c["peak"] + OUTSIDE[step.device]
-    return c
+def activations(config, what: str, lora_rank: int, step: Step) -> dict[str, int]:
+    """Bytes beside weights, gradients and moments. `activations`: what the forward pass of a
+    micro-batch keeps below the head; `loss`: what the head and the loss hold; `block`: what the
+    backward pass of one block adds."""
+    itemsize = step.dtype.itemsize
+    stream = step.tokens * config.hidden_size * itemsize
+
+    positions = max(step.seq_len, min(config.max_position_embeddings, ROPE_POSITIONS))
+    kept = 4 * positions * config.head_dim              # RoPE's cos and sin: float32, E/2 each
+    kept += 8 * step.micro_batch * (step.seq_len + 1)   # token ids
+    kept += stream + 4 * step.tokens                    # the final norm's input, and its 1/r
+
+    block = 0
+    rank = rank_of_stage(what, lora_rank)
+    trained_below = is_trained(TABLES[0], what)
+    for layer in range(config.num_hidden_layers):
+        matrices = layer_matrices(config, what, lora_rank, layer)
+        trained = any(matrix.trained for matrix in matrices)
+        attention, feed_forward = block_activations(config, matrices, rank, trained_below, step)
+        if trained or trained_below:
+            if step.recompute == "none":
+                kept_by_block = attention + feed_forward
+            elif step.recompute == "attention":
+                kept_by_block = stream + feed_forward
+            else:
+                kept_by_block = stream
+            kept += kept_by_block
+
+            # The gradients of gate, up and their product. A trained block has kept the product; it
+            # is freed before the gradients of gate and up are computed.
+            gradients = 3 * step.tokens * config.intermediate_size * itemsize
+            if trained:
+                gradients -= step.tokens * config.intermediate_size * itemsize
+            block = max(block, attention + feed_forward - kept_by_block + gradients)
+        if trained:
+            trained_below = True
+
+    return {
+        "activations": kept,
+        "loss": loss_bytes(config, is_trained("lm_head.weight", what), step),
+        "block": block,
+    }
 
 
-def table(config: model.Config, stages: list[Stage], lora_rank: int, seq_len: int, dtype: torch.dtype,
-          optimizer: str, **how) -> str:
-    """The stages as two tables: what each trains and computes, and what a process holds. `how`: the fields of Step."""
+# ------------------------------------------------------------------------------- a stage in numbers
+
+
+def largest_group(config, what: str, lora_rank: int) -> int:
+    """Elements of the largest group of parameters that several processes gather at once. The groups
+    are parallel.py's: each block; the embedding; the final norm with the head."""
+    block = block_shapes(config, rank_of_stage(what, lora_rank))
+    block_elements = sum(math.prod(shape) for shape in block.values())
+    # A tied head is the embedding: then there is one group of that table and the norm, as large.
+    head_and_norm = config.vocab_size * config.hidden_size + config.hidden_size
+    return max(block_elements, head_and_norm)
+
+
+def cost(
+    config,
+    stage: Stage,
+    lora_rank: int,
+    seq_len: int,
+    dtype: torch.dtype,
+    optimizer: str = "adamw",
+    **how,
+) -> dict:
+    """A stage's parameters, the bytes that each process holds, and FLOPs per token (`hardware`:
+    with those of recomputation). `how`: the other fields of Step. Weights, gradients and moments
+    are exact; the rest follows the factors in the module docstring."""
+    step = Step(seq_len, dtype, optimizer, **how)
+
+    # Elements of the whole model, and of the rows that each process holds.
+    trained = 0
+    frozen = 0
+    trained_here = 0
+    frozen_here = 0
+    for name, shape in shapes(config, stage.what, lora_rank).items():
+        rows_here = math.ceil(shape[0] / step.world_size)
+        elements_here = rows_here * math.prod(shape[1:])
+        if is_trained(name, stage.what):
+            trained += math.prod(shape)
+            trained_here += elements_here
+        else:
+            frozen += math.prod(shape)
+            frozen_here += elements_here
+
+    master = MASTER[optimizer].itemsize
+    weights = master * trained_here + dtype.itemsize * frozen_here
+    gradients = master * trained_here
+    moments = 2 * master * trained_here
+    gathered = 0
+    if step.world_size > 1:
+        gathered = dtype.itemsize * largest_group(config, stage.what, lora_rank)
+
+    held = activations(config, stage.what, lora_rank, step)
+    start_of_backward = held["activations"] + max(held["loss"], held["block"])
+    end_of_backward = gradients + held["block"]
+    if step.accumulation > 1:
+        moving = gradients + start_of_backward
+    else:
+        moving = max(start_of_backward, end_of_backward)
+    peak = weights + gathered + moments + moving
+
+    return {
+        "stage": stage.what,
+        "trained": trained,
+        "share": trained / (trained + frozen),
+        "weights": weights,
+        "gathered": gathered,
+        "gradients": gradients,
+        "optimizer": moments,
+        **held,
+        "flops_per_token": flops_per_token(config, stage.what, lora_rank, seq_len),
+        "hardware": flops_per_token(config, stage.what, lora_rank, seq_len, step.recompute),
+        "peak": peak,
+        "needed": peak + OUTSIDE[step.device],
+    }
+
+
+def table(
+    config,
+    stages: list[Stage],
+    lora_rank: int,
+    seq_len: int,
+    dtype: torch.dtype,
+    optimizer: str,
+    **how,
+) -> str:
+    """The stages as two tables: what each trains and computes, and what each process holds. `how`:
+    the other fields of Step."""
     step = Step(seq_len, dtype, optimizer, **how)
     costs = [cost(config, stage, lora_rank, seq_len, dtype, optimizer, **how) for stage in stages]
-    held = ["weights", "gathered", "optimizer", "gradients", "activations", "loss", "block", "peak"]
-    if step.device == "cuda":
-        held.append("needed")
-    lines = [f"{'stage':<14}{'tokens':>10}{'peak lr':>9}{'trained':>16}{'share':>9}  GFLOP/token  with recompute"]
+
+    # What each stage trains and computes.
+    lines = [
+        f"{'stage':<14}{'tokens':>10}{'peak lr':>9}{'trained':>16}{'share':>9}"
+        "  GFLOP/token  with recompute"
+    ]
     for stage, c in zip(stages, costs, strict=True):
-        lines.append(f"{stage.what:<14}{stage.tokens / 1e6:>9.4g}M{stage.peak_lr:>9.1e}{c['trained']:>16,}"
-                     f"{c['share']:>9.2%}{c['flops_per_token'] / 1e9:>13.4g}{c['hardware'] / 1e9:>16.4g}")
-    lines += ["", f"{'GB a process':<14}" + "".join(f"{name:>13}" for name in held)]
-    lines += [f"{c['stage']:<14}" + "".join(f"{c[name] / 1e9:>13.3f}" for name in held) for c in costs]
-    high = "activations + the larger of loss and block"
-    together = f"gradients + {high}" if step.accumulation > 1 else f"the larger of ({high}) and (gradients + block)"
-    master = MASTER[optimizer].itemsize
-    lines.append(f"peak = weights + gathered + optimizer + {together}")
+        lines.append(
+            f"{stage.what:<14}"
+            f"{stage.tokens / 1e6:>9.4g}M"
+            f"{stage.peak_lr:>9.1e}"
+            f"{c['trained']:>16,}"
+            f"{c['share']:>9.2%}"
+            f"{c['flops_per_token'] / 1e9:>13.4g}"
+            f"{c['hardware'] / 1e9:>16.4g}"
+        )
+
+    # What each process holds.
+    columns = [
+        "weights", "gathered", "optimizer", "gradients", "activations", "loss", "block", "peak"
+    ]
     if step.device == "cuda":
-        lines.append(f"needed = peak + {OUTSIDE['cuda'] / 1e9:g} GB for the CUDA context and the libraries' workspaces")
-        lines.append("GB are 10^9 bytes: a GPU of 80 GB has 85 of them, an H200 has 150")
-    lines += [f"bytes a parameter: trained {master}, gradient {master}, moments {2 * master}; frozen {dtype.itemsize}",
-              f"activations of a micro-batch of {step.tokens:,} tokens; computed again: {step.recompute}",
-              f"a step: {step.world_size} processes x {step.accumulation} micro-batches x {step.micro_batch} windows x "
-              f"{seq_len:,} = {step.world_size * step.accumulation * step.tokens:,} tokens"]
+        columns.append("needed")
+    lines.append("")
+    lines.append(f"{'GB per process':<14}" + "".join(f"{name:>13}" for name in columns))
+    for c in costs:
+        figures = "".join(f"{c[name] / 1e9:>13.3f}" for name in columns)
+        lines.append(f"{c['stage']:<14}{figures}")
+
+    lines += legend(step)
     return "\n".join(lines)
 
 
+def legend(step: Step) -> list[str]:
+    """The lines below the tables: how the peak comes about, and how a step is divided."""
+    start = "activations + the larger of loss and block"
+    if step.accumulation > 1:
+        moving = f"gradients + {start}"
+    else:
+        moving = f"the larger of ({start}) and (gradients + block)"
+    lines = [f"peak = weights + gathered + optimizer + {moving}"]
+    if step.device == "cuda":
+        outside = OUTSIDE["cuda"] / 1e9
+        lines.append(
+            f"needed = peak + {outside:g} GB for the CUDA context and the libraries' workspaces"
+        )
+        lines.append("GB are 10^9 bytes: a GPU of 80 GB has 85 of them, an H200 has 150")
+
+    master = MASTER[step.optimizer].itemsize
+    tokens = step.world_size * step.accumulation * step.tokens
+    lines += [
+        f"bytes per parameter: trained {master}, gradient {master}, moments {2 * master}; "
+        f"frozen {step.dtype.itemsize}",
+        f"activations of a micro-batch of {step.tokens:,} tokens; recomputed: {step.recompute}",
+        f"a step: {step.world_size} processes x {step.accumulation} micro-batches x "
+        f"{step.micro_batch} windows x {step.seq_len:,} = {tokens:,} tokens",
+    ]
+    return lines
+
+
+# ------------------------------------------------------------------------------------- this machine
+
+
 def matmul_rate(device: str, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """FLOP/s of a large matmul on this machine now, for at least so long: what utilisation is measured against. A GPU
-    that has worked for a second clocks lower than one that has rested."""
+    """FLOP/s of a large matmul on this machine, measured for at least `seconds`: the reference of
+    utilisation. A GPU that has worked for a second clocks lower than one that has rested."""
     on_gpu = device == "cuda"
     n = 8192 if on_gpu else 1024
     a = torch.randn(n, n, device=device, dtype=dtype)
     b = torch.randn(n, n, device=device, dtype=dtype)
-    kernels.linear(a, b)  # the first one loads the library
+    F.linear(a, b)  # the first one loads the library
     if on_gpu:
         torch.cuda.synchronize()
 
+    # Several are queued before we wait, so that the GPU does not stand still between two of them.
+    queued = 8 if on_gpu else 1
     matmuls = 0
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
-        # Several are queued before we wait, so that the GPU does not stand still between two of them.
-        for _ in range(8 if on_gpu else 1):
-            kernels.linear(a, b)
-            matmuls += 1
+        for _ in range(queued):
+            F.linear(a, b)
+        matmuls += queued
         if on_gpu:
             torch.cuda.synchronize()
     return 2 * n**3 * matmuls / (time.perf_counter() - start)

@@ -209,12 +209,6 @@ def test_each_of_several_processes_holds_its_rows_of_every_parameter():
     assert alone["gathered"] == 0 < c["gathered"] and c["trained"] == alone["trained"]
 
 
-def test_a_gradient_that_is_used_at_once_is_alone():
-    how = dict(update_in_backward=True)
-    c = plan.cost(tiny().config, plan.Stage("full", 1, 1e-3), 4, 8, torch.float32, "adamw_bf16", **how)
-    assert c["gradients"] == 2 * max(p.numel() for p in tiny().parameters())
-
-
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_the_peak(accumulation):
     """With several micro-batches earlier gradients lie beside the activations; with one they come as those go."""

@@ -1,5 +1,7 @@
 """common/cli.py: flags that hint, errors on one line, outputs that are whole or absent."""
 import argparse
+import errno
+import hashlib
 import os
 import signal
 import subprocess
@@ -24,8 +26,11 @@ def parser() -> cli.Parser:
     (["--inptu=b"], "unknown flag --inptu; did you mean --input?"),
     (["pack", "--tokenzier", "3"], "unknown flag --tokenzier; did you mean --tokenizer?"),
     (["pack", "--tokeniser", "3"], "did you mean --tokenizer?"),
-    (["--inp=b"], "unknown flag --inp"),  # no abbreviations: a new flag must not change what an old command means
-    (["--zzz"], "--help lists"), (["pack", "--tokenizer", "x"], "invalid int value")])
+    # No abbreviations: a new flag must not change what an old command means.
+    (["--inp=b"], "unknown flag --inp"),
+    (["--zzz"], "--help lists"),
+    (["pack", "--tokenizer", "x"], "invalid int value"),
+])
 def test_a_wrong_flag_is_one_line_and_status_2(argv, part, capsys):
     with pytest.raises(SystemExit) as leaving:
         parser().parse_args(argv)
@@ -86,14 +91,53 @@ def test_a_good_block_replaces_file_and_folder(tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
-    code = f"import os, signal\nfrom common import cli\nwith cli.new_folder({str(tmp_path / 'd')!r}) as t:\n" \
-           "    (t / 'half').write_text('x'); os.kill(os.getpid(), signal.SIGKILL)"
+    code = f"""
+import os, signal
+from common import cli
+with cli.new_folder({str(tmp_path / "d")!r}) as temporary:
+    (temporary / "half").write_text("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     killed = subprocess.run([sys.executable, "-c", code], env=environment)
-    assert killed.returncode == -signal.SIGKILL and len(list(tmp_path.iterdir())) == 1
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 1
     with cli.new_folder(tmp_path / "d") as temporary:
         (temporary / "whole").write_text("x")
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_a_folder_moved_aside_by_a_killed_process_comes_back(tmp_path):
+    """Killed between the two renames: the old folder has only its temporary name."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f".d.old.{dead.pid}.partial").mkdir()
+    (tmp_path / f".d.old.{dead.pid}.partial/old").write_text("x")
+    with pytest.raises(ZeroDivisionError), cli.new_folder(tmp_path / "d"):
+        raise ZeroDivisionError
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+    assert (tmp_path / "d/old").exists()
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path):
+    content = bytes(range(256)) * 5000  # more than is read at a time
+    (tmp_path / "f").write_bytes(content)
+    assert cli.sha256(tmp_path / "f") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("error, line", [
+    (cli.UserError("no such corpus"), "x.py: no such corpus\n"),
+    (OSError(errno.ENOSPC, "No space left", "out/f"), "x.py: out/f: No space left\n"),
+])
+def test_a_mistake_of_the_user_and_a_full_disk_are_one_line(error, line, capsys, monkeypatch):
+    def main():
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["/somewhere/x.py"])
+    with pytest.raises(SystemExit) as leaving:
+        cli.run(main)
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err == line
 
 
 def test_broken_json_is_named(tmp_path):
@@ -102,3 +146,36 @@ def test_broken_json_is_named(tmp_path):
         cli.read_json(tmp_path / "a.json")
     with pytest.raises(cli.UserError, match="cannot read .*b.json"):
         cli.read_json(tmp_path / "b.json")
+
+
+def test_a_model_directory_passes(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    cli.check_model_folder(tmp_path / "model")
+    # Weights decide: a model directory may hold a folder named `model`, whatever that is.
+    (tmp_path / "model.safetensors").write_text("")
+    cli.check_model_folder(tmp_path)
+
+
+def test_a_missing_model_directory_and_a_file_are_named(tmp_path):
+    with pytest.raises(cli.UserError, match="no model directory .*/none"):
+        cli.check_model_folder(tmp_path / "none")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(cli.UserError, match="config.json is a file"):
+        cli.check_model_folder(tmp_path / "config.json")
+
+
+def test_a_run_in_place_of_its_model_is_named_as_such(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    (run / "metrics.jsonl").write_text("")
+    with pytest.raises(cli.UserError, match="no model yet"):
+        cli.check_model_folder(run)
+    for name in ("9-lora", "10-full"):
+        (run / "stages" / name).mkdir(parents=True)
+    with pytest.raises(cli.UserError, match="last finished stage is .*/run/stages/10-full"):
+        cli.check_model_folder(run)
+    (run / "model").mkdir()
+    with pytest.raises(cli.UserError, match="its model is .*/run/model"):
+        cli.check_model_folder(run)

@@ -1,6 +1,7 @@
-"""common/parallel.py: several processes train what one process trains, and hand over to any other number of them."""
+"""common/parallel.py: several processes train what one does, and hand over to others."""
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -9,18 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import ROOT, tiny_config
 from test_train import exact, flags, records, weights
 
 import data
 import model
 import tokenizer
 import train
-from common import checkpoint
+from common import checkpoint, parallel
 
-ROOT = Path(train.__file__).parent
-STAGES = ["embed:1280:5e-3", "odd:3840:5e-3", "lora:1280:5e-3"]  # 10, 30 and 10 steps, a checkpoint after each third
-FOUR = ["--micro_batch", "1"]  # a window a process
+# 10, 30 and 10 steps, with a checkpoint after each third.
+STAGES = ["embed:1280:5e-3", "odd:3840:5e-3", "lora:1280:5e-3"]
+
+# A window per process.
+FOUR = ["--micro_batch", "1"]
 
 
 def free_port() -> str:
@@ -29,23 +32,44 @@ def free_port() -> str:
         return str(s.getsockname()[1])
 
 
-def torchrun(processes: int, argv: list[str], script: str = "train.py", **kwargs) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
-               f"--master_port={free_port()}", script, *argv]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, **kwargs)
+def torchrun(processes: int, argv: list[str], script: str = "train.py"):
+    """Run train.py, or another script, as so many processes; a subprocess.CompletedProcess."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={processes}",
+        f"--master_port={free_port()}",
+        script,
+        *argv,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def replaced(argv: list[str], flag: str, value: str) -> list[str]:
+    """The same command line with another value for one of its flags."""
+    argv = list(argv)
+    argv[argv.index(flag) + 1] = value
+    return argv
 
 
 def close(one: Path, other: Path, loss: float = 1e-4, weight: float = 2e-3) -> None:
     """The same steps, losses, validation and weights, up to the order of sums."""
-    a, b = exact(one), exact(other)
-    assert [x[:3] for x in a] == [x[:3] for x in b] and len(a) >= 10
-    assert [x[3:] for x in a] == [pytest.approx(x[3:], abs=loss) for x in b]
+    steps = exact(one)
+    other_steps = exact(other)
+    assert len(steps) >= 10
+    assert [step[:3] for step in steps] == [step[:3] for step in other_steps]
+    expected = [pytest.approx(step[3:], abs=loss) for step in other_steps]
+    assert [step[3:] for step in steps] == expected
     for x, y in zip(records(one, "validation"), records(other, "validation"), strict=True):
         for name, score in x["validation"].items():
             assert score == pytest.approx(y["validation"][name], abs=loss)
+    other_weights = weights(other / "model")
     for name, tensor in weights(one / "model").items():
-        torch.testing.assert_close(weights(other / "model")[name], tensor, rtol=0, atol=weight)
+        torch.testing.assert_close(other_weights[name], tensor, rtol=0, atol=weight)
 
 
 def dying(folder: Path, step: int) -> str:
@@ -53,17 +77,32 @@ def dying(folder: Path, step: int) -> str:
     script = folder / "dies.py"
     script.write_text(f"""
 import os, signal, train
-from common import cli, stage
-norm, calls = stage.Updates.norm, []
+from common import cli
+norm = train.gradient_norm
+calls = []
 def stop(*args):
     calls.append(1)
     if len(calls) == {step} and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     return norm(*args)
-stage.Updates.norm = stop
+train.gradient_norm = stop
 cli.run(train.main)
 """)
     return str(script)
+
+
+def test_alone_nothing_is_exchanged():
+    """One process, without torchrun: each function gives back what it was given."""
+    x = torch.arange(6.0).reshape(3, 2)
+    assert (parallel.rank(), parallel.size()) == (0, 1)
+    assert parallel.all_reduce_sum(1, 2.5) == [1, 2.5]
+    assert parallel.gather(iter("ab")) == ["a", "b"]
+    assert parallel.broadcast("x") == "x"
+    assert parallel.on_rank_zero(lambda: "done") == "done"
+    assert parallel.local(x) is parallel.full_tensor(x) is x
+    assert parallel.rows(x) == (0, 3)
+    with pytest.raises(KeyError):
+        parallel.on_rank_zero({}.popitem)
 
 
 @pytest.fixture(scope="module")
@@ -100,42 +139,69 @@ def test_a_checkpoint_of_four_resumes_on_one_and_on_two(processes, alone, four, 
         train.main(["--resume", str(run)])
     else:
         out = torchrun(processes, ["--resume", str(run)])
-        assert out.returncode == 0 and "02-00000015" in out.stdout + out.stderr, out.stderr
+        assert out.returncode == 0, out.stderr
+        assert "02-00000015" in out.stdout + out.stderr
     close(alone, run)
 
 
 @pytest.mark.slow
 def test_a_tied_head_new_rows_and_bfloat16_weights(world, tmp_path):
-    """Two processes: embedding, norm and head in one group; old rows untouched; the same random rounding as alone."""
+    """Two processes: embedding, norm and head in one group; old rows untouched; the same random
+    rounding as alone."""
     torch.manual_seed(3)
     folder = tmp_path / "tied"
     folder.mkdir()
     model.save(model.Llama(tiny_config(tie_word_embeddings=True, base_vocab_size=300)), folder)
     tokenizer.save(world / "base.model", folder)
     argv = flags(world, "", "new_rows:640:5e-3", "full:640:5e-3", more=FOUR)
-    argv[argv.index("--model") + 1] = str(folder)
-    for more in ([], ["--optimizer", "adamw_bf16"]):
-        runs = [tmp_path / f"{n}{len(more)}" for n in (1, 2)]
-        argv[argv.index("--out") + 1] = str(runs[0])
-        train.main([*argv, *more])
-        argv[argv.index("--out") + 1] = str(runs[1])
-        out = torchrun(2, [*argv, *more])
+    argv = replaced(argv, "--model", str(folder))
+    for optimizer in ("adamw", "adamw_bf16"):
+        one = tmp_path / f"1-{optimizer}"
+        two = tmp_path / f"2-{optimizer}"
+        more = ["--optimizer", optimizer]
+        train.main([*replaced(argv, "--out", str(one)), *more])
+        out = torchrun(2, [*replaced(argv, "--out", str(two)), *more])
         assert out.returncode == 0, out.stderr
-        old, new = weights(folder), weights(runs[1] / "stages/1-new_rows")
+
         table = "model.embed_tokens.weight"
-        assert torch.equal(old[table][:300], new[table][:300]) and not torch.equal(old[table][300:], new[table][300:])
-        # one unit of bfloat16 (1/128 of a weight) where a gradient's last bits carried a rounding over
-        close(*runs, loss=1e-4 if not more else 5e-2, weight=2e-3 if not more else 3e-2)
+        old = weights(folder)[table]
+        new = weights(two / "stages/1-new_rows")[table]
+        assert torch.equal(old[:300], new[:300])
+        assert not torch.equal(old[300:], new[300:])
+        if optimizer == "adamw":
+            close(one, two)
+        else:
+            # One unit of bfloat16 (1/128 of a weight) where a gradient's last bits decided.
+            close(one, two, loss=5e-2, weight=3e-2)
 
 
 @pytest.mark.slow
 def test_two_agents_stand_for_two_machines(world, alone, tmp_path):
-    run, port = tmp_path / "run", free_port()
-    agents = [subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={i}",
-                                "--nproc_per_node=1", "--master_addr=localhost", f"--master_port={port}", "train.py",
-                                *flags(world, run, *STAGES, more=FOUR)], cwd=ROOT, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-              for i in range(2)]
+    run = tmp_path / "run"
+    port = free_port()
+    agents = []
+    for node in range(2):
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nnodes=2",
+            f"--node_rank={node}",
+            "--nproc_per_node=1",
+            "--master_addr=localhost",
+            f"--master_port={port}",
+            "train.py",
+            *flags(world, run, *STAGES, more=FOUR),
+        ]
+        agent = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        agents.append(agent)
     outputs = [agent.communicate(timeout=300)[0] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], outputs
     close(alone, run)
@@ -143,30 +209,52 @@ def test_two_agents_stand_for_two_machines(world, alone, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_killed_and_resumed_end_in_the_same_bits(world, tmp_path):
-    """With all that has a state of its own: moving weights of the sources, random rounding, masked prompts."""
-    rows = [{"question": f"문제 {i} 더하기 {i}?", "answer": f"답은 {2 * i}."} for i in range(300)]  # "what is i + i?"
-    (tmp_path / "dialogues.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
-    data.main(["pack", "--input", f"{tmp_path}/dialogues.jsonl", "--tokenizer", f"{world}/base.model", "--out",
-               f"{tmp_path}/sft", "--prompt_field", "question", "--response_field", "answer"])
-    more = [*FOUR, "--optimizer", "adamw_bf16", "--data", f"{world}/shards/ko=0.2:0.6", f"{tmp_path}/sft=0.4:0.8"]
-    argv = lambda run: flags(world, run, "odd:1280:5e-3", "sft:1280:5e-3", more=more)
-    whole = torchrun(2, argv(tmp_path / "whole"))
-    assert whole.returncode == 0, whole.stderr
-    killed = torchrun(2, argv(tmp_path / "run"), dying(tmp_path, step=18))
-    assert killed.returncode != 0 and not (tmp_path / "run/model").exists()
-    assert "another process of this run is gone" in killed.stderr  # and then torchrun's own report
-    assert "Traceback" not in killed.stderr.split("torch/distributed/elastic")[0].split("torch.distributed.elastic")[0]
-    resumed = torchrun(2, ["--resume", str(tmp_path / "run")])
-    assert resumed.returncode == 0 and "02-00000006" in resumed.stdout + resumed.stderr, resumed.stderr
-    assert exact(tmp_path / "run") == exact(tmp_path / "whole") and len(exact(tmp_path / "run")) == 20
-    for name, tensor in weights(tmp_path / "whole/model").items():
-        assert torch.equal(tensor, weights(tmp_path / "run/model")[name]), name
+    """With all that has a state of its own: moving weights of the sources, random rounding, masked
+    prompts."""
+    lines = []
+    for i in range(300):
+        # "What is i + i?" "It is 2 i."
+        row = {"question": f"문제 {i} 더하기 {i}?", "answer": f"답은 {2 * i}."}
+        lines.append(json.dumps(row, ensure_ascii=False))
+    (tmp_path / "dialogues.jsonl").write_text("\n".join(lines))
+    data.main([
+        "pack",
+        "--input", f"{tmp_path}/dialogues.jsonl",
+        "--tokenizer", f"{world}/base.model",
+        "--out", f"{tmp_path}/sft",
+        "--prompt_field", "question",
+        "--response_field", "answer",
+    ])
+    sources = ["--data", f"{world}/shards/ko=0.2:0.6", f"{tmp_path}/sft=0.4:0.8"]
+    more = [*FOUR, "--optimizer", "adamw_bf16", *sources]
+    whole = tmp_path / "whole"
+    run = tmp_path / "run"
+    stages = ["odd:1280:5e-3", "sft:1280:5e-3"]
+
+    finished = torchrun(2, flags(world, whole, *stages, more=more))
+    assert finished.returncode == 0, finished.stderr
+    killed = torchrun(2, flags(world, run, *stages, more=more), dying(tmp_path, step=18))
+    assert killed.returncode != 0
+    assert not (run / "model").exists()
+    # One line of ours, and only then torchrun's own report with its tracebacks.
+    assert "another process of this run is gone" in killed.stderr
+    ours = re.split(r"torch[./]distributed[./]elastic", killed.stderr)[0]
+    assert "Traceback" not in ours
+
+    resumed = torchrun(2, ["--resume", str(run)])
+    assert resumed.returncode == 0, resumed.stderr
+    assert "02-00000006" in resumed.stdout + resumed.stderr
+    assert exact(run) == exact(whole)
+    assert len(exact(run)) == 20
+    ended = weights(run / "model")
+    for name, tensor in weights(whole / "model").items():
+        assert torch.equal(tensor, ended[name]), name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["begin", "counters", "stage"])
-def test_a_fault_of_the_first_process_is_one_line(moment, world, tmp_path):
-    """A full disk at three moments at which the first process alone writes."""
+def test_a_fault_of_rank_zero_is_one_line(moment, world, tmp_path):
+    """A full disk at three moments at which rank 0 alone writes."""
     script = tmp_path / "full.py"
     script.write_text(f"""
 import errno, os, pathlib, model, train
@@ -192,15 +280,15 @@ cli.run(train.main)
 
 def test_a_run_of_one_resumes_on_two_without_being_told_how(world, tmp_path):
     """Windows of a pass that were derived, or asked for, on one process need not suit two."""
-    for more in ([], ["--micro_batch", "4"]):
-        run = tmp_path / f"run{len(more)}"
+    for micro_batch in ("0", "4"):  # 0: derived
+        run = tmp_path / f"run{micro_batch}"
         argv = flags(world, run, "odd:640:1e-3", "full:640:1e-3")
-        i = argv.index("--micro_batch")
-        train.main(argv[:i] + argv[i + 2:] + more)
+        train.main(replaced(argv, "--micro_batch", micro_batch))
         for folder in (run / "model", *run.glob("stages/2-*")):
             shutil.rmtree(folder)
         out = torchrun(2, ["--resume", str(run)])
-        assert out.returncode == 0 and (run / "model").exists(), out.stderr
+        assert out.returncode == 0, out.stderr
+        assert (run / "model").exists()
 
 
 def test_the_cause_of_a_non_finite_loss_is_found_on_any_process(world, tmp_path):
@@ -210,9 +298,9 @@ def test_the_cause_of_a_non_finite_loss_is_found_on_any_process(world, tmp_path)
     llama.model.norm.weight.data[0] = torch.inf
     model.save(llama, folder)
     argv = flags(world, tmp_path / "run", "odd:640:1e-3")
-    argv[argv.index("--model") + 1] = str(folder)
-    out = torchrun(2, argv)
-    assert out.returncode != 0 and "the cause is a window of" in out.stderr
+    out = torchrun(2, replaced(argv, "--model", str(folder)))
+    assert out.returncode != 0
+    assert "the cause is a window of" in out.stderr
     assert out.stderr.count("the cause is") == 1  # one process speaks
 
 
@@ -224,4 +312,5 @@ def test_more_processes_than_torchrun_started(world, tmp_path, refused, monkeypa
 
 def test_the_batch_must_divide_among_the_processes(world, tmp_path, refused, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    refused(train, flags(world, tmp_path / "run", "embed:400:1e-3"), "a multiple of --micro_batch 2 times 3 processes")
+    argv = flags(world, tmp_path / "run", "embed:400:1e-3")
+    refused(train, argv, "a multiple of --micro_batch 2 times 3 processes")
