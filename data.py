@@ -595,7 +595,12 @@ def bits_per_byte(
 
 def padded(windows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """Windows of different lengths as one batch: inputs and targets, int64 (rows, longest). No
-    window at all gives one row of padding."""
+    window at all gives one row of padding.
+
+    >>> inputs, targets = padded([(np.array([5, 6, 7]), np.array([6, 7, 2])), ([8], [2])])
+    >>> inputs.tolist(), targets.tolist()
+    ([[5, 6, 7], [8, 0, 0]], [[6, 7, 2], [2, -100, -100]])
+    """
     # The padding is on the right, where no token before it attends to it (attention is causal), and
     # its targets do not count. As an input it must be some row of the embedding: 0 will do.
     longest = max((len(inputs) for inputs, _ in windows), default=1)
