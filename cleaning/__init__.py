@@ -96,7 +96,8 @@ def train_models(job: passes.Job, kept: np.ndarray, args: argparse.Namespace) ->
     if args.reference:
         paths = documents.files(args.reference)
         share = min(1, perplexity.SAMPLE / max(1, sum(path.stat().st_size for path in paths)))
-        texts = (normalise.normalise(document["text"])[0] for document in documents.read_documents(paths, args.encoding))
+        found = documents.read_documents(paths, args.encoding)
+        texts = (normalise.normalise(document["text"])[0] for document in found)
         perplexity.Model.train(text for text in texts if sample(text, share)[0]).save(job.folder / "model-0")
         return
     sizes, odd = job.corpus.all["size"], np.arange(len(kept)) % 2 == 1
