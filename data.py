@@ -1,13 +1,15 @@
-"""Documents in, token shards out, batches out: everything between a raw text file and a training step.
+"""Documents in, token shards out, batches out: all that lies between raw text and a training step.
 
 Three ideas, in the order in which text meets them:
 
 - `clean` turns raw documents into documents worth training on. The steps are in cleaning/.
-- `pack` turns documents into *token shards*: one stream of token ids on disk, BOS text EOS BOS text EOS ..., memory-
-  mapped, so that a corpus larger than memory costs nothing to open. A few whole documents, chosen by a hash of their
-  text and so the same under every tokenizer, are set aside: on them `bits_per_byte` measures a model.
-- `Loader` deals windows of the stream into batches. Which comes next is a pure function of a seed and of one counter a
-  source, so that a run that was stopped goes on with the very batch it would have had.
+- `pack` turns documents into *token shards*: one stream of token ids on disk, BOS text EOS BOS text
+  EOS ..., memory-mapped, so that a corpus larger than memory costs nothing to open. A few whole
+  documents are set aside for validation; on them `bits_per_byte` measures a model. They are chosen
+  by a hash of their text, and so are the same under every tokenizer.
+- `Loader` deals windows of the stream into batches. Which window comes next is a pure function of a
+  seed and of one counter per source, so a run that was stopped resumes with the very batch it would
+  have had.
 
     python data.py clean --input raw/wiki.jsonl raw/court.jsonl --out out/clean --profile formal
     python data.py pack  --input out/clean --tokenizer out/merged.model --out out/shards
@@ -17,7 +19,7 @@ import hashlib
 import heapq
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,376 +28,755 @@ from tqdm import tqdm
 import tokenizer
 from cleaning import STEPS, clean
 from common import cli
-from common.documents import SUFFIXES, documents
-from schedule import Schedule
+from common.documents import SUFFIXES, read_documents
 
-GIVEN, MARK = 2**32, "\x00"  # added to a token that is given, not predicted; between a prompt and its response
+IGNORE = -100  # a target that does not count; PyTorch's cross_entropy has the same number
+MARK = "\x00"  # between a prompt and its response, where the two are one text
 
-# --------------------------------------------------------------------------------------------------------- packing
+# ---- Validation documents -----------------------------------------------------------------------
 
 
 def text_hash(text: str) -> int:
     """64 bits of BLAKE2b of the text."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
 
 
-def choose_validation(found: Iterable[str], fraction: float, max_bytes: int) -> dict[int, str]:
-    """The validation documents, {hash: text} in the order of their hash.
+def choose_validation(texts: Iterable[str], fraction: float, max_bytes: int) -> dict[int, str]:
+    """The validation documents, {hash: text} in the order of their hashes.
 
-    Those whose hash lies in the lowest `fraction` of all hashes; of these, the lowest that fit into max_bytes together,
-    and at least one. Neither the order of the documents nor the tokenizer has a say. If there is but one text, it is
-    for training. Memory: max_bytes and a document."""
-    limit, chosen, highest_first, held = int(fraction * 2**64), {}, [], 0
-    lowest, highest = (2**64, ""), -1
-    for text in found:
+    They are those whose hash lies in the lowest `fraction` of all hashes; of these, the lowest that
+    fit into max_bytes together, and at least one. Neither the order of the documents nor the
+    tokenizer has a say. If there is only one text, it is for training. Memory: max_bytes and one
+    document."""
+    limit = int(fraction * 2**64)  # hashes from here on are for training
+    chosen: dict[int, str] = {}
+    highest_first: list[int] = []  # a heap of the chosen hashes, negated
+    n_bytes = 0
+    lowest_hash = 2**64
+    lowest_text = ""
+    highest_hash = -1
+    for text in texts:
         key = text_hash(text)
-        lowest, highest = min(lowest, (key, text)), max(highest, key)
+        highest_hash = max(highest_hash, key)
+        if key < lowest_hash:
+            lowest_hash = key
+            lowest_text = text
         if key < limit and key not in chosen:
             chosen[key] = text
             heapq.heappush(highest_first, -key)
-            held += len(text.encode())
-        while held > max_bytes and len(chosen) > 1:  # what is let go shuts the door behind it: the result stays
-            limit = -heapq.heappop(highest_first)    # "all below some hash", whatever came first
-            held -= len(chosen.pop(limit).encode())
-    if lowest[0] >= highest:  # no text, or one
+            n_bytes += len(text.encode())
+        # Too much text: evict the highest hash, and lower the limit to it. So the result is always
+        # "every text below some hash", whatever the order in which the texts came.
+        while n_bytes > max_bytes and len(chosen) > 1:
+            limit = -heapq.heappop(highest_first)
+            n_bytes -= len(chosen.pop(limit).encode())
+
+    has_two_texts = lowest_hash < highest_hash
+    if not has_two_texts:
         return {}
-    return dict(sorted(chosen.items())) or dict([lowest])
+    # A fraction so small that no hash was below it: one document at least.
+    if not chosen:
+        return {lowest_hash: lowest_text}
+    return dict(sorted(chosen.items()))
 
 
-class ShardWriter:
-    """Appends tokens to PREFIX-00000.npy, PREFIX-00001.npy, ... of `shard_tokens` tokens; `files` describes them."""
-
-    def __init__(self, folder: Path, prefix: str, dtype: np.dtype, shard_tokens: int):
-        self.folder, self.prefix, self.files = folder, prefix, {}
-        self.buffer, self.used = np.empty(shard_tokens, dtype), 0
-
-    def append(self, tokens: np.ndarray) -> None:
-        while len(tokens):
-            part = tokens[:len(self.buffer) - self.used]
-            self.buffer[self.used:self.used + len(part)] = part
-            self.used += len(part)
-            tokens = tokens[len(part):]
-            if self.used == len(self.buffer):
-                self.flush()
-
-    def flush(self) -> None:
-        if self.used:
-            name = f"{self.prefix}-{len(self.files):05d}.npy"
-            self.files[name] = save(self.folder / name, self.buffer[:self.used])
-            self.used = 0
+# ---- Packing ------------------------------------------------------------------------------------
 
 
-def save(path: Path, array: np.ndarray) -> dict:
-    """Write an array; its entry in the index."""
-    np.save(path, array)
-    return {"tokens": len(array), "bytes_on_disk": path.stat().st_size, "sha256": cli.sha256(path)}
+def encode_documents(
+    sp,
+    texts: list[str],
+    workers: int,
+    has_prompts: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """BOS text EOS of each text, joined: (ids, is_prompt), uint32 and bool, (tokens,) each.
 
+    SentencePiece's own threads do the work: the ids are the same for any number of `workers`."""
+    prompt_lengths = [0] * len(texts)
+    if has_prompts:
+        # A prompt and its response are encoded together, with a space between them. The prompt's
+        # tokens are as many as the prompt alone would have: these are what the model will be given,
+        # and all that follows is what it should answer, the space included.
+        pairs = [text.split(MARK) for text in texts]
+        prompts = [prompt.rstrip() for prompt, _ in pairs]
+        texts = [f"{prompt.rstrip()} {response.lstrip()}" for prompt, response in pairs]
+        rows = sp.encode(prompts, add_bos=True, num_threads=workers)
+        prompt_lengths = [len(row) for row in rows]
 
-def texts(docs: Iterable[dict], bar: tqdm, fields: tuple[str, ...] = ("text",)) -> Iterator[str]:
-    """Their texts, prompt and response with a mark between them; moves the bar by their UTF-8 bytes."""
-    for document in docs:
-        text = document[fields[0]] if len(fields) == 1 else MARK.join(document[f].replace(MARK, "") for f in fields)
-        bar.update(len(text.encode()))
-        yield text
-
-
-def n_bytes_learnt(text: str, prompted: bool) -> int:
-    """UTF-8 bytes of a document, of a response without its prompt."""
-    return len((text.partition(MARK)[2] if prompted else text).encode())
-
-
-def batches(found: Iterable[str], max_characters: int = 2_000_000) -> Iterator[list[str]]:
-    """Texts in lists of about `max_characters`: enough for every thread, little enough for any memory."""
-    batch, size = [], 0
-    for text in found:
-        batch.append(text)
-        size += len(text)
-        if size >= max_characters:
-            yield batch
-            batch, size = [], 0
-    yield batch
-
-
-def encode(sp, batch: list[str], workers: int, prompted: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """BOS text EOS of each text, joined: (ids, which of them are given and not to be learnt). SentencePiece's own
-    threads do it: the same ids for any number of them.
-
-    A prompt and its response are encoded together, a blank between them, and cut where the prompt alone would end."""
-    given = [0] * len(batch)
-    if prompted and batch:
-        prompts, responses = zip(*(text.split(MARK) for text in batch), strict=True)
-        given = [len(row) for row in sp.encode([p.rstrip() for p in prompts], add_bos=True, num_threads=workers)]
-        batch = [p.rstrip() + " " + r.lstrip() for p, r in zip(prompts, responses, strict=True)]
-    ids = sp.encode(batch, add_bos=True, add_eos=True, num_threads=workers) if batch else []
-    return (np.concatenate([np.zeros(0, np.uint32), *(np.array(row, np.uint32) for row in ids)]),
-            np.concatenate([np.zeros(0, bool), *(np.arange(len(row)) < n for row, n in zip(ids, given, strict=True))]))
+    # The empty arrays are for no text at all, which np.concatenate would refuse.
+    ids = [np.zeros(0, np.uint32)]
+    is_prompt = [np.zeros(0, bool)]
+    rows = sp.encode(texts, add_bos=True, add_eos=True, num_threads=workers)
+    for row, prompt_length in zip(rows, prompt_lengths, strict=True):
+        ids.append(np.array(row, np.uint32))
+        is_prompt.append(np.arange(len(row)) < prompt_length)
+    return np.concatenate(ids), np.concatenate(is_prompt)
 
 
 def pack(args: argparse.Namespace) -> dict:
-    """Tokenise documents into shards; print and return their index. The corpus is read twice: the first time settles
-    which documents are for validation, and hashing is far faster than tokenising. Memory: a shard and a batch.
+    """Tokenize documents into shards; print and return their index. The corpus is read twice: the
+    first time settles which documents are for validation. Memory: a shard and a batch.
 
-        python data.py pack --input clean/formal clean/web --tokenizer merged.model --out shards/ko --workers 2"""
-    model = Path(args.tokenizer) / "tokenizer.model" if Path(args.tokenizer).is_dir() else Path(args.tokenizer)
-    sp = tokenizer.load(model)
+        python data.py pack --input clean/a clean/b --tokenizer merged.model --out shards/ko"""
+    model_file = Path(args.tokenizer)
+    if model_file.is_dir():
+        model_file = model_file / "tokenizer.model"
+    sp = tokenizer.load(model_file)
     if not 0 < args.val_fraction < 1:
         raise cli.UserError(f"--val_fraction {args.val_fraction} is not between 0 and 1")
     if bool(args.prompt_field) != bool(args.response_field):
-        raise cli.UserError("--prompt_field and --response_field go together: what is given, and what is to be learnt")
-    prompted = bool(args.prompt_field)
-    fields = (args.prompt_field, args.response_field) if prompted else ("text",)
-    bar = {"unit": "B", "unit_scale": True}
+        raise cli.UserError("--prompt_field and --response_field go together: what is given, and "
+                            "what is to be learnt")
+
     with cli.new_folder(args.out) as folder:
-        with open(folder / "rejected.jsonl", "w", encoding="utf-8") as rejected, tqdm(**bar, desc="read") as reading:
-            found = documents(args.input, args.encoding, lambda bad: print(json.dumps(bad), file=rejected), fields)
-            held_out = choose_validation(texts(found, reading, fields), args.val_fraction, args.val_bytes)
-        train = ShardWriter(folder, "train", np.uint16 if sp.vocab_size() <= 2**16 else np.uint32, args.shard_tokens)
-        given = ShardWriter(folder, "given", bool, args.shard_tokens)  # beside each token: is it a prompt's?
-        n_documents = n_bytes = 0
-        with tqdm(**bar, desc="pack", total=reading.n) as packing:
-            for batch in batches(texts(documents(args.input, args.encoding, fields=fields), packing, fields)):
-                batch = [text for text in batch if text_hash(text) not in held_out]
-                ids, prompts = encode(sp, batch, args.workers, prompted)
-                train.append(ids)
-                given.append(prompts if prompted else prompts[:0])
-                n_documents += len(batch)
-                n_bytes += sum(n_bytes_learnt(text, prompted) for text in batch)
-        train.flush()
-        given.flush()
+        # The first reading settles which documents are for validation, and notes which lines are no
+        # documents. It costs little: hashing is far faster than tokenizing.
+        with tqdm(desc="read", unit="B", unit_scale=True) as bar:
+            held_out = read_validation(args, folder / "rejected.jsonl", bar)
         n_rejected = (folder / "rejected.jsonl").read_bytes().count(b"\n")
-        if not n_documents:
-            raise cli.UserError(f"no document to train on in {' '.join(map(str, args.input))} ({n_rejected} lines were "
-                                f"rejected, {len(held_out)} documents are for validation)")
-        val, val_given = encode(sp, list(held_out.values()), args.workers, prompted)
-        val_bytes = np.array([n_bytes_learnt(text, prompted) for text in held_out.values()], np.uint32)
-        val_files = {"val-00000.npy": val.astype(train.buffer.dtype), "val_bytes.npy": val_bytes}
-        val_files |= {"val_given.npy": val_given} if prompted else {}
-        index = {"tokens": sum(entry["tokens"] for entry in train.files.values()), "bytes": n_bytes,
-                 "documents": n_documents, "vocab_size": sp.vocab_size(), "tokenizer_sha256": cli.sha256(model),
-                 "dtype": train.buffer.dtype.name, "bos_token_id": sp.bos_id(), "eos_token_id": sp.eos_id(),
-                 "files": train.files, "given": given.files,
-                 "val": {"tokens": len(val), "bytes": int(val_bytes.sum()), "documents": len(val_bytes),
-                         "files": {name: save(folder / name, array) for name, array in val_files.items()}}}
+
+        # The second reading tokenizes all others. Two bytes per token are enough for most
+        # vocabularies. Beside each token of a corpus of prompts stands whether it is a prompt's.
+        dtype = np.uint16 if sp.vocab_size() <= 2**16 else np.uint32
+        train = ShardWriter(folder, "train", dtype, args.shard_tokens)
+        given = ShardWriter(folder, "given", bool, args.shard_tokens)
+        with tqdm(desc="pack", unit="B", unit_scale=True, total=bar.n) as bar:
+            n_documents, n_bytes = write_training(args, sp, held_out, bar, train, given)
+        if n_documents == 0:
+            raise cli.UserError(f"no document to train on in {' '.join(map(str, args.input))} "
+                                f"({n_rejected} lines were rejected, {len(held_out)} documents are "
+                                "for validation)")
+
+        # The index says what is in the folder, and by the hashes whether it still is; the
+        # tokenizer's hash tells shards that were packed for another model.
+        val = write_validation(args, sp, list(held_out.values()), folder, dtype)
+        index = {
+            "tokens": sum(entry["tokens"] for entry in train.files.values()),
+            "bytes": n_bytes,
+            "documents": n_documents,
+            "vocab_size": sp.vocab_size(),
+            "tokenizer_sha256": cli.sha256(model_file),
+            "dtype": train.buffer.dtype.name,
+            "bos_token_id": sp.bos_id(),
+            "eos_token_id": sp.eos_id(),
+            "files": train.files,
+            "given": given.files,
+            "val": val,
+        }
         cli.write_json(folder / "index.json", index)
-    print(f"{n_documents} documents, {n_bytes} bytes, {index['tokens']} tokens ({n_bytes / index['tokens']:.2f} bytes "
-          f"a token) in {len(train.files)} shards; for validation {len(val_bytes)} documents, {val_bytes.sum()} bytes; "
+
+    print(f"{n_documents} documents, {n_bytes} bytes, {index['tokens']} tokens "
+          f"({n_bytes / index['tokens']:.2f} bytes per token) in {len(train.files)} shards; for "
+          f"validation {val['documents']} documents, {val['bytes']} bytes; "
           f"{n_rejected} lines rejected")
     return index
 
 
-# ---------------------------------------------------------------------------------------------------------- shards
+def read_validation(args: argparse.Namespace, rejected: Path, bar: tqdm) -> dict[int, str]:
+    """Read all documents, choose those for validation, write what is no document to `rejected`."""
+    with open(rejected, "w", encoding="utf-8") as file:
+        def record(bad: dict) -> None:
+            print(json.dumps(bad), file=file)
+
+        texts = read_texts(args, bar, record)
+        return choose_validation(texts, args.val_fraction, args.val_bytes)
+
+
+def write_training(
+    args: argparse.Namespace,
+    sp,
+    held_out: dict[int, str],
+    bar: tqdm,
+    train: "ShardWriter",
+    given: "ShardWriter",
+) -> tuple[int, int]:
+    """Write the tokens of all documents that are not held out to `train`, and, where there are
+    prompts, to `given` whether each token is a prompt's. Returns (documents, bytes to predict)."""
+    has_prompts = bool(args.prompt_field)
+    n_documents = 0
+    n_bytes = 0
+    for texts in in_batches(read_texts(args, bar)):
+        # By the hash, not by the place: no copy of a validation document may be trained on.
+        texts = [text for text in texts if text_hash(text) not in held_out]
+        ids, is_prompt = encode_documents(sp, texts, args.workers, has_prompts)
+        train.append(ids)
+        if has_prompts:
+            given.append(is_prompt)
+        n_documents += len(texts)
+        n_bytes += sum(bytes_to_predict(text, has_prompts) for text in texts)
+    train.flush()
+    given.flush()
+    return n_documents, n_bytes
+
+
+def write_validation(
+    args: argparse.Namespace,
+    sp,
+    texts: list[str],
+    folder: Path,
+    dtype: type,
+) -> dict:
+    """Write the validation documents, as `Shards.validation` reads them; returns their entry in the
+    index."""
+    # The bytes of each document stand beside the tokens: bits per byte divides by them, and by them
+    # the first megabyte of documents is the same under every tokenizer.
+    has_prompts = bool(args.prompt_field)
+    ids, is_prompt = encode_documents(sp, texts, args.workers, has_prompts)
+    n_bytes = [bytes_to_predict(text, has_prompts) for text in texts]
+    files = {
+        "val-00000.npy": save_array(folder / "val-00000.npy", ids.astype(dtype)),
+        "val_bytes.npy": save_array(folder / "val_bytes.npy", np.array(n_bytes, np.uint32)),
+    }
+    if has_prompts:
+        files["val_given.npy"] = save_array(folder / "val_given.npy", is_prompt)
+    return {"tokens": len(ids), "bytes": sum(n_bytes), "documents": len(texts), "files": files}
+
+
+# ---- Shards -------------------------------------------------------------------------------------
+
+
+def inputs_and_targets(
+    tokens: np.ndarray,
+    is_prompt: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a model is given, tokens 0 ... T - 1, and what it has to predict there, tokens 1 ... T.
+
+    A prompt's token is given and never predicted: as a target it is IGNORE, which no loss counts.
+    tokens: int64 (T + 1,); is_prompt: bool (T + 1,), None where there are no prompts. Returns int64
+    (T,) and (T,).
+
+    >>> inputs, targets = inputs_and_targets(np.array([1, 5, 6, 8, 2]), np.arange(5) < 3)
+    >>> inputs.tolist(), targets.tolist()
+    ([1, 5, 6, 8], [-100, -100, 8, 2])
+    """
+    inputs = tokens[:-1]
+    targets = tokens[1:]
+    if is_prompt is not None:
+        targets = np.where(is_prompt[1:], IGNORE, targets)
+    return inputs, targets
 
 
 class Shards:
-    """A folder that `pack` wrote, memory-mapped. UserError if it is not whole or (`verify`) not as it was written."""
+    """A folder that `pack` wrote, memory-mapped.
+
+    UserError if it is not whole or (with `verify`) not as it was written."""
 
     def __init__(self, folder: str | Path, verify: bool = True):
         self.folder = Path(folder)
-        if not (self.folder / "index.json").is_file():
-            raise cli.UserError(f"{folder} is no folder of token shards (no index.json); data.py pack writes one")
-        self.index = cli.read_json(self.folder / "index.json")
+        index_file = self.folder / "index.json"
+        if not index_file.is_file():
+            raise cli.UserError(f"{folder} is no folder of token shards (no index.json); "
+                                "data.py pack writes one")
+        # Many programs write an index.json: take what is needed, or say that this one is not ours.
+        self.index = cli.read_json(index_file)
         try:
-            self.tokens, self.tokenizer_sha256 = self.index["tokens"], self.index["tokenizer_sha256"]
-            files = self.index["files"] | self.index.setdefault("given", {}) | self.index["val"]["files"]
+            self.tokens = self.index["tokens"]
+            self.tokenizer_sha256 = self.index["tokenizer_sha256"]
+            self.index.setdefault("given", {})  # older shards, without prompts, do not have it
+            files = self.index["files"] | self.index["given"] | self.index["val"]["files"]
         except (KeyError, TypeError):
-            raise cli.UserError(f"{self.folder / 'index.json'} is not an index that data.py pack wrote") from None
+            raise cli.UserError(f"{index_file} is not an index that data.py pack wrote") from None
+
+        # A file that was cut short, or changed since, would train a model on noise without a word.
         for name, entry in cli.progress(files.items(), f"checking {self.folder}"):
             self._check(self.folder / name, entry, verify)
-        self._maps, self._given = ([np.load(self.folder / name, mmap_mode="r") for name in self.index[kind]]
-                                   for kind in ("files", "given"))
-        self._starts = np.cumsum([0] + [len(tokens) for tokens in self._maps])
+
+        # The training stream in parts, and beside each of its tokens: is it a prompt's?
+        self._stream = self._map(self.index["files"])
+        self._is_prompt = self._map(self.index["given"])  # empty if there are no prompts
+        lengths = [len(part) for part in self._stream]
+        self._starts = np.cumsum([0, *lengths])
 
     @staticmethod
     def _check(path: Path, entry: dict, verify: bool) -> None:
+        """UserError if a file is not as its entry in the index says."""
         if not path.is_file():
             raise cli.UserError(f"{path} is missing; run data.py pack again")
-        if path.stat().st_size != entry["bytes_on_disk"]:
-            raise cli.UserError(f"{path} has {path.stat().st_size} bytes, its index says {entry['bytes_on_disk']}: "
-                                "cut short? run data.py pack again")
+        size = path.stat().st_size
+        if size != entry["bytes_on_disk"]:
+            raise cli.UserError(f"{path} has {size} bytes, its index says "
+                                f"{entry['bytes_on_disk']}: cut short? run data.py pack again")
         if verify and cli.sha256(path) != entry["sha256"]:
-            raise cli.UserError(f"{path} has changed since it was packed (SHA-256); run data.py pack again")
+            raise cli.UserError(f"{path} has changed since it was packed (SHA-256); "
+                                "run data.py pack again")
+
+    def _map(self, names: Iterable[str]) -> list[np.ndarray]:
+        """Arrays that are read from the disk where, and when, they are looked at."""
+        return [np.load(self.folder / name, mmap_mode="r") for name in names]
 
     def windows(self, seq_len: int) -> int:
         """How many training windows of seq_len + 1 tokens there are; neighbours share one token."""
         return (self.tokens - 1) // seq_len
 
-    def window(self, i: int, seq_len: int) -> np.ndarray:
-        """Tokens i * seq_len to (i + 1) * seq_len, both included: int64 (seq_len + 1,), GIVEN added to a prompt's. May
-        span files."""
-        first, end, parts = i * seq_len, (i + 1) * seq_len + 1, []
+    def window(self, i: int, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets of window i, tokens i * seq_len to (i + 1) * seq_len, both included:
+        int64 (seq_len,) each. A window may span files."""
+        # One token more than seq_len: the last one is the target of the one before it.
+        first = i * seq_len
+        end = first + seq_len + 1
+        tokens = self._read(self._stream, first, end).astype(np.int64)
+        is_prompt = None
+        if self._is_prompt:
+            is_prompt = self._read(self._is_prompt, first, end)
+        return inputs_and_targets(tokens, is_prompt)
+
+    def _read(self, parts: list[np.ndarray], first: int, end: int) -> np.ndarray:
+        """Entries first ... end - 1 of an array that lies in parts."""
+        found = []
         while first < end:
-            shard = int(np.searchsorted(self._starts, first, side="right")) - 1
-            place = slice(first - self._starts[shard], end - self._starts[shard])
-            parts.append(self._maps[shard][place].astype(np.int64))
-            if self._given:
-                parts[-1] += GIVEN * self._given[shard][place]
-            first += len(parts[-1])
-        return np.concatenate(parts)
+            # The part in which `first` lies, and as much of it as is wanted.
+            number = int(np.searchsorted(self._starts, first, side="right")) - 1
+            start = self._starts[number]
+            found.append(parts[number][first - start : end - start])
+            first += len(found[-1])
+        return np.concatenate(found)
 
     def validation(self, max_bytes: int) -> tuple[list[np.ndarray], int]:
-        """(the first validation documents that fit into max_bytes of text, at least one; the UTF-8 bytes to predict).
+        """The first validation documents that fit into max_bytes of text, at least one.
 
-        Each document is int64, BOS ... EOS. Which they are depends on the text alone, so tokenizers can be compared."""
-        if not self.index["val"]["documents"]:
-            raise cli.UserError(f"{self.folder} has no validation documents; pack at least two different documents")
-        n_bytes = np.cumsum(np.load(self.folder / "val_bytes.npy").astype(np.int64))
-        n = max(1, int(np.searchsorted(n_bytes, max_bytes, side="right")))
+        Returns (documents, n_bytes): each document int64, BOS ... EOS, and the UTF-8 bytes that are
+        to be predicted. Which they are depends on the text alone, so tokenizers can be compared."""
+        if self.index["val"]["documents"] == 0:
+            raise cli.UserError(f"{self.folder} has no validation documents; pack at least two "
+                                "different documents")
+        # How many of them: their sizes lie beside them, in the order of their hashes.
+        sizes = np.load(self.folder / "val_bytes.npy").astype(np.int64)
+        total_bytes = np.cumsum(sizes)
+        n = max(1, int(np.searchsorted(total_bytes, max_bytes, side="right")))
+
+        # They lie one behind another, each from its BOS to that of the next.
         tokens = np.load(self.folder / "val-00000.npy", mmap_mode="r")
-        starts = np.append(np.flatnonzero(tokens == self.index["bos_token_id"]), len(tokens))
-        if self._given:
-            tokens = tokens.astype(np.int64) + GIVEN * np.load(self.folder / "val_given.npy")
-        docs = [tokens[a:b].astype(np.int64) for a, b in zip(starts[:n], starts[1:n + 1], strict=True)]
-        return docs, int(n_bytes[n - 1])
+        starts = np.flatnonzero(tokens == self.index["bos_token_id"])
+        ends = np.append(starts[1:], len(tokens))
+        documents = []
+        for start, end in zip(starts[:n], ends[:n], strict=True):
+            documents.append(tokens[start:end].astype(np.int64))
+        return documents, int(total_bytes[n - 1])
+
+    def prompts(self, documents: list[np.ndarray]) -> list[np.ndarray | None]:
+        """For each of the documents that `validation` gave: is a token its prompt's? bool, like the
+        document; None where there are no prompts."""
+        if not self._is_prompt:
+            return [None] * len(documents)
+        # The documents are the first of the file, one behind another; so are the marks.
+        is_prompt = np.load(self.folder / "val_given.npy")
+        ends = np.cumsum([len(document) for document in documents])
+        return np.split(is_prompt[: ends[-1]], ends[:-1])
 
 
-# --------------------------------------------------------------------------------------------------------- batches
+# ---- Batches ------------------------------------------------------------------------------------
+
+
+def furthest_behind(first: list[float], last: list[float], counts: list[int], length: int) -> int:
+    """The source that the next window comes from: the one furthest behind its share.
+
+    first, last: each source's weight at the start and at the end of a stage of `length` windows;
+    the weights of all sources add up to 1. counts: the windows drawn from each since the start.
+
+    Worked by hand, weights ¾ and ¼. At the first window they are behind by ¾ and ¼: take source 0.
+    At the second by 1½ - 1 and ½, a tie: the first of them, 0. At the third by ¼ and ¾: take 1.
+
+    >>> drawn = []
+    >>> for _ in range(8):
+    ...     counts = [drawn.count(0), drawn.count(1)]
+    ...     drawn.append(furthest_behind([0.75, 0.25], [0.75, 0.25], counts, length=8))
+    >>> drawn
+    [0, 0, 1, 0, 0, 0, 1, 0]
+    """
+    # Dice would be off by the square root of the windows drawn. Here a source is never a whole
+    # window ahead of its share, for only one that is behind is drawn. And of n sources none is
+    # further behind than 1/2 + 1/3 + ... + 1/n of a window: 0.5 with two, 0.83 with three, 1.28
+    # with five. (Few come near it: of 20,000 sets of five random weights, one in a thousand was
+    # ever more than one window behind.)
+    #
+    # A weight that moves on a line from w0 to w1 within L windows is w0 + (w1 - w0) s / L after s
+    # of them; the windows that the source is due by then are the integral of that.
+    s = sum(counts) + 1  # with the one that is about to be drawn
+    behind = []
+    for w0, w1, count in zip(first, last, counts, strict=True):
+        due = w0 * s + (w1 - w0) * s**2 / (2 * length)
+        behind.append(due - count)
+    # Rounding may decide between two that are equally far behind, but always in the same way: equal
+    # counts give equal floats, in every process and after every resume.
+    return behind.index(max(behind))
 
 
 class Loader:
-    """Deals windows of several sources into batches, in an order that is a pure function of the seed and of counts.
+    """Deals windows of several sources into batches. Their order is a pure function of the seed and
+    of how many windows each source has given.
 
-    Within a source: a permutation of its windows, another in each epoch, every window once an epoch. (Drawing with
-    replacement would leave 1/e of the data unseen after one.) With `as_packed` the order of the shards instead: a
-    curriculum is made by packing in order. Between sources: a Schedule.
-    """
+    Between sources: `furthest_behind`. A weight may be a pair: it then moves from the first to the
+    second within each stage.
 
-    def __init__(self, sources: list[Shards], weights: list[float | tuple[float, float]], seq_len: int, seed: int,
-                 as_packed: bool = False):
+    Within a source: a permutation of its windows, another in each epoch, so that every window comes
+    once per epoch. (Drawing with replacement would leave 1/e of the data unseen after one.) With
+    `as_packed` the order of the shards instead: a curriculum is made by packing in order."""
+
+    def __init__(
+        self,
+        sources: list[Shards],
+        weights: list[float | tuple[float, float]],
+        seq_len: int,
+        seed: int,
+        as_packed: bool = False,
+    ):
         for source in sources:
             if source.windows(seq_len) < 1:
-                raise cli.UserError(f"{source.folder} has {source.tokens} tokens, less than a window of {seq_len} + 1; "
-                                    "pack more text or lower --seq_len")
+                raise cli.UserError(f"{source.folder} has {source.tokens} tokens, less than a "
+                                    f"window of {seq_len} + 1; pack more text or lower --seq_len")
         if len(weights) != len(sources):
             raise cli.UserError(f"weights {weights}: every source needs one")
-        self.schedule, self.sources, self.seq_len, self.seed = Schedule(weights), sources, seq_len, seed
+        self.sources = sources
+        self.seq_len = seq_len
+        self.seed = seed
         self.as_packed = as_packed
-        self._orders = [(-1, np.zeros(0, np.int64))] * len(sources)  # of each source: an epoch and its permutation
+        self.first, self.last = shares(weights)
 
-    def _read(self, source: int, count: int) -> np.ndarray:
-        """The source's window number `count`, over all epochs."""
-        n = self.sources[source].windows(self.seq_len)
-        epoch, place = divmod(count, n)
-        if self.as_packed:
-            return self.sources[source].window(place, self.seq_len)
-        if self._orders[source][0] != epoch:
-            self._orders[source] = epoch, np.random.default_rng([self.seed, source, epoch]).permutation(n)
-        return self.sources[source].window(int(self._orders[source][1][place]), self.seq_len)
+        # The whole state: the windows drawn from each source; and for weights that move, the counts
+        # when the stage began, and how many windows it has.
+        self.counts = [0] * len(sources)
+        self.origin = [0] * len(sources)
+        self.length = 1
+
+        # {source: (epoch, its permutation)}: kept, since drawing one of millions takes a while.
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
     def begin_stage(self, windows: int) -> None:
-        """A stage of so many windows begins: weights that move go from their first to their last share within it."""
-        self.schedule.begin(windows)
+        """A stage of so many windows begins: weights that move start from their first value."""
+        # Weights that do not move carry on, so that many short stages are as exact as a long one.
+        if self.first != self.last:
+            self.origin = list(self.counts)
+            self.length = windows
 
     def next(self, n: int, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The next n windows: inputs and targets, int64 (rows, seq_len), and the source of each row, int64 (rows,). A
-        target that does not count, such as a prompt's token, is -100.
+        """The next n windows: (inputs, targets, sources), int64 (rows, T), (rows, T) and (rows,).
 
-        Every process asks for the whole batch of n and for its own rows of it: so all agree on the schedule, however
-        many they are, and each reads only what it needs."""
+        A target that does not count, such as a prompt's token, is IGNORE. Every process asks for
+        the whole batch of n, and names the rows of it that are its own."""
+        # All processes count all windows, so they agree on the order, however many they are.
         chosen = []
         for _ in range(n):
-            source = self.schedule.draw()
-            chosen.append((source, self.schedule.counts[source] - 1))
-        tokens = [self._read(source, count) for source, count in chosen[rows]]
-        inputs, targets = split(np.stack(tokens))
-        return inputs, targets, np.array([source for source, _ in chosen[rows]])
+            drawn = [now - before for now, before in zip(self.counts, self.origin, strict=True)]
+            source = furthest_behind(self.first, self.last, drawn, self.length)
+            chosen.append((source, self.counts[source]))
+            self.counts[source] += 1
+
+        # Each reads only the windows that it needs.
+        inputs = []
+        targets = []
+        for source, count in chosen[rows]:
+            window_inputs, window_targets = self._window(source, count)
+            inputs.append(window_inputs)
+            targets.append(window_targets)
+        sources = np.array([source for source, _ in chosen[rows]])
+        return np.stack(inputs), np.stack(targets), sources
+
+    def _window(self, source: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets of a source's window number `count`, counted over all epochs."""
+        # Every window once, then every window again: that is an epoch.
+        shards = self.sources[source]
+        n = shards.windows(self.seq_len)
+        epoch, place = divmod(count, n)
+        if self.as_packed:
+            return shards.window(place, self.seq_len)
+        # Not a generator that runs on from epoch to epoch: one made anew from what identifies the
+        # epoch gives the same order to a run that is resumed there.
+        kept_epoch, order = self._orders.get(source, (None, None))
+        if kept_epoch != epoch:
+            order = np.random.default_rng([self.seed, source, epoch]).permutation(n)
+            self._orders[source] = (epoch, order)
+        return shards.window(int(order[place]), self.seq_len)
 
     def state_dict(self) -> dict:
-        s = self.schedule
-        return {"counts": list(s.counts), "origin": list(s.origin), "length": s.length, "shares": [s.first, s.last],
-                "seed": self.seed, "seq_len": self.seq_len, "as_packed": self.as_packed}
+        """For a checkpoint: the counts, and the settings under which they mean the same order."""
+        return {
+            "counts": list(self.counts),
+            "origin": list(self.origin),
+            "length": self.length,
+            "shares": [self.first, self.last],
+            "seed": self.seed,
+            "seq_len": self.seq_len,
+            "as_packed": self.as_packed,
+        }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from `state`. UserError if it belongs to another order (weights, seed or window length)."""
+        """Resume from `state`. UserError if it is that of another order, say of other weights."""
+        # The counts name the same windows only under the same settings.
         mine = self.state_dict()
         for key in ("shares", "seed", "seq_len", "as_packed"):
             if state[key] != mine[key]:
-                raise cli.UserError(f"the saved data order has {key} {state[key]}, this run {mine[key]}; "
-                                    "resume with the same --data, --seed, --order and --seq_len")
-        s = self.schedule
-        s.counts, s.origin, s.length = list(state["counts"]), list(state["origin"]), state["length"]
+                raise cli.UserError(f"the saved data order has {key} {state[key]}, this run "
+                                    f"{mine[key]}; resume with the same --data, --seed, --order "
+                                    "and --seq_len")
+        self.counts = list(state["counts"])
+        self.origin = list(state["origin"])
+        self.length = state["length"]
 
 
-def split(rows):
-    """Windows (B, T + 1) → the model's inputs (B, T), and its targets (B, T): the next tokens, -100
-    for a prompt's and for padding."""
-    inputs, targets = rows[:, :-1].clip(0) % GIVEN, rows[:, 1:]
-    return inputs, np.where(targets < GIVEN, targets, -100)
+def shares(weights: list[float | tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """The weights at the start and at the end of a stage, each made to add up to 1.
+
+    UserError for weights of which nothing can be drawn.
+
+    >>> shares([3, (1, 0)])
+    ([0.75, 0.25], [1.0, 0.0])
+    """
+    pairs = [weight if isinstance(weight, tuple) else (weight, weight) for weight in weights]
+    # Comparisons with nan are false, so it is refused here too.
+    for pair in pairs:
+        is_valid = all(0 <= weight < math.inf for weight in pair) and max(pair) > 0
+        if not is_valid:
+            raise cli.UserError(f"weights {weights}: every source needs one above 0")
+    # math.fsum rounds once: the same shares in every version of Python, or a run could not resume.
+    start = math.fsum(first for first, _ in pairs)
+    end = math.fsum(last for _, last in pairs)
+    if start == 0 or end == 0:
+        raise cli.UserError(f"weights {weights}: no source is left to draw from at one end of a "
+                            "stage")
+    return [first / start for first, _ in pairs], [last / end for _, last in pairs]
 
 
-# ----------------------------------------------------------------------------------------------------- measurement
+# ---- Measurement --------------------------------------------------------------------------------
 
 
-def bits_per_byte(llama, shards: Shards, seq_len: int, max_bytes: int = 1_000_000, batch: int = 8,
-                  device: str = "cpu") -> dict:
-    """Bits per byte of whole validation documents: nats of all tokens / UTF-8 bytes of their text / ln 2.
+def bits_per_byte(
+    llama,
+    shards: Shards,
+    seq_len: int,
+    max_bytes: int = 1_000_000,
+    batch: int = 8,
+    device: str = "cpu",
+) -> dict:
+    """Bits per byte of whole validation documents: nats of all tokens / UTF-8 bytes of text / ln 2.
 
-    A document is fed from its BOS, which is given and not predicted; every other token, EOS too, is predicted once. A
-    document longer than seq_len goes on in further windows, each of which begins with the last token of the one before.
-    Loss a token would favour the tokenizer that cuts text into more pieces; the bytes are the same for all."""
+    A loss per token would favour the tokenizer that cuts text into more pieces; the bytes are the
+    same for all. Returns that loss too (nats per token), the tokens and the bytes."""
     import torch  # here: each of `clean`'s processes would spend seconds and 200 MB on it
 
     from common import parallel
-    docs, n_bytes = shards.validation(max_bytes)
-    windows = [doc[a:a + seq_len + 1] for doc in docs for a in range(0, len(doc) - 1, seq_len)]
-    windows.sort(key=len)  # neighbours of like length need little padding
-    nats, n_tokens, n = 0, 0, parallel.size()
-    with torch.no_grad():
-        # A batch for every process, at the end perhaps an empty one: all have to run a sharded model equally often.
-        for i in cli.progress(range(0, len(windows), n * batch), "bits a byte"):
-            rows = windows[i + parallel.rank() * batch:][:batch]
-            tokens = np.full((max(1, len(rows)), max(map(len, rows), default=2)), -100)
-            for row, window in zip(tokens, rows, strict=False):
-                row[:len(window)] = window
-            inputs, targets = (torch.from_numpy(part).to(device) for part in split(tokens))
-            loss, count = llama(inputs, targets)                # right padding: causal, needs no mask
-            nats, n_tokens = nats + float(loss), n_tokens + int(count)
+
+    # A document is fed from its BOS, which is given and not predicted; every other token, EOS too,
+    # is predicted once. A document longer than seq_len continues in further windows, each of which
+    # begins with the last token of the one before.
+    documents, n_bytes = shards.validation(max_bytes)
+    windows = []
+    for document, is_prompt in zip(documents, shards.prompts(documents), strict=True):
+        inputs, targets = inputs_and_targets(document, is_prompt)
+        for start in range(0, len(inputs), seq_len):
+            end = start + seq_len
+            windows.append((inputs[start:end], targets[start:end]))
+
+    # Neighbours of like length need little padding.
+    windows.sort(key=lambda window: len(window[0]))
+
+    # Every process takes a batch in each round, in the last one perhaps an empty one: all have to
+    # run a sharded model equally often.
+    nats = 0.0
+    n_tokens = 0
+    n_processes = parallel.size()
+    for round_start in cli.progress(range(0, len(windows), n_processes * batch), "bits per byte"):
+        mine = round_start + parallel.rank() * batch
+        inputs, targets = padded(windows[mine : mine + batch])
+        inputs = torch.from_numpy(inputs).to(device)
+        targets = torch.from_numpy(targets).to(device)
+        with torch.no_grad():
+            loss, count = llama(inputs, targets)
+        nats += float(loss)
+        n_tokens += int(count)
     nats, n_tokens = parallel.all_reduce_sum(nats, n_tokens)
-    n_tokens = int(n_tokens)
-    return {"bits_per_byte": nats / n_bytes / math.log(2), "loss": nats / n_tokens,
-            "tokens": n_tokens, "bytes": n_bytes}
+    return {
+        "bits_per_byte": nats / n_bytes / math.log(2),
+        "loss": nats / n_tokens,
+        "tokens": int(n_tokens),
+        "bytes": n_bytes,
+    }
+
+
+def padded(windows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Windows of different lengths as one batch: inputs and targets, int64 (rows, longest). No
+    window at all gives one row of padding.
+
+    >>> inputs, targets = padded([(np.array([5, 6, 7]), np.array([6, 7, 2])), ([8], [2])])
+    >>> inputs.tolist(), targets.tolist()
+    ([[5, 6, 7], [8, 0, 0]], [[6, 7, 2], [2, -100, -100]])
+    """
+    # The padding is on the right, where no token before it attends to it (attention is causal), and
+    # its targets do not count. As an input it must be some row of the embedding: 0 will do.
+    longest = max((len(inputs) for inputs, _ in windows), default=1)
+    rows = max(1, len(windows))
+    inputs = np.zeros((rows, longest), np.int64)
+    targets = np.full((rows, longest), IGNORE, np.int64)
+    for row, (window_inputs, window_targets) in enumerate(windows):
+        inputs[row, : len(window_inputs)] = window_inputs
+        targets[row, : len(window_targets)] = window_targets
+    return inputs, targets
+
+
+# ---- What pack reads and writes -----------------------------------------------------------------
+
+
+def read_texts(
+    args: argparse.Namespace,
+    bar: tqdm,
+    rejected: Callable[[dict], None] | None = None,
+) -> Iterator[str]:
+    """Yield the text of every document, or its prompt and response with a MARK between them; move
+    the bar by its UTF-8 bytes."""
+    fields = ("text",)
+    if args.prompt_field:
+        fields = (args.prompt_field, args.response_field)
+    for document in read_documents(args.input, args.encoding, rejected, fields):
+        # A prompt and its response travel as one text, so that both decide the hash; the mark must
+        # not be in either of them.
+        if args.prompt_field:
+            text = MARK.join(document[field].replace(MARK, "") for field in fields)
+        else:
+            text = document["text"]
+        bar.update(len(text.encode()))
+        yield text
+
+
+def bytes_to_predict(text: str, has_prompts: bool) -> int:
+    """UTF-8 bytes of a document; of a response without its prompt."""
+    if has_prompts:
+        _, _, text = text.partition(MARK)
+    return len(text.encode())
+
+
+def in_batches(texts: Iterable[str], max_characters: int = 2_000_000) -> Iterator[list[str]]:
+    """Yield the texts in lists of about `max_characters`: enough work for every thread of the
+    tokenizer, little enough for any memory."""
+    batch: list[str] = []
+    n_characters = 0
+    for text in texts:
+        batch.append(text)
+        n_characters += len(text)
+        if n_characters >= max_characters:
+            yield batch
+            batch = []
+            n_characters = 0
+    yield batch
+
+
+class ShardWriter:
+    """Appends tokens to PREFIX-00000.npy, PREFIX-00001.npy, ... of `shard_tokens` tokens each.
+
+    `files` has the index's entry of each file that is written."""
+
+    def __init__(self, folder: Path, prefix: str, dtype: type, shard_tokens: int):
+        self.folder = folder
+        self.prefix = prefix
+        self.files: dict[str, dict] = {}
+        self.buffer = np.empty(shard_tokens, dtype)
+        self.used = 0  # tokens in the buffer
+
+    def append(self, tokens: np.ndarray) -> None:
+        # Fill the buffer; each time that it is full, it becomes a file.
+        while len(tokens) > 0:
+            room = len(self.buffer) - self.used
+            part = tokens[:room]
+            tokens = tokens[room:]
+            self.buffer[self.used : self.used + len(part)] = part
+            self.used += len(part)
+            if self.used == len(self.buffer):
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what is in the buffer, if anything is."""
+        if self.used > 0:
+            name = f"{self.prefix}-{len(self.files):05d}.npy"
+            self.files[name] = save_array(self.folder / name, self.buffer[:self.used])
+            self.used = 0
+
+
+def save_array(path: Path, array: np.ndarray) -> dict:
+    """Write an array; returns its entry in the index."""
+    np.save(path, array)
+    return {
+        "tokens": len(array),
+        "bytes_on_disk": path.stat().st_size,
+        "sha256": cli.sha256(path),
+    }
+
+
+# ---- Command line -------------------------------------------------------------------------------
 
 
 def main(argv: list[str] | None = None) -> None:
     """`clean` and `pack` on the command line."""
     parser = cli.Parser(description=__doc__, prog="data.py")
     commands = parser.add_subparsers(required=True, metavar="clean|pack", parser_class=cli.Parser)
-    for function, what in ((clean, "raw documents → documents worth training on"), (pack, "documents → token shards")):
-        name = function.__name__
-        command = commands.add_parser(name, help=what, description=function.__doc__.replace("\n    ", "\n"))
+    summaries = {
+        clean: "raw documents → documents worth training on",
+        pack: "documents → token shards",
+    }
+    for function, text in summaries.items():
+        description = function.__doc__.replace("\n    ", "\n")
+        command = commands.add_parser(function.__name__, help=text, description=description)
         command.set_defaults(run=function)
-        add = command.add_argument
-        add("--input", nargs="+", required=True, help=f"files or folders of {', '.join(SUFFIXES)} documents")
-        add("--out", required=True, help="folder for the results; replaced only when the new one is whole")
-        add("--encoding", choices=["utf-8", "cp949", "euc-kr"], default="utf-8", help="of the input")
-        add("--workers", type=int, default=1, help="processes or threads; the results are the same for any number")
+        add_common_flags(command)
         if function is clean:
-            add("--lang", choices=["ko", "en"], default="ko", help="the language that the rules expect")
-            add("--profile", choices=["web", "formal", "short"], default="web",
-                help="how strict the rules are: for web pages, edited text, or reviews and comments")
-            add("--steps", nargs="+", choices=STEPS, metavar="STEP",
-                help=f"only these, in this order; if not given, all that apply: {' '.join(STEPS)}")
-            add("--sample", type=float, default=1.0, help="share of the documents to start from, chosen by hash")
-            add("--reference", nargs="+", metavar="FILE", help="text to train the n-gram model on, if not the input")
-            add("--tails", nargs=2, type=float, default=[0.5, 1.0], metavar=("LOW", "HIGH"),
-                help="percent of each source's documents, at most, that go as too predictable and as too surprising")
-            add("--decontaminate", metavar="KOBEST_DIR", help="folder with the benchmark's .tsv files")
+            add_clean_flags(command)
         else:
-            add("--tokenizer", required=True, help="a SentencePiece .model file, or a model folder that holds one")
-            add("--prompt_field", help="JSONL field whose text is given and not learnt, for an sft stage")
-            add("--response_field", help="JSONL field with the answer to it, which is")
-            add("--val_fraction", type=float, default=0.005, help="share of the documents for validation")
-            add("--val_bytes", type=int, default=5_000_000, help="at most so many bytes of text for validation")
-            add("--shard_tokens", type=int, default=100_000_000, help="tokens in a shard file")
+            add_pack_flags(command)
     args = parser.parse_args(argv)
+
+    # What can be checked without reading a document is checked before anything is written. A folder
+    # that is written again is replaced: the input must not be inside it.
     for name in ("workers", "val_bytes", "shard_tokens"):
         if getattr(args, name, 1) < 1:
             raise cli.UserError(f"--{name} {getattr(args, name)} is not at least 1")
     out = Path(args.out).resolve()
-    for path in args.input:
-        if out in (Path(path).resolve(), *Path(path).resolve().parents):
-            raise cli.UserError(f"--out {args.out} would replace its own input {path}; name another folder")
+    for path in map(Path, args.input):
+        if out == path.resolve() or out in path.resolve().parents:
+            raise cli.UserError(f"--out {args.out} would replace its own input {path}; "
+                                "name another folder")
     cli.settings(args)
     args.run(args)
+
+
+def add_common_flags(parser: cli.Parser) -> None:
+    """Flags of both commands."""
+    flag = parser.add_argument
+    kinds = ", ".join(SUFFIXES)
+    flag("--input", nargs="+", required=True, help=f"files or folders of {kinds} documents")
+    flag("--out", required=True,
+         help="folder for the results; replaced only when the new one is whole")
+    flag("--encoding", choices=["utf-8", "cp949", "euc-kr"], default="utf-8", help="of the input")
+    flag("--workers", type=int, default=1,
+         help="processes or threads; the results are the same for any number")
+
+
+def add_clean_flags(parser: cli.Parser) -> None:
+    """Flags of `clean`; what they do is in cleaning/."""
+    flag = parser.add_argument
+    flag("--lang", choices=["ko", "en"], default="ko", help="the language that the rules expect")
+    flag("--profile", choices=["web", "formal", "short"], default="web",
+         help="how strict the rules are: for web pages, edited text, or reviews and comments")
+    flag("--steps", nargs="+", choices=STEPS, metavar="STEP",
+         help=f"only these, in this order; if not given, all that apply: {' '.join(STEPS)}")
+    flag("--sample", type=float, default=1.0,
+         help="share of the documents to start from, chosen by hash")
+    flag("--reference", nargs="+", metavar="FILE",
+         help="text to train the n-gram model on, if not the input")
+    flag("--tails", nargs=2, type=float, default=[0.5, 1.0], metavar=("LOW", "HIGH"),
+         help="percent of each source's documents, at most, that go as too predictable and as too "
+              "surprising")
+    flag("--decontaminate", metavar="KOBEST_DIR", help="folder with the benchmark's .tsv files")
+
+
+def add_pack_flags(parser: cli.Parser) -> None:
+    """Flags of `pack`."""
+    flag = parser.add_argument
+    flag("--tokenizer", required=True,
+         help="a SentencePiece .model file, or a model folder that holds one")
+    flag("--prompt_field", help="JSONL field whose text is given and not learnt, for an sft stage")
+    flag("--response_field", help="JSONL field with the answer to it, which is")
+    flag("--val_fraction", type=float, default=0.005, help="share of the documents for validation")
+    flag("--val_bytes", type=int, default=5_000_000,
+         help="at most so many bytes of text for validation")
+    flag("--shard_tokens", type=int, default=100_000_000, help="tokens per shard file")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import regex
 import sentencepiece
 
 from common import cli
-from common.documents import documents
+from common.documents import read_documents
 
 HANGUL = "ㄱ-ㅣㅥ-ㆎ가-힣"  # compatibility jamo (without U+3164, an invisible filler) and the 11,172 syllables
 LINE = 4096  # characters; longer lines are cut, for SentencePiece drops those over max_sentence_length in silence
@@ -131,7 +131,7 @@ def encode(sp: sentencepiece.SentencePieceProcessor, text: str | list[str], *, b
 # ---- Train ---------------------------------------------------------------------------------------------------------
 def texts(paths: Iterable[str | Path]) -> Iterator[str]:
     """The texts of documents (common/documents.py). What cannot be read is skipped, and counted."""
-    bad, found = Counter(), documents(paths, rejected=lambda record: bad.update([record["reason"]]))
+    bad, found = Counter(), read_documents(paths, rejected=lambda record: bad.update([record["reason"]]))
     yield from (document["text"] for document in cli.progress(found, "read", " documents"))
     if bad:
         print(f"skipped {bad.total()} documents that cannot be read, which data.py clean names: {dict(bad)}")

@@ -31,8 +31,8 @@ def texts_of(paths: list[str], room: float, seed: int = 0) -> dict[str, list[str
     """{file: up to `room` bytes of its documents, drawn at random}, normalised. A .txt that is not UTF-8 is CP949."""
     found = {}
     for path in documents.files(paths):
-        texts = [d["text"] for d in documents.documents([path])]
-        texts = texts or [d["text"] for d in documents.documents([path], "cp949")]
+        texts = [d["text"] for d in documents.read_documents([path])]
+        texts = texts or [d["text"] for d in documents.read_documents([path], "cp949")]
         random.Random(seed).shuffle(texts)
         sizes = np.cumsum([len(text.encode()) for text in texts])
         found[path.name] = [normalise.normalise(text)[0] for text in texts[:np.searchsorted(sizes, room) + 1]]
@@ -285,7 +285,7 @@ def kobest(args) -> None:
             hits[source] += hit
             wrong += benchmark.check(text)[0] == hit
             n += 1
-    left = sum(found(d["text"]) for d in documents.documents(args.clean)) if args.clean else None
+    left = sum(found(d["text"]) for d in documents.read_documents(args.clean)) if args.clean else None
     measure.report("cleaning-kobest", rows, measure.machine("numpy") | {
         "documents": n, "hits by brute force": dict(+hits),
         "documents on which the program differs": wrong, "cleaned folders": len(args.clean), "hits left in them": left})

@@ -43,7 +43,7 @@ def choose_steps(args: argparse.Namespace) -> tuple[list[str], dict[str, Step]]:
         raise cli.UserError("the step decontaminate and --decontaminate KOBEST_DIR need each other: give both or none")
     if args.reference and "perplexity" not in names:
         raise cli.UserError("--reference is for the step perplexity, which is not among --steps")
-    if args.reference and not any(documents.documents(args.reference, args.encoding)):
+    if args.reference and not any(documents.read_documents(args.reference, args.encoding)):
         raise cli.UserError(f"--reference {' '.join(args.reference)}: no document there; does --encoding fit?")
     if not 0 < args.sample <= 1:
         raise cli.UserError(f"--sample {args.sample} is not a share above 0, up to 1")
@@ -96,7 +96,8 @@ def train_models(job: passes.Job, kept: np.ndarray, args: argparse.Namespace) ->
     if args.reference:
         paths = documents.files(args.reference)
         share = min(1, perplexity.SAMPLE / max(1, sum(path.stat().st_size for path in paths)))
-        texts = (normalise.normalise(document["text"])[0] for document in documents.documents(paths, args.encoding))
+        found = documents.read_documents(paths, args.encoding)
+        texts = (normalise.normalise(document["text"])[0] for document in found)
         perplexity.Model.train(text for text in texts if sample(text, share)[0]).save(job.folder / "model-0")
         return
     sizes, odd = job.corpus.all["size"], np.arange(len(kept)) % 2 == 1

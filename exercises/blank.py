@@ -53,11 +53,12 @@ WEEKS: dict[int, dict[str, dict[str, str]]] = {  # {week: {file: {function or Cl
         "common/plan.py": {
             "cost": "bytes of weights, gradients and moments of one process; the rest is given; then the peak"}},
     5: {"data.py": {
-            "Loader._read": "window `count` of a source, in the order of its epoch: a function of seed, source, epoch",
-            "Loader.next": "ask the schedule n times; read the rows that are this process's own",
-            "split": "inputs and the tokens after them; -100 for what is given"},
+            "inputs_and_targets": "all tokens but the last, and the tokens after them; IGNORE for a prompt's",
+            "furthest_behind": "what is due after this draw, less what was drawn; of the largest, the first",
+            "Loader._window": "window `count` of a source, in its epoch's order: a function of seed, source, epoch",
+            "Loader.next": "draw n times, counting each; read the rows that are this process's own"},
         "train.py": {
-            "batches": "rows, sources, the whole batch's number of targets, and the loader's state after it"},
+            "batches": "inputs, targets, sources, the whole batch's number of targets, the loader's state after it"},
         "common/plan.py": {
             "is_trained": "does any part of the union train the parameter of this name?"},
         "common/checkpoint.py": {

@@ -70,22 +70,24 @@ def loader(world: Path, seed: int = 0, sources=("a", "b"), weights=(0.75, 0.25))
 
 
 def test_a_target_is_the_token_after():
-    """The prompt 5 6 7 is given, so 8 is the first target; a row may end in padding."""
-    given, padding = data.GIVEN, -100
-    rows = torch.tensor([[given + 5, given + 6, given + 7, 8, 9], [5, 6, 7, padding, padding]])
-    inputs, targets = data.split(rows)
-    assert inputs[0].tolist() == [5, 6, 7, 8] and inputs[1, :2].tolist() == [5, 6]
-    assert inputs.min() >= 0, "an input is a row of the embedding, for padding too"
-    assert targets.tolist() == [[-100, -100, 8, 9], [6, 7, -100, -100]]
+    """The prompt 5 6 7 is given, so 8 is the first target; without a prompt, 6 is."""
+    tokens = np.array([5, 6, 7, 8, 9])
+    inputs, targets = data.inputs_and_targets(tokens, np.array([True, True, True, False, False]))
+    assert inputs.tolist() == [5, 6, 7, 8], "the prompt's tokens are inputs like all others"
+    assert targets.tolist() == [-100, -100, 8, 9]
+    inputs, targets = data.inputs_and_targets(tokens)
+    assert (inputs.tolist(), targets.tolist()) == ([5, 6, 7, 8], [6, 7, 8, 9])
+    assert tokens.tolist() == [5, 6, 7, 8, 9], "the caller's array is not yours to change"
 
 
 def test_the_count_is_of_what_is_learnt_in_the_whole_batch(world):
     """It is known before the first backward pass, and it is not 4 x 32: the prompts do not count."""
     mine, other = (loader(world, sources=["chat"], weights=[1]) for _ in range(2))
-    for rows, origin, count, state in train.batches(mine, 5, 4, "cpu"):
-        expected, _ = other.next(4)
-        assert rows.tolist() == expected.tolist() and origin.tolist() == [0] * 4
-        assert count == sum(int(token) < data.GIVEN for row in expected for token in row[1:]) < 4 * 32
+    for inputs, targets, origin, count, state in train.batches(mine, 5, 4, "cpu"):
+        expected_inputs, expected_targets, _ = other.next(4)
+        assert inputs.tolist() == expected_inputs.tolist() and targets.tolist() == expected_targets.tolist()
+        assert origin.tolist() == [0] * 4
+        assert count == sum(target != -100 for row in expected_targets.tolist() for target in row) < 4 * 32
         assert state == other.state_dict(), "the state after this batch: a checkpoint goes on with the next"
 
 
@@ -101,31 +103,45 @@ def test_micro_batches_are_one_batch(world, tmp_path):
 def test_the_loss_is_the_mean_over_the_targets(world, tmp_path):
     """The first step's, worked out token by token from the start model."""
     train.main(flags(world, tmp_path / "run", "sft:128:1e-3", sources=["chat=1"], more=["--micro_batch", "2"]))
-    llama, (rows, _) = model.load(world / "model"), loader(world, sources=["chat"], weights=[1]).next(4)
+    llama = model.load(world / "model")
+    inputs, targets, _ = loader(world, sources=["chat"], weights=[1]).next(4)
     losses = []
-    for row in torch.from_numpy(rows):
-        logp = llama(row[None, :-1] % data.GIVEN)[0].log_softmax(-1).detach()
-        losses += [-float(logp[i, token]) for i, token in enumerate(row[1:]) if token < data.GIVEN]
+    for row, row_targets in zip(torch.from_numpy(inputs), targets.tolist(), strict=True):
+        logp = llama(row[None])[0].log_softmax(-1).detach()
+        losses += [-float(logp[i, target]) for i, target in enumerate(row_targets) if target != -100]
     assert steps(tmp_path / "run")[0][2] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
 # ------------------------------------------------------------------------------------- where the next window stands
 
 
+def test_the_order_of_the_sources_by_hand():
+    """They are behind by (½ ⅜ ⅛), (0 ¾ ¼), (½ ⅛ ⅜), (0 ½ ½), a tie, (½ -⅛ ⅝), (1 ¼ -¼), (½ ⅝ -⅛), (1 0 0)."""
+    counts, order = [0, 0, 0], []
+    for _ in range(8):
+        order.append(data.furthest_behind([0.5, 0.375, 0.125], [0.5, 0.375, 0.125], counts, 8))
+        counts[order[-1]] += 1
+    assert order == [0, 1, 0, 1, 2, 0, 1, 0]
+    # Two that change places over a stage of 4 windows are due s - s²/8 and s²/8.
+    fading = [data.furthest_behind([1.0, 0.0], [0.0, 1.0], counts, 4) for counts in ([0, 0], [1, 0], [2, 0], [2, 1])]
+    assert fading == [0, 0, 1, 1]
+
+
 def test_every_window_comes_once_an_epoch_in_another_order(world):
     shards = data.Shards(world / "a")
     n = shards.windows(32)
-    everything = sorted(shards.window(i, 32).tolist() for i in range(n))
+    as_packed = [[part.tolist() for part in shards.window(i, 32)] for i in range(n)]
     deal = loader(world, sources=["a"], weights=[1])
-    first, second = deal.next(n)[0].tolist(), deal.next(n)[0].tolist()
-    assert sorted(first) == sorted(second) == everything
-    assert first != second and first != [shards.window(i, 32).tolist() for i in range(n)]
+    first, second = ([[*row] for row in zip(inputs.tolist(), targets.tolist(), strict=True)]
+                     for inputs, targets, _ in (deal.next(n), deal.next(n)))
+    assert sorted(first) == sorted(second) == sorted(as_packed)
+    assert first != second and first != as_packed
 
 
 def test_the_order_is_a_function_of_the_seed_and_the_counts(world):
     """Through more than two epochs, for a loader that dealt them all, in any pieces, and for one that was resumed."""
     n = 3 * data.Shards(world / "a").windows(32)
-    whole, _ = loader(world).next(n)
+    whole, _, _ = loader(world).next(n)
     assert loader(world, seed=1).next(n)[0].tolist() != whole.tolist()
     pieces = loader(world)
     assert np.concatenate([pieces.next(size)[0] for size in (3, 40, n - 43)]).tolist() == whole.tolist()
@@ -136,13 +152,13 @@ def test_the_order_is_a_function_of_the_seed_and_the_counts(world):
     assert resumed.next(30)[0].tolist() == whole[-30:].tolist()
 
 
-def test_processes_share_a_batch_and_agree_on_the_schedule(world):
-    rows, origin = loader(world).next(6)
-    first, second = loader(world), loader(world)
-    a, b = first.next(6, slice(0, 3)), second.next(6, slice(3, 6))
-    assert np.concatenate((a[0], b[0])).tolist() == rows.tolist()
-    assert np.concatenate((a[1], b[1])).tolist() == origin.tolist()
-    assert first.state_dict() == second.state_dict()
+def test_processes_share_a_batch_and_agree_on_the_order(world):
+    loaders = [loader(world) for _ in range(3)]
+    parts = [one.next(6, slice(2 * rank, 2 * rank + 2)) for rank, one in enumerate(loaders)]
+    whole = loader(world).next(6)
+    for i, name in enumerate(("inputs", "targets", "sources")):
+        assert np.concatenate([part[i] for part in parts]).tolist() == whole[i].tolist(), name
+    assert loaders[0].state_dict() == loaders[1].state_dict() == loaders[2].state_dict()
 
 
 # -------------------------------------------------------------------------------------------- what a stage trains

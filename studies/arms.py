@@ -5,7 +5,7 @@ with the one that was not. Beside each arm's folder, and all else that is made o
 (what is there for other flags is an error, not a result), and what train.py printed.
 
 An arm may measure a language that it does not train on: a source of weight NEVER is validated like every other, and
-its first window would be drawn after a million others (schedule.py).
+its first window would be drawn after hundreds of thousands of others (furthest_behind in data.py).
 """
 import shlex
 import signal

@@ -318,8 +318,9 @@ def test_probe_sees_the_same_batches_whatever_the_method(base, tmp_path, monkeyp
     draw = data.Loader.next
 
     def spy(self, n):
-        seen.append(draw(self, n)[0])
-        return seen[-1], None
+        batch = draw(self, n)
+        seen.append(batch[0])
+        return batch
 
     monkeypatch.setattr(data.Loader, "next", spy)
     init.main(["--model", f"{base}/model", "--tokenizer", f"{base}/merged.model", "--probe", f"{base}/shards",

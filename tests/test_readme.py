@@ -104,7 +104,7 @@ def missing(args) -> list[str]:
 
 def make(path: Path, folder: bool, language: str, encoding: str) -> None:
     """Documents of the toy world under a reader's name."""
-    found = [document["text"] for document in data.documents([Path("toy") / language])]
+    found = [document["text"] for document in data.read_documents([Path("toy") / language])]
     some = random.Random(str(path)).sample(found, 150)
     if path.suffix == ".txt":
         path.write_text("\n".join(some[:30]), encoding=encoding, errors="ignore")

@@ -58,7 +58,7 @@ def test_korean_is_learned(recipe):
 def test_new_pieces_shorten_korean_and_leave_english(recipe):
     base, merged = tokenizer.load(recipe / "base"), tokenizer.load(recipe / "run/model")
     for language in ("ko", "en"):
-        texts = [d["text"] for d in data.documents([recipe / "clean" / language])]
+        texts = [d["text"] for d in data.read_documents([recipe / "clean" / language])]
         before, after = (sum(map(len, tokenizer.encode(sp, texts, bos=False))) for sp in (base, merged))
         assert after == before if language == "en" else after < 0.6 * before
 
@@ -69,7 +69,7 @@ def test_the_finished_directory_opens_in_transformers(recipe):
     peer = transformers.AutoModelForCausalLM.from_pretrained(recipe / "run/model", dtype=torch.float32)
     peer_tokenizer = transformers.AutoTokenizer.from_pretrained(recipe / "run/model")
     sp = tokenizer.load(recipe / "run/model")
-    korean = [d["text"] for d in data.documents([recipe / "clean/ko"])][:100]
+    korean = [d["text"] for d in data.read_documents([recipe / "clean/ko"])][:100]
     for text in ODD_TEXTS + korean:
         ids = tokenizer.encode(sp, text, bos=True)
         assert peer_tokenizer(text)["input_ids"] == ids

@@ -195,7 +195,8 @@ def test_a_step_never_waits_for_its_device(what, early, monkeypatch):
     llama.compute_dtype, llama.recompute = torch.bfloat16, "attention"
     updates = stage.Updates(llama, stage.make_optimizer(llama, args), plan.parse_stage(f"{what}:1k:1e-3"), args)
     for _ in range(2):
-        summed, count = llama(*data.split(torch.empty(2, 33, dtype=torch.int64, device="meta")))
+        tokens = torch.empty(2, 33, dtype=torch.int64, device="meta")
+        summed, count = llama(tokens[:, :-1], tokens[:, 1:])
         (summed / 64).backward()
         norm = updates.norm()
         updates.apply((~norm.isfinite()).float())
@@ -299,9 +300,9 @@ def test_full_stage_equals_an_independent_loop(world, tmp_path):
     optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
                                   betas=(0.9, 0.95))
     for record in records(tmp_path / "run"):
-        rows = torch.from_numpy(loader.next(4)[0])
-        logits = peer(rows[:, :-1]).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+        inputs, targets, _ = map(torch.from_numpy, loader.next(4))
+        logits = peer(inputs).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
