@@ -276,7 +276,6 @@ def test_flops_of_a_step_counted_by_pytorch(monkeypatch):
     from torch.utils.flop_counter import FlopCounterMode
     head = sys.modules["kernels.loss"]  # its registered operation is opaque to the counter
     monkeypatch.setattr(head, "_operation", head.loss_and_gradients)
-    monkeypatch.setattr(sys.modules["kernels.linear"], "ONEDNN", False)  # its product is not in the counter's list
     config = tiny_config(num_hidden_layers=2)
     for what in ("embed", "body", "full"):
         llama = model.Llama(config)
@@ -301,7 +300,6 @@ def test_flops_of_what_is_computed_again(what, monkeypatch):
     from torch.utils.flop_counter import FlopCounterMode
     head = sys.modules["kernels.loss"]
     monkeypatch.setattr(head, "_operation", head.loss_and_gradients)
-    monkeypatch.setattr(sys.modules["kernels.linear"], "ONEDNN", False)
     tokens, scores, counted, planned = torch.randint(0, 512, (2, 33)), 2 * 32 * 32, {}, {}  # T × H·E
 
     def flops_of_addmm(total: tuple, a: tuple, b: tuple, **others) -> int:
