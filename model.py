@@ -43,7 +43,7 @@ class Linear(nn.Linear):
     """x Wᵀ. The weight may be a float32 master while x is bfloat16: the cast is explicit, and autograd undoes it."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return kernels.linear(x, self.weight.to(x.dtype))
+        return F.linear(x, self.weight.to(x.dtype))
 
 
 def merge_lora(weight: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scale: float) -> torch.Tensor:
@@ -66,7 +66,7 @@ class LoRALinear(Linear):
         # The scale multiplies the narrow product, and the last matmul adds to what W gave while it writes: scaling and
         # adding afterwards would each be a pass of its own over (B T, out).
         rows = x.flatten(0, -2)                                             # (B T, in)
-        low = kernels.linear(rows, self.lora_A.to(x.dtype)) * self.scale    # (B T, rank)
+        low = F.linear(rows, self.lora_A.to(x.dtype)) * self.scale    # (B T, rank)
         y = super().forward(rows)                                           # (B T, out)
         y = y.addmm_(low, self.lora_B.to(x.dtype).t())
         return y.view(*x.shape[:-1], self.out_features)                     # (B, T, out)
@@ -116,7 +116,8 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(B, T, self.groups, self.width).transpose(1, 2)      # (B, K, T, E)
         q, k = kernels.rope(q, k, cos, sin)
         if cache is None:
-            y = kernels.attention(q, k, v)                                          # (B, H, T, E)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True,
+                                               enable_gqa=self.heads != self.groups)    # (B, H, T, E)
         else:
             k, v = cache.extend(self.layer, k, v)
             mask = None

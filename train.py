@@ -385,7 +385,10 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"a new_rows stage needs base_vocab_size in {args.model}/config.json; init.py writes it")
     if not args.resume and (run / "metrics.jsonl").exists():
         raise UserError(f"{run} is a run already; --resume {run} goes on with it, or choose another --out")
-    kernels.use(args.kernels, args.device)
+    try:
+        kernels.use(args.kernels, args.device)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it before it promises anything
         torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written

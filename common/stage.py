@@ -55,6 +55,11 @@ def mask_old_rows(llama: model.Llama, table: torch.Tensor) -> None:
     parallel.local(table.grad)[:max(0, min(last, llama.config.base_vocab_size) - first)] = 0
 
 
+def local_rows(x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """What this process holds of a parameter, moment or gradient, and the number of its first row."""
+    return parallel.local(x), parallel.rows(x)[0]
+
+
 def make_optimizer(llama: model.Llama, args: argparse.Namespace) -> torch.optim.Optimizer:
     """AdamW over the trained parameters; only matrices of the layers decay (norms and tables hold their scale)."""
     trained = [(name, p) for name, p in llama.named_parameters() if p.requires_grad]
@@ -63,7 +68,7 @@ def make_optimizer(llama: model.Llama, args: argparse.Namespace) -> torch.optim.
     groups = [{"params": decay, "weight_decay": args.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     groups, common = [g for g in groups if g["params"]], {"lr": 0.0, "betas": tuple(args.betas)}
     if args.optimizer == "adamw_bf16":
-        return kernels.AdamW(groups, **common, seed=args.seed)
+        return kernels.AdamW(groups, **common, seed=args.seed, local_rows=local_rows)
     return torch.optim.AdamW(groups, **common, fused=True)
 
 

@@ -1,28 +1,40 @@
-"""The operations in which a training step spends its time.
+"""The operations in which a training step spends its time, matmuls and attention apart.
 
-One file an operation, each a lesson: the mathematics, the memory traffic that fusing saves, `*_reference` (the few
-PyTorch lines that *define* it, against which everything faster is tested), Triton forward and backward, and the
-autograd function. Each is registered with PyTorch, so that torch.compile keeps it whole. The model calls the names
-below and never asks which implementation runs: launch.py decides that, once (train.py's --kernels).
+One file per operation, each a lesson: the mathematics, the memory traffic that fusing saves,
+`*_reference` (the few PyTorch lines that *define* it, against which everything faster is tested),
+Triton forward and backward, and the autograd function. Each is registered with PyTorch, so that
+torch.compile keeps it whole. The model calls the names below and never asks which implementation
+runs: launch.py decides that, once (train.py's --kernels).
 
-    linear(x, weight)                             linear.py: which library multiplies
-    attention(q, k, v)                            attention.py: which library attends
-    rms_norm(x, weight, eps)                      norm.py
-    add_rms_norm(x, residual, weight, eps)        norm.py: the addition in front of a norm, and the norm
-    swiglu(gate, up)                              activation.py
-    rope(q, k, cos, sin)                          rotary.py
-    linear_cross_entropy(hidden, weight, targets) loss.py: head and loss as one operation
-    AdamW(groups, seed)                           adamw.py: weights and moments in bfloat16, stochastic rounding
+    rms_norm(x, weight, eps)                        norm.py
+    add_rms_norm(x, residual, weight, eps)          norm.py: the sum in front of a norm, too
+    swiglu(gate, up)                                activation.py
+    rope(q, k, cos, sin)                            rotary.py
+    linear_cross_entropy(hidden, weight, targets)   loss.py: head and loss as one operation
+    AdamW(groups, seed)                             adamw.py: bfloat16 with stochastic rounding
+
+Matmuls and attention are delegated to the faster library: F.linear and
+F.scaled_dot_product_attention.
 """
 from kernels.activation import swiglu, swiglu_reference
 from kernels.adamw import AdamW
-from kernels.attention import attention, attention_reference
 from kernels.launch import IMPLEMENTATIONS, use
-from kernels.linear import linear, linear_reference
 from kernels.loss import linear_cross_entropy, linear_cross_entropy_reference
 from kernels.norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
 from kernels.rotary import rope, rope_reference
 
-__all__ = ["linear", "attention", "rms_norm", "add_rms_norm", "swiglu", "rope", "linear_cross_entropy", "AdamW",
-           "linear_reference", "attention_reference", "rms_norm_reference", "add_rms_norm_reference",
-           "swiglu_reference", "rope_reference", "linear_cross_entropy_reference", "use", "IMPLEMENTATIONS"]
+__all__ = [
+    "rms_norm",
+    "add_rms_norm",
+    "swiglu",
+    "rope",
+    "linear_cross_entropy",
+    "AdamW",
+    "rms_norm_reference",
+    "add_rms_norm_reference",
+    "swiglu_reference",
+    "rope_reference",
+    "linear_cross_entropy_reference",
+    "use",
+    "IMPLEMENTATIONS",
+]
