@@ -235,7 +235,7 @@ def train_base(inputs: list[str], vocab_size: int, character_coverage: float = 0
 def run_trainer(lines: list[str], **options) -> bytes:
     """SentencePiece's trainer on lines of text; returns the file's bytes."""
     print(
-        f"{len(lines):,} lines for SentencePiece, which trains without a word: "
+        f"{len(lines):,} lines for SentencePiece, which prints nothing while it trains: "
         f"a few seconds for 1,000 pieces")
     out = io.BytesIO()
     try:
@@ -292,7 +292,7 @@ def prune(raw: bytes, runs: Counter, size: int, min_count: int) -> bytes:
         raise cli.UserError(
             f"--vocab_size {size} with --min_count {min_count}: of the first {len(hangul)} pieces "
             f"{len(frequent)} occur as often, {len(characters)} of them single characters; "
-            f"choose a size between these two, or another count")
+            f"choose a size between these two, or lower --min_count")
 
     # The first ones, as a model of this size would have had them, had rare ones not been learned.
     kept = {"<unk>", "▁"}

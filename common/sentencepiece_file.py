@@ -241,7 +241,7 @@ def model_file(path: str | Path) -> Path:
     """The .model file that a path stands for; UserError if there is none."""
     path = Path(path)
     if not path.exists():
-        raise cli.UserError(f"{path} does not exist; if it never did, {INSTEAD}")
+        raise cli.UserError(f"{path} does not exist; give a .model file or a model directory")
     if not path.is_dir():
         return path
     file = path / "tokenizer.model"
