@@ -331,8 +331,9 @@ def truncated(pieces: list[Piece], size: int) -> list[Piece]:
 def merge(base: Model, korean: list[Piece]) -> bytes:
     """Append the pieces of pure Hangul that the base lacks; returns the file's bytes.
 
-    A piece's parts are Hangul too, and are pieces of the merged model. So it can be reached by
-    joining, except where the base joins Hangul differently (`report` names such pieces).
+    Their scores continue below the base's lowest rank, in their order. The parts of a piece are
+    Hangul too, and pieces of the merged model, so every piece can be reached by joining; except
+    where the base joins Hangul differently (`report` names these).
 
     >>> base = [Piece("▁▁", -1e9, NORMAL), Piece("th", -6.0, NORMAL), Piece("e", -7.0, NORMAL)]
     >>> texts = ["한국", "e", "2권", "한"]  # 한국: Korea
