@@ -1,121 +1,534 @@
-"""Train a Korean SentencePiece model, merge it into the base's, and measure what that buys.
+"""Train a Korean SentencePiece model, merge it into the base's, and measure what that saves.
 
-An English base spells Korean in bytes and single syllables. RedWhale (arXiv 2408.11294, section 3.2) appends the pieces
-of a Korean BPE model. Three facts make that a small program:
+An English base spells Korean in bytes and single syllables. RedWhale (arXiv 2408.11294, section
+3.2) appends the pieces of a Korean BPE model. Four facts make that a small program:
 
-- BPE training needs words and their counts, no more: `train` feeds counted Hangul runs, not the text.
-- A SentencePiece model is a protobuf message, and protobuf messages concatenate: `merge` appends bytes.
-- SentencePiece joins the two neighbours whose concatenation has the highest score. Pieces of Hangul only leave every
-  text without Hangul as it was; scored downwards from the base's lowest, they are joined in the order they were learnt.
+- Scores are ranks. SentencePiece's BPE starts from characters and, again and again, joins the two
+  neighbours whose concatenation is the piece with the highest score (`segment`).
+- Training needs words and their counts, not the text: `train_korean` feeds counted runs of Hangul.
+- A model file is a protobuf message, and messages can be concatenated: `merge` appends bytes.
+- A text without Hangul cannot come to hold a piece of Hangul, so it is segmented as before. And
+  ranked below the base's pieces, in the order in which they were learned, the new ones are joined
+  as they were in training.
 
-    python tokenizer.py train  --input wiki reviews --balance --vocab_size 20000 --min_count 50 --out korean.model
+    python tokenizer.py train  --input wiki reviews --balance --min_count 50 --out korean.model
     python tokenizer.py merge  --base base.model --korean korean.model --out merged.model
-    python tokenizer.py report --tokenizers base.model merged.model --input held_out.jsonl english.jsonl
-    python tokenizer.py report --tokenizers base.model --korean big.model --sizes 8000 16000 24000 --input new.jsonl
+    python tokenizer.py report --tokenizers base.model merged.model --input held_out.jsonl en.jsonl
+    python tokenizer.py report --tokenizers base.model --korean ko.model --sizes 8000 16000 24000 \\
+        --input new.jsonl
 """
+import argparse
 import io
-import itertools
-import struct
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from operator import eq, gt, ne
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import regex
 import sentencepiece
 
-from common import cli
+from common import cli, tokenizer_json
 from common.documents import read_documents
+from common.sentencepiece_file import (
+    NORMAL,
+    PIECES,
+    SCORE,
+    TEXT,
+    TRAINER,
+    VOCAB_SIZE,
+    Model,
+    Piece,
+    field,
+    fields,
+    parse,
+    parse_piece,
+    processor,
+    read,
+)
 
-HANGUL = "ㄱ-ㅣㅥ-ㆎ가-힣"  # compatibility jamo (without U+3164, an invisible filler) and the 11,172 syllables
-LINE = 4096  # characters; longer lines are cut, for SentencePiece drops those over max_sentence_length in silence
-HANGUL_RUN, HANGUL_PIECE = regex.compile(f" ?[{HANGUL}]{{1,256}}"), regex.compile(f"▁?[{HANGUL}]+")
+# The compatibility jamo, as in ㅋㅋ (without U+3164, an invisible filler), and the 11,172
+# syllables.
+HANGUL = "ㄱ-ㅣㅥ-ㆎ가-힣"
+HANGUL_LETTER = regex.compile(f"[{HANGUL}]")
 
-# ---- The file: protobuf, as far as a vocabulary needs it. Field numbers of sentencepiece_model.proto ---------------
-PIECES, TRAINER, NORMALIZER, MODEL_TYPE, VOCAB_SIZE, DUMMY_PREFIX = 1, 2, 3, 3, 4, 3  # parts, then fields of the latter
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # types of pieces (5 is unused, 6 a byte)
+# What training sees: a run of Hangul with the space before it. Longer ones, mostly laughter, are
+# cut.
+HANGUL_RUN = regex.compile(f" ?[{HANGUL}]{{1,256}}")
 
+# What a merge adds. ▁ is SentencePiece's space.
+HANGUL_PIECE = regex.compile(f"▁?[{HANGUL}]+")
 
-class Piece(NamedTuple):
-    text: str
-    score: float
-    type: int
+# Scores below are no ranks. Mistral gives its runs of spaces -1e9, where float32 counts in steps
+# of 64: scores that continued from there would be equal, sixty at a time.
+LOWEST_RANK = -1e6
 
-
-class Model(NamedTuple):
-    """A SentencePiece file: its bytes, its pieces in the order of their ids, and a processor that uses them."""
-    raw: bytes
-    pieces: list[Piece]
-    sp: sentencepiece.SentencePieceProcessor
+# Characters per line for SentencePiece, which silently drops lines over max_sentence_length.
+LINE = 4096
 
 
-def varint(value: int) -> bytes:
-    """Seven bits a byte, lowest first; the top bit says that more follow: 300 = 2 · 128 + 44 is ac 02."""
-    return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + varint(value >> 7)
+# ---- Scores are ranks ----------------------------------------------------------------------------
+# What a vocabulary does, in the two ways of writing it down: pieces with scores, which
+# SentencePiece has, and a list of merges, which transformers has.
 
 
-def field(number: int, value: int | float | bytes) -> bytes:
-    """One field: a key (number and wire type), then the value: varint (0), bytes after their length (2), float32 (5).
+def segment(text: str, scores: dict[str, float]) -> list[str]:
+    """The pieces of a text by SentencePiece's BPE: the definition, which its library does faster.
 
-    >>> field(PIECES, field(1, "한".encode()) + field(2, -3.0)).hex(" ", -2)  # 한: "Korean"
-    '0a0a 0a03 ed95 9c15 0000 40c0'
+    `scores` are those of the normal pieces. Only their order matters; of equal ones the leftmost
+    wins. These two vocabularies differ in nothing but the order of their ranks:
+
+    >>> segment("lower", {"er": -1, "lo": -2, "low": -3, "we": -4})
+    ['low', 'er']
+    >>> segment("lower", {"we": -1, "lo": -2, "low": -3, "er": -4})
+    ['lo', 'we', 'r']
     """
-    wire, body = ((2, varint(len(value)) + value) if isinstance(value, bytes) else
-                  (5, struct.pack("<f", value)) if isinstance(value, float) else (0, varint(value)))
-    return varint(number << 3 | wire) + body
+    parts = list(text)
+    while True:
+        # Look at all neighbours for the best piece that two of them would make.
+        best = None
+        best_score = -math.inf
+        for i in range(len(parts) - 1):
+            score = scores.get(parts[i] + parts[i + 1], -math.inf)
+            if score > best_score:
+                best = i
+                best_score = score
+        # No two make a piece: this is how the text is segmented.
+        if best is None:
+            return parts
+        parts[best:best + 2] = [parts[best] + parts[best + 1]]
 
 
-def fields(message: bytes) -> Iterator[tuple[int, int | float | bytes]]:
-    """The inverse: (number, value) of every field. ValueError or LookupError where the bytes are no such message."""
-    stream = io.BytesIO(message)
-    number = lambda: byte if (byte := stream.read(1)[0]) < 128 else byte - 128 + (number() << 7)
-    while stream.tell() < len(message):
-        key, wire = divmod(number(), 8)
-        size = 0 if wire == 0 else number() if wire == 2 else {1: 8, 5: 4}[wire]
-        value = stream.read(size)
-        if len(value) < size:
-            raise ValueError("a field breaks off")
-        yield key, number() if wire == 0 else struct.unpack("<f", value)[0] if wire == 5 else value
+def ranked_merges(pieces: list[Piece]) -> list[tuple[str, str]]:
+    """The scores as a list of pairs, best first: how other libraries (transformers) describe a BPE.
+
+    SentencePiece joins any neighbours that make a piece, so every split of a piece into two pieces
+    is such a pair. Of equal scores it takes the leftmost, which no list can say. In practice these
+    are runs of one character (Mistral's spaces), and those grow from the left if the longer piece
+    ranks first.
+
+    >>> scores = {"a": -3, "aa": -1, "aaa": -1, "ab": -2, "b": -4}
+    >>> ranked_merges([Piece(text, score, NORMAL) for text, score in scores.items()])
+    [('a', 'aa'), ('aa', 'a'), ('a', 'a'), ('a', 'b')]
+    """
+    # Bytes, control and user-defined pieces take no part: no merge makes them, or uses them.
+    scores = {piece.text: piece.score for piece in pieces if piece.type == NORMAL}
+    ranked = []
+    for text, score in scores.items():
+        for cut in range(1, len(text)):
+            left = text[:cut]
+            right = text[cut:]
+            if left in scores and right in scores:
+                ranked.append((-score, -len(text), left, right))
+    ranked.sort()
+    return [(left, right) for _, _, left, right in ranked]
 
 
-def parse(raw: bytes) -> tuple[list[Piece], int]:
-    """The pieces in a file's bytes, and the model type (2 is BPE). Of a field that comes twice, the last one counts."""
-    parts = [(key, dict(fields(value))) for key, value in fields(raw) if key in (PIECES, TRAINER)]
-    pieces = [Piece(p[1].decode(), p.get(2, 0.0), p.get(3, NORMAL)) for key, p in parts if key == PIECES]
-    if not pieces:
-        raise ValueError("no pieces")
-    return pieces, [1, *(p[MODEL_TYPE] for key, p in parts if key == TRAINER and MODEL_TYPE in p)][-1]
+# ---- Training needs words and counts -------------------------------------------------------------
+# BPE counts how often two neighbours occur beside each other inside words. So a corpus of any size
+# comes down to its different words and their counts, and to weigh a source is to raise its counts.
 
 
-def processor(raw: bytes, dummy_prefix: bool = True) -> sentencepiece.SentencePieceProcessor:
-    """A processor from a file's bytes; without dummy_prefix, which puts ▁ before a text, to encode a part of a word."""
-    override = b"" if dummy_prefix else field(NORMALIZER, field(DUMMY_PREFIX, 0))
-    return sentencepiece.SentencePieceProcessor(model_proto=raw + override)
+def hangul_counts(documents: Iterable[str]) -> Counter:
+    """The runs of Hangul, each with the space before it, and their counts.
+
+    A document's start counts as a space. Pieces across spaces would save more tokens; but then the
+    end of a prompt might fall inside a token, and the choices after it could not be scored.
+
+    >>> hangul_counts(["나는 2권 나는", "2권"])  # 나는: "I"; 2권: "2 volumes"
+    Counter({' 나는': 2, '권': 2})
+    """
+    counts = Counter()
+    for text in documents:
+        counts.update(HANGUL_RUN.findall(" " + text))
+    return counts
 
 
-def read(path: str | Path, base: bool = False) -> Model:
-    """Read a SentencePiece BPE model: a file, or a model directory's. UserError, with the reason, for other kinds, and
-    with `base` for a model that cannot take new pieces, or whose ways tokenizer.json cannot follow."""
-    path = Path(path) / "tokenizer.model" if Path(path).is_dir() else Path(path)
-    instead = "take a SentencePiece BPE model (Llama 2, TinyLlama, Mistral v0.1, SOLAR, or `tokenizer.py train`)"
+def balanced(counts: list[Counter]) -> list[Counter]:
+    """Raise the counts of each input until all inputs have as many letters as the largest.
+
+    >>> balanced([Counter({"가나": 3}), Counter({"다라": 1, "마바": 2}), Counter({"사아": 1})])
+    [Counter({'가나': 3}), Counter({'마바': 2, '다라': 1}), Counter({'사아': 3})]
+    """
+    letters = []
+    for one in counts:
+        letters.append(sum(len(run) * n for run, n in one.items()))
+    most = max(letters)
+
+    raised = []
+    for one, length in zip(counts, letters, strict=True):
+        raised.append(Counter({run: round(n * most / length) for run, n in one.items()}))
+    return raised
+
+
+def train_korean(
+    inputs: list[str],
+    vocab_size: int,
+    character_coverage: float = 0.9999,
+    balance: bool = False,
+    min_count: int = 1,
+    also: Iterable[str] = (),
+) -> bytes:
+    """Train a BPE model on runs of Hangul; returns the file's bytes.
+
+    vocab_size: pieces of Hangul. <unk> and ▁ come on top, and no merge takes those over.
+    character_coverage: the share of all characters that must be pieces of their own.
+    balance: let every input count alike, whatever its size.
+    min_count: replace pieces that occur less often in the inputs and in the files of `also`.
+    UserError if the inputs hold no Hangul, or not enough of it for vocab_size.
+    """
+    # What is rare is judged by what occurs, so before any counts are raised.
+    counts = [hangul_counts(texts([path])) for path in inputs]
+    occurring = sum(counts, hangul_counts(texts(also)))
+
+    if balance:
+        counts = balanced(counts)
+    lines = [f"{run}\t{n}" for run, n in sum(counts, Counter()).most_common()]
+    if not lines:
+        raise cli.UserError(f"--input {' '.join(inputs)} holds no Hangul")
+
+    # Rare pieces will be replaced by those that are learned next, so learn half as many again.
+    learned = vocab_size
+    if min_count > 1:
+        learned = vocab_size * 3 // 2
+
+    raw = run_trainer(
+        lines,
+        # For <unk> and ▁.
+        vocab_size=learned + 2,
+        character_coverage=character_coverage,
+        # A line is a word, a tab and its count.
+        input_format="tsv",
+        # The spaces before words are in the runs.
+        add_dummy_prefix=False,
+        bos_id=-1,
+        eos_id=-1,
+    )
+    if min_count > 1:
+        raw = prune(raw, occurring, vocab_size, min_count)
+    return raw
+
+
+def train_base(inputs: list[str], vocab_size: int, character_coverage: float = 0.9999) -> bytes:
+    """Train a BPE model on all of the text, with the settings of Llama's; returns the file's bytes.
+
+    vocab_size counts every piece, the 256 bytes too. UserError as above."""
+    # A long line is cut rather than lost.
+    lines = []
+    for text in texts(inputs):
+        for line in text.split("\n"):
+            lines += [line[start:start + LINE] for start in range(0, len(line), LINE)]
+    if not lines:
+        raise cli.UserError(f"--input {' '.join(inputs)} holds no text")
+    return run_trainer(
+        lines,
+        vocab_size=vocab_size,
+        character_coverage=character_coverage,
+        # A character without a piece is spelled in bytes, so no text is ever lost.
+        byte_fallback=True,
+        # Every number is a row of digits.
+        split_digits=True,
+        # Runs of ▁, for the indentation of code.
+        allow_whitespace_only_pieces=True,
+    )
+
+
+def run_trainer(lines: list[str], **options) -> bytes:
+    """SentencePiece's trainer on lines of text; returns the file's bytes."""
+    print(
+        f"{len(lines):,} lines for SentencePiece, which prints nothing while it trains: "
+        f"a few seconds for 1,000 pieces")
+    out = io.BytesIO()
     try:
-        raw = path.read_bytes()
-        if regex.match(rb"[\w+/]+=* \d+\n", raw):
-            raise cli.UserError(f"{path} is tiktoken's format (Llama 3), which has no pieces to add to: {instead}")
-        (pieces, kind), sp = parse(raw), processor(raw)
-    except OSError as error:
-        raise cli.UserError(f"cannot read {path}: {error.strerror}; if it never was there, {instead}") from None
-    except (ValueError, LookupError, AttributeError, TypeError, RuntimeError):
-        raise cli.UserError(f"{path} is no SentencePiece model, or a damaged one: fetch or train it again") from None
-    if kind != 2:
-        name = {1: "Unigram", 3: "word"}.get(kind, "character")
-        raise cli.UserError(f"{path} is a SentencePiece {name} model; its scores are no merge ranks: {instead}")
-    probe = "  ㅋ  ﬁ\n"  # ㅋ and ﬁ: the default normaliser, nmt_nfkc, replaces them by other letters
-    if base and (sp.decode(sp.encode(probe)) != probe or any(map(sp.is_unused, range(len(sp))))):
-        raise cli.UserError(f"{path} changes or loses text (a normaliser other than identity, repeated blanks removed, "
-                            f"no byte fallback, or unused pieces): {instead}")
-    return Model(raw, pieces, sp)
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=out,
+            model_type="bpe",
+            # No normalising: the default, nmt_nfkc, would replace ㅋ by another letter.
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            # In bytes, of which a character may have four.
+            max_sentence_length=8 * LINE,
+            minloglevel=2,
+            **options,
+        )
+    except RuntimeError as error:
+        reason = str(error).partition(") ")[2]
+        raise cli.UserError(
+            f"--vocab_size or --character_coverage misfits the corpus; SentencePiece, asked for "
+            f"{options['vocab_size']} pieces, says: {reason}") from None
+    return out.getvalue()
+
+
+def occurrences(pieces: Iterable[str], runs: Counter) -> Counter:
+    """How often each piece occurs in the runs as text, whatever a tokenizer makes of them.
+
+    >>> occurrences(["▁가", "가", "다"], Counter({" 가가": 10, "나가": 1}))
+    Counter({'가': 21, '▁가': 10})
+    """
+    # Every stretch of every word, up to the longest piece, is looked up.
+    pieces = set(pieces)
+    longest = max(map(len, pieces), default=0)
+    found = Counter()
+    for run, n in cli.progress(runs.items(), "count pieces", " runs"):
+        word = run.replace(" ", "▁")
+        for start in range(len(word)):
+            last = min(start + longest, len(word))
+            for end in range(start + 1, last + 1):
+                if word[start:end] in pieces:
+                    found[word[start:end]] += n
+    return found
+
+
+def prune(raw: bytes, runs: Counter, size: int, min_count: int) -> bytes:
+    """Cut a model to the first `size` pieces of Hangul that occur min_count times in the runs.
+
+    The parts of a piece occur at least as often as the piece itself, so every piece that is kept
+    can still be joined from its parts. UserError if too few pieces occur that often."""
+    hangul = [piece for piece in parse(raw)[0] if HANGUL_PIECE.fullmatch(piece.text)]
+    found = occurrences([piece.text for piece in hangul], runs)
+    frequent = [piece for piece in hangul if found[piece.text] >= min_count]
+    characters = [piece for piece in frequent if len(piece.text) == 1]
+    if not len(characters) <= size <= len(frequent):
+        raise cli.UserError(
+            f"--vocab_size {size} with --min_count {min_count}: of the first {len(hangul)} pieces "
+            f"{len(frequent)} occur as often, {len(characters)} of them single characters; "
+            f"choose a size between these two, or lower --min_count")
+
+    # The first ones, as a model of this size would have had them, had rare ones not been learned.
+    kept = {"<unk>", "▁"}
+    kept |= {piece.text for piece in truncated(frequent, size)}
+
+    # Copy the file without the pieces that go; what comes last overrides the old size.
+    parts = []
+    for number, value in fields(raw):
+        if number != PIECES or parse_piece(value).text in kept:
+            parts.append(field(number, value))
+    parts.append(field(TRAINER, field(VOCAB_SIZE, len(kept))))
+    return b"".join(parts)
+
+
+def truncated(pieces: list[Piece], size: int) -> list[Piece]:
+    """The Hangul pieces that a model of `size` of them would have had, from a larger model.
+
+    BPE lists its merges in the order in which it learns them, *then* the single characters. So the
+    last merges go and the characters stay. UserError if the characters alone are more than `size`,
+    or all pieces are fewer."""
+    hangul = [piece for piece in pieces if HANGUL_PIECE.fullmatch(piece.text)]
+    merges = [piece for piece in hangul if len(piece.text) > 1]
+    characters = [piece for piece in hangul if len(piece.text) == 1]
+    if not len(characters) <= size <= len(hangul):
+        raise cli.UserError(
+            f"--sizes {size}: choose from {len(characters)} (only characters) "
+            f"to {len(hangul)} (all)")
+    return merges[:size - len(characters)] + characters
+
+
+# ---- Merging appends -----------------------------------------------------------------------------
+# Two promises are kept: text without Hangul is segmented as before, and Korean words are segmented
+# as the Korean model does it, as far as the base lets them.
+
+
+def merge(base: Model, korean: list[Piece]) -> bytes:
+    """Append the pieces of pure Hangul that the base lacks; returns the file's bytes.
+
+    Their scores continue below the base's lowest rank, in their order. The parts of a piece are
+    Hangul too, and pieces of the merged model, so every piece can be reached by joining; except
+    where the base joins Hangul differently (`report` names these).
+
+    >>> base = [Piece("▁▁", -1e9, NORMAL), Piece("th", -6.0, NORMAL), Piece("e", -7.0, NORMAL)]
+    >>> texts = ["한국", "e", "2권", "한"]  # 한국: Korea
+    >>> korean = [Piece(text, -rank, NORMAL) for rank, text in enumerate(texts)]
+    >>> raw = merge(Model(b"", base, None), korean)
+    >>> [(piece.text, piece.score) for piece in parse(raw)[0]]  # -7 - 1, then -1 each
+    [('한국', -8.0), ('한', -9.0)]
+    """
+    # Hangul only: a piece with a digit or a Latin letter in it would change how the base's own
+    # texts are segmented. What the base knows already keeps its id and its rank.
+    known = {piece.text for piece in base.pieces}
+    new = []
+    for piece in korean:
+        if HANGUL_PIECE.fullmatch(piece.text) and piece.text not in known:
+            new.append(piece)
+
+    # The base's own joins come first: the new scores continue below its lowest rank.
+    ranks = [piece.score for piece in base.pieces if piece.type == NORMAL]
+    ranks = [score for score in ranks if score > LOWEST_RANK]
+    lowest = math.floor(min(ranks, default=0.0))
+
+    # The base's bytes stay as they are. Steps of 1 keep the scores distinct, which float32 can do
+    # down to -2^24; were they equal, the leftmost join would win and not the one learned first.
+    parts = [base.raw]
+    for i, piece in enumerate(new, start=1):
+        score = float(lowest - i)
+        parts.append(field(PIECES, field(TEXT, piece.text.encode()) + field(SCORE, score)))
+
+    # A setting that comes twice counts as it comes last.
+    parts.append(field(TRAINER, field(VOCAB_SIZE, len(base.pieces) + len(new))))
+    return b"".join(parts)
+
+
+# ---- What the merge saves, and what it changes ---------------------------------------------------
+# Tokens saved are what a merge is for; the rest of a row shows damage, and should be 0.
+
+
+def measure(
+    processors: list[sentencepiece.SentencePieceProcessor],
+    documents: Iterable[str],
+) -> list[dict]:
+    """Counts and ratios under each tokenizer, of which the first is the base: one dict for each.
+
+    token_ratio: tokens, divided by the base's.
+    fertility: tokens per eojeol, which is what stands between two spaces (a word, its particles).
+    lines_changed: lines without Hangul that the base segments differently.
+    round_trips_lost: documents that decode to themselves under the base, and not here.
+    UserError if there is no text.
+    """
+    base = processors[0]
+    size = Counter(documents=0, characters=0, bytes=0, eojeol=0, lines_without_hangul=0)
+    counts = [Counter(tokens=0, lines_changed=0, round_trips_lost=0) for _ in processors]
+    for text in documents:
+        # What is the same for all tokenizers.
+        lines = [line for line in text.split("\n") if not HANGUL_LETTER.search(line)]
+        size["documents"] += 1
+        size["characters"] += len(text)
+        size["bytes"] += len(text.encode())
+        size["eojeol"] += len(text.split())
+        size["lines_without_hangul"] += len(lines)
+
+        # What each makes of it, beside what the base does.
+        base_lines = [encode(base, line, bos=False) for line in lines]
+        base_keeps_text = base.decode(encode(base, text, bos=False)) == text
+        for sp, count in zip(processors, counts, strict=True):
+            ids = encode(sp, text, bos=False)
+            count["tokens"] += len(ids)
+            if base_keeps_text and sp.decode(ids) != text:
+                count["round_trips_lost"] += 1
+            for line, base_ids in zip(lines, base_lines, strict=True):
+                if encode(sp, line, bos=False) != base_ids:
+                    count["lines_changed"] += 1
+
+    # Ratios, which compare inputs and tokenizers of any size, before the counts.
+    base_tokens = counts[0]["tokens"]
+    if not base_tokens:
+        raise cli.UserError("--input holds a file without text: nothing to measure")
+    rows = []
+    for count in counts:
+        tokens = count["tokens"]
+        ratios = {
+            "token_ratio": tokens / base_tokens,
+            "tokens_per_character": tokens / size["characters"],
+            "bytes_per_token": size["bytes"] / tokens,
+            "fertility": tokens / max(1, size["eojeol"]),
+        }
+        rows.append({**ratios, **count, **size})
+    return rows
+
+
+def unreachable(model: Model, first: int) -> dict[str, str]:
+    """The pieces from id `first` on that no text can become: {piece: how its text is segmented}."""
+    # Without the ▁ before a text, which would stand before a piece from the middle of a word.
+    sp = processor(model.raw, dummy_prefix=False)
+    lost = {}
+    for piece in model.pieces[first:]:
+        ids = encode(sp, piece.text, bos=False)
+        if len(ids) > 1:
+            lost[piece.text] = " ".join(sp.id_to_piece(i) for i in ids)
+    return lost
+
+
+def report(models: dict[str, Model], inputs: list[str]) -> dict:
+    """Measure every input (a file or a folder) under every tokenizer, the base's first.
+
+    Prints a table for each input and one for all; returns the last one: {tokenizer: its row}."""
+    processors = [model.sp for model in models.values()]
+    by_input = {}
+    for path in inputs:
+        rows = measure(processors, texts([path]))
+        by_input[path] = dict(zip(models, rows, strict=True))
+        print_table(path, by_input[path])
+
+    # Saved tokens are paid for in rows of the embedding, so that is what stands beside them.
+    base_size = len(next(iter(models.values())).pieces)
+    summary = {}
+    for name, model in models.items():
+        own_rows = {path: rows[name] for path, rows in by_input.items()}
+        ratios = [row["token_ratio"] for row in own_rows.values()]
+        lost = unreachable(model, base_size)
+        for text, cut in lost.items():
+            print(f"{name}: {text} is unreachable; by the base's ranks its text becomes {cut}")
+        summary[name] = {
+            "pieces": len(model.pieces),
+            "added": len(model.pieces) - base_size,
+            "embedding_growth": len(model.pieces) / base_size,
+            "mean_token_ratio": sum(ratios) / len(ratios),
+            "unreachable": len(lost),
+            "unreachable_pieces": lost,
+            "inputs": own_rows,
+        }
+    print_table("all inputs", summary)
+    return summary
+
+
+def print_table(title: str, rows: dict[str, dict]) -> None:
+    """Print rows of numbers below the names of their columns, which are the first row's."""
+    # What is no number (the inputs' own rows, lists of pieces) is for the JSON file.
+    first = next(iter(rows.values()))
+    columns = [key for key, value in first.items() if isinstance(value, int | float)]
+    widths = {key: max(11, len(key)) for key in columns}
+    print()
+    print(f"{title:30}", *(f"{key:>{widths[key]}}" for key in columns))
+    for name, row in rows.items():
+        cells = []
+        for key in columns:
+            if isinstance(row[key], float):
+                cells.append(f"{row[key]:{widths[key]},.4f}")
+            else:
+                cells.append(f"{row[key]:{widths[key]},}")
+        print(f"{name[-30:]:30}", *cells)
+
+
+def suggest(rows: dict[str, dict]) -> str:
+    """Of rising sizes the knee (Satopaa et al. 2011), in a sentence with its reason.
+
+    It is the size furthest below the straight line from the first to the last one: up to it a new
+    row of the embedding saves more tokens than the average row, beyond it fewer."""
+    names = list(rows)
+    growth = [row["embedding_growth"] for row in rows.values()]
+    ratio = [row["mean_token_ratio"] for row in rows.values()]
+
+    def saved(a: int, b: int) -> float:
+        """From size a to size b: the share of tokens saved by as many rows as the base has."""
+        if growth[a] == growth[b]:
+            return 0.0
+        return (ratio[a] - ratio[b]) / (growth[b] - growth[a])
+
+    # Turn the plane until the line lies flat; the knee is then the lowest point.
+    slope = saved(0, -1)
+    heights = [y + slope * x for x, y in zip(growth, ratio, strict=True)]
+    best = heights.index(min(heights))
+    return (
+        f"{names[best]}, the knee: rows worth 1 % of the base's save {saved(0, best):.2f} % of its "
+        f"tokens from {names[0]} to there, {saved(best, -1):.2f} % from there to {names[-1]}")
+
+
+# ---- Files in, files out -------------------------------------------------------------------------
+# The formats themselves are in common/: documents, sentencepiece_file and tokenizer_json.
+
+
+def texts(paths: Iterable[str | Path]) -> Iterator[str]:
+    """The texts of documents in files or folders. What cannot be read is skipped and counted."""
+    reasons = Counter()
+
+    def count(record: dict) -> None:
+        reasons[record["reason"]] += 1
+
+    documents = read_documents(paths, rejected=count)
+    for document in cli.progress(documents, "read", " documents"):
+        yield document["text"]
+    if reasons:
+        print(
+            f"skipped {reasons.total()} documents that cannot be read: {dict(reasons)}; "
+            f"`data.py clean` lists them one by one")
 
 
 def load(path: str | Path) -> sentencepiece.SentencePieceProcessor:
@@ -123,269 +536,162 @@ def load(path: str | Path) -> sentencepiece.SentencePieceProcessor:
     return read(path).sp
 
 
-def encode(sp: sentencepiece.SentencePieceProcessor, text: str | list[str], *, bos: bool, eos: bool = False) -> list:
-    """Token ids of a text, or a list of them for a list of texts. BOS is the caller's choice, never a default."""
+def encode(
+    sp: sentencepiece.SentencePieceProcessor,
+    text: str | list[str],
+    *,
+    bos: bool,
+    eos: bool = False,
+) -> list:
+    """Token ids of a text, or a list of them for a list of texts.
+
+    BOS is the caller's choice, never a default."""
     return sp.encode(text, add_bos=bos, add_eos=eos)
 
 
-# ---- Train ---------------------------------------------------------------------------------------------------------
-def texts(paths: Iterable[str | Path]) -> Iterator[str]:
-    """The texts of documents (common/documents.py). What cannot be read is skipped, and counted."""
-    bad, found = Counter(), read_documents(paths, rejected=lambda record: bad.update([record["reason"]]))
-    yield from (document["text"] for document in cli.progress(found, "read", " documents"))
-    if bad:
-        print(f"skipped {bad.total()} documents that cannot be read, which data.py clean names: {dict(bad)}")
+def save(file: str | Path, folder: str | Path) -> None:
+    """Write the tokenizer's files into a model directory: SentencePiece's and transformers'.
 
-
-def hangul_counts(documents: Iterable[str]) -> Counter:
-    """The Hangul runs, each with the blank before it (as which a document's start counts too), and their counts. Pieces
-    across blanks would save more tokens; but then a prompt's end is no token's end, and choices could not be scored.
-
-    >>> hangul_counts(["나는 2권 나는", "2권"])  # 나는: "I"; 2권: "2 volumes"
-    Counter({' 나는': 2, '권': 2})
-    """
-    return Counter(run for text in documents for run in HANGUL_RUN.findall(" " + text))
-
-
-def prune(raw: bytes, runs: Counter, size: int, least: int) -> bytes:
-    """Cut a model to the first `size` pieces of Hangul that occur `least` times in the runs, as do then their parts."""
-    pieces, found = {p.text: p for p in parse(raw)[0] if HANGUL_PIECE.fullmatch(p.text)}, Counter()
-    for word, n in cli.progress([(run.replace(" ", "▁"), n) for run, n in runs.items()], "count pieces", " runs"):
-        for a, b in itertools.combinations(range(len(word) + 1), 2):
-            if word[a:b] in pieces:
-                found[word[a:b]] += n
-    often = [piece for text, piece in pieces.items() if found[text] >= least]
-    if len(often) < size:
-        raise cli.UserError(f"--min_count {least}: only {len(often)} pieces of the first {len(pieces)} occur as often")
-    keep = {"<unk>", "▁", *(piece.text for piece in truncated(often, size))}
-    return b"".join(field(key, value) for key, value in fields(raw) if key != PIECES or dict(fields(
-        value))[1].decode() in keep) + field(TRAINER, field(VOCAB_SIZE, len(keep)))
-
-
-def train(inputs: list[str], vocab_size: int, text: str, character_coverage: float, balance: bool = False,
-          min_count: int = 1, also: Iterable[str] = ()) -> bytes:
-    """Train a BPE model; returns the file's bytes. UserError where vocab_size does not suit the corpus.
-
-    `hangul`: vocab_size pieces of Hangul, beside <unk> and ▁, which no merge takes over. With `balance` the counts of
-    each input are raised until all are as long. `all`: a base like Llama's: byte fallback, split digits, runs of ▁."""
-    if text == "hangul":
-        counts = [hangul_counts(texts([path])) for path in inputs]
-        letters = [sum(len(run) * n for run, n in one.items()) if balance else 1 for one in counts]
-        runs, size = sum(counts, hangul_counts(texts(also))), vocab_size * (3 if min_count > 1 else 2) // 2
-        options = dict(vocab_size=size + 2, input_format="tsv", add_dummy_prefix=False, bos_id=-1, eos_id=-1)
-        raised = (Counter({run: round(n * max(letters) / length) for run, n in one.items()})
-                  for one, length in zip(counts, letters, strict=True))
-        lines = [f"{run}\t{n}" for run, n in sum(raised, Counter()).most_common()]
-    elif balance or min_count > 1 or also:
-        raise cli.UserError("--balance, --min_count and --also are for --text hangul")
-    else:
-        options = dict(vocab_size=vocab_size, byte_fallback=True, split_digits=True, allow_whitespace_only_pieces=True)
-        lines = [line[i:i + LINE] for text in texts(inputs) for line in text.split("\n")
-                 for i in range(0, len(line), LINE)]
-    if not lines:
-        raise cli.UserError(f"--input {' '.join(inputs)} holds no {'Hangul' if text == 'hangul' else 'text'}")
-    print(f"{len(lines):,} lines for SentencePiece, which says nothing while it learns: a few seconds for 1,000 pieces")
-    try:
-        out = io.BytesIO()
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines), model_writer=out, model_type="bpe", normalization_rule_name="identity",
-            remove_extra_whitespaces=False, character_coverage=character_coverage, max_sentence_length=8 * LINE,
-            minloglevel=2, **options)
-    except RuntimeError as error:
-        raise cli.UserError(f"--vocab_size {vocab_size} or --character_coverage misfits the corpus; SentencePiece "
-                            f"(its size: {options['vocab_size']}) says: {str(error).partition(') ')[2]}") from None
-    return prune(out.getvalue(), runs, vocab_size, min_count) if min_count > 1 else out.getvalue()
-
-
-# ---- Merge ---------------------------------------------------------------------------------------------------------
-def truncated(pieces: list[Piece], size: int) -> list[Piece]:
-    """The Hangul pieces that a model of `size` of them would have had, from a larger model: BPE files its merges in the
-    order in which it learns them, *then* the single characters. So the last merges go and the characters stay."""
-    hangul = [piece for piece in pieces if HANGUL_PIECE.fullmatch(piece.text)]
-    characters = [piece for piece in hangul if len(piece.text) == 1]
-    if not len(characters) <= size <= len(hangul):
-        raise cli.UserError(f"--sizes {size}: choose from {len(characters)} (only characters) to {len(hangul)} (all)")
-    return [piece for piece in hangul if len(piece.text) > 1][:size - len(characters)] + characters
-
-
-def merge(base: Model, korean: list[Piece]) -> bytes:
-    """Append the pure-Hangul pieces that the base lacks; returns the file's bytes. A piece's parts are Hangul
-    too, so it is unreachable only where the base joins Hangul otherwise (`report` names it). Scores go on below the
-    base's lowest rank; Mistral's -1e9 for runs of blanks is no rank: from there float32 makes all new scores equal,
-    while steps of 1 are exact down to -2^24. The last field overrides vocab_size.
-
-    >>> base = [Piece("▁▁", -1e9, NORMAL), Piece("th", -6.0, NORMAL), Piece("e", -7.0, NORMAL)]
-    >>> korean = [Piece(text, -rank, NORMAL) for rank, text in enumerate(["한국", "e", "2권", "한"])]  # 한국: Korea
-    >>> [(piece.text, piece.score) for piece in parse(merge(Model(b"", base, None), korean))[0]]  # -7 - 1, then -1 each
-    [('한국', -8.0), ('한', -9.0)]
-    """
-    known = {piece.text for piece in base.pieces}
-    new = [piece.text for piece in korean if HANGUL_PIECE.fullmatch(piece.text) and piece.text not in known]
-    lowest = min((p.score for p in base.pieces if p.type == NORMAL and p.score > -1e6), default=0.0) // 1
-    appended = [field(PIECES, field(1, text.encode()) + field(2, lowest - 1 - i)) for i, text in enumerate(new)]
-    return base.raw + b"".join(appended) + field(TRAINER, field(VOCAB_SIZE, len(base.pieces) + len(new)))
-
-
-# ---- Save, for transformers ----------------------------------------------------------------------------------------
-def ranked_merges(pieces: list[Piece]) -> list[tuple[str, str]]:
-    """SentencePiece's scores as the list of pairs, best first, that transformers' BPE wants: every split of a piece, as
-    SentencePiece joins any neighbours that make one; of equal scores the leftmost, which no list can say. Equal are, in
-    practice, runs of one character (Mistral's blanks), and those grow from the left if the longer piece ranks first.
-
-    >>> ranked_merges([Piece(t, s, NORMAL) for t, s in dict(a=-3, aa=-1, aaa=-1, ab=-2, b=-4).items()])
-    [('a', 'aa'), ('aa', 'a'), ('a', 'a'), ('a', 'b')]
-    """
-    normal = {piece.text: piece.score for piece in pieces if piece.type == NORMAL}
-    pairs = [(-score, -len(text), text[:cut], text[cut:]) for text, score in normal.items()
-             for cut in range(1, len(text)) if text[:cut] in normal and text[cut:] in normal]
-    return [pair[2:] for pair in sorted(pairs)]
-
-
-def tokenizer_json(model: Model) -> dict:
-    """The model in the format of Hugging Face's `tokenizers`. (From tokenizer.model transformers would rank merges by
-    id, and cut runs of blanks otherwise.) User-defined pieces are split off first and found whole (ignore_merges); as
-    added tokens they would get a ▁ after them. Control pieces are added tokens: the one difference between the two is
-    that a literal "</s>" in a text is EOS to transformers, as with every Llama, and four characters to SentencePiece.
-    """
-    own = sorted((piece.text for piece in model.pieces if piece.type == USER_DEFINED), key=len, reverse=True)
-    split = dict(type="Split", pattern={"Regex": "|".join(map(regex.escape, own))}, behavior="Isolated", invert=False)
-    prefix = "".join(model.sp.encode("a", out_type=str)).startswith("▁")  # add_dummy_prefix
-    bos_id, bos = model.sp.bos_id(), model.sp.id_to_piece(model.sp.bos_id())
-    start, a, b = {"SpecialToken": {"id": bos, "type_id": 0}}, *({"Sequence": {"id": i, "type_id": 0}} for i in "AB")
-    return dict(
-        version="1.0",
-        added_tokens=[dict(id=i, content=piece.text, special=True, normalized=False, single_word=False, lstrip=False,
-                           rstrip=False) for i, piece in enumerate(model.pieces) if piece.type in (UNKNOWN, CONTROL)],
-        normalizer=dict(type="Sequence", normalizers=[dict(type="Prepend", prepend="▁")] * prefix + [
-            dict(type="Replace", pattern={"String": " "}, content="▁")]),
-        pre_tokenizer=split if own else None,
-        post_processor=dict(type="TemplateProcessing", single=[start, a], pair=[start, a, start, b],
-                            special_tokens={bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}}),
-        decoder=dict(type="Sequence", decoders=[
-            dict(type="Replace", pattern={"String": "▁"}, content=" "), dict(type="ByteFallback"), dict(type="Fuse"),
-            *[dict(type="Strip", content=" ", start=1, stop=0)] * prefix]),
-        model=dict(type="BPE", byte_fallback=True, fuse_unk=True, ignore_merges=bool(own),
-                   unk_token=model.sp.id_to_piece(model.sp.unk_id()), merges=ranked_merges(model.pieces),
-                   vocab={piece.text: i for i, piece in enumerate(model.pieces)}))
-
-
-def save(model_file: str | Path, folder: str | Path) -> None:
-    """Write tokenizer.model, tokenizer.json and tokenizer_config.json into a model directory. PreTrainedTokenizerFast
-    takes tokenizer.json as it is; transformers 5's LlamaTokenizer puts no ▁ before a text that begins with a blank."""
-    model, folder = read(model_file, base=True), Path(folder)
-    bos, eos, unk = map(model.sp.id_to_piece, (model.sp.bos_id(), model.sp.eos_id(), model.sp.unk_id()))
+    `file`: a .model file, or another model directory. UserError if tokenizer.json cannot say what
+    the model does."""
+    model = read(file, base=True)
+    merges = ranked_merges(model.pieces)
+    folder = Path(folder)
     (folder / "tokenizer.model").write_bytes(model.raw)
-    cli.write_json(folder / "tokenizer.json", tokenizer_json(model))
-    cli.write_json(folder / "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, "add_eos_token": False,
-        "clean_up_tokenization_spaces": False, "bos_token": bos, "eos_token": eos, "unk_token": unk})
+    cli.write_json(folder / "tokenizer.json", tokenizer_json.build(model, merges))
+    cli.write_json(folder / "tokenizer_config.json", tokenizer_json.config(model.sp))
 
 
-# ---- Report --------------------------------------------------------------------------------------------------------
-def measure(processors: list[sentencepiece.SentencePieceProcessor], documents: Iterator[str]) -> list[dict]:
-    """Counts of the documents under each tokenizer, and what differs from the first, the base: lines without Hangul
-    that are segmented otherwise, documents that no longer decode to themselves. Fertility: tokens an eojeol (word)."""
-    size, counts = Counter(), [Counter() for _ in processors]
-    for batch in iter(lambda: list(itertools.islice(documents, 500)), []):
-        other = [line for text in batch for line in text.split("\n") if not regex.search(f"[{HANGUL}]", line)]
-        size.update(documents=len(batch), characters=sum(map(len, batch)), bytes=sum(len(t.encode()) for t in batch),
-                    eojeol=sum(len(text.split()) for text in batch), lines_without_hangul=len(other))
-        all_ids = [encode(sp, batch, bos=False) for sp in processors]
-        lines = [encode(sp, other, bos=False) for sp in processors]
-        right = [list(map(eq, sp.decode(ids), batch)) for sp, ids in zip(processors, all_ids, strict=True)]
-        for i, count in enumerate(counts):
-            count.update(tokens=sum(map(len, all_ids[i])), lines_changed=sum(map(ne, lines[0], lines[i])),
-                         round_trips_lost=sum(map(gt, right[0], right[i])))
-    if not counts[0]["tokens"]:
-        raise cli.UserError("--input holds a file without text: nothing to measure")
-    return [dict(token_ratio=n["tokens"] / counts[0]["tokens"], tokens_per_character=n["tokens"] / size["characters"],
-                 bytes_per_token=size["bytes"] / n["tokens"], fertility=n["tokens"] / max(1, size["eojeol"]), **n,
-                 **size) for n in counts]
+def write_model(raw: bytes, file: str) -> None:
+    """Write a .model file, whole or not at all, and say how many pieces it has."""
+    with cli.new_file(file) as temporary:
+        temporary.write_bytes(raw)
+    print(f"{file}: {len(parse(raw)[0])} pieces")
 
 
-def report(models: dict[str, Model], inputs: list[str]) -> dict:
-    """Measure every input (a file or a folder) under every tokenizer, the base's first; print and return tables."""
-    def table(title: str, rows: dict[str, dict]) -> dict:
-        columns = {key: max(11, len(key)) for key, value in rows[base].items() if isinstance(value, int | float)}
-        print(f"\n{title:30}", *(f"{key:>{width}}" for key, width in columns.items()))
-        for name, row in rows.items():
-            print(f"{name[-30:]:30}", *(f"{row[key]:{width},{'.4f' * isinstance(row[key], float)}}"
-                                        for key, width in columns.items()))
-        return rows
-
-    base, sps, summary = next(iter(models)), [model.sp for model in models.values()], {}
-    found = {path: table(path, dict(zip(models, measure(sps, texts([path])), strict=True))) for path in inputs}
-    first = len(models[base].pieces)
-    for name, (raw, pieces, _) in models.items():
-        sp = processor(raw, dummy_prefix=False)
-        cuts = {piece.text: encode(sp, piece.text, bos=False) for piece in pieces[first:]}
-        lost = {text: " ".join(map(sp.id_to_piece, ids)) for text, ids in cuts.items() if len(ids) > 1}
-        summary[name] = dict(pieces=len(pieces), added=len(pieces) - first, embedding_growth=len(pieces) / first,
-                             mean_token_ratio=sum(rows[name]["token_ratio"] for rows in found.values()) / len(found),
-                             unreachable=len(lost), unreachable_pieces=lost,
-                             inputs={path: rows[name] for path, rows in found.items()})
-        for text, cut in lost.items():
-            print(f"{name}: {text} is unreachable: by the base's ranks its text is cut as {cut}")
-    return table("all inputs", summary)
+# ---- The commands --------------------------------------------------------------------------------
 
 
-def suggest(rows: dict[str, dict]) -> str:
-    """Of rising sizes, the knee (Satopaa et al. 2011): the one furthest below the straight line from the first to the
-    last. Up to it a new row saves more tokens than the average row of the range, beyond it less."""
-    x, y = ([row[key] for row in rows.values()] for key in ("embedding_growth", "mean_token_ratio"))
-    saved, names = lambda a, b: (y[a] - y[b]) / (x[b] - x[a] or 1), list(rows)
-    best = min(range(len(x)), key=lambda i: y[i] + saved(0, -1) * x[i])
-    return (f"{names[best]}, the knee: rows worth 1 % of the base's save {saved(0, best):.2f} % of its tokens from "
-            f"{names[0]} to there, {saved(best, -1):.2f} % from there to {names[-1]}")
+def run_train(args: argparse.Namespace) -> None:
+    """`tokenizer.py train`"""
+    if args.text == "all":
+        if args.balance or args.min_count > 1 or args.also:
+            raise cli.UserError("--balance, --min_count and --also are for --text hangul")
+        raw = train_base(args.input, args.vocab_size, args.character_coverage)
+    else:
+        raw = train_korean(
+            args.input,
+            args.vocab_size,
+            args.character_coverage,
+            args.balance,
+            args.min_count,
+            args.also,
+        )
+    write_model(raw, args.out)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = cli.Parser(description=__doc__, prog="tokenizer.py")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=cli.Parser)
-    command = lambda name, what, example: commands.add_parser(
-        name, help=what, description=f"{what}\n\n    python tokenizer.py {name} {example}").add_argument
-    flag = command("train", "Train a BPE model, on Hangul runs or on everything.",
-                   "--input wiki reviews --balance --vocab_size 20000 --min_count 50 --out korean.model")
-    flag("--input", nargs="+", required=True, help=".jsonl, .jsonl.gz or .txt files, or folders of them")
-    flag("--vocab_size", type=int, default=20000, help="pieces of Hangul; with --text all, pieces in all")
+def run_merge(args: argparse.Namespace) -> None:
+    """`tokenizer.py merge`"""
+    base = read(args.base, base=True)
+    korean = read(args.korean)
+    write_model(merge(base, korean.pieces), args.out)
+
+
+def run_report(args: argparse.Namespace, settings: dict) -> None:
+    """`tokenizer.py report`"""
+    if bool(args.sizes) != bool(args.korean):
+        raise cli.UserError(
+            "--sizes and --korean go together: the sizes are cut from that Korean model")
+    models = {path: read(path) for path in args.tokenizers}
+    base = models[args.tokenizers[0]]
+
+    # Each size is a merged model of its own, made here.
+    sizes = []
+    for size in sorted(set(args.sizes)):
+        name = f"{size} pieces"
+        raw = merge(base, truncated(read(args.korean).pieces, size))
+        models[name] = Model(raw, parse(raw)[0], processor(raw))
+        sizes.append(name)
+
+    rows = report(models, args.input)
+    result = {"settings": settings, "tokenizers": rows}
+    # Two sizes make a line, and a line has no knee.
+    if len(sizes) > 2:
+        result["suggested"] = suggest({name: rows[name] for name in sizes})
+        print("suggested size:", result["suggested"])
+    if args.out:
+        cli.write_json(args.out, result)
+
+
+def add_command(commands, name: str, what: str, example: str) -> Callable:
+    """Add a sub-command, with a line to copy in its manual; returns its parser's add_argument."""
+    description = f"{what}\n\n    python tokenizer.py {name} {example}"
+    return commands.add_parser(name, help=what, description=description).add_argument
+
+
+def add_train(commands) -> None:
+    """The flags of `tokenizer.py train`."""
+    flag = add_command(
+        commands, "train", "Train a BPE model, on runs of Hangul or on everything.",
+        "--input wiki reviews --balance --vocab_size 20000 --min_count 50 --out korean.model")
+    flag("--input", nargs="+", required=True,
+         help=".jsonl, .jsonl.gz or .txt files, or folders of them")
+    flag("--vocab_size", type=int, default=20000,
+         help="pieces of Hangul; with --text all, pieces in all")
     flag("--out", required=True, help="the .model file to write")
-    flag("--text", choices=("hangul", "all"), default="hangul", help="Hangul runs, to be merged; or all, for a base")
-    flag("--character_coverage", type=float, default=0.9999, help="share of characters that get a piece of their own")
-    flag("--balance", action="store_true", help="let every --input count alike, whatever its size (Hangul)")
-    flag("--min_count", type=int, default=1, help="replace pieces that occur less often in the files (Hangul)")
-    flag("--also", nargs="+", default=[], help="files that --min_count looks into too; no merges are learnt from them")
-    flag = command("merge", "Append a Korean model's Hangul pieces to a base's.",
-                   "--base BASE --korean korean.model --out merged.model")
+    flag("--text", choices=("hangul", "all"), default="hangul",
+         help="runs of Hangul, to be merged; or all, for a base")
+    flag("--character_coverage", type=float, default=0.9999,
+         help="share of characters that get a piece of their own")
+    flag("--balance", action="store_true",
+         help="let every --input count alike, whatever its size (hangul only)")
+    flag("--min_count", type=int, default=1,
+         help="replace pieces that occur less often in the files (hangul only)")
+    flag("--also", nargs="+", default=[],
+         help="files that --min_count looks into too; no merges are learned from them")
+
+
+def add_merge(commands) -> None:
+    """The flags of `tokenizer.py merge`."""
+    flag = add_command(
+        commands, "merge", "Append a Korean model's Hangul pieces to a base's.",
+        "--base BASE --korean korean.model --out merged.model")
     flag("--base", required=True, help="the base's tokenizer.model, or its model directory")
     flag("--korean", required=True, help="what `train` wrote")
     flag("--out", required=True, help="the .model file to write")
-    flag = command("report", "Compare tokenizers with the base's: tokens, what changed, what is out of reach.",
-                   "--tokenizers BASE merged.model --input held_out.jsonl english.jsonl")
-    flag("--tokenizers", nargs="+", required=True, help=".model files or model directories, the base's first")
-    flag("--input", nargs="+", required=True, help="held-out documents; each file or folder gets its table")
+
+
+def add_report(commands) -> None:
+    """The flags of `tokenizer.py report`."""
+    flag = add_command(
+        commands, "report",
+        "Compare tokenizers with the base's: tokens, what changed, what is unreachable.",
+        "--tokenizers BASE merged.model --input held_out.jsonl english.jsonl")
+    flag("--tokenizers", nargs="+", required=True,
+         help=".model files or model directories, the base's first")
+    flag("--input", nargs="+", required=True,
+         help="held-out documents; each file or folder gets its table")
     flag("--korean", help="a large Korean model, from which --sizes are cut")
-    flag("--sizes", type=int, nargs="+", default=[], help="numbers of its pieces to merge; each becomes a row")
+    flag("--sizes", type=int, nargs="+", default=[],
+         help="numbers of its pieces to merge; each becomes a row")
     flag("--out", help="a JSON file for the numbers")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line and do what it says."""
+    parser = cli.Parser(description=__doc__, prog="tokenizer.py")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=cli.Parser)
+    add_train(commands)
+    add_merge(commands)
+    add_report(commands)
     args = parser.parse_args(argv)
     settings = cli.settings(args)
-    if args.command == "report":
-        if bool(args.sizes) != bool(args.korean):
-            raise cli.UserError("--sizes and --korean go together: the sizes are cut from that Korean model")
-        models = {path: read(path) for path in args.tokenizers}
-        for size in sorted(set(args.sizes)):
-            raw = merge(models[args.tokenizers[0]], truncated(read(args.korean).pieces, size))
-            models[f"{size} pieces"] = Model(raw, parse(raw)[0], processor(raw))
-        result = {"settings": settings, "tokenizers": report(models, args.input)}
-        if len(rows := dict(list(result["tokenizers"].items())[len(args.tokenizers):])) > 2:
-            print("suggested size:", result.setdefault("suggested", suggest(rows)))
-        if args.out:
-            cli.write_json(args.out, result)
-        return
-    raw = merge(read(args.base, base=True), read(args.korean).pieces) if args.command == "merge" else train(
-        args.input, args.vocab_size, args.text, args.character_coverage, args.balance, args.min_count, args.also)
-    with cli.new_file(args.out) as temporary:
-        temporary.write_bytes(raw)
-    print(f"{args.out}: {len(parse(raw)[0])} pieces")
+    if args.command == "train":
+        run_train(args)
+    elif args.command == "merge":
+        run_merge(args)
+    else:
+        run_report(args, settings)
 
 
 if __name__ == "__main__":

@@ -36,9 +36,9 @@ WEEKS: dict[int, dict[str, dict[str, str]]] = {  # {week: {file: {function or Cl
             "Benchmark.check": "25 characters in a row of any field, or a whole field of 12 to 24",
             "detectable": "for each file, the items with a field that the check can find, and all items"}},
     2: {"tokenizer.py": {
-            "hangul_counts": "count the Hangul runs, each with the blank before it",
+            "hangul_counts": "count the Hangul runs, each with the space before it",
             "truncated": "drop the last merges, keep the characters",
-            "merge": "append the new Hangul pieces with scores that go on below the base's lowest rank",
+            "merge": "append the new Hangul pieces with scores that continue below the base's lowest rank",
             "ranked_merges": "every split of every piece into two pieces, best score first"}},
     3: {"init.py": {
             "growth": "how many rows, and for each new piece the base's ids of its spelling, without a ▁ put before it",

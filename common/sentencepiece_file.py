@@ -1,0 +1,266 @@
+"""SentencePiece's model file, as far as a vocabulary needs it: read pieces, write pieces.
+
+The file is one protobuf message. A message is a sequence of fields, and a field is a key and a
+value. The key is an integer: the field's number times 8, plus the wire type, which says how the
+value is written:
+
+    0  an integer   7 bits per byte, the lowest first; the top bit says that more follow (a varint)
+    1  8 bytes      not used here
+    2  bytes        their number, as a varint, and the bytes: a text, or a message in the message
+    5  float32      4 bytes, little-endian
+
+A field may occur twice. If it is a list, as the pieces are, both count; otherwise the last one
+does. So messages can be concatenated: to add pieces is to append bytes, and to change a setting is
+to append it once more.
+
+Field numbers are those of sentencepiece_model.proto (https://github.com/google/sentencepiece).
+"""
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import regex
+import sentencepiece
+
+from common import cli
+
+# Wire types.
+VARINT = 0
+EIGHT_BYTES = 1
+BYTES = 2
+FLOAT32 = 5
+LONGEST_VARINT = 10  # bytes: 64 bits, seven at a time
+
+# Fields of the file.
+PIECES = 1
+TRAINER = 2
+NORMALIZER = 3
+
+# Fields of a piece.
+TEXT = 1
+SCORE = 2
+TYPE = 3
+
+# Fields of the trainer's and the normaliser's settings.
+MODEL_TYPE = 3
+VOCAB_SIZE = 4
+DUMMY_PREFIX = 3  # is ▁ put before every text?
+
+# Types of pieces. 5 is one that is never used, 6 a byte.
+NORMAL = 1
+UNKNOWN = 2
+CONTROL = 3
+USER_DEFINED = 4
+
+# Model types, as their refusal names them. Only BPE's scores are ranks.
+BPE = 2
+MODEL_TYPES = {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}
+
+# Tiktoken's format, by its first line: a token in base64 and its rank.
+TIKTOKEN = regex.compile(rb"[\w+/]+=* \d+\n")
+
+# The end of every refusal.
+INSTEAD = (
+    "take a SentencePiece BPE model (Llama 2, TinyLlama, Mistral v0.1, SOLAR, "
+    "or `tokenizer.py train`)")
+
+
+class Piece(NamedTuple):
+    """An entry of the vocabulary: its text, with ▁ for a space; its score; NORMAL, CONTROL, …"""
+
+    text: str
+    score: float
+    type: int
+
+
+class Model(NamedTuple):
+    """A SentencePiece file: its bytes, its pieces in the order of their ids, and a processor."""
+
+    raw: bytes
+    pieces: list[Piece]
+    sp: sentencepiece.SentencePieceProcessor
+
+
+def varint(value: int) -> bytes:
+    """An integer of 0 or more as bytes.
+
+    >>> varint(300).hex(" ")  # 300 = 2 · 128 + 44. First 44 + 128, since more follows, then 2
+    'ac 02'
+    """
+    digits = []
+    while value >= 128:
+        digits.append(value % 128 + 128)
+        value //= 128
+    digits.append(value)
+    return bytes(digits)
+
+
+def read_varint(message: bytes, start: int) -> tuple[int, int]:
+    """The integer whose bytes begin at `start`, and where they end. ValueError if they do not.
+
+    >>> read_varint(b"\\xac\\x02", 0)
+    (300, 2)
+    """
+    value = 0
+    for i, byte in enumerate(message[start:start + LONGEST_VARINT]):
+        value += byte % 128 * 128**i
+        if byte < 128:
+            return value, start + i + 1
+    raise ValueError("an integer breaks off")
+
+
+def field(number: int, value: int | float | bytes) -> bytes:
+    """One field as bytes. The value's Python type decides how it is written.
+
+    >>> field(PIECES, field(TEXT, "한".encode()) + field(SCORE, -3.0)).hex(" ", -2)  # 한: "Korean"
+    '0a0a 0a03 ed95 9c15 0000 40c0'
+    """
+    if isinstance(value, bytes):
+        wire = BYTES
+        body = varint(len(value)) + value
+    elif isinstance(value, float):
+        wire = FLOAT32
+        body = struct.pack("<f", value)
+    else:
+        wire = VARINT
+        body = varint(value)
+    return varint(number * 8 + wire) + body
+
+
+def fields(message: bytes) -> Iterator[tuple[int, int | float | bytes]]:
+    """The inverse of `field`, for every field of a message: (number, value).
+
+    ValueError if the bytes are no message.
+
+    >>> list(fields(field(SCORE, -3.0) + field(TYPE, 1)))
+    [(2, -3.0), (3, 1)]
+    """
+    at = 0
+    while at < len(message):
+        key, at = read_varint(message, at)
+        number, wire = divmod(key, 8)
+        if wire == VARINT:
+            value, at = read_varint(message, at)
+            yield number, value
+            continue
+
+        # The other wire types are runs of bytes; they differ in how long these are.
+        if wire == BYTES:
+            size, at = read_varint(message, at)
+        elif wire == FLOAT32:
+            size = 4
+        elif wire == EIGHT_BYTES:
+            size = 8
+        else:
+            raise ValueError(f"there is no wire type {wire}")
+        value = message[at:at + size]
+        if len(value) < size:
+            raise ValueError("a field breaks off")
+        at += size
+        if wire == FLOAT32:
+            value = struct.unpack("<f", value)[0]
+        yield number, value
+
+
+def inner_fields(value: int | float | bytes) -> dict[int, int | float | bytes]:
+    """{number: value} of a message inside a message. ValueError if it is none."""
+    if not isinstance(value, bytes):
+        raise ValueError(f"{value} stands where a message should")
+    return dict(fields(value))  # of a field that comes twice, the last one counts
+
+
+def parse_piece(value: int | float | bytes) -> Piece:
+    """A piece, from its message. ValueError if it has no text."""
+    piece = inner_fields(value)
+    text = piece.get(TEXT)
+    if not isinstance(text, bytes):
+        raise ValueError("a piece has no text")
+    return Piece(text.decode(), piece.get(SCORE, 0.0), piece.get(TYPE, NORMAL))
+
+
+def parse(raw: bytes) -> tuple[list[Piece], int]:
+    """The pieces in a file's bytes, in the order of their ids, and the model type.
+
+    ValueError if the bytes are no message, or hold no pieces."""
+    pieces = []
+    model_type = 1  # what a file without this setting is
+    for number, value in fields(raw):
+        if number == PIECES:
+            pieces.append(parse_piece(value))
+        elif number == TRAINER:
+            model_type = inner_fields(value).get(MODEL_TYPE, model_type)
+    if not pieces:
+        raise ValueError("no pieces")
+    return pieces, model_type
+
+
+def processor(raw: bytes, dummy_prefix: bool = True) -> sentencepiece.SentencePieceProcessor:
+    """A processor from a file's bytes.
+
+    dummy_prefix=False is for parts of words: no ▁ is put before a text."""
+    if not dummy_prefix:
+        raw += field(NORMALIZER, field(DUMMY_PREFIX, 0))
+    return sentencepiece.SentencePieceProcessor(model_proto=raw)
+
+
+def read(path: str | Path, base: bool = False) -> Model:
+    """Read a SentencePiece BPE model: a .model file, or the tokenizer.model of a model directory.
+
+    UserError, with the reason, for a file that is missing, damaged or of another kind; with `base`
+    also for a model that cannot take new pieces, or that tokenizer.json cannot describe."""
+    path = model_file(path)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise cli.UserError(f"cannot read {path}: {error.strerror}") from None
+    if TIKTOKEN.match(raw):
+        raise cli.UserError(
+            f"{path} is tiktoken's format (Llama 3), which has no pieces to add to: {INSTEAD}")
+
+    try:
+        pieces, model_type = parse(raw)
+        sp = processor(raw)
+    except (ValueError, RuntimeError):  # ours, and SentencePiece's
+        raise cli.UserError(
+            f"{path} is no SentencePiece model, or a damaged one: "
+            f"fetch or train it again") from None
+    if model_type != BPE:
+        name = MODEL_TYPES.get(model_type, "unknown")
+        raise cli.UserError(
+            f"{path} is a SentencePiece {name} model; its scores are no merge ranks: {INSTEAD}")
+
+    if base and not keeps_text(sp):
+        raise cli.UserError(
+            f"{path} changes or loses text (a normaliser other than identity, repeated spaces "
+            f"removed, no byte fallback, or unused pieces): {INSTEAD}")
+    return Model(raw, pieces, sp)
+
+
+def model_file(path: str | Path) -> Path:
+    """The .model file that a path stands for; UserError if there is none."""
+    path = Path(path)
+    if not path.exists():
+        raise cli.UserError(f"{path} does not exist; give a .model file or a model directory")
+    if not path.is_dir():
+        return path
+    file = path / "tokenizer.model"
+    if file.exists():
+        return file
+
+    # `run` where `run/model` was meant.
+    inside = path / "model"
+    if (inside / "tokenizer.model").exists():
+        raise cli.UserError(
+            f"{path} is the folder of a run, without tokenizer.model: the model is in {inside}")
+    raise cli.UserError(f"{path} holds no tokenizer.model: {INSTEAD}")
+
+
+def keeps_text(sp: sentencepiece.SentencePieceProcessor) -> bool:
+    """Does every text decode to itself, and is every piece in use?"""
+    # Missing bytes lose the newline, and extra spaces may be removed; ㅋ and ﬁ are what the default
+    # normaliser, nmt_nfkc, replaces by other letters.
+    probe = "  ㅋ  ﬁ\n"
+    if sp.decode(sp.encode(probe)) != probe:
+        return False
+    return not any(sp.is_unused(i) for i in range(len(sp)))
