@@ -53,14 +53,14 @@ def dying(folder: Path, step: int) -> str:
     script = folder / "dies.py"
     script.write_text(f"""
 import os, signal, train
-from common import cli, stage
-norm, calls = stage.Updates.norm, []
+from common import cli
+norm, calls = train.gradient_norm, []
 def stop(*args):
     calls.append(1)
     if len(calls) == {step} and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     return norm(*args)
-stage.Updates.norm = stop
+train.gradient_norm = stop
 cli.run(train.main)
 """)
     return str(script)
