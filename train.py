@@ -56,7 +56,7 @@ MICRO_BATCH_TOKENS = 2**14
 NOT_SAVED = ("resume", "plan", "world_size", "out")
 
 
-# ------------------------------------------------------------------ what a stage trains, and how
+# --------------------------------------------------------------------- what a stage trains, and how
 
 
 def load_stage(
@@ -113,6 +113,7 @@ def make_optimizer(llama: model.Llama, args: argparse.Namespace) -> torch.optim.
     if not_decayed:
         groups.append({"params": not_decayed, "weight_decay": 0.0})
 
+    # The learning rate is set at every step. adamw_bf16 rounds at random, by the seed.
     betas = tuple(args.betas)
     if args.optimizer == "adamw_bf16":
         return kernels.AdamW(groups, lr=0.0, betas=betas, seed=args.seed)  # MERGE: local_rows
@@ -122,10 +123,12 @@ def make_optimizer(llama: model.Llama, args: argparse.Namespace) -> torch.optim.
 def learning_rate(step: int, steps: int, peak: float, args: argparse.Namespace) -> float:
     """The learning rate at step 0 … steps-1 of a stage: a linear warmup, then a cosine decay; or,
     with --schedule wsd, constant until a linear decay over the last fifth."""
+    # Adam's moments begin empty: its first steps are the least reliable, and so the smallest.
     warmup_steps = max(1, round(args.warmup * steps))
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
 
+    # Then from the peak down to the share --min_lr of it.
     done = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)  # 0 … 1
     if args.schedule == "cosine":
         fall = (1 + math.cos(math.pi * done)) / 2
@@ -142,6 +145,7 @@ def batches(loader: data.Loader, n: int, windows: int, device: str) -> Iterator[
     the loss is divided by it, so it has to be known before the first backward pass. `state` is the
     loader's after this batch, for a checkpoint.
     """
+    # All processes ask for the whole batch, so that they agree on the order; each reads its rows.
     share = windows // parallel.size()
     first = parallel.rank() * share
     for _ in range(n):
@@ -181,6 +185,7 @@ def start_reading(x: torch.Tensor) -> Callable[[], list[float]]:
     copy = x.to("cpu", non_blocking=True)
     if not x.is_cuda:
         return copy.tolist
+    # An event is a mark in the device's queue: here, right behind the copy.
     arrived = torch.cuda.Event()
     arrived.record()
 
@@ -191,7 +196,7 @@ def start_reading(x: torch.Tensor) -> Callable[[], list[float]]:
     return read
 
 
-# ----------------------------------------------------------------------------- the training loop
+# -------------------------------------------------------------------------------- the training loop
 
 
 def train_stage(
@@ -210,20 +215,20 @@ def train_stage(
     for group in optimizer.param_groups:
         trained += group["params"]
 
-    # A checkpoint of this stage, if the run is resumed, says how far it came.
-    windows = args.batch_tokens // args.seq_len
-    steps = max(1, round(stage.tokens / args.batch_tokens))
-    first_step = resume_or_begin(run, number, steps * windows, llama, optimizer, loader, args)
-    metrics = run / "metrics.jsonl"
-    if number == 1 and first_step == 0:
-        validate(llama, shards, sp, args, number, 0, before, metrics)
-
     # Utilisation is measured against what a large matmul reaches on this machine. The model's own
     # FLOPs give "mfu"; with those that recomputation executes a second time, "hfu".
     flops_of = (llama.config, stage.what, args.lora_rank, args.seq_len)
     model_flops = plan.flops_per_token(*flops_of)
     executed_flops = plan.flops_per_token(*flops_of, llama.recompute)
     peak_flops = plan.matmul_rate(args.device, getattr(torch, args.dtype)) * parallel.size()
+
+    # Begin the stage, or resume it from its newest checkpoint.
+    windows = args.batch_tokens // args.seq_len
+    steps = max(1, round(stage.tokens / args.batch_tokens))
+    first_step = resume_or_begin(run, number, steps * windows, llama, optimizer, loader, args)
+    metrics = run / "metrics.jsonl"
+    if number == 1 and first_step == 0:
+        validate(llama, shards, sp, args, number, 0, before, metrics)
 
     micro_batch = windows_per_micro_batch(args)
     bar = tqdm(range(first_step, steps), f"{number}-{stage.what}", steps, initial=first_step,
@@ -316,7 +321,7 @@ def train_stage(
     return tokens
 
 
-# ------------------------------------------------------------------------- around the loop
+# ---------------------------------------------------------------------------------- around the loop
 
 
 def say(line: str) -> None:
@@ -405,6 +410,7 @@ def validate(
 ) -> None:
     """Bits per byte of every source that has validation documents, and how the model continues two
     prompts: one line of metrics.jsonl, and three on the screen."""
+    # All processes take part, for the model may be sharded.
     scores = {}
     for name, source in shards.items():
         if source.index["val"]["documents"]:
@@ -420,6 +426,7 @@ def validate(
         "samples": samples,
     })
 
+    # The same in short, to watch a run by.
     figures = []
     for name, score in scores.items():
         bits, loss = score["bits_per_byte"], score["loss"]
@@ -446,6 +453,7 @@ def find_cause(
 ) -> str:
     """Why a step is not finite, in words: the source of the first window whose own loss is not
     finite, on any process; or a gradient."""
+    # One window at a time, on the batch that was just trained: its update was not made.
     bad_sources = []
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         for i, source in enumerate(sources):
@@ -458,7 +466,7 @@ def find_cause(
     return "a gradient (every window's loss is finite), so the learning rate may be too high"
 
 
-# --------------------------------------------------------- how a stage and a run begin and end
+# -------------------------------------------------------------- how a stage and a run begin and end
 
 
 def stage_folder(run: Path, number: int, stage: plan.Stage) -> Path:
@@ -488,11 +496,24 @@ def write_random_model(args: argparse.Namespace, folder: Path) -> None:
     config.unpadded_vocab_size = None
     if pieces < config.vocab_size:
         config.unpadded_vocab_size = pieces
+
+    # The model draws its weights when it is made.
     torch.manual_seed(args.seed)
     llama = model.Llama(config)
     with cli.new_folder(folder) as temporary:
         model.save(llama, temporary)
         tokenizer.save(args.tokenizer, temporary)
+
+
+def trained_parts(name: str, trained: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """What was trained of a tensor: nothing, itself, or its LoRA's A and B, gathered. All processes
+    take part, because each holds some of the rows."""
+    prefix = name.removesuffix("weight")
+    parts = []
+    for part in (name, prefix + "lora_A", prefix + "lora_B"):
+        if part in trained:
+            parts.append(parallel.full_tensor(trained[part]).detach())
+    return parts
 
 
 def save_stage(
@@ -518,26 +539,17 @@ def save_stage(
         if p.requires_grad:
             trained[name] = p
 
-    def gather(name: str) -> list[torch.Tensor]:
-        """What was trained of a tensor: nothing, itself, or its LoRA's A and B. All processes take
-        part, because each holds some of the rows."""
-        prefix = name.removesuffix("weight")
-        parts = []
-        for part in (name, prefix + "lora_A", prefix + "lora_B"):
-            if part in trained:
-                parts.append(parallel.full_tensor(trained[part]).detach())
-        return parts
-
     def finished(name: str, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
         """The tensor as the directory gets it; read(name) gives it as the stage found it."""
-        parts = [part.cpu() for part in gather(name)]
+        parts = [part.cpu() for part in trained_parts(name, trained)]
         if not parts:
             return read(name)
         if len(parts) == 2:
             lora_a, lora_b = parts
             return model.merge_lora(read(name), lora_a, lora_b, args.lora_alpha / args.lora_rank)
         if "new_rows" in stage.parts and name in plan.TABLES:
-            # The old rows had no gradient, but they were cast to the optimizer's type.
+            # The old rows had no gradient, but they were cast to the optimizer's type: take them
+            # from the start as well.
             before = read(name)
             old_rows = llama.config.base_vocab_size
             return torch.cat((before[:old_rows], parts[0][old_rows:].to(before.dtype)))
@@ -556,15 +568,16 @@ def save_stage(
         finally:
             # If writing failed, the other processes still wait for the tensors that are left.
             for name in remaining:
-                gather(name)
+                trained_parts(name, trained)
 
+    # Rank 0 writes while it gathers; the others gather with it, name by name, and then wait.
     if parallel.rank() > 0:
         for name in remaining:
-            gather(name)
+            trained_parts(name, trained)
     parallel.on_rank_zero(write)
 
 
-# ------------------------------------------------------------------------------------ flags
+# -------------------------------------------------------------------------------------------- flags
 
 
 def make_parser() -> cli.Parser:
@@ -671,14 +684,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         return args
 
     # What to start from
-    if args.config and args.model or args.tokenizer and not args.config:
+    two_starts = args.config and args.model
+    stray_tokenizer = args.tokenizer and not args.config
+    if two_starts or stray_tokenizer:
         raise UserError("--config and --tokenizer start from random weights, --model has its own "
                         "tokenizer; choose one")
     if args.config and not (args.tokenizer or args.plan):
         raise UserError("--config needs --tokenizer: the tokenizer.model that the shards were "
                         "packed with")
-    is_ones_own = args.config is not None or args.model not in (None, WORLD_MODEL)
-    if not is_ones_own:
+    own_model = args.config is not None or args.model not in (None, WORLD_MODEL)
+    if not own_model:
         args.model = WORLD_MODEL
         if not Path(WORLD_MODEL, "config.json").exists():
             raise UserError(f"there is no model in {WORLD_MODEL} yet: run `bash speedrun.sh "
@@ -686,7 +701,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
     # What to train
     if not args.stages:
-        if is_ones_own and not args.plan:
+        if own_model and not args.plan:
             raise UserError("--stages: what to train, for how long, how fast? Such as "
                             "embed:200M:2e-4 odd:300M:1e-4; the built-in world's own rates would "
                             "ruin a trained model")
@@ -757,17 +772,20 @@ def check_numbers(args: argparse.Namespace) -> None:
 def fill_in(args: argparse.Namespace, config: model.Config) -> None:
     """Replace zeros by what follows from the model. UserError for what does not fit the model, or
     does not divide."""
+    # The window
     positions = config.max_position_embeddings
     args.seq_len = args.seq_len or min(positions, 2048)
     if args.seq_len > positions:
         raise UserError(f"--seq_len {args.seq_len} is more than the model's {positions} positions")
 
+    # The LoRA
     args.lora_rank = args.lora_rank or max(16, config.hidden_size // 32)
     if args.lora_rank > config.hidden_size:
         raise UserError(f"--lora_rank {args.lora_rank} is more than the model's width, "
                         f"{config.hidden_size}")
     args.lora_alpha = args.lora_alpha or args.lora_rank
 
+    # The batch: whole windows, which whole micro-batches on every process add up to
     args.batch_tokens = args.batch_tokens or 16 * args.seq_len
     windows = args.batch_tokens // args.seq_len
     if windows == 0 or args.batch_tokens % args.seq_len:
@@ -796,6 +814,8 @@ def windows_per_micro_batch(args: argparse.Namespace) -> int:
     no_longer_divides = args.resume and args.micro_batch and share % args.micro_batch
     if args.micro_batch and not no_longer_divides:
         return args.micro_batch
+
+    # The largest divisor of the share that is small enough.
     best = 1
     for n in range(2, MICRO_BATCH_TOKENS // args.seq_len + 1):
         if share and share % n == 0:
@@ -803,7 +823,7 @@ def windows_per_micro_batch(args: argparse.Namespace) -> int:
     return best
 
 
-# ------------------------------------------------------------------------------------- sources
+# ------------------------------------------------------------------------------------------ sources
 
 
 def parse_source(entry: str) -> tuple[str, tuple[float, float]]:
@@ -836,6 +856,7 @@ def open_sources(
         folder, ends = parse_source(entry)
         # Rank 0 verifies every byte; the others look at sizes.
         source = data.Shards(folder, verify=parallel.rank() == 0)
+        # Another tokenizer's ids would be read as other pieces, and nothing would say so.
         if source.tokenizer_sha256 != cli.sha256(tokenizer_file):
             raise UserError(f"{folder} was packed with another tokenizer than {tokenizer_file}; "
                             f"pack it again with data.py pack --tokenizer {tokenizer_file}")
@@ -845,6 +866,7 @@ def open_sources(
         if source.windows(args.seq_len) < 1:
             raise UserError(f"{folder} holds {source.tokens} tokens, less than one window of "
                             f"{args.seq_len}")
+
         # The folder's own name is short; its path tells two of the same name apart.
         name = Path(folder).name
         if name in shards:
@@ -856,7 +878,7 @@ def open_sources(
     return shards, weights
 
 
-# ------------------------------------------------------------------------------------- the program
+# -------------------------------------------------------------------------------------- the program
 
 
 def check_run(
@@ -880,6 +902,27 @@ def check_run(
     if not args.resume and Path(args.out, "metrics.jsonl").exists():
         raise UserError(f"{args.out} is a run already; --resume {args.out} continues it, or choose "
                         "another --out")
+
+
+def plan_table(
+    args: argparse.Namespace, config: model.Config, stages: list[plan.Stage]
+) -> str:
+    """What each stage trains, computes and needs, as tables."""
+    micro_batch = windows_per_micro_batch(args)
+    windows_at_once = micro_batch * processes(args)
+    return plan.table(
+        config,
+        stages,
+        args.lora_rank,
+        args.seq_len,
+        getattr(torch, args.dtype),
+        args.optimizer,
+        micro_batch=micro_batch,
+        accumulation=args.batch_tokens // args.seq_len // windows_at_once,
+        world_size=processes(args),
+        recompute=args.recompute,
+        device=args.device,
+    )
 
 
 def set_up_torch(args: argparse.Namespace) -> None:
@@ -907,6 +950,7 @@ def note_settings(
 
 def main(argv: list[str] | None = None) -> None:
     """Check everything that can be checked before the first step, then train stage after stage."""
+    # The flags, checked and completed.
     args = parse(argv)
     stages = [plan.parse_stage(text) for text in args.stages]
     config = model.Config.read(args.config or args.model)
@@ -914,25 +958,11 @@ def main(argv: list[str] | None = None) -> None:
     fill_in(args, config)
     settings = cli.settings(args)
 
-    # The plan: what each stage trains and needs.
-    micro_batch = windows_per_micro_batch(args)
-    windows_per_pass = micro_batch * processes(args)
-    say(plan.table(
-        config,
-        stages,
-        args.lora_rank,
-        args.seq_len,
-        getattr(torch, args.dtype),
-        args.optimizer,
-        micro_batch=micro_batch,
-        accumulation=args.batch_tokens // args.seq_len // windows_per_pass,
-        world_size=processes(args),
-        recompute=args.recompute,
-        device=args.device,
-    ))
+    say(plan_table(args, config, stages))
     if args.plan:
         return
 
+    # What it reads.
     if not args.out:
         raise UserError("--out is empty: name the run folder")
     tokenizer_file = Path(args.tokenizer or Path(args.model) / "tokenizer.model")
@@ -944,6 +974,7 @@ def main(argv: list[str] | None = None) -> None:
         list(shards.values()), weights, args.seq_len, args.seed, args.order == "as_packed"
     )
 
+    # From here on RUN is written. Each stage starts from the directory of the one before.
     run = Path(args.out)
     with parallel.process_group(args.device), checkpoint.lock(run), checkpoint.StopSignal() as stop:
         start = start_directory(args, run)
