@@ -1,18 +1,25 @@
-"""Staged continual pretraining: the RedWhale recipe (2408.11294, section 3.4) in one flat loop.
+"""Staged continual pretraining: the RedWhale recipe (arXiv 2408.11294, section 3.4) in a flat loop.
 
-Each stage trains a part of the model on the same stream of data, from the model directory that the stage before it
-wrote, and writes one itself. A stage is therefore a unit that can be restarted, swapped or run alone:
+Each stage trains a part of the model on the same stream of data. It starts from the model directory
+that the stage before it wrote, and ends by writing one itself. So a stage can be restarted, swapped
+or run alone:
 
     start directory → load → freeze → train → RUN/stages/N-what/ → the next stage's start directory
 
-    python train.py                                  # the built-in world, after `bash speedrun.sh --prepare`
-    python train.py --model DIR --data KO=0.75 EN=0.25 --out RUN --stages embed:200M:2e-4 odd:300M:1e-4 \\
-                    even:300M:1e-4 lora:200M:1e-4    # on your own weights and shards; full:1B:1e-4 is the plain way
-    python train.py --config F --tokenizer T ...     # from scratch: random weights of a shape
-    python train.py --plan ...                       # what each stage trains, in bytes and FLOPs; allocates nothing
-    python train.py --resume RUN                     # goes on where RUN stopped, bit for bit on a CPU
+    python train.py                    # the built-in world, after `bash speedrun.sh --prepare`
+    python train.py --model DIR --data KO=0.75 EN=0.25 --out RUN \\
+        --stages embed:200M:2e-4 odd:300M:1e-4 even:300M:1e-4 lora:200M:1e-4
+                                       # your own weights and shards; full:1B:1e-4 trains everything
+    python train.py --config F --tokenizer T ...   # from scratch: random weights of a given shape
+    python train.py --plan ...         # what each stage trains, in bytes and FLOPs; no training
+    python train.py --resume RUN       # continue where RUN stopped, bit for bit on a CPU
 
-RUN holds config.json (the settings), metrics.jsonl (a line a step), checkpoints/, stages/, and at the end model/.
+RUN holds config.json (the settings), metrics.jsonl (one line per step), checkpoints/, stages/, and
+at the end model/.
+
+Ctrl-C and SIGTERM let the step finish and save a checkpoint. After Ctrl-C the exit status is 130,
+as shells expect, so a script that runs train.py stops too. After SIGTERM, which schedulers send, it
+is 0. A second Ctrl-C kills. A mistake in the flags or the data is one line and exit status 2.
 """
 import argparse
 import gc
@@ -34,193 +41,289 @@ import model
 import tokenizer
 from common import checkpoint, cli, parallel, plan
 from common.cli import UserError
-from common.stage import Updates, begin, finish, load_stage, make_optimizer, publish
 
-PROMPTS = ("대한민국의 수도는", "The capital of Korea is")  # the first: "the capital of the Republic of Korea is"
-WORLD = ("out/grown", "embed:300k:5e-3", "odd:500k:5e-3", "even:500k:5e-3", "lora:200k:5e-3")  # model, stages
-NOT_SAVED = ("resume", "plan", "world_size", "out")  # everything else is in RUN/config.json
-SIZE, SHARE = (0, math.inf), (0, 1)
-LIMITS = {"seq_len": SIZE, "batch_tokens": SIZE, "micro_batch": SIZE, "warmup": SHARE, "min_lr": SHARE, "clip": SIZE,
-          "weight_decay": SIZE, "lora_rank": SIZE, "lora_alpha": SIZE, "seed": (0, 2**32 - 1), "eval_every": SIZE,
-          "eval_bytes": (1, math.inf), "save_every": (1, math.inf), "keep": (1, math.inf)}
+# The defaults: the model that `bash speedrun.sh --prepare` makes, and the recipe for it.
+WORLD_MODEL = "out/grown"
+WORLD_STAGES = ["embed:300k:5e-3", "odd:500k:5e-3", "even:500k:5e-3", "lora:200k:5e-3"]
 
+# Continued at every validation. The first is "the capital of the Republic of Korea is".
+PROMPTS = ("대한민국의 수도는", "The capital of Korea is")
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags. Their defaults train the recipe on the built-in world."""
-    p = cli.Parser(description=__doc__, prog="train.py")
-    flag = p.add_argument
-    flag("--model", default=None, help="model directory to start from (default: out/grown)")
-    flag("--config", default=None, help="config.json of a model to start from random weights, in place of --model")
-    flag("--tokenizer", default=None, help="tokenizer.model that goes with --config")
-    flag("--data", nargs="+", default=["out/shards/ko=0.75", "out/shards/en=0.25"], metavar="SHARDS=WEIGHT",
-         help="folders of token shards and their shares of the windows; 0.5:0.9 moves from one to the other in a stage")
-    flag("--order", default="shuffled", choices=["shuffled", "as_packed"], help="of a source's windows in each epoch")
-    flag("--out", default="out/run", help="run folder to write")
-    flag("--stages", nargs="+", metavar="WHAT:TOKENS:PEAK_LR", help="what: embed new_rows odd even body lora full sft, "
-         f"or a union (odd+embed); the built-in world has {' '.join(WORLD[1:])}, a model of yours is asked for its own")
-    flag("--seq_len", type=int, default=0, help="tokens a window; 0: the model's positions, at most 2048")
-    flag("--batch_tokens", type=int, default=0, help="tokens an optimizer step; 0: 16 windows")
-    flag("--micro_batch", type=int, default=0, help="windows a forward pass; 0: about 16,384 tokens")
-    flag("--warmup", type=float, default=0.01, help="share of a stage's steps with a rising learning rate")
-    flag("--schedule", default="cosine", choices=["cosine", "wsd"], help="wsd: constant, then a linear last fifth")
-    flag("--min_lr", type=float, default=0.1, help="final learning rate, as a share of the peak")
-    flag("--weight_decay", type=float, default=0.1, help="on the layers' matrices; never on norms, embedding, head")
-    flag("--betas", type=float, nargs=2, default=[0.9, 0.95], help="Adam's decay rates")
-    flag("--clip", type=float, default=1.0, help="largest norm of the whole gradient; 0: no clipping")
-    flag("--optimizer", default="adamw", choices=["adamw", "adamw_bf16"],
-         help="adamw: float32, 16 bytes a trained parameter with its gradient; adamw_bf16: 8 (kernels/adamw.py)")
-    flag("--update_in_backward", action="store_true",
-         help="use and free each gradient as soon as it exists: the memory of one instead of all. One process and one "
-              "micro-batch a step; --clip holds for each tensor by itself; a tensor whose gradient is not finite is "
-              "left as it was, others may have moved, and the run stops")
-    flag("--lora_rank", type=int, default=0, help="0: a 32nd of the hidden size, which is 128 at 10.7B; at least 16")
-    flag("--lora_alpha", type=float, default=0, help="a LoRA counts alpha / rank times; 0: as the rank, so once")
-    flag("--eval_every", type=int, default=0, help="steps between validations; 0: at the ends of stages only")
-    flag("--eval_bytes", type=int, default=1_000_000, help="bytes of validation text, at most, of each source")
-    flag("--save_every", type=int, default=500, help="steps between checkpoints")
-    flag("--keep", type=int, default=2, help="newest checkpoints kept")
-    flag("--recompute", default="none", choices=["none", "attention", "full"],
-         help="activations that are computed again instead of kept: attention's, or all inside a block")
-    flag("--compile", action="store_true", help="torch.compile each block: a minute at the start, faster steps")
-    flag("--kernels", default="auto", choices=["auto", *kernels.IMPLEMENTATIONS], help="implementation of kernels/")
-    flag("--seed", type=int, default=0, help="of the data order, the LoRA's and random weights")
-    flag("--deterministic", action="store_true", help="bit-exact on a GPU too, and slower")
-    flag("--plan", action="store_true", help="print the tables of stages and stop; allocates nothing")
-    flag("--world_size", type=int, default=0, help="processes that --plan plans for; 0: those that run")
-    flag("--resume", default=None, metavar="RUN", help="go on with this run, with its own settings")
-    cli.add_device(p)
-    args = p.parse_args(argv)
-    if args.resume is not None:
-        given = [a for a in (sys.argv[1:] if argv is None else argv) if a.startswith("--")]
-        if len(given) > 1:
-            raise UserError(f"--resume takes its settings from {args.resume}/config.json; leave the other flags away")
-        saved = cli.read_json(Path(args.resume) / "config.json")
-        if not isinstance(saved, dict) or set(saved) != set(vars(args)) - set(NOT_SAVED):
-            raise UserError(f"{args.resume}/config.json does not hold the settings of a run; is it a run folder?")
-        words = [[f"--{name}", *map(str, value if isinstance(value, list) else [value] * (value is not True))]
-                 for name, value in saved.items() if value is not None and value is not False]
-        args = p.parse_args(sum(words, []), argparse.Namespace(resume=args.resume, out=args.resume))  # checked as flags
-        cli.set_device(args)
-        return args
-    if args.config and args.model or args.tokenizer and not args.config:
-        raise UserError("--config and --tokenizer start from random weights, --model has its own tokenizer; choose one")
-    if args.config and not (args.tokenizer or args.plan):
-        raise UserError("--config needs --tokenizer: the tokenizer.model that the shards were packed with")
-    if not (args.stages or args.plan) and (args.config or args.model not in (None, WORLD[0])):
-        raise UserError("--stages: what to train, for how long, how fast? Such as embed:200M:2e-4 odd:300M:1e-4; the "
-                        "built-in world's own rates would ruin a trained model")
-    args.stages = args.stages or list(WORLD[1:])
-    args.model = args.model or (None if args.config else WORLD[0])
-    if args.world_size < 0 or args.world_size and not args.plan:
-        raise UserError(f"--world_size {args.world_size}: a number of processes for --plan; torchrun starts real ones")
-    if args.plan and args.device == "cuda":
-        args.dtype = args.dtype or "bfloat16"  # a laptop may plan for a GPU
-    else:
-        cli.set_device(args)
-    return args
+# Tokens of a micro-batch where --micro_batch is left at 0.
+MICRO_BATCH_TOKENS = 2**14
+
+# Every flag is saved in RUN/config.json but these.
+NOT_SAVED = ("resume", "plan", "world_size", "out")
 
 
-def micro_batch(args: argparse.Namespace) -> int:
-    """Windows of a forward pass: as asked, or about 16,384 tokens; the latter too where a run is resumed by a number of
-    processes among which what was asked does not divide."""
-    share = args.batch_tokens // args.seq_len // processes(args)
-    if args.micro_batch and not (args.resume and share % args.micro_batch):
-        return args.micro_batch
-    most = share if args.update_in_backward else 2**14 // args.seq_len
-    return max(n for n in range(1, max(1, most) + 1) if max(1, share) % n == 0)
+# --------------------------------------------------------------------- what a stage trains, and how
 
 
-def processes(args: argparse.Namespace) -> int:
-    """The number of processes that train, or that are planned for."""
-    return args.world_size or parallel.size()
+def load_stage(
+    stage: plan.Stage, start: Path, args: argparse.Namespace, number: int
+) -> model.Llama:
+    """The model in directory `start`, ready for a stage: what the stage trains is in the
+    optimizer's type (float32 masters, or bfloat16), the rest is frozen and in the compute type."""
+    compute_dtype = getattr(torch, args.dtype)
+    master_dtype = plan.MASTER[args.optimizer]
+
+    def dtype_of(name: str) -> torch.dtype:
+        if plan.is_trained(name, stage.what):
+            return master_dtype
+        return compute_dtype
+
+    # model.load calls this before it allocates memory: a process that shares the model with others
+    # never holds more than its own rows.
+    def before_load(llama: model.Llama) -> None:
+        if "lora" in stage.parts:
+            model.add_lora(llama, args.lora_rank, args.lora_alpha, master_dtype)
+        for name, p in llama.named_parameters():
+            p.requires_grad_(plan.is_trained(name, stage.what))
+        if args.compile:
+            # Block by block: they are alike, so one compilation serves them all.
+            for block in llama.model.layers:
+                block.compile(dynamic=False)
+        if parallel.size() > 1:
+            parallel.shard(llama, compute_dtype)
+
+    llama = model.load(start, args.device, dtype_of, before_load)
+    model.start_lora(llama, args.device, args.seed + number)
+    llama.compute_dtype = compute_dtype
+    llama.recompute = args.recompute
+    return llama
 
 
-def derive(args: argparse.Namespace, config: model.Config) -> None:
-    """Check the numbers, fill in those left at 0, and see that they divide: what can be derived is not asked for."""
-    for name, (low, high) in LIMITS.items():
-        if not low <= getattr(args, name) <= high:
-            raise UserError(f"--{name} {getattr(args, name)} is not between {low} and {high}")
-    if not all(0 <= beta < 1 for beta in args.betas):
-        raise UserError(f"--betas {args.betas}: each lies between 0 and 1, such as 0.9 0.95")
-    args.seq_len = args.seq_len or min(config.max_position_embeddings, 2048)
-    if args.seq_len > config.max_position_embeddings:
-        raise UserError(f"--seq_len {args.seq_len} is more than the model's {config.max_position_embeddings} positions")
-    args.lora_rank = args.lora_rank or max(16, config.hidden_size // 32)
-    if args.lora_rank > config.hidden_size:
-        raise UserError(f"--lora_rank {args.lora_rank} is more than the model's width, {config.hidden_size}")
-    args.lora_alpha = args.lora_alpha or args.lora_rank
-    args.batch_tokens = args.batch_tokens or 16 * args.seq_len
-    windows, rest = divmod(args.batch_tokens, args.seq_len)
-    if rest or not windows:
-        raise UserError(f"--batch_tokens {args.batch_tokens} is not a multiple of --seq_len {args.seq_len}")
-    n, micro = processes(args), micro_batch(args)
-    if args.update_in_backward and (n > 1 or micro != windows):
-        raise UserError("--update_in_backward cannot wait for gradients of other micro-batches or processes; give one "
-                        f"process --micro_batch {windows}, or a smaller --batch_tokens")
-    if windows % (micro * n):
-        raise UserError(f"--batch_tokens {args.batch_tokens} is {windows} windows of {args.seq_len} tokens, not a "
-                        f"multiple of --micro_batch {micro}" + f" times {n} processes" * (n > 1))
+def make_optimizer(llama: model.Llama, args: argparse.Namespace) -> torch.optim.Optimizer:
+    """AdamW over the trained parameters. Weight decay is for the layers' matrices: the scale of
+    norms, embedding and head carries meaning."""
+    decayed = []
+    not_decayed = []
+    for name, p in llama.named_parameters():
+        if not p.requires_grad:
+            continue
+        if p.dim() == 2 and name not in plan.TABLES:
+            decayed.append(p)
+        else:
+            not_decayed.append(p)
 
+    # A stage may leave one of the two empty.
+    groups = []
+    if decayed:
+        groups.append({"params": decayed, "weight_decay": args.weight_decay})
+    if not_decayed:
+        groups.append({"params": not_decayed, "weight_decay": 0.0})
 
-def sources(args: argparse.Namespace, config: model.Config, tokenizer_file: Path) -> tuple[dict, list[tuple]]:
-    """The shards by name, and their weights (first and last), checked against the model's tokenizer. UserError names a
-    misfit."""
-    shards, weights = {}, []
-    for entry in args.data:
-        folder, _, weight = entry.partition("=")
-        try:
-            ends = [float(w) for w in (weight or "1").split(":")]
-        except ValueError:
-            ends = []
-        if len(ends) not in (1, 2):
-            raise UserError(f"--data {entry}: {weight!r} is not a weight; write FOLDER=0.75, or FOLDER=0.5:0.9")
-        if not (min(ends) >= 0 and max(ends) > 0):
-            raise UserError(f"--data {entry}: a weight is above 0")
-        weights.append((ends[0], ends[-1]))
-        source = data.Shards(folder, verify=parallel.rank() == 0)  # one process reads it all; the others look at sizes
-        if source.tokenizer_sha256 != cli.sha256(tokenizer_file):
-            raise UserError(f"{folder} was packed with another tokenizer than {tokenizer_file}; pack it again with "
-                            f"data.py pack --tokenizer {tokenizer_file}")
-        if source.index["vocab_size"] > config.vocab_size:
-            raise UserError(f"{folder} has ids up to {source.index['vocab_size']}, the model {config.vocab_size} rows; "
-                            "grow it with init.py")
-        if source.windows(args.seq_len) < 1:
-            raise UserError(f"{folder} holds {source.tokens} tokens, less than one window of {args.seq_len}")
-        name = Path(folder).name if Path(folder).name not in shards else folder
-        if name in shards:
-            raise UserError(f"--data names {folder} twice; add its weights up")
-        shards[name] = source
-    return shards, weights
+    # The learning rate is set at every step. adamw_bf16 rounds at random, by the seed.
+    betas = tuple(args.betas)
+    if args.optimizer == "adamw_bf16":
+        return kernels.AdamW(
+            groups, lr=0.0, betas=betas, seed=args.seed, local_rows=parallel.local_rows
+        )
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
 
 
 def learning_rate(step: int, steps: int, peak: float, args: argparse.Namespace) -> float:
-    """The rate of a stage's step 0 … steps-1: a linear rise, then cosine decay, or constant with a linear end (wsd)."""
-    warmup = max(1, round(args.warmup * steps))
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = (step - warmup) / max(1, steps - 1 - warmup)  # 0 … 1
-    fall = (1 + math.cos(math.pi * done)) / 2 if args.schedule == "cosine" else min(1.0, (1 - done) / 0.2)
+    """The learning rate at step 0 … steps-1 of a stage: a linear warmup, then a cosine decay; or,
+    with --schedule wsd, constant until a linear decay over the last fifth."""
+    # Adam's moments begin empty: its first steps are the least reliable, and so the smallest.
+    warmup_steps = max(1, round(args.warmup * steps))
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+
+    # Then from the peak down to the share --min_lr of it.
+    done = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)  # 0 … 1
+    if args.schedule == "cosine":
+        fall = (1 + math.cos(math.pi * done)) / 2
+    else:
+        fall = min(1.0, (1 - done) / 0.2)
     return peak * (args.min_lr + (1 - args.min_lr) * fall)
 
 
-@torch.compiler.set_stance("force_eager")  # lengths differ from batch to batch: compiling would never end
-def validate(llama, shards: dict, sp, args, stage: int, step: int, tokens: int, log) -> None:
-    """Bits per byte of every source that has validation documents, and how the model goes on from two beginnings: one
-    line of metrics, and three on the screen."""
-    scores = {name: data.bits_per_byte(llama, source, args.seq_len, args.eval_bytes, device=args.device)
-              for name, source in shards.items() if source.index["val"]["documents"]}
-    samples = {}
-    for prompt in PROMPTS:
-        start = torch.tensor([tokenizer.encode(sp, prompt, bos=True)], device=args.device)
-        n = min(24, llama.config.max_position_embeddings - start.shape[1])
-        ids = llama.generate(start, n, temperature=0)[0].tolist()  # to the end in every process, and cut at EOS after
-        ids = ids[:ids.index(sp.eos_id())] if sp.eos_id() in ids else ids
-        samples[prompt] = sp.decode([i for i in ids if i < sp.get_piece_size()])
-    log({"stage": stage, "step": step, "tokens": tokens, "validation": scores, "samples": samples})
-    say(f"stage {stage} step {step}: " + "  ".join(
-        f"{name} {s['bits_per_byte']:.4f} bits a byte (loss {s['loss']:.4f})" for name, s in scores.items()))
-    for text in samples.values():
-        say("    " + " ".join(text.split()))
+def batches(loader: data.Loader, n: int, windows: int, device: str) -> Iterator[tuple]:
+    """The next n batches of `windows` windows: (inputs, targets, sources, count, state) of each.
+
+    inputs and targets (rows, seq_len) are this process's share, on the device; sources (rows,) says
+    where each row is from. `count` is the number of targets in the whole batch, over all processes:
+    the loss is divided by it, so it has to be known before the first backward pass. `state` is the
+    loader's after this batch, for a checkpoint.
+    """
+    # All processes ask for the whole batch, so that they agree on the order; each reads its rows.
+    share = windows // parallel.size()
+    first = parallel.rank() * share
+    for _ in range(n):
+        inputs, targets, sources = loader.next(windows, slice(first, first + share))
+        counted = (targets != data.IGNORE).sum()
+        count = max(1, parallel.all_reduce_sum(counted)[0])
+        inputs = torch.from_numpy(inputs)                                   # (share, seq_len)
+        targets = torch.from_numpy(targets)                                 # (share, seq_len)
+        if device == "cuda":
+            # A copy from pinned memory is queued behind the GPU's work; from other memory Python
+            # would wait for it.
+            inputs = inputs.pin_memory().to(device, non_blocking=True)
+            targets = targets.pin_memory().to(device, non_blocking=True)
+        yield inputs, targets, sources, count, loader.state_dict()
+
+
+def keep_old_rows(llama: model.Llama) -> None:
+    """new_rows: no gradient for the rows of embedding and head that the base had. AdamW without
+    weight decay does not move what has never had a gradient."""
+    for table in (llama.model.embed_tokens.weight, llama.lm_head.weight):
+        first, last = parallel.rows(table)  # the rows that this process holds
+        old_here = max(0, min(last, llama.config.base_vocab_size) - first)
+        parallel.local(table.grad)[:old_here] = 0
+
+
+def gradient_norm(parameters: list[torch.Tensor]) -> torch.Tensor:
+    """The norm of all gradients taken as one vector: a float32 scalar, still on the device."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    # torch.nn.utils.get_total_norm would round it to bfloat16 where the gradients are bfloat16.
+    norms = torch._foreach_norm(gradients, 2, torch.float32)
+    return parallel.full_tensor(torch.stack(norms).norm())
+
+
+def start_reading(x: torch.Tensor) -> Callable[[], list[float]]:
+    """Start to copy x (n,) from the device. Returns a function that returns the n numbers: it waits
+    for this copy alone, not for what was queued on the device after it."""
+    copy = x.to("cpu", non_blocking=True)
+    if not x.is_cuda:
+        return copy.tolist
+    # An event is a mark in the device's queue: here, right behind the copy.
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def read() -> list[float]:
+        arrived.synchronize()
+        return copy.tolist()
+
+    return read
+
+
+# -------------------------------------------------------------------------------- the training loop
+
+
+def train_stage(
+    number: int, stage: plan.Stage, start: Path, run: Path, shards: dict[str, data.Shards],
+    loader: data.Loader, sp, args: argparse.Namespace, stop: checkpoint.StopSignal, before: int
+) -> int:
+    """Train one stage from directory `start` and write the stage's own directory.
+
+    `before` is how many tokens earlier stages trained on; returns the number with this stage's.
+    Exits after a checkpoint if a signal asked to stop. UserError for a loss that is not finite.
+    """
+    free_memory(args.device)
+    llama = load_stage(stage, start, args, number)
+    optimizer = make_optimizer(llama, args)
+    trained = []
+    for group in optimizer.param_groups:
+        trained += group["params"]
+
+    # Utilisation is measured against what a large matmul reaches on this machine. The model's own
+    # FLOPs give "mfu"; with those that recomputation executes a second time, "hfu".
+    flops_of = (llama.config, stage.what, args.lora_rank, args.seq_len)
+    model_flops = plan.flops_per_token(*flops_of)
+    executed_flops = plan.flops_per_token(*flops_of, llama.recompute)
+    peak_flops = plan.matmul_rate(args.device, getattr(torch, args.dtype)) * parallel.size()
+
+    # Begin the stage, or resume it from its newest checkpoint.
+    windows = args.batch_tokens // args.seq_len
+    steps = max(1, round(stage.tokens / args.batch_tokens))
+    first_step = resume_or_begin(run, number, steps * windows, llama, optimizer, loader, args)
+    metrics = run / "metrics.jsonl"
+    if number == 1 and first_step == 0:
+        validate(llama, shards, sp, args, number, 0, before, metrics)
+
+    micro_batch = windows_per_micro_batch(args)
+    bar = tqdm(range(first_step, steps), f"{number}-{stage.what}", steps, initial=first_step,
+               unit="step", mininterval=1, disable=parallel.rank() > 0)
+    upcoming = batches(loader, steps - first_step, windows, args.device)
+    batch = next(upcoming)
+    for step in bar:
+        began = time.perf_counter()
+        inputs, targets, sources, count, loader_state = batch
+
+        # The learning rate changes with every step.
+        lr = learning_rate(step, steps, stage.peak_lr, args)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+        # Forward and backward, one micro-batch after the other; their gradients add up in p.grad.
+        # Each loss is a sum over targets, divided by the targets of the whole batch: so it makes no
+        # difference how the batch is divided among micro-batches and processes.
+        total = torch.zeros((), device=args.device)
+        for part in zip(inputs.split(micro_batch), targets.split(micro_batch), strict=True):
+            loss, _ = llama(*part)
+            (loss / count).backward()
+            total += loss.detach()
+        if "new_rows" in stage.parts:
+            keep_old_rows(llama)
+
+        # Clip: where the gradient is longer than --clip, shorten it to that length.
+        norm = gradient_norm(trained)
+        if args.clip:
+            torch.nn.utils.clip_grads_with_norm_(trained, args.clip, norm)
+
+        # Update. A GPU would stand still if Python looked at the loss before it queued the update.
+        # So the GPU itself decides: where `found_inf`, PyTorch's own name for it, is 1, the
+        # optimizer leaves weights and moments as they are.
+        not_finite = ~(total + norm).isfinite()
+        optimizer.found_inf = parallel.anywhere(not_finite.float())
+        read_figures = start_reading(torch.stack((total, norm)))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        # While the device works, prepare the next batch. Then wait for the loss and the norm: it is
+        # the only time that a step waits.
+        batch = next(upcoming, None)
+        loss_sum, grad_norm = read_figures()
+
+        # Up to here the loss is that of this process's rows. A signal, too, may have reached one
+        # process only.
+        mean_loss, stopping = parallel.all_reduce_sum(loss_sum / count, stop.asked)
+        if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
+            bar.close()
+            figures = f"loss {mean_loss}, gradient norm {grad_norm}"
+            cause = find_cause(llama, inputs, targets, sources, list(shards))
+            raise UserError(f"stage {number} step {step + 1}: {figures}; the cause is {cause}. "
+                            "Nothing was updated. Look at the data there, or start this stage anew "
+                            f"(another --out) from {start} with a lower learning rate")
+
+        # One line of metrics per step.
+        done = step + 1
+        tokens = before + done * args.batch_tokens
+        speed = args.batch_tokens / (time.perf_counter() - began)
+        write_line(metrics, {
+            "stage": number,
+            "step": done,
+            "tokens": tokens,
+            "loss": mean_loss,
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "tokens_per_second": speed,
+            "mfu": speed * model_flops / peak_flops,
+            "hfu": speed * executed_flops / peak_flops,
+            "peak_memory": peak_memory(args.device),
+        })
+        bar.set_postfix_str(f"loss {mean_loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+
+        # Validate and save now and then; what follows the last step stands below the loop.
+        if done == steps:
+            break
+        if args.eval_every and done % args.eval_every == 0:
+            validate(llama, shards, sp, args, number, done, tokens, metrics)
+        if stopping or done % args.save_every == 0:
+            state = {"stage": number, "step": done, "tokens": tokens, "loader": loader_state}
+            checkpoint.save(run, llama, optimizer, state, args.keep)
+        if stopping:
+            leave(stop, run, f"stage {number} step {done}")
+
+    bar.close()
+    validate(llama, shards, sp, args, number, steps, tokens, metrics)
+    state = {"stage": number, "tokens": tokens, "loader": loader.state_dict()}
+    save_stage(llama, stage, start, stage_folder(run, number, stage), args, state)
+    return tokens
+
+
+# ---------------------------------------------------------------------------------- around the loop
 
 
 def say(line: str) -> None:
@@ -229,194 +332,679 @@ def say(line: str) -> None:
         tqdm.write(line)
 
 
-def batches(loader: data.Loader, n: int, windows: int, device: str) -> Iterator[tuple]:
-    """The next n batches, each made ready while the device works on the one before: this process's rows on the device,
-    the source of each, the tokens to predict in the whole batch (known before its first backward), and the loader's
-    state after it, for a checkpoint."""
-    share = windows // parallel.size()
-    mine = slice(parallel.rank() * share, (parallel.rank() + 1) * share)
-    for _ in range(n):
-        inputs, targets, origin = loader.next(windows, mine)                        # (share, seq_len) each
-        count = max(1, parallel.all_reduce_sum((targets != -100).sum())[0])
-        inputs, targets = torch.from_numpy(inputs), torch.from_numpy(targets)
-        if device == "cuda":
-            inputs = inputs.pin_memory().to(device, non_blocking=True)
-            targets = targets.pin_memory().to(device, non_blocking=True)
-        yield inputs, targets, origin, count, loader.state_dict()
+def write_line(file: Path, record: dict) -> None:
+    """Append a record to metrics.jsonl. Korean stays readable."""
+    line = json.dumps(record, ensure_ascii=False)
+    # A sample may hold these, and str.splitlines would take them for the end of a line.
+    for separator in "\u0085\u2028\u2029":
+        line = line.replace(separator, f"\\u{ord(separator):04x}")
+    if parallel.rank() == 0:
+        with open(file, "a", encoding="utf-8") as metrics:
+            metrics.write(line + "\n")
 
 
-def start_reading(x: torch.Tensor) -> Callable[[], list[float]]:
-    """Start to copy x (n,) from the device. Returns a function that waits for just this copy, not for what the device
-    was given to do after it, and returns the n numbers."""
-    copy = x.to("cpu", non_blocking=True)
-    if not x.is_cuda:
-        return copy.tolist
-    arrived = torch.cuda.Event()
-    arrived.record()
-
-    def read() -> list[float]:
-        arrived.synchronize()
-        return copy.tolist()
-    return read
+def peak_memory(device: str) -> int:
+    """The most bytes held so far: by PyTorch on a GPU in this stage, by this process on a CPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def blame(llama, inputs: torch.Tensor, targets: torch.Tensor, origin, names: list[str]) -> str:
-    """The source of the first window of a batch whose own loss is not finite; said when a run is stopped for it."""
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        finite = [bool(llama(*window)[0].isfinite()) for window in zip(inputs.split(1), targets.split(1), strict=True)]
-    bad = parallel.gather(names[source] for source, good in zip(origin, finite, strict=True) if not good)
-    return f"a window of {bad[0]}" if bad else (
-        "a gradient (every window's loss is finite), so the learning rate may be too high")
-
-
-def train_stage(number: int, stage: plan.Stage, start: Path, run: Path, shards: dict, loader: data.Loader,
-                sp, args: argparse.Namespace, stop: checkpoint.StopSignal, before: int) -> int:
-    """Train one stage from `start` and write its directory; `before` tokens were trained in earlier stages.
-
-    Returns the tokens trained in all. Exits with 0 after a checkpoint if a signal asked to stop."""
-    gc.collect()  # FSDP's modules refer to each other: without this the last stage's model lives on beside the new one
-    if args.device == "cuda":
+def free_memory(device: str) -> None:
+    """Let go of the last stage's model before the next one is loaded."""
+    # FSDP's modules refer to each other: they stay until Python looks for such cycles.
+    gc.collect()
+    if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    llama = load_stage(stage, start, args, number)
-    optimizer = make_optimizer(llama, args)
-    updates = Updates(llama, optimizer, stage, args)
-    steps = max(1, round(stage.tokens / args.batch_tokens))
-    windows, names, metrics = args.batch_tokens // args.seq_len, list(shards), run / "metrics.jsonl"
-    flops = [plan.flops_per_token(llama.config, stage.what, args.lora_rank, args.seq_len, recompute)
-             for recompute in ("none", llama.recompute)]
-    peak = plan.matmul_rate(args.device, getattr(torch, args.dtype)) * parallel.size()
-    found, first = parallel.broadcast(parallel.on_rank_zero(lambda: args.resume and checkpoint.newest(run, number))), 0
+
+
+def resume_or_begin(
+    run: Path,
+    number: int,
+    windows: int,
+    llama: model.Llama,
+    optimizer: torch.optim.Optimizer,
+    loader: data.Loader,
+    args: argparse.Namespace,
+) -> int:
+    """Put model, optimizer and loader where stage `number` was stopped, if this run is resumed and
+    has a checkpoint of it; else begin the stage, of so many windows. Returns the first step."""
+    found = None
+    if args.resume:
+        found = parallel.on_rank_zero(lambda: checkpoint.newest(run, number))
+        found = parallel.broadcast(found)
+
+    first_step = 0
+    last_kept = -1  # not even step 0, the validation before the first step
     if found:
         folder, counters = found
         checkpoint.load(folder, llama, optimizer)
         loader.load_state_dict(counters["loader"])
-        first = counters["step"]
-        say(f"going on from {folder}")
+        first_step = last_kept = counters["step"]
+        say(f"resuming from {folder}")
     else:
-        loader.begin_stage(steps * windows)
-    parallel.on_rank_zero(lambda: checkpoint.rewind_metrics(metrics, number, first if first else -1))
+        loader.begin_stage(windows)
 
-    def log(record: dict) -> None:
-        if parallel.rank() == 0:
-            with open(metrics, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-
-    if number == 1 and first == 0:
-        validate(llama, shards, sp, args, number, 0, before, log)
-    bar = tqdm(range(first, steps), f"{number}-{stage.what}", steps, initial=first, unit="step", mininterval=1,
-               disable=parallel.rank() > 0)
-    upcoming = batches(loader, steps - first, windows, args.device)
-    batch = next(upcoming)
-    for step in bar:
-        began = time.perf_counter()
-        inputs, targets, origin, count, position = batch
-        lr = learning_rate(step, steps, stage.peak_lr, args)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        total = torch.zeros((), device=args.device)
-        size = micro_batch(args)
-        for micro in zip(inputs.split(size), targets.split(size), strict=True):
-            loss, _ = llama(*micro)
-            (loss / count).backward()
-            total += loss.detach()
-        # The GPU is given its update before Python looks at the loss, or it would stand still meanwhile. So the GPU
-        # itself decides: where the loss or the norm is not finite, the update leaves weights and moments as they are.
-        norm = updates.norm()
-        not_finite = parallel.anywhere((~(total + norm).isfinite()).float())
-        read_figures = start_reading(torch.stack((total, norm)))
-        updates.apply(not_finite)
-        batch = next(upcoming, None)
-        mean_loss, grad_norm = read_figures()                                       # the step's one wait
-        # A signal may reach one process only.
-        mean_loss, stopping = parallel.all_reduce_sum(mean_loss / count, stop.asked)
-        if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
-            bar.close()
-            raise UserError(f"stage {number} step {step + 1}: loss {mean_loss}, gradient norm {grad_norm}; the cause "
-                            f"is {blame(llama, inputs, targets, origin, names)}. "
-                            + ("Tensors of finite gradients have been updated" if args.update_in_backward else
-                               "Nothing was updated") + ". Look at the data there, or "
-                            f"start this stage anew (another --out) from {start} with a lower learning rate")
-        done, seconds = step + 1, time.perf_counter() - began
-        tokens = before + done * args.batch_tokens
-        speed = args.batch_tokens / seconds
-        memory = (torch.cuda.max_memory_allocated() if args.device == "cuda"
-                  else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-        log({"stage": number, "step": done, "tokens": tokens, "loss": mean_loss, "lr": lr, "grad_norm": grad_norm,
-             "tokens_per_second": speed, "mfu": speed * flops[0] / peak, "hfu": speed * flops[1] / peak,
-             "peak_memory": memory})
-        bar.set_postfix_str(f"loss {mean_loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
-        if args.eval_every and done % args.eval_every == 0 and done < steps:
-            validate(llama, shards, sp, args, number, done, tokens, log)
-        if done < steps and (stopping or done % args.save_every == 0):
-            state = {"stage": number, "step": done, "tokens": tokens, "loader": position}
-            checkpoint.save(run, llama, optimizer, state, args.keep)
-        if stopping and done < steps:
-            say(f"\nstopped after stage {number} step {done}; go on with: train.py --resume {run}")
-            sys.exit(0)
-    validate(llama, shards, sp, args, number, steps, tokens, log)
-    finish(llama, stage, start, run / "stages" / f"{number}-{stage.what}", args,
-           {"stage": number, "tokens": tokens, "loader": loader.state_dict()})
-    return tokens
+    # Drop the lines of the steps that will be trained again.
+    metrics = run / "metrics.jsonl"
+    parallel.on_rank_zero(lambda: checkpoint.rewind_metrics(metrics, number, last_kept))
+    return first_step
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Parse, check everything that can be checked before the first step, then train stage after stage."""
-    args = parse(argv)
-    stages = [plan.parse_stage(text) for text in args.stages]
-    config = model.Config.read(args.config or args.model)
-    derive(args, config)
-    settings = cli.settings(args)
-    windows, micro, n = args.batch_tokens // args.seq_len, micro_batch(args), processes(args)
-    say(plan.table(config, stages, args.lora_rank, args.seq_len, getattr(torch, args.dtype), args.optimizer,
-                   micro_batch=micro, accumulation=windows // (micro * n), world_size=n, recompute=args.recompute,
-                   device=args.device))
-    if args.plan:
-        return
-    if not args.out:
-        raise UserError("--out is empty: name the run folder")
-    run, tokenizer_file = Path(args.out), Path(args.tokenizer or Path(args.model) / "tokenizer.model")
-    sp = tokenizer.load(tokenizer_file)
-    shards, weights = sources(args, config, tokenizer_file)
-    if any("sft" in stage.parts for stage in stages) and not any(source.index["given"] for source in shards.values()):
-        raise UserError("an sft stage needs shards of prompts and responses: data.py pack --prompt_field F "
-                        "--response_field F")
-    if any("new_rows" in stage.parts for stage in stages) and config.base_vocab_size is None:
-        raise UserError(f"a new_rows stage needs base_vocab_size in {args.model}/config.json; init.py writes it")
-    if not args.resume and (run / "metrics.jsonl").exists():
-        raise UserError(f"{run} is a run already; --resume {run} goes on with it, or choose another --out")
+def leave(stop: checkpoint.StopSignal, run: Path, after: str) -> None:
+    """Exit because a signal asked to; everything is saved."""
+    say(f"\nstopped after {after}; resume with: train.py --resume {run}")
+    parallel.broadcast(None)  # together: a process that left early would look like one that died
+    sys.exit(stop.exit_status())
+
+
+@torch.compiler.set_stance("force_eager")  # lengths differ: compiling for each would never end
+def validate(
+    llama: model.Llama,
+    shards: dict[str, data.Shards],
+    sp,
+    args: argparse.Namespace,
+    stage: int,
+    step: int,
+    tokens: int,
+    metrics: Path,
+) -> None:
+    """Bits per byte of every source that has validation documents, and how the model continues two
+    prompts: one line of metrics.jsonl, and three on the screen."""
+    # All processes take part, for the model may be sharded.
+    scores = {}
+    for name, source in shards.items():
+        if source.index["val"]["documents"]:
+            scores[name] = data.bits_per_byte(
+                llama, source, args.seq_len, args.eval_bytes, device=args.device
+            )
+    samples = {prompt: continuation(llama, sp, prompt, args.device) for prompt in PROMPTS}
+    write_line(metrics, {
+        "stage": stage,
+        "step": step,
+        "tokens": tokens,
+        "validation": scores,
+        "samples": samples,
+    })
+
+    # The same in short, to watch a run by.
+    figures = []
+    for name, score in scores.items():
+        bits, loss = score["bits_per_byte"], score["loss"]
+        figures.append(f"{name} {bits:.4f} bits per byte (loss {loss:.4f})")
+    say(f"stage {stage} step {step}: " + "  ".join(figures))
+    for text in samples.values():
+        say("    " + " ".join(text.split()))
+
+
+def continuation(llama: model.Llama, sp, prompt: str, device: str) -> str:
+    """The prompt and the likeliest next tokens, 24 at most, up to the end of the document."""
+    start = torch.tensor([tokenizer.encode(sp, prompt, bos=True)], device=device)      # (1, T)
+    room = llama.config.max_position_embeddings - start.shape[1]
+    # Cut at EOS afterwards: all processes have to run a sharded model equally often.
+    ids = llama.generate(start, min(24, room), temperature=0)[0].tolist()
+    if sp.eos_id() in ids:
+        ids = ids[:ids.index(sp.eos_id())]
+    # The model may have more rows than the tokenizer has pieces.
+    return sp.decode([i for i in ids if i < sp.get_piece_size()])
+
+
+def find_cause(
+    llama: model.Llama, inputs: torch.Tensor, targets: torch.Tensor, sources, names: list[str]
+) -> str:
+    """Why a step is not finite, in words: the source of the first window whose own loss is not
+    finite, on any process; or a gradient."""
+    # One window at a time, on the batch that was just trained: its update was not made.
+    bad_sources = []
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        for i, source in enumerate(sources):
+            loss, _ = llama(inputs[i:i + 1], targets[i:i + 1])
+            if not loss.isfinite():
+                bad_sources.append(names[source])
+    bad_sources = parallel.gather(bad_sources)
+    if bad_sources:
+        return f"a window of {bad_sources[0]}"
+    return "a gradient (every window's loss is finite), so the learning rate may be too high"
+
+
+# -------------------------------------------------------------- how a stage and a run begin and end
+
+
+def stage_folder(run: Path, number: int, stage: plan.Stage) -> Path:
+    """The model directory that a stage writes."""
+    return run / "stages" / f"{number}-{stage.what}"
+
+
+def start_directory(args: argparse.Namespace, run: Path) -> Path:
+    """The model directory that the first stage starts from. With --config, one of random weights is
+    written as stage 0."""
+    if not args.config:
+        return Path(args.model)
+    folder = run / "stages" / "0-random"
+    if not (args.resume and parallel.broadcast(folder.exists())):
+        parallel.on_rank_zero(lambda: write_random_model(args, folder))
+    return folder
+
+
+def write_random_model(args: argparse.Namespace, folder: Path) -> None:
+    """A model directory of --config's shape with random weights, and --tokenizer."""
+    config = model.Config.read(args.config)
+    pieces = tokenizer.load(args.tokenizer).get_piece_size()
+    if pieces > config.vocab_size:
+        raise UserError(f"{args.tokenizer} has {pieces} pieces, more than {args.config}'s "
+                        "vocab_size")
+    # Rows beyond the pieces are padding, and never sampled.
+    config.unpadded_vocab_size = None
+    if pieces < config.vocab_size:
+        config.unpadded_vocab_size = pieces
+
+    # The model draws its weights when it is made.
+    torch.manual_seed(args.seed)
+    llama = model.Llama(config)
+    with cli.new_folder(folder) as temporary:
+        model.save(llama, temporary)
+        tokenizer.save(args.tokenizer, temporary)
+
+
+def trained_parts(name: str, trained: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """What was trained of a tensor: nothing, itself, or its LoRA's A and B, gathered. All processes
+    take part, because each holds some of the rows."""
+    prefix = name.removesuffix("weight")
+    parts = []
+    for part in (name, prefix + "lora_A", prefix + "lora_B"):
+        if part in trained:
+            parts.append(parallel.full_tensor(trained[part]).detach())
+    return parts
+
+
+def save_stage(
+    llama: model.Llama,
+    stage: plan.Stage,
+    start: Path,
+    folder: Path,
+    args: argparse.Namespace,
+    state: dict,
+) -> None:
+    """Write a stage's model directory, one tensor at a time: there is no second copy of the model.
+
+    What was not trained is copied from the start directory, not from the model's copy in the
+    compute type, so it passes through every stage unchanged. A LoRA is merged in float32, and
+    rounded once.
+    """
+    # A LoRA has no name in the directory: it is merged into the matrix beside it.
+    names = []
+    trained = {}
+    for name, p in llama.named_parameters():
+        if not name.endswith(("lora_A", "lora_B")):
+            names.append(name)
+        if p.requires_grad:
+            trained[name] = p
+
+    def finished(name: str, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
+        """The tensor as the directory gets it; read(name) gives it as the stage found it."""
+        parts = [part.cpu() for part in trained_parts(name, trained)]
+        if not parts:
+            return read(name)
+        if len(parts) == 2:
+            lora_a, lora_b = parts
+            return model.merge_lora(read(name), lora_a, lora_b, args.lora_alpha / args.lora_rank)
+        if "new_rows" in stage.parts and name in plan.TABLES:
+            # The old rows had no gradient, but they were cast to the optimizer's type: take them
+            # from the start as well.
+            before = read(name)
+            old_rows = llama.config.base_vocab_size
+            return torch.cat((before[:old_rows], parts[0][old_rows:].to(before.dtype)))
+        return parts[0]
+
+    remaining = iter(names)
+
+    def write() -> None:
+        try:
+            read = model.open_tensors(start)
+            tensors = ((name, finished(name, read)) for name in remaining)
+            with cli.new_folder(folder) as temporary:
+                model.save(llama, temporary, tensors)
+                tokenizer.save(start / "tokenizer.model", temporary)
+                cli.write_json(temporary / "training_state.json", state)
+        finally:
+            # If writing failed, the other processes still wait for the tensors that are left.
+            for name in remaining:
+                trained_parts(name, trained)
+
+    # Rank 0 writes while it gathers; the others gather with it, name by name, and then wait.
+    if parallel.rank() > 0:
+        for name in remaining:
+            trained_parts(name, trained)
+    parallel.on_rank_zero(write)
+
+
+# -------------------------------------------------------------------------------------------- flags
+
+
+def make_parser() -> cli.Parser:
+    """Every flag. The defaults train the recipe on the built-in world."""
+    parser = cli.Parser(description=__doc__, prog="train.py")
+    add_data_flags(parser)
+    add_optimizer_flags(parser)
+    add_run_flags(parser)
+    return parser
+
+
+def add_data_flags(parser: cli.Parser) -> None:
+    """What to start from, what to train, and on which data."""
+    flag = parser.add_argument
+
+    # The model
+    flag("--model", default=None, help=f"model directory to start from (default: {WORLD_MODEL})")
+    flag("--config", default=None,
+         help="config.json of a model to start from random weights, in place of --model")
+    flag("--tokenizer", default=None, help="tokenizer.model that goes with --config")
+
+    # The stages
+    flag("--stages", nargs="+", metavar="WHAT:TOKENS:PEAK_LR",
+         help="what: embed new_rows odd even body lora full sft, or a union (odd+embed); the "
+              f"built-in world has {' '.join(WORLD_STAGES)}, a model of yours is asked for its own")
+    flag("--lora_rank", type=int, default=0,
+         help="0: a 32nd of the hidden size, which is 128 at 10.7B; at least 16")
+    flag("--lora_alpha", type=float, default=0,
+         help="a LoRA is multiplied by alpha / rank; 0: alpha is the rank, so by 1")
+
+    # The data
+    flag("--data", nargs="+", default=["out/shards/ko=0.75", "out/shards/en=0.25"],
+         metavar="SHARDS=WEIGHT",
+         help="folders of token shards and their shares of the windows; 0.5:0.9 moves from one "
+              "share to the other within a stage")
+    flag("--order", default="shuffled", choices=["shuffled", "as_packed"],
+         help="of a source's windows in each epoch")
+    flag("--seq_len", type=int, default=0,
+         help="tokens per window; 0: the model's positions, at most 2048")
+    flag("--batch_tokens", type=int, default=0, help="tokens per optimizer step; 0: 16 windows")
+    flag("--micro_batch", type=int, default=0,
+         help=f"windows per forward pass; 0: about {MICRO_BATCH_TOKENS:,} tokens")
+    flag("--seed", type=int, default=0, help="of the data order, the LoRA's and random weights")
+
+
+def add_optimizer_flags(parser: cli.Parser) -> None:
+    """How to learn."""
+    flag = parser.add_argument
+    flag("--optimizer", default="adamw", choices=["adamw", "adamw_bf16"],
+         help="adamw: float32, 16 bytes per trained parameter with its gradient; adamw_bf16: 8 "
+              "(kernels/adamw.py)")
+    flag("--warmup", type=float, default=0.01,
+         help="share of a stage's steps with a rising learning rate")
+    flag("--schedule", default="cosine", choices=["cosine", "wsd"],
+         help="wsd: constant, then a linear decay over the last fifth")
+    flag("--min_lr", type=float, default=0.1, help="final learning rate, as a share of the peak")
+    flag("--weight_decay", type=float, default=0.1,
+         help="on the layers' matrices; never on norms, embedding, head")
+    flag("--betas", type=float, nargs=2, default=[0.9, 0.95], help="Adam's decay rates")
+    flag("--clip", type=float, default=1.0,
+         help="largest norm of the whole gradient; 0: no clipping")
+
+
+def add_run_flags(parser: cli.Parser) -> None:
+    """Where results go, and what changes memory and speed alone."""
+    flag = parser.add_argument
+
+    # The run folder
+    flag("--out", default="out/run", help="run folder to write")
+    flag("--resume", default=None, metavar="RUN", help="continue this run, with its own settings")
+    flag("--eval_every", type=int, default=0,
+         help="steps between validations; 0: at the ends of stages only")
+    flag("--eval_bytes", type=int, default=1_000_000,
+         help="bytes of validation text, at most, of each source")
+    flag("--save_every", type=int, default=500, help="steps between checkpoints")
+    flag("--keep", type=int, default=2, help="newest checkpoints kept")
+
+    # Memory and speed
+    flag("--recompute", default="none", choices=["none", "attention", "full"],
+         help="activations computed again instead of kept: attention's, or all inside a block")
+    flag("--compile", action="store_true",
+         help="torch.compile each block: a minute at the start, faster steps")
+    flag("--kernels", default="auto", choices=["auto", *kernels.IMPLEMENTATIONS],
+         help="implementation of kernels/")
+    flag("--deterministic", action="store_true", help="bit-exact on a GPU too, and slower")
+    cli.add_device(parser)
+
+    # Planning
+    flag("--plan", action="store_true",
+         help="print the tables of stages and stop; allocates nothing")
+    flag("--world_size", type=int, default=0,
+         help="processes that --plan plans for; 0: those that run")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The flags, or with --resume the run's own settings. UserError where they contradict each
+    other."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.resume is not None:
+        words = sys.argv[1:] if argv is None else argv
+        take_settings_of_the_run(args, parser, words)
+        cli.set_device(args)
+        return args
+
+    # What to start from
+    two_starts = args.config and args.model
+    stray_tokenizer = args.tokenizer and not args.config
+    if two_starts or stray_tokenizer:
+        raise UserError("--config and --tokenizer start from random weights, --model has its own "
+                        "tokenizer; choose one")
+    if args.config and not (args.tokenizer or args.plan):
+        raise UserError("--config needs --tokenizer: the tokenizer.model that the shards were "
+                        "packed with")
+    own_model = args.config is not None or args.model not in (None, WORLD_MODEL)
+    if not own_model:
+        args.model = WORLD_MODEL
+        if not Path(WORLD_MODEL, "config.json").exists():
+            raise UserError(f"there is no model in {WORLD_MODEL} yet: run `bash speedrun.sh "
+                            "--prepare` first, or give --model, --data and --stages of your own")
+
+    # What to train
+    if not args.stages:
+        if own_model and not args.plan:
+            raise UserError("--stages: what to train, for how long, how fast? Such as "
+                            "embed:200M:2e-4 odd:300M:1e-4; the built-in world's own rates would "
+                            "ruin a trained model")
+        args.stages = list(WORLD_STAGES)
+
+    # On how many processes, on which device
+    if args.world_size < 0 or args.world_size and not args.plan:
+        raise UserError(f"--world_size {args.world_size}: a number of processes for --plan; "
+                        "torchrun starts real ones")
+    if args.plan and args.device == "cuda":
+        args.dtype = args.dtype or "bfloat16"  # a laptop may plan for a GPU
+    else:
+        cli.set_device(args)
+    return args
+
+
+def take_settings_of_the_run(
+    args: argparse.Namespace, parser: cli.Parser, words: list[str]
+) -> None:
+    """--resume: replace the defaults in `args` by what RUN/config.json holds. UserError if there
+    are other flags in `words`, or if the file does not hold a run's settings."""
+    flags = [word for word in words if word.startswith("--")]
+    if len(flags) > 1:
+        raise UserError(f"--resume takes its settings from {args.resume}/config.json; drop the "
+                        "other flags")
+    saved = cli.read_json(Path(args.resume) / "config.json")
+    expected = set(vars(args)) - set(NOT_SAVED)
+    if not isinstance(saved, dict) or set(saved) != expected:
+        raise UserError(f"{args.resume}/config.json does not hold the settings of a run; is it a "
+                        "run folder?")
+
+    # Each is parsed as its flag, and so checked as its flag: someone may have edited the file.
+    for name, value in saved.items():
+        if value is None or value is False:
+            continue  # a flag that was not given
+        if value is True:
+            values = []
+        elif isinstance(value, list):
+            values = value
+        else:
+            values = [value]
+        parser.parse_args([f"--{name}", *map(str, values)], args)
+    args.out = args.resume
+
+
+def check_between(args: argparse.Namespace, name: str, low: float, high: float) -> None:
+    """UserError unless low ≤ --name ≤ high."""
+    value = getattr(args, name)
+    if not low <= value <= high:  # not a number is not between either
+        raise UserError(f"--{name} {value} is not between {low} and {high}")
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """UserError for a number that is out of range, whatever the model."""
+    # 0 stands for a default that depends on the model, or switches something off.
+    for name in ("seq_len", "batch_tokens", "micro_batch", "clip", "weight_decay", "lora_rank",
+                 "lora_alpha", "eval_every"):
+        check_between(args, name, 0, math.inf)
+    for name in ("eval_bytes", "save_every", "keep"):
+        check_between(args, name, 1, math.inf)
+    for name in ("warmup", "min_lr"):
+        check_between(args, name, 0, 1)
+    check_between(args, "seed", 0, 2**32 - 1)
+    if not all(0 <= beta < 1 for beta in args.betas):
+        raise UserError(f"--betas {args.betas}: each lies between 0 and 1, such as 0.9 0.95")
+
+
+def fill_in(args: argparse.Namespace, config: model.Config) -> None:
+    """Replace zeros by what follows from the model. UserError for what does not fit the model, or
+    does not divide."""
+    # The window
+    positions = config.max_position_embeddings
+    args.seq_len = args.seq_len or min(positions, 2048)
+    if args.seq_len > positions:
+        raise UserError(f"--seq_len {args.seq_len} is more than the model's {positions} positions")
+
+    # The LoRA
+    args.lora_rank = args.lora_rank or max(16, config.hidden_size // 32)
+    if args.lora_rank > config.hidden_size:
+        raise UserError(f"--lora_rank {args.lora_rank} is more than the model's width, "
+                        f"{config.hidden_size}")
+    args.lora_alpha = args.lora_alpha or args.lora_rank
+
+    # The batch: whole windows, which whole micro-batches on every process add up to
+    args.batch_tokens = args.batch_tokens or 16 * args.seq_len
+    windows = args.batch_tokens // args.seq_len
+    if windows == 0 or args.batch_tokens % args.seq_len:
+        raise UserError(f"--batch_tokens {args.batch_tokens} is not a multiple of --seq_len "
+                        f"{args.seq_len}")
+    micro_batch = windows_per_micro_batch(args)
+    n = processes(args)
+    if windows % (micro_batch * n):
+        among = f" times {n} processes" if n > 1 else ""
+        raise UserError(f"--batch_tokens {args.batch_tokens} is {windows} windows of "
+                        f"{args.seq_len} tokens, not a multiple of --micro_batch "
+                        f"{micro_batch}{among}")
+
+
+def processes(args: argparse.Namespace) -> int:
+    """The number of processes that train, or that are planned for."""
+    return args.world_size or parallel.size()
+
+
+def windows_per_micro_batch(args: argparse.Namespace) -> int:
+    """--micro_batch; or, where that is 0, as many windows as make about MICRO_BATCH_TOKENS tokens
+    and divide a process's share of the batch."""
+    share = args.batch_tokens // args.seq_len // processes(args)
+    # A run that is resumed by another number of processes may have shares that --micro_batch no
+    # longer divides: that is no reason to refuse.
+    no_longer_divides = args.resume and args.micro_batch and share % args.micro_batch
+    if args.micro_batch and not no_longer_divides:
+        return args.micro_batch
+
+    # The largest divisor of the share that is small enough.
+    best = 1
+    for n in range(2, MICRO_BATCH_TOKENS // args.seq_len + 1):
+        if share and share % n == 0:
+            best = n
+    return best
+
+
+# ------------------------------------------------------------------------------------------ sources
+
+
+def parse_source(entry: str) -> tuple[str, tuple[float, float]]:
+    """An entry of --data: the folder, its weight at a stage's start and at its end.
+
+    >>> parse_source("shards/ko=0.5:0.9")
+    ('shards/ko', (0.5, 0.9))
+    """
+    folder, _, weight = entry.partition("=")
+    try:
+        ends = [float(number) for number in (weight or "1").split(":")]
+    except ValueError:
+        ends = []
+    if len(ends) not in (1, 2):
+        raise UserError(f"--data {entry}: {weight!r} is not a weight; write FOLDER=0.75, or "
+                        "FOLDER=0.5:0.9")
+    if not (min(ends) >= 0 and max(ends) > 0):
+        raise UserError(f"--data {entry}: a weight is above 0")
+    return folder, (ends[0], ends[-1])
+
+
+def open_sources(
+    args: argparse.Namespace, config: model.Config, tokenizer_file: Path
+) -> tuple[dict[str, data.Shards], list[tuple[float, float]]]:
+    """The shards by name, and their weights (first and last). UserError for shards that do not fit
+    the model and its tokenizer."""
+    shards = {}
+    weights = []
+    for entry in args.data:
+        folder, ends = parse_source(entry)
+        # Rank 0 verifies every byte; the others look at sizes.
+        source = data.Shards(folder, verify=parallel.rank() == 0)
+        # Another tokenizer's ids would be read as other pieces, and nothing would say so.
+        if source.tokenizer_sha256 != cli.sha256(tokenizer_file):
+            raise UserError(f"{folder} was packed with another tokenizer than {tokenizer_file}; "
+                            f"pack it again with data.py pack --tokenizer {tokenizer_file}")
+        if source.index["vocab_size"] > config.vocab_size:
+            raise UserError(f"{folder} has ids up to {source.index['vocab_size']}, the model "
+                            f"{config.vocab_size} rows; grow it with init.py")
+        if source.windows(args.seq_len) < 1:
+            raise UserError(f"{folder} holds {source.tokens} tokens, less than one window of "
+                            f"{args.seq_len}")
+
+        # The folder's own name is short; its path tells two of the same name apart.
+        name = Path(folder).name
+        if name in shards:
+            name = folder
+        if name in shards:
+            raise UserError(f"--data names {folder} twice; add its weights up")
+        shards[name] = source
+        weights.append(ends)
+    return shards, weights
+
+
+# -------------------------------------------------------------------------------------- the program
+
+
+def check_run(
+    args: argparse.Namespace,
+    config: model.Config,
+    stages: list[plan.Stage],
+    shards: dict[str, data.Shards],
+) -> None:
+    """UserError for stages that the data or the model cannot serve, and for a run that is there
+    already."""
+    parts = set()
+    for stage in stages:
+        parts.update(stage.parts)
+    has_prompts = any(source.index["given"] for source in shards.values())
+    if "sft" in parts and not has_prompts:
+        raise UserError("an sft stage needs shards of prompts and responses: data.py pack "
+                        "--prompt_field F --response_field F")
+    if "new_rows" in parts and config.base_vocab_size is None:
+        raise UserError(f"a new_rows stage needs base_vocab_size in {args.model}/config.json; "
+                        "init.py writes it")
+    if not args.resume and Path(args.out, "metrics.jsonl").exists():
+        raise UserError(f"{args.out} is a run already; --resume {args.out} continues it, or choose "
+                        "another --out")
+
+
+def plan_table(
+    args: argparse.Namespace, config: model.Config, stages: list[plan.Stage]
+) -> str:
+    """What each stage trains, computes and needs, as tables."""
+    micro_batch = windows_per_micro_batch(args)
+    windows_at_once = micro_batch * processes(args)
+    return plan.table(
+        config,
+        stages,
+        args.lora_rank,
+        args.seq_len,
+        getattr(torch, args.dtype),
+        args.optimizer,
+        micro_batch=micro_batch,
+        accumulation=args.batch_tokens // args.seq_len // windows_at_once,
+        world_size=processes(args),
+        recompute=args.recompute,
+        device=args.device,
+    )
+
+
+def set_up_torch(args: argparse.Namespace) -> None:
+    """The process-wide settings: which kernels run, and whether results may depend on timing."""
     try:
         kernels.use(args.kernels, args.device)
     except ValueError as error:
         raise UserError(str(error)) from None
     if args.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it before it promises anything
-        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
+        # cuBLAS asks for this before it promises anything.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # Nothing here reads memory that it has not written, so it need not be filled.
+        torch.utils.deterministic.fill_uninitialized_memory = False
     torch.use_deterministic_algorithms(args.deterministic)
-    loader = data.Loader(list(shards.values()), weights, args.seq_len, args.seed, args.order == "as_packed")
-    tokens = 0
+
+
+def note_settings(
+    run: Path, settings: dict, start: Path, shards: dict[str, data.Shards], resumed: bool
+) -> None:
+    """Write RUN/config.json, and note what the run starts from; when it is resumed, UserError if
+    that has changed."""
+    inputs = [source.folder / "index.json" for source in shards.values()]
+    inputs += sorted(start.glob("*.safetensors"))
+    checkpoint.check_inputs(run, inputs, resumed)
+    saved = {name: value for name, value in settings.items() if name not in NOT_SAVED}
+    cli.write_json(run / "config.json", saved)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Check everything that can be checked before the first step, then train stage after stage."""
+    # The flags, checked and completed.
+    args = parse(argv)
+    stages = [plan.parse_stage(text) for text in args.stages]
+    config = model.Config.read(args.config or args.model)
+    check_numbers(args)
+    fill_in(args, config)
+    settings = cli.settings(args)
+
+    say(plan_table(args, config, stages))
+    if args.plan:
+        return
+
+    # What it reads.
+    if not args.out:
+        raise UserError("--out is empty: name the run folder")
+    tokenizer_file = Path(args.tokenizer or Path(args.model) / "tokenizer.model")
+    sp = tokenizer.load(tokenizer_file)
+    shards, weights = open_sources(args, config, tokenizer_file)
+    check_run(args, config, stages, shards)
+    set_up_torch(args)
+    loader = data.Loader(
+        list(shards.values()), weights, args.seq_len, args.seed, args.order == "as_packed"
+    )
+
+    # From here on RUN is written. Each stage starts from the directory of the one before.
+    run = Path(args.out)
     with parallel.process_group(args.device), checkpoint.lock(run), checkpoint.StopSignal() as stop:
-        start = begin(args, run)
-
-        def note():
-            inputs = [source.folder / "index.json" for source in shards.values()] + sorted(start.glob("*.safetensors"))
-            checkpoint.check_inputs(run, inputs, resumed=bool(args.resume))
-            cli.write_json(run / "config.json", {k: v for k, v in settings.items() if k not in NOT_SAVED})
-
-        parallel.on_rank_zero(note)
+        start = start_directory(args, run)
+        resumed = args.resume is not None
+        parallel.on_rank_zero(lambda: note_settings(run, settings, start, shards, resumed))
+        tokens = 0
         for number, stage in enumerate(stages, 1):
-            folder = run / "stages" / f"{number}-{stage.what}"
-            if parallel.broadcast(folder.exists()):  # finished before this run was stopped
+            folder = stage_folder(run, number, stage)
+            if parallel.broadcast(folder.exists()):
+                # Finished before the run was stopped.
                 state = cli.read_json(folder / "training_state.json")
                 tokens = state["tokens"]
                 loader.load_state_dict(state["loader"])
             else:
-                tokens = train_stage(number, stage, start, run, shards, loader, sp, args, stop, tokens)
+                tokens = train_stage(
+                    number, stage, start, run, shards, loader, sp, args, stop, tokens
+                )
             start = folder
-            if parallel.all_reduce_sum(stop.asked)[0] and number < len(stages):
-                return say(f"stopped after stage {number}; go on with: train.py --resume {run}")
-        publish(start, run)
+            stopping, = parallel.all_reduce_sum(stop.asked)
+            if stopping and number < len(stages):
+                leave(stop, run, f"stage {number}")
+        parallel.on_rank_zero(lambda: checkpoint.publish(start, run))
     say(f"{tokens:,} tokens trained; the model is in {run / 'model'}")
+    if stop.asked:
+        sys.exit(stop.exit_status())  # the signal came when there was nothing left to stop
 
 
 if __name__ == "__main__":

@@ -60,7 +60,6 @@ class Case:
     windows: int = 1             # per micro-batch
     accumulation: int = 1        # micro-batches per step
     recompute: str = "none"      # or "attention", or "full"
-    update_in_backward: bool = False
     compile: bool = False
 
 
@@ -109,7 +108,7 @@ GPU = Sizes(
         Case("odd", accumulation=8),
         Case("odd", recompute="full"),
         Case("full"),
-        Case("full", recompute="full", update_in_backward=True),
+        Case("full", recompute="full"),
         Case("lora", windows=2),
         Case("even"),
         Case("odd", recompute="attention"),
@@ -138,7 +137,7 @@ TRIAL = Sizes(
         Case("odd"),
         Case("embed", accumulation=2),
         Case("lora", recompute="attention"),
-        Case("full", recompute="full", update_in_backward=True),
+        Case("full", recompute="full"),
         Case("even", windows=2),
         Case("odd", compile=True),
         Case("lora", compile=True),
@@ -241,7 +240,7 @@ def attention_contenders() -> dict[str, Callable]:
         return only(SDPBackend.EFFICIENT_ATTENTION)(q, k, v)
 
     return {
-        "nanowhale": kernels.attention,
+        "nanowhale": kernels.attention,  # MERGE: model.causal_attention
         "cudnn": only(SDPBackend.CUDNN_ATTENTION),
         "flash": only(SDPBackend.FLASH_ATTENTION),
         "efficient": efficient,
@@ -287,7 +286,7 @@ def time_attention(attend: Callable, shape: tuple, sizes: Sizes, check_error: bo
         "longest_kernels": [name[:60] for name, _, _ in kernel_times[:3]],
     }
     if check_error:
-        definition = kernels.attention_reference
+        definition = kernels.attention_reference  # MERGE: model.attention_reference
         figures["error_ratio"] = bench_kernels.error(attend, definition, inputs, [upstream])
     return figures
 
@@ -455,7 +454,6 @@ def settings_of(case: Case, sizes: Sizes) -> argparse.Namespace:
         recompute=case.recompute,
         compile=case.compile,
         backend="inductor" if sizes.device == "cuda" else "aot_eager",
-        update_in_backward=case.update_in_backward,
         batch=case.windows,
         accumulation=case.accumulation,
         seq_len=sizes.seq_len,

@@ -2,23 +2,29 @@
 
 A checkpoint is a folder RUN/checkpoints/STAGE-STEP:
 
-    *.distcp, .metadata   trained parameters and optimizer moments (torch.distributed.checkpoint: N processes write,
-                          M may read). Frozen weights are not here: they stand unchanged in the stage's start directory.
-    counters.json         step, tokens, the data loader's position; and the SHA-256 of every other file
+    *.distcp, .metadata   trained parameters and optimizer moments (torch.distributed.checkpoint: N
+                          processes write, M may read). Frozen weights are not here: they stand
+                          unchanged in the stage's start directory.
+    counters.json         step, tokens, the data loader's position; and the SHA-256 of every other
+                          file
 
-Two rules make it trustworthy. It is written under a temporary name and renamed last, so a kill at any moment leaves
-either no new checkpoint or a whole one. And nothing is believed on reading: a folder whose files are missing, short or
-changed is passed over, with a warning that names it, for the one before.
+Two rules make it trustworthy. It is written under a temporary name and renamed last, so a kill at
+any moment leaves either no new checkpoint or a whole one. And nothing is believed on reading: a
+folder whose files are missing, short or changed is passed over, with a warning that names it, for
+the one before.
 
-A signal (SIGTERM from a scheduler, Ctrl-C) only raises a flag; the loop finishes its step, saves, and leaves with 0.
+A signal (SIGTERM from a scheduler, Ctrl-C) only raises a flag; the loop finishes its step, saves,
+and exits.
 """
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -30,103 +36,75 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-import kernels
 from common import parallel
 from common.cli import UserError, new_file, new_folder, read_json, sha256, write_json
 
-warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is a usual case here, not a mistake
+# PyTorch warns when a single process saves, which is a usual case here and not a mistake.
+warnings.filterwarnings("ignore", "torch.distributed is disabled")
+
 TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
-class StopSignal:
-    """`with StopSignal() as stop:` then `stop.asked` after every step. A second Ctrl-C kills, as people expect."""
-
-    def __enter__(self) -> "StopSignal":
-        self.asked, self._old = False, {}
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._old[number] = signal.signal(number, self._raise_flag)
-        return self
-
-    def _raise_flag(self, number, frame):
-        self.asked = True
-        if number == signal.SIGINT:  # a scheduler may repeat its SIGTERM while a checkpoint is being written
-            signal.signal(number, signal.SIG_DFL)
-
-    def __exit__(self, *exception):
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+# ------------------------------------------------------------------------------ checkpoints
 
 
-@contextlib.contextmanager
-def lock(run: Path):
-    """`with lock(run):` makes RUN and holds it; UserError if someone else trains there. A kill lets go of it too."""
-    def take():
-        run.mkdir(parents=True, exist_ok=True)
-        file = open(run / ".lock", "w")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is training in {run}; stop it first, or choose another --out") from None
-        except OSError as error:  # some shared disks cannot lock
-            print(f"warning: cannot lock {run} ({error.strerror}); see that no one else trains there", file=sys.stderr)
-        for part in ("checkpoints", "stages"):
-            for leftover in (run / part).glob(".*.partial"):  # of a process that was killed while it wrote; tens of GB
-                shutil.rmtree(leftover, ignore_errors=True)
-        return file
-
-    with parallel.on_rank_zero(take) or contextlib.nullcontext():
-        yield
-
-
-def check_inputs(run: Path, files: list[Path], resumed: bool) -> None:
-    """Note the SHA-256 of what a run starts from; when it is resumed, UserError for a file that is not the same."""
-    hashes = {str(file): sha256(file) for file in files if file.exists()}
-    if resumed:
-        for file, old in read_json(run / "inputs.json").items():
-            if hashes.get(file) != old:
-                raise UserError(f"{file} is missing, or not what {run} started with; going on would mix two trainings")
-    else:
-        write_json(run / "inputs.json", hashes)
-
-
-def save(run: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer, counters: dict, keep: int) -> Path:
+def save(
+    run: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer, counters: dict, keep: int
+) -> Path:
     """Write RUN/checkpoints/STAGE-STEP whole or not at all, then delete all but the newest `keep`.
 
     UserError if it cannot be written (a full disk): the checkpoints before it stay usable."""
     folder = run / "checkpoints" / f"{counters['stage']:02d}-{counters['step']:08d}"
     parameters, moments = get_state_dict(llama, optimizer, options=TRAINED_ONLY)
     try:
+        # Rank 0 makes the temporary folder, all processes write into it, rank 0 renames it.
         with contextlib.ExitStack() as writing:
             temporary = parallel.on_rank_zero(lambda: writing.enter_context(new_folder(folder)))
             temporary = parallel.broadcast(temporary)
-            dcp.save({"parameters": parameters, "optimizer": moments}, checkpoint_id=temporary,
-                     no_dist=parallel.size() == 1)
+            dcp.save(
+                {"parameters": parameters, "optimizer": moments},
+                checkpoint_id=temporary,
+                no_dist=parallel.size() == 1,
+            )
 
-            def seal():
+            def seal() -> None:
                 hashes = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
                 write_json(temporary / "counters.json", {**counters, "files": hashes})
                 writing.close()  # renames it
 
             parallel.on_rank_zero(seal)
-    except (OSError, CheckpointException) as error:  # the latter hides the system's own words behind torch's
+    except (OSError, CheckpointException) as error:
+        # A CheckpointException hides the system's own words behind torch's: they come last.
         reason = str(error).strip().split("\n")[-1]
-        raise UserError(f"cannot write checkpoint {folder}; is the disk full? ({reason}) The ones before it are whole, "
-                        f"and --resume {run} goes on from the newest") from None
+        raise UserError(f"cannot write checkpoint {folder}; is the disk full? ({reason}) The ones "
+                        f"before it are whole, and --resume {run} continues from the newest"
+                        ) from None
 
-    # the one written now stays, even below a newer broken one
-    parallel.on_rank_zero(lambda: [shutil.rmtree(old) for old in [p for p in find(run) if p != folder][keep - 1:]])
+    parallel.on_rank_zero(lambda: delete_old(run, folder, keep))
     return folder
 
 
+def delete_old(run: Path, written: Path, keep: int) -> None:
+    """Delete all checkpoints but `keep`: the one just written, and the newest others."""
+    # A broken one may have a higher number than `written`, which must stay all the same.
+    others = [folder for folder in find(run) if folder != written]
+    for folder in others[keep - 1:]:
+        shutil.rmtree(folder)
+
+
 def find(run: Path, stage: int | None = None) -> list[Path]:
-    """The checkpoints of a run, or of one stage, newest first: by stage and step, not by the clock."""
-    name = "[0-9]*-[0-9]*" if stage is None else f"{stage:02d}-[0-9]*"
-    return sorted((p for p in (run / "checkpoints").glob(name) if p.is_dir()), reverse=True)
+    """The checkpoints of a run, or of one stage, newest first: by stage and step, not by the
+    clock."""
+    pattern = "[0-9]*-[0-9]*"
+    if stage is not None:
+        pattern = f"{stage:02d}-[0-9]*"
+    folders = [path for path in (run / "checkpoints").glob(pattern) if path.is_dir()]
+    return sorted(folders, reverse=True)
 
 
 def newest(run: Path, stage: int | None = None) -> tuple[Path, dict] | None:
-    """The newest whole checkpoint, of one stage if it is given, and its counters; or None. A broken one is passed over
-    with a warning."""
+    """The newest whole checkpoint, of one stage if it is given, and its counters; or None. A broken
+    one is passed over with a warning."""
     for folder in find(run, stage):
         problem = None
         try:
@@ -134,30 +112,88 @@ def newest(run: Path, stage: int | None = None) -> tuple[Path, dict] | None:
             for name, expected in counters["files"].items():
                 if not (folder / name).exists() or sha256(folder / name) != expected:
                     problem = f"{name} is missing or has changed"
-        except (UserError, KeyError, TypeError, AttributeError) as error:  # counters.json is not what `save` wrote
-            problem = str(error)
+        except (UserError, KeyError, TypeError, AttributeError) as error:
+            problem = str(error)  # counters.json is not what `save` wrote
         if problem is None:
             return folder, counters
-        print(f"warning: checkpoint {folder} is broken ({problem}); passing over it", file=sys.stderr)
+        print(f"warning: checkpoint {folder} is broken ({problem}); passing over it",
+              file=sys.stderr)
     return None
 
 
 def load(folder: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's parameters and moments into the model and optimizer of the same stage."""
-    for p in (p for group in optimizer.param_groups for p in group["params"]):
-        # Else PyTorch makes them by a step with gradients of zeros, all of them at once: more memory than training has.
-        device = "cpu" if isinstance(optimizer, kernels.AdamW) else p.device
-        optimizer.state[p] = {"step": torch.zeros((), device=device), "exp_avg": torch.zeros_like(p),
-                              "exp_avg_sq": torch.zeros_like(p)}
+    # The moments are read into these. Left to itself, PyTorch would make them by a step with
+    # gradients of zeros for all parameters at once: more memory than training needs.
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            # PyTorch's fused AdamW keeps its count of steps beside the parameter, others do not.
+            device = p.device if group.get("fused") else "cpu"
+            optimizer.state[p] = {
+                "step": torch.zeros((), device=device),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+
     parameters, moments = get_state_dict(llama, optimizer, options=TRAINED_ONLY)
     state = {"parameters": parameters, "optimizer": moments}
     dcp.load(state, checkpoint_id=folder, no_dist=parallel.size() == 1)
-    set_state_dict(llama, optimizer, model_state_dict=state["parameters"], optim_state_dict=state["optimizer"],
-                   options=TRAINED_ONLY)
+    set_state_dict(
+        llama,
+        optimizer,
+        model_state_dict=state["parameters"],
+        optim_state_dict=state["optimizer"],
+        options=TRAINED_ONLY,
+    )
+
+
+# --------------------------------------------------------------------------- the run's folder
+
+
+@contextlib.contextmanager
+def lock(run: Path) -> Iterator[None]:
+    """`with lock(run):` makes RUN and holds it; UserError if another process trains there. The
+    operating system releases the lock when a process ends, however it ends."""
+    with parallel.on_rank_zero(lambda: take_lock(run)) or contextlib.nullcontext():
+        yield
+
+
+def take_lock(run: Path):
+    """Make RUN and lock it; returns the open file that is the lock."""
+    run.mkdir(parents=True, exist_ok=True)
+    file = open(run / ".lock", "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another process is training in {run}; stop it first, or choose another "
+                        "--out") from None
+    except OSError as error:  # some shared disks cannot lock
+        print(f"warning: cannot lock {run} ({error.strerror}); see that no one else trains there",
+              file=sys.stderr)
+
+    # What a process was writing when it was killed may be tens of GB.
+    for part in ("checkpoints", "stages"):
+        for leftover in (run / part).glob(".*.partial"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    return file
+
+
+def check_inputs(run: Path, files: list[Path], resumed: bool) -> None:
+    """Note the SHA-256 of what a run starts from; when it is resumed, UserError for a file that is
+    not the same."""
+    hashes = {str(file): sha256(file) for file in files if file.exists()}
+    if not resumed:
+        write_json(run / "inputs.json", hashes)
+        return
+    for file, old in read_json(run / "inputs.json").items():
+        if hashes.get(file) != old:
+            raise UserError(f"{file} is missing, or not what {run} started with; resuming would "
+                            "mix two trainings")
 
 
 def rewind_metrics(file: Path, stage: int, step: int) -> None:
-    """Drop the lines of metrics.jsonl that a resumed run will write again, and a last line that a kill cut short."""
+    """Drop the lines of metrics.jsonl after this step of this stage, which a resumed run will write
+    again, and a last line that a kill cut short."""
     if not file.exists():
         return
     kept = []
@@ -170,3 +206,53 @@ def rewind_metrics(file: Path, stage: int, step: int) -> None:
             kept.append(line + "\n")
     with new_file(file) as temporary:
         temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def publish(folder: Path, run: Path) -> None:
+    """RUN/model: the last stage's directory under a name that does not depend on the stages."""
+    with new_folder(run / "model") as temporary:
+        for file in folder.iterdir():
+            if file.name != "training_state.json":
+                link(file, temporary / file.name)
+
+
+def link(source: Path, target: Path) -> None:
+    """The same file under a second name; a copy on a file system that has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+# -------------------------------------------------------------------------------- signals
+
+
+class StopSignal:
+    """`with StopSignal() as stop:` then look at `stop.asked` after every step, save, and leave with
+    `stop.exit_status()`. A second Ctrl-C kills, as people expect."""
+
+    def __enter__(self) -> "StopSignal":
+        self.asked = False
+        self.interrupted = False  # by Ctrl-C
+        self._handlers_before = {}
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._handlers_before[number] = signal.signal(number, self._raise_flag)
+        return self
+
+    def _raise_flag(self, number, frame):
+        self.asked = True
+        # A scheduler may repeat its SIGTERM while a checkpoint is written: that must not kill.
+        if number == signal.SIGINT:
+            self.interrupted = True
+            signal.signal(number, signal.SIG_DFL)
+
+    def exit_status(self) -> int:
+        """130 after Ctrl-C, which shells expect: a script that runs the program stops, too. 0 after
+        SIGTERM: a scheduler asked for it, and nothing went wrong."""
+        if self.interrupted:
+            return 128 + signal.SIGINT
+        return 0
+
+    def __exit__(self, *exception):
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, handler)

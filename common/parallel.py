@@ -227,6 +227,12 @@ def rows(p: torch.Tensor) -> tuple[int, int]:
     return first, last
 
 
+def local_rows(x: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """What this process holds of x, and the number of its first row: what kernels.AdamW asks."""
+    first, _ = rows(x)
+    return local(x), first
+
+
 def like(p: torch.Tensor, part: torch.Tensor) -> torch.nn.Parameter:
     """A parameter that takes p's place, with `part` as the rows of it that this process holds."""
     if hasattr(p, "placements"):

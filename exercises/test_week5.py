@@ -224,9 +224,9 @@ def test_a_killed_run_ends_in_the_same_bits(world, tmp_path):
     """kill -9 in the middle of step 5 of the second stage, in a process of its own; then --resume."""
     whole, run = tmp_path / "whole", tmp_path / "run"
     train.main(flags(world, whole, *STAGES))
-    code = ("import os, signal, torch, train\ntorch.set_num_threads(1)\nnorm, calls = train.Updates.norm, []\n"
-            "def killed(self):\n    calls.append(1)\n    if len(calls) == 9: os.kill(os.getpid(), signal.SIGKILL)\n"
-            f"    return norm(self)\ntrain.Updates.norm = killed\ntrain.main({flags(world, run, *STAGES)!r})")
+    code = ("import os, signal, torch, train\ntorch.set_num_threads(1)\nnorm, calls = train.gradient_norm, []\n"
+            "def killed(given):\n    calls.append(1)\n    if len(calls) == 9: os.kill(os.getpid(), signal.SIGKILL)\n"
+            f"    return norm(given)\ntrain.gradient_norm = killed\ntrain.main({flags(world, run, *STAGES)!r})")
     root = Path(train.__file__).parent
     killed = subprocess.run([sys.executable, "-c", code], cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
                             capture_output=True, text=True)

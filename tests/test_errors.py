@@ -94,7 +94,7 @@ WRONG = {
     "a run that is there already": (TRAIN + "--out {b}/old_run", "is a run already"),
     "resuming what is no run": ("train --resume {b}/empty", "config.json"),
     "resuming a model directory": ("train --resume {w}/model", "is it a run folder"),
-    "resuming with other settings": ("train --resume {b}/old_run --seed 3", "leave the other flags"),
+    "resuming with other settings": ("train --resume {b}/old_run --seed 3", "drop the other flags"),
     "a configuration beside a model": (TRAIN + "--config {w}/model/config.json", "choose one"),
     "a configuration without tokenizer": ("train --device cpu --config {w}/model/config.json", "needs --tokenizer"),
     "another tokenizer beside a model": (TRAIN + "--tokenizer {w}/base.model", "choose one"),
@@ -106,8 +106,6 @@ WRONG = {
     "an unknown optimizer": (TRAIN + "--optimizer sgd", "adamw_bf16"),
     "an unknown part to recompute": (TRAIN + "--recompute most", "attention"),
     "unknown kernels": (TRAIN + "--kernels cuda", "triton"),
-    "an update before all gradients are there": (TRAIN + "--update_in_backward --micro_batch 1",
-                                                 "--micro_batch 16"),
     "instruction tuning without prompts": (TRAIN + "--stages sft:1k:1e-3", "--prompt_field"),
     "a prompt without a response": ("data pack --input {w}/en.jsonl --tokenizer {w}/base.model --out {b}/p "
                                     "--prompt_field question", "go together"),

@@ -1,5 +1,5 @@
-"""bench/gpu.py: every part of it on a CPU, so that nothing in it is met for the first time on a GPU; kills and faults;
-and kernels compiled for GPUs that are not here."""
+"""bench/gpu.py: every part of it on a CPU, so that nothing in it is met for the first time on a
+GPU; kills and faults; and kernels compiled for GPUs that are not here."""
 import dataclasses
 import importlib
 import json
@@ -22,8 +22,9 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def start(out: Path, parts: list[str], *flags: str) -> subprocess.Popen:
-    return subprocess.Popen([*COMMAND, "--out", str(out), "--parts", *parts, *flags], cwd=ROOT, env=ENVIRONMENT,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [*COMMAND, "--out", str(out), "--parts", *parts, *flags]
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True)
 
 
 def rows_of(file: Path) -> list[dict]:
@@ -47,9 +48,11 @@ def part(rows: list[dict], name: str) -> list[dict]:
 def found(world, tmp_path_factory) -> list[dict]:
     """The rows of all parts; the recipe, which takes longest, beside the others."""
     folder = tmp_path_factory.mktemp("gpu")
-    data = ["--data", f"{world}/shards/ko=0.75", f"{world}/shards/en=0.25", "--tokenizer", f"{world}/base.model"]
+    shards = [f"{world}/shards/ko=0.75", f"{world}/shards/en=0.25"]
+    data = ["--data", *shards, "--tokenizer", f"{world}/base.model"]
+    others = [name for name in gpu.PARTS if name != "recipe"]
     runs = [start(folder / "recipe.jsonl", ["recipe"]),
-            start(folder / "others.jsonl", [name for name in gpu.PARTS if name != "recipe"], *data)]
+            start(folder / "others.jsonl", others, *data)]
     outputs = [run.communicate(timeout=600)[0] for run in runs]
     rows = [*rows_of(folder / "others.jsonl"), *rows_of(folder / "recipe.jsonl")]
     problems = [row for row in rows if "failed" in row and row["part"] != "attention"]
@@ -100,7 +103,8 @@ def test_a_run_that_was_stopped_within_a_stage_ends_in_the_same_bits(found):
     same, = (row for row in part(found, "train") if "equal" in row)
     assert same["equal"], same["difference"]
     stopped = [row["stopped_at"] for row in part(found, "train") if "stopped_at" in row]
-    assert [name[:2] for name in stopped] == ["02", "01"]  # a checkpoint in the middle of each of these stages
+    # A checkpoint in the middle of each of these stages.
+    assert [name[:2] for name in stopped] == ["02", "01"]
 
 
 @pytest.mark.slow
@@ -159,7 +163,8 @@ def test_a_part_that_hangs_shows_where(tmp_path):
     assert "took longer than its 12 seconds" in part(rows, "recipe")[-1]["failed"]
     assert any("began_after_seconds" in row for row in part(rows, "recipe"))
     assert "no time" in part(rows, "gemm")[-1]["failed"]
-    assert "run_speedrun" in out.with_suffix(".log").read_text()  # where it was, three seconds before
+    # Where it was, three seconds before.
+    assert "run_speedrun" in out.with_suffix(".log").read_text()
 
 
 def test_steps_begin_with_a_later_case_and_go_on_after_one_that_fails(tmp_path, monkeypatch):
@@ -187,19 +192,20 @@ def test_a_speedrun_that_has_changed_is_not_made_small_by_half():
 def test_cases_that_an_80_gb_gpu_has_room_for():
     """By the plan: which the part `steps` will run, and which it will pass over."""
     needed = {case: gpu.planned(case, gpu.GPU)["needed"] for case in gpu.GPU.cases}
-    fits = {memory: [case for case in needed if needed[case] < memory * 1e9] for memory in (85, 150)}
-    assert fits[150] == list(gpu.GPU.cases)
-    assert {case.stage for case in fits[85]} == {"embed", "odd", "even", "lora", "full"}
-    left_out = [case for case in gpu.GPU.cases if case not in fits[85]]
-    assert {case.stage for case in left_out} == {"full"} and len(left_out) == 2
+    assert all(needed[case] < 150e9 for case in gpu.GPU.cases)
+    fits = [case for case in gpu.GPU.cases if needed[case] < 85e9]
+    assert {case.stage for case in fits} == {"embed", "odd", "even", "lora"}
+    left_out = [case for case in gpu.GPU.cases if case not in fits]
+    assert {case.stage for case in left_out} == {"full"} and len(left_out) == 3
 
 
 @pytest.mark.skipif(launch.triton is None, reason="triton is not installed")
 def test_every_kernel_compiles_without_a_gpu_and_spills_nothing():
-    """For three generations of GPU, in a process of its own: the interpreter and the compiler cannot share one."""
+    """For three generations of GPU, in a process of its own: the interpreter and the compiler
+    cannot share one."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    out = subprocess.run([sys.executable, "-m", "bench.kernels", "--compile-only", "--json"], cwd=ROOT, env=environment,
-                         capture_output=True, text=True)
+    command = [sys.executable, "-m", "bench.kernels", "--compile-only", "--json"]
+    out = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     rows = json.loads(out.stdout.splitlines()[-1])
     assert {row["target"] for row in rows} == {"sm_75", "sm_80", "sm_90"}
@@ -212,5 +218,6 @@ def test_every_kernel_compiles_without_a_gpu_and_spills_nothing():
     assert any("eps float64" in row["variant"] for row in rows)
     for row in rows:
         assert row["spills"] == 0 and row["registers"] <= 255, row
-        assert row["float64"] == ("eps float64" in row["variant"]), row  # the conversion of one number
+        # The conversion of one number.
+        assert row["float64"] == ("eps float64" in row["variant"]), row
         assert row["load bits"] == 128 or "aligned 0" in row["variant"], row
