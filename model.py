@@ -2,406 +2,664 @@
 
 One legend of letters for every shape below:
 
-    B  sequences in a batch      D  hidden size (model width)      H  query heads       V  vocabulary
-    T  positions in a sequence   F  feed-forward width             K  key-value heads   E  one head's width
+    B  sequences in a batch       D  hidden size (model width)    V  vocabulary
+    T  positions in a sequence    F  feed-forward width           H  query heads
+    S  positions that are seen:   E  one head's width             K  key-value heads
+       a cache's, then these T
 
-Llama (Touvron et al., 2302.13971 and 2307.09288) is a GPT with three changes, each one line here: RMSNorm before every
-block in place of LayerNorm, rotary positions on queries and keys in place of a position table, and a gated feed-forward
-(SwiGLU). Grouped-query attention (2305.13245) lets H/K query heads share one key-value head. LoRA (2106.09685) learns
-a low-rank correction beside a frozen matrix.
+Llama (Touvron et al., 2302.13971 and 2307.09288) is a GPT with three changes: RMSNorm before every
+branch in place of LayerNorm, rotary positions on queries and keys in place of a position table, and
+a gated feed-forward (SwiGLU). Grouped-query attention (2305.13245) lets H/K query heads share one
+key-value head. LoRA (2106.09685) learns a low-rank correction beside a frozen matrix.
 
-Modules carry the Hugging Face parameter names: `model.layers.0.self_attn.q_proj.weight` here, there, and in the file.
+Modules carry the Hugging Face parameter names: `model.layers.0.self_attn.q_proj.weight` here,
+there, and in the file. The operations that take most of the time stand in kernels/, each beside
+the PyTorch lines that define it.
 
-    llama = model.load("DIR")                       # config.json, *.safetensors
-    logits = llama(tokens)                          # (B, T) int64 → (B, T, V)
-    loss_sum, count = llama(tokens, targets)        # nats summed over targets that are not -100, and their number
+    llama = model.load("DIR")                   # config.json, *.safetensors
+    logits = llama(tokens)                      # (B, T) int64 → (B, T, V)
+    loss_sum, count = llama(tokens, targets)    # nats, summed over the `count` targets ≠ -100
     model.save(llama, "OUT")
 """
-import itertools
+import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import kernels
-from common import parallel
-from common.cli import UserError, progress, read_json, write_json
-from common.hf import DTYPES, Config
+from common import hf, parallel
+from common.cli import UserError, progress, write_json
 from kernels.rotary import rope_frequencies
-from studies import moe
 
-MAX_SHARD_BYTES = 5 * 10**9
+
+@dataclasses.dataclass
+class Config:
+    """The shape of a Llama, under the names that config.json uses."""
+    # Sizes of matrices.
+    vocab_size: int                             # V
+    hidden_size: int                            # D
+    intermediate_size: int                      # F
+    num_hidden_layers: int
+    num_attention_heads: int                    # H
+    num_key_value_heads: int                    # K, a divisor of H
+    head_dim: int                               # E
+
+    # What the weights alone do not say.
+    max_position_embeddings: int = 2048         # the longest sequence it is made for
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0                 # the slowest pair turns once in about 2π θ places
+    rope_scaling: dict | None = None            # Llama 3.1's, or None
+    tie_word_embeddings: bool = False           # does the head use the embedding's matrix?
+    initializer_range: float = 0.02             # standard deviation of random weights
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2    # Llama 3 ends on any of several
+    dtype: str = "float32"                      # of the weights in the file
+
+    # Set by init.py; None in a model that it did not grow.
+    base_vocab_size: int | None = None          # pieces of the base tokenizer, before the new ones
+    unpadded_vocab_size: int | None = None      # pieces of the tokenizer; later rows are padding
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Config":
+        """Read a config.json, or the one in a model directory. UserError for what this Llama would
+        compute wrongly."""
+        values = hf.read_config(path)
+
+        # A file may say more than we need, and may leave to us what has a default.
+        ours = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: values[name] for name in ours if name in values})
+
+    def write(self, path: str | Path) -> None:
+        """Write a config.json that transformers reads."""
+        hf.write_config(path, dataclasses.asdict(self))
+
+
+# ------------------------------------------------------------------------- linear and norm
 
 
 class Linear(nn.Linear):
-    """x Wᵀ. The weight may be a float32 master while x is bfloat16: the cast is explicit, and autograd undoes it."""
+    """y = x Wᵀ. The weight may be a float32 master while x is bfloat16: the cast is explicit, and
+    autograd undoes it."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight.to(x.dtype))
 
 
-def merge_lora(weight: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scale: float) -> torch.Tensor:
-    """W + (alpha / rank) B A, summed in float32."""
-    return weight.float() + scale * (B.float() @ A.float())
-
-
-class LoRALinear(Linear):
-    """x Wᵀ + (alpha / rank) · (x Aᵀ) Bᵀ with W frozen (2106.09685). B starts at zero: step 0 is unchanged."""
-
-    def __init__(self, base: Linear, rank: int, alpha: float, dtype: torch.dtype = torch.float32):
-        super().__init__(base.in_features, base.out_features, bias=False, device="meta")
-        self.weight, self.scale = base.weight, alpha / rank       # W is the base's own tensor, not a copy
-        new = dict(device=base.weight.device, dtype=dtype)
-        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, **new))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, **new))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # The scale multiplies the narrow product, and the last matmul adds to what W gave while it writes: scaling and
-        # adding afterwards would each be a pass of its own over (B T, out).
-        rows = x.flatten(0, -2)                                             # (B T, in)
-        low = F.linear(rows, self.lora_A.to(x.dtype)) * self.scale    # (B T, rank)
-        y = super().forward(rows)                                           # (B T, out)
-        y = y.addmm_(low, self.lora_B.to(x.dtype).t())
-        return y.view(*x.shape[:-1], self.out_features)                     # (B, T, out)
-
-
 class RMSNorm(nn.Module):
+    """y = w · x / sqrt(mean(x²) + eps), over the last dimension (Zhang and Sennrich,
+    1910.07467)."""
+
     def __init__(self, width: int, eps: float):
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None):
-        """The norm of x; with a residual, the norm of their sum and the sum itself, in one visit of memory."""
-        if residual is None:
-            return kernels.rms_norm(x, self.weight, self.eps)
-        return kernels.add_rms_norm(x, residual, self.weight, self.eps)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return kernels.rms_norm(x, self.weight, self.eps)
+
+    def after_adding(self, x: torch.Tensor, branch: torch.Tensor):
+        """(x + branch, the norm of that sum), in a single pass over memory."""
+        normed, x = kernels.add_rms_norm(branch, x, self.weight, self.eps)
+        return x, normed
+
+
+# ------------------------------------------------------------------------------- attention
+
+
+def attention_reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The definition of causal attention (Vaswani et al., 1706.03762, section 3.2.1).
+
+    q (B, H, T, E), k and v (B, K, S, E) → (B, H, T, E). The T queries are the last of S positions;
+    K divides H.
+
+    >>> q = torch.zeros(1, 1, 2, 1)                # no preference: the mean of what is seen so far
+    >>> attention_reference(q, q, torch.tensor([[[[1.0], [5.0]]]])).flatten()
+    tensor([1., 3.])
+    """
+    H, T, E = q.shape[1:]
+    K, S = k.shape[1:3]
+    k = k.repeat_interleave(H // K, dim=1)                              # (B, H, S, E)
+    v = v.repeat_interleave(H // K, dim=1)                              # (B, H, S, E)
+    scores = q @ k.transpose(2, 3) / math.sqrt(E)                       # (B, H, T, S)
+    is_later = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(1 + S - T)
+    p = scores.masked_fill(is_later, -math.inf).softmax(-1)             # (B, H, T, S)
+    return p @ v                                                        # (B, H, T, E)
+
+
+# On Hopper (H100, H200) cuDNN's attention trains 1.7 to 2.3 times as fast as FlashAttention 2; on
+# older and newer GPUs it is slower (transformers, pull request 48163). What one backend cannot do,
+# the next one does.
+HOPPER = 9  # the major number of its compute capability
+TRAINING_ORDER = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """`attention_reference`, by the fastest implementation that PyTorch has for this device. Shapes
+    as there."""
+    H, T = q.shape[1:3]
+    K, S = k.shape[1:3]
+
+    # On a GPU only FlashAttention lets heads share keys, and it has no float32. The
+    # memory-efficient kernel takes repeated keys; without them the math backend would hold all
+    # scores, (B, H, T, S).
+    if q.device.type != "cpu" and q.dtype == torch.float32 and K < H:
+        k = k.repeat_interleave(H // K, dim=1)                          # (B, H, S, E)
+        v = v.repeat_interleave(H // K, dim=1)                          # (B, H, S, E)
+        K = H
+
+    # New positions see what is in the cache, and each other up to themselves. A single one sees
+    # everything and needs no mask.
+    mask = None
+    if 1 < T < S:
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    options = {"attn_mask": mask, "is_causal": T == S, "enable_gqa": K < H}
+
+    # cuDNN makes a new plan for every length that it meets, 0.4 s each. Training sees one length.
+    # Generation, validation and scoring see hundreds: for them cli.set_device switches cuDNN off.
+    trains = q.is_cuda and torch.is_grad_enabled()
+    cudnn_first = trains and torch.cuda.get_device_properties(q.device).major == HOPPER
+
+    #     scores = q kᵀ / √E,    p = softmax(scores over the keys up to oneself),    y = p v
+    #
+    # Neither scores nor p is ever held whole (FlashAttention, 2205.14135): keys come a block at a
+    # time, and each query keeps its y so far and log Σ exp(scores), from which the backward pass
+    # computes p again.
+    if cudnn_first:
+        with sdpa_kernel(TRAINING_ORDER, set_priority=True):
+            return F.scaled_dot_product_attention(q, k, v, **options)
+    return F.scaled_dot_product_attention(q, k, v, **options)
 
 
 class Cache:
-    """Keys and values of the positions seen so far, layer by layer: room for `length` positions, `used` are filled."""
+    """Keys and values of the positions seen so far, layer by layer: there is room for `length`
+    positions, and `used` are filled."""
 
     def __init__(self, config: Config, batch: int, length: int, device, dtype):
-        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length, config.head_dim)
-        self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
-        self.used = 0
+        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length,
+                 config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.used = 0  # grows once per forward pass, in Llama.hidden: the layers share it
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor):
-        """Append k and v (B, K, T, E) to a layer; return all its keys and values (B, K, used + T, E)."""
+        """Append k and v (B, K, T, E) to a layer; return all its keys and values (B, K, S, E),
+        where S = used + T."""
         end = self.used + k.shape[2]
-        self.keys[layer, :, :, self.used:end], self.values[layer, :, :, self.used:end] = k, v
+        self.keys[layer, :, :, self.used:end] = k
+        self.values[layer, :, :, self.used:end] = v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
 class Attention(nn.Module):
-    def __init__(self, c: Config, layer: int):
-        super().__init__()
-        self.heads, self.groups, self.width = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-        self.layer = layer
-        self.q_proj = Linear(c.hidden_size, self.heads * self.width, bias=False)
-        self.k_proj = Linear(c.hidden_size, self.groups * self.width, bias=False)
-        self.v_proj = Linear(c.hidden_size, self.groups * self.width, bias=False)
-        self.o_proj = Linear(self.heads * self.width, c.hidden_size, bias=False)
+    """Each of H queries at a position compares itself with the keys up to there, and takes a
+    weighted mean of their values. H/K query heads share a head of keys and values, so that the
+    cache is H/K times smaller (grouped-query attention)."""
 
-    def forward(self, x, cos, sin, cache: Cache | None = None, positions=None):
+    def __init__(self, config: Config, layer: int):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.kv_heads = config.num_key_value_heads
+        self.head_dim = config.head_dim
+        self.layer = layer  # its place in a cache
+        self.q_proj = Linear(config.hidden_size, self.heads * self.head_dim, bias=False)
+        self.k_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
+        self.v_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
+        self.o_proj = Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
+
+    def forward(self, x, cos, sin, cache: Cache | None = None, positions=None) -> torch.Tensor:
+        """x (B, T, D), cos and sin (T, E/2) → (B, T, D); (N, D) for `positions`, as in Block."""
         B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, self.heads, self.width).transpose(1, 2)       # (B, H, T, E)
-        k = self.k_proj(x).view(B, T, self.groups, self.width).transpose(1, 2)      # (B, K, T, E)
-        v = self.v_proj(x).view(B, T, self.groups, self.width).transpose(1, 2)      # (B, K, T, E)
+        q = self.q_proj(x).view(B, T, self.heads, self.head_dim)
+        k = self.k_proj(x).view(B, T, self.kv_heads, self.head_dim)
+        v = self.v_proj(x).view(B, T, self.kv_heads, self.head_dim)
+        q = q.transpose(1, 2)                                           # (B, H, T, E)
+        k = k.transpose(1, 2)                                           # (B, K, T, E)
+        v = v.transpose(1, 2)                                           # (B, K, T, E)
+
+        # Without a sign of its place, a key would be the same wherever it stands.
+        # RoPE turns each pair (a, b) = (q[i], q[i + E/2]) at position t by the angle t θ^(-2i/E):
+        #     (a, b) → (a cos - b sin,  b cos + a sin)
+        # and so for k. What is left in q · k is the distance between the two positions.
         q, k = kernels.rope(q, k, cos, sin)
-        if cache is None:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True,
-                                               enable_gqa=self.heads != self.groups)    # (B, H, T, E)
-        else:
-            k, v = cache.extend(self.layer, k, v)
-            mask = None
-            if T > 1 and cache.used:  # new position i sees the cached ones and the new ones up to itself
-                mask = torch.ones(T, k.shape[2], dtype=torch.bool, device=x.device).tril(cache.used)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and T > 1,
-                                               enable_gqa=self.heads != self.groups)
-        y = y.transpose(1, 2).reshape(B, T, -1)
-        return self.o_proj(y if positions is None else y[positions])                # (B, T, D), or (N, D)
+
+        # What came before need not be computed again: its keys and values do not change.
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)                       # (B, K, S, E)
+        y = causal_attention(q, k, v)                                   # (B, H, T, E)
+
+        # Heads side by side again, and mixed.
+        y = y.transpose(1, 2).reshape(B, T, self.heads * self.head_dim)
+        if positions is not None:
+            y = y[positions]                                            # (N, H E)
+        return self.o_proj(y)                                           # (B, T, D) or (N, D)
+
+
+# ----------------------------------------------------------------------------- feed-forward
 
 
 class MLP(nn.Module):
-    def __init__(self, c: Config):
+    """SwiGLU (Shazeer, 2002.05202): one projection opens and closes the gate of another."""
+
+    def __init__(self, config: Config):
         super().__init__()
-        self.gate_proj = Linear(c.hidden_size, c.intermediate_size, bias=False)
-        self.up_proj = Linear(c.hidden_size, c.intermediate_size, bias=False)
-        self.down_proj = Linear(c.intermediate_size, c.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(kernels.swiglu(self.gate_proj(x), self.up_proj(x)))   # (B, T, F) → (B, T, D)
+        gate = self.gate_proj(x)                                        # (B, T, F)
+        up = self.up_proj(x)                                            # (B, T, F)
+        # silu(gate) · up, where silu(g) = g / (1 + e^-g)
+        hidden = kernels.swiglu(gate, up)                               # (B, T, F)
+        return self.down_proj(hidden)                                   # (B, T, D)
+
+
+# --------------------------------------------------------------------------- the whole model
+
+
+def recomputed(function: Callable, *inputs):
+    """function(*inputs), of which only the inputs are kept for the backward pass; the function runs
+    again there, which trades time for memory (Chen et al., 1604.06174). It draws no random numbers,
+    so their state need not be kept."""
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 class Block(nn.Module):
-    """One layer: attention, then feed-forward, each on a normalised copy of the stream x and added back to it.
+    """One layer: attention, then the feed-forward. Each branch reads a normalised copy of the
+    stream x and is added back to it.
 
-    `positions` is an index, (N,) sequences and (N,) places: only they come out, (N, D), which spares the last
-    block the others. `again` drops attention's activations, to be computed again in the backward pass."""
+    `positions` is an index, (N,) sequences and (N,) places: only they come out, (N, D), which
+    spares the last block the others. `recompute_attention`: its activations are not kept."""
 
-    def __init__(self, c: Config, layer: int):
+    def __init__(self, config: Config, layer: int):
         super().__init__()
-        self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.self_attn = Attention(c, layer)
-        self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.mlp = MLP(c)
-        if c.num_experts and layer % 2:
-            copies = [self.mlp, *(MLP(c) for _ in range(1, c.num_experts))]
-            self.mlp = moe.Experts(copies, Linear(c.hidden_size, c.num_experts, bias=False))
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
 
-    def forward(self, x, cos, sin, cache: Cache | None = None, positions=None, again: bool = False):
-        attend = lambda x: self.self_attn(self.input_layernorm(x), cos, sin, cache, positions)
-        attended = checkpoint(attend, x, use_reentrant=False, preserve_rng_state=False) if again else attend(x)
-        normed, x = self.post_attention_layernorm(attended, x if positions is None else x[positions])
-        return x + self.mlp(normed)                                                 # the norm gave x + attended back
+    def attend(self, x, cos, sin, cache: Cache | None, positions) -> torch.Tensor:
+        """The first branch, attention(norm(x))."""
+        return self.self_attn(self.input_layernorm(x), cos, sin, cache, positions)
+
+    def forward(self, x, cos, sin, cache: Cache | None = None, positions=None,
+                recompute_attention: bool = False) -> torch.Tensor:
+        """x (B, T, D) → (B, T, D), or (N, D)."""
+        if recompute_attention:
+            attended = recomputed(self.attend, x, cos, sin, cache, positions)
+        else:
+            attended = self.attend(x, cos, sin, cache, positions)
+        if positions is not None:
+            x = x[positions]                                            # (N, D)
+
+        # x = x + attention(norm(x)).  The next norm makes the sum in the same pass over memory.
+        x, normed = self.post_attention_layernorm.after_adding(x, attended)
+
+        # x = x + mlp(norm(x))
+        x = x + self.mlp(normed)
+        return x
 
 
 class Head(Linear):
-    """Logits, or the loss straight from the hidden states. The loss is computed *inside* the forward of the module that
-    owns the weight, so that a sharded weight (FSDP) is whole at that moment."""
+    """Logits, or the loss straight from the hidden states. The loss is computed *inside* the
+    forward of the module that owns the weight, so that a sharded weight (FSDP) is whole at that
+    moment."""
 
-    def forward(self, x, targets=None):
+    def forward(self, x: torch.Tensor, targets: torch.Tensor | None = None):
         if targets is None:
-            return super().forward(x)                                               # (B, T, V)
+            return super().forward(x)                                   # (B, T, V)
         return kernels.linear_cross_entropy(x.flatten(0, 1), self.weight, targets.flatten())
 
 
 class Decoder(nn.Module):
     """Everything but the head."""
 
-    def __init__(self, c: Config):
+    def __init__(self, config: Config):
         super().__init__()
-        self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
-        self.layers = nn.ModuleList(Block(c, i) for i in range(c.num_hidden_layers))
-        self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
 class Llama(nn.Module):
-    """The whole model. `compute_dtype` is the type of activations and products, whatever the weights are in;
-    `recompute` ("none", "attention" or "full") drops activations, of attention or of whole blocks, and computes them
-    again in the backward pass (1604.06174)."""
+    """The whole model.
+
+    `compute_dtype` is the type of activations and matmuls, whatever the weights are in. `recompute`
+    ("none", "attention" or "full") says which activations are not kept for the backward pass:
+    attention's, or all inside a block."""
 
     def __init__(self, config: Config):
         super().__init__()
-        self.config, self.compute_dtype, self.recompute = config, torch.float32, "none"
+        self.config = config
+        self.compute_dtype = torch.float32
+        self.recompute = "none"
         self.model = Decoder(config)
         self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
-        self._rope: tuple[torch.Tensor, torch.Tensor] | None = None
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+        self.cos_and_sin: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Random matrices, as in GPT-2: those whose output is added to the stream start smaller,
+        since two of them per layer add up. Norms start at 1."""
         for name, p in self.named_parameters():
-            if p.dim() == 2 and not p.is_meta:  # what writes into the stream starts smaller, as in GPT-2
-                smaller = 2 * config.num_hidden_layers if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
-                nn.init.normal_(p, std=config.initializer_range / math.sqrt(smaller))
+            if p.dim() < 2 or p.is_meta:
+                continue
+            std = self.config.initializer_range
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                std = std / math.sqrt(2 * self.config.num_hidden_layers)
+            nn.init.normal_(p, std=std)
 
     def rope_tables(self, start: int, end: int, device) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin of position × frequency for positions start…end-1: (T, E/2) float32, kept for the next call."""
-        if self._rope is None or len(self._rope[0]) < end or self._rope[0].device != torch.device(device):
-            length = max(end, min(self.config.max_position_embeddings, 4096))
-            frequency = rope_frequencies(self.config.head_dim, self.config.rope_theta, self.config.rope_scaling)
-            angles = torch.outer(torch.arange(length, device=device).float(), frequency.to(device))
-            self._rope = angles.cos(), angles.sin()
-        return self._rope[0][start:end], self._rope[1][start:end]
+        """cos and sin of position × frequency for the positions start…end-1, (T, E/2) float32 each.
+        They are computed once, and again if a longer sequence comes."""
+        known = self.cos_and_sin
+        if known is None or len(known[0]) < end or known[0].device != torch.device(device):
+            config = self.config
+            length = max(end, min(config.max_position_embeddings, 4096))
+            positions = torch.arange(length, device=device).float()
+            frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+            angles = torch.outer(positions, frequencies.to(device))     # (length, E/2)
+            self.cos_and_sin = angles.cos(), angles.sin()
+        cos, sin = self.cos_and_sin
+        return cos[start:end], sin[start:end]
 
-    def hidden(self, tokens: torch.Tensor, cache: Cache | None = None, positions=None) -> torch.Tensor:
-        """tokens (B, T) → the head's input, (B, T, D), or (N, D) of an index `positions` into (B, T).
-        A cache grows by T."""
-        start = cache.used if cache else 0
-        x = self.model.embed_tokens(tokens).to(self.compute_dtype)
-        cos, sin = self.rope_tables(start, start + tokens.shape[1], x.device)
+    def hidden(self, tokens: torch.Tensor, cache: Cache | None = None, positions=None):
+        """tokens (B, T) → the head's input, (B, T, D), or (N, D) at the index `positions`, as in
+        Block. A cache grows by T."""
+        T = tokens.shape[1]
+
+        # Where these tokens stand: after those in the cache.
+        start = 0
+        if cache is not None:
+            start = cache.used
+        cos, sin = self.rope_tables(start, start + T, tokens.device)    # (T, E/2)
+
+        x = self.model.embed_tokens(tokens).to(self.compute_dtype)      # (B, T, D)
+        last = self.model.layers[-1]
         for block in self.model.layers:
-            trains = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in block.parameters()))
-            if trains and self.recompute == "full":  # below what is trained nothing is kept that could be dropped
-                x = checkpoint(block, x, cos, sin, use_reentrant=False, preserve_rng_state=False)
+            # Before the last block every position is needed: later ones look at its keys.
+            selected = positions if block is last else None
+
+            # Below everything that is trained nothing is kept, so there is nothing to recompute.
+            is_trained = any(p.requires_grad for p in block.parameters())
+            keeps_activations = torch.is_grad_enabled() and (x.requires_grad or is_trained)
+            if keeps_activations and self.recompute == "full":
+                x = recomputed(block, x, cos, sin, cache, selected)
             else:
-                x = block(x, cos, sin, cache, positions if block is self.model.layers[-1] else None,
-                          trains and self.recompute == "attention")
-        if cache:
-            cache.used += tokens.shape[1]
+                recompute_attention = keeps_activations and self.recompute == "attention"
+                x = block(x, cos, sin, cache, selected, recompute_attention)
+        if cache is not None:
+            cache.used += T
         return self.model.norm(x)
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None):
-        """tokens (B, T) → logits (B, T, V); with targets (B, T) → (summed loss in nats, number of targets ≠ -100)."""
-        out = self.lm_head(self.hidden(tokens), targets)
-        if targets is None or not (self.config.num_experts and torch.is_grad_enabled()):
-            return out
-        return moe.balanced(self, *out), out[1]
+        """tokens (B, T) → logits (B, T, V); with targets (B, T) → (loss in nats, summed over the
+        targets ≠ -100; their number)."""
+        return self.lm_head(self.hidden(tokens), targets)
 
     @torch.no_grad()  # not inference_mode: what rope_tables keeps is used in training too
-    def generate(self, tokens: torch.Tensor, max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0,
-                 generator: torch.Generator | None = None, eos: int | None = None) -> torch.Tensor:
-        """Continue tokens (B, T) by sampling → (B, T + n), n ≤ max_new_tokens. Temperature 0 takes the likeliest; top_p
-        keeps the fewest tokens that hold that probability (Holtzman et al., 1904.09751). Stops when every sequence has
-        ended in `eos`, with which the shorter ones are filled. Padded rows of the vocabulary never come."""
+    def generate(self, tokens: torch.Tensor, max_new_tokens: int, temperature: float = 1.0,
+                 top_p: float = 1.0, generator: torch.Generator | None = None,
+                 eos: int | None = None) -> torch.Tensor:
+        """Continue tokens (B, T) by sampling → (B, T + n), n ≤ max_new_tokens.
+
+        Temperature 0 takes the most likely token. It stops when every sequence has ended in `eos`,
+        with which the shorter ones are filled up. Padded rows of the vocabulary are never
+        sampled."""
         B, T = tokens.shape
         cache = Cache(self.config, B, T + max_new_tokens, tokens.device, self.compute_dtype)
-        ended = torch.zeros(B, dtype=torch.bool, device=tokens.device)
-        fresh = tokens
+        has_ended = torch.zeros(B, dtype=torch.bool, device=tokens.device)
+        new = tokens  # what the cache has not seen: the prompt, then one token at a time
         for _ in progress(range(max_new_tokens), "generate", " tokens"):
-            last = torch.arange(B, device=tokens.device), torch.full((B,), fresh.shape[1] - 1, device=tokens.device)
-            logits = self.lm_head(self.hidden(fresh, cache, last)).float()          # (B, V)
-            logits = logits[:, :self.config.unpadded_vocab_size]
+            # Only the last position predicts a token that is not there yet.
+            last = self.hidden(new, cache)[:, -1]                       # (B, D)
+            logits = self.lm_head(last).float()                         # (B, V)
+            logits = logits[:, :self.config.unpadded_vocab_size]        # None keeps all
             if temperature == 0:
-                fresh = logits.argmax(-1, keepdim=True)                             # (B, 1)
+                new = logits.argmax(-1, keepdim=True)                   # (B, 1)
             else:
-                p, order = torch.softmax(logits / temperature, -1).sort(-1, descending=True)
-                p[:, 1:][(p.cumsum(-1) - p)[:, 1:] >= top_p] = 0                    # the first one always stays
-                fresh = order.gather(1, torch.multinomial(p, 1, generator=generator))
+                new = sample_top_p(logits / temperature, top_p, generator)
+
+            # A sequence that has ended waits for the others.
             if eos is not None:
-                fresh[ended] = eos
-                ended |= fresh[:, 0] == eos
-            tokens = torch.cat((tokens, fresh), 1)
-            if ended.all():
+                new[has_ended] = eos
+                has_ended[new[:, 0] == eos] = True
+            tokens = torch.cat((tokens, new), 1)
+            if has_ended.all():
                 break
         return tokens
 
 
-def _matrices(llama: Llama) -> Iterator[tuple[nn.Module, str, Linear]]:
-    """The seven matrices of every block, router and experts included: (module that holds it, its name, the layer)."""
-    for part in list(llama.model.layers.modules()):
-        for name, layer in list(part.named_children()):
+def sample_top_p(logits: torch.Tensor, top_p: float,
+                 generator: torch.Generator | None = None) -> torch.Tensor:
+    """Sample from the fewest tokens that hold the probability `top_p` together, the nucleus
+    (Holtzman et al., 1904.09751). logits (B, V) → (B, 1).
+
+    Of the probabilities 0.1, 0.6 and 0.3 the second is enough for 0.5:
+
+    >>> sample_top_p(torch.tensor([[0.1, 0.6, 0.3]]).log(), top_p=0.5)
+    tensor([[1]])
+    """
+    p, order = logits.softmax(-1).sort(-1, descending=True)             # (B, V)
+
+    # A token is outside if those that are more likely hold top_p without it. The first one stays.
+    more_likely = p.cumsum(-1) - p                                      # (B, V)
+    is_outside = more_likely >= top_p
+    is_outside[:, 0] = False
+    p[is_outside] = 0
+
+    # multinomial needs no probabilities that sum to 1, and chooses a place in the order.
+    chosen = torch.multinomial(p, 1, generator=generator)               # (B, 1)
+    return order.gather(1, chosen)
+
+
+# ------------------------------------------------------------------------------------ LoRA
+
+
+class LoRALinear(Linear):
+    """y = x Wᵀ + (alpha / rank) · (x Aᵀ) Bᵀ, with W frozen (2106.09685). A (rank, in) and B (out,
+    rank) are trained. B starts at zero, so that step 0 computes what the base does."""
+
+    def __init__(self, base: Linear, rank: int, alpha: float, dtype=torch.float32):
+        super().__init__(base.in_features, base.out_features, bias=False, device="meta")
+        self.weight = base.weight  # the base's own tensor, not a copy
+        self.scale = alpha / rank
+        device = base.weight.device
+        A = torch.empty(rank, base.in_features, dtype=dtype, device=device)
+        B = torch.zeros(base.out_features, rank, dtype=dtype, device=device)
+        self.lora_A = nn.Parameter(init_lora_a(A))
+        self.lora_B = nn.Parameter(B)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        A = self.lora_A.to(x.dtype)
+        B = self.lora_B.to(x.dtype)
+        rows = x.flatten(0, -2)                                         # (B T, in)
+
+        # The scale multiplies the narrow product, and addmm_ adds the last matmul to y as it
+        # writes. Scaling and adding afterwards would each be one more pass over (B T, out).
+        low = F.linear(rows, A) * self.scale                            # (B T, rank)
+        y = super().forward(rows)                                       # (B T, out)
+        y = y.addmm_(low, B.t())                                        # (B T, out)
+        return y.view(*x.shape[:-1], self.out_features)                 # (B, T, out)
+
+
+def init_lora_a(A: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    """A (rank, in) filled as LoRA's authors do: uniform between ±1/√in."""
+    return nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
+
+
+def add_lora(llama: Llama, rank: int, alpha: float, dtype=torch.float32) -> None:
+    """Put a LoRA beside all seven matrices of every block, in place. Which parameters are trained
+    is left to the caller."""
+    # Lists, because the tree of modules changes while we walk through it.
+    for parent in list(llama.model.layers.modules()):
+        for name, layer in list(parent.named_children()):
             if isinstance(layer, Linear):
-                yield part, name, layer
+                setattr(parent, name, LoRALinear(layer, rank, alpha, dtype))
+
+
+def start_lora(llama: Llama, device: str, seed: int) -> None:
+    """Give the LoRAs that were added to a model without memory their start: A random, the same
+    whole matrix for any number of processes, and B zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in list(llama.named_parameters()):
+        if not name.endswith(("lora_A", "lora_B")):
+            continue
+        start = torch.zeros(p.shape)
+        if name.endswith("lora_A"):
+            init_lora_a(start, generator)
+        first, last = parallel.rows(p)
+        assign(llama, name, start[first:last].to(device=device, dtype=p.dtype))
+
+
+def merge_lora(weight: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scale: float):
+    """W + (alpha / rank) · B A, summed in float32."""
+    return weight.float() + scale * (B.float() @ A.float())
+
+
+# ------------------------------------------------------------------------ model directories
+
+
+def load(folder: str | Path, device: str = "cpu",
+         dtype: torch.dtype | Callable[[str], torch.dtype] = torch.float32,
+         before_load: Callable[[Llama], None] | None = None) -> Llama:
+    """Read a model directory, tensor by tensor to its place.
+
+    `dtype` may be a function of the parameter's name. `before_load` is called with the model while
+    it has no memory yet (meta tensors of the right types): it may add a LoRA, freeze parameters,
+    shard. Of a sharded parameter each process reads its own rows only.
+
+    UserError names a tensor that is missing, unknown or of the wrong shape: nothing is silently
+    skipped."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no model directory {folder}")
+    config = Config.read(folder)
+    stored = hf.TensorFiles(folder)
+
+    # A model of names, shapes and types alone.
+    with torch.device("meta"):
+        llama = Llama(config)
+    names = [name for name, _ in llama.named_parameters()]
+    check_names(folder, names, stored, config)
+    for name, p in llama.named_parameters():
+        wanted = dtype(name) if callable(dtype) else dtype
+        p.data = p.data.to(wanted)
+    if before_load is not None:
+        before_load(llama)
+
+    # Its parameters are replaced one by one, so that nothing is in memory twice.
+    parameters = dict(llama.named_parameters())  # what before_load made of them
+    stored_dtypes = set()
+    for name in progress(names, f"reading {folder}"):
+        p = parameters[name]
+        tensor = stored.slice(name)
+        shape = tuple(tensor.get_shape())
+        if shape != tuple(p.shape):
+            raise UserError(f"{stored.files[name]}: {name} has shape {shape}, config.json says "
+                            f"{tuple(p.shape)}; was the vocabulary grown without its embedding? "
+                            "(init.py does both)")
+        stored_dtypes.add(tensor.get_dtype())
+        first, last = parallel.rows(p)
+        assign(llama, name, tensor[first:last].to(device=device, dtype=p.dtype))
+    unknown = sorted(stored_dtypes - set(hf.DTYPES))
+    if unknown:
+        raise UserError(f"{folder} holds tensors of type {', '.join(unknown)}; quantised models "
+                        "cannot be read")
+
+    # The type that the weights have, whatever config.json says; float32 if they differ.
+    config.dtype = "float32"
+    if len(stored_dtypes) == 1:
+        config.dtype = hf.DTYPES[stored_dtypes.pop()]
+    if config.tie_word_embeddings:
+        tie_head(llama, folder, stored)
+    if isinstance(dtype, torch.dtype):
+        llama.compute_dtype = dtype
+    return llama
+
+
+def check_names(folder: Path, names: list[str], stored: hf.TensorFiles, config: Config) -> None:
+    """UserError unless a directory holds the tensors that its config.json describes, and no
+    others."""
+    missing = sorted(set(names) - set(stored.files))
+    extra = set(stored.files) - set(names)
+    if config.tie_word_embeddings:
+        extra.discard("lm_head.weight")  # tie_head compares it
+    if not missing and not extra:
+        return
+    if missing:
+        what = f"has no tensor {missing[0]}"
+    else:
+        what = f"holds an unknown tensor {min(extra)}"
+    raise UserError(f"{folder} {what} ({len(missing)} missing, {len(extra)} unknown): config.json "
+                    "describes another model than the weights")
+
+
+def tie_head(llama: Llama, folder: Path, stored: hf.TensorFiles) -> None:
+    """Make the embedding, which has just been read, the head's matrix again. UserError if the file
+    holds another head."""
+    embedding = llama.model.embed_tokens.weight
+    llama.lm_head.weight = embedding
+    if "lm_head.weight" in stored.files:
+        first, last = parallel.rows(embedding)
+        mine = parallel.local(embedding)
+        head = stored.slice("lm_head.weight")[first:last].to(mine)
+        if not torch.equal(head, mine):
+            raise UserError(f"{folder}/config.json ties the head to the embedding, but "
+                            "lm_head.weight differs from it; set tie_word_embeddings to false")
 
 
 def assign(llama: Llama, name: str, part: torch.Tensor) -> None:
     """Put `part` (this process's rows) into the place of parameter `name`."""
     owner, _, leaf = name.rpartition(".")
     module = llama.get_submodule(owner)
-    setattr(module, leaf, parallel.like(getattr(module, leaf), part))
-
-
-def start_lora(llama: Llama, device: str, seed: int) -> None:
-    """Give the LoRAs that were added to a model without memory their start: A random, the same whole matrix for any
-    number of processes, and B zero."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, p in list(llama.named_parameters()):
-        if name.endswith(("lora_A", "lora_B")):
-            (first, last), start = parallel.rows(p), torch.zeros(p.shape)
-            if name.endswith("lora_A"):
-                nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
-            assign(llama, name, start[first:last].to(device=device, dtype=p.dtype))
-
-
-def add_lora(llama: Llama, rank: int, alpha: float, dtype: torch.dtype = torch.float32) -> None:
-    """Put a LoRA beside all seven matrices of every block, in place. The caller says which parameters are trained."""
-    for part, name, layer in _matrices(llama):
-        setattr(part, name, LoRALinear(layer, rank, alpha, dtype))
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """Where each tensor of a model directory lies: name → file."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        names = {name: folder / file for name, file in read_json(index).get("weight_map", {}).items()}
-    elif (folder / "model.safetensors").exists():
-        names = dict.fromkeys(_open(folder / "model.safetensors").keys(), folder / "model.safetensors")
-    else:
-        raise UserError(f"{folder} holds no model.safetensors, whole or in shards with model.safetensors.index.json; "
-                        "is it a Hugging Face model directory? (.bin files: convert them to safetensors first)")
-    return {name: file for name, file in names.items() if not name.endswith("rotary_emb.inv_freq")}  # old, derived
-
-
-def _open(file: Path) -> safe_open:
-    try:
-        return safe_open(file, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {file}: {error}; is it missing or cut short?") from None
+    old = getattr(module, leaf)
+    setattr(module, leaf, parallel.like(old, part))
 
 
 def open_tensors(folder: str | Path) -> Callable[[str], torch.Tensor]:
     """A function that reads one tensor of a model directory, by its name."""
-    files = _files(Path(folder))
-    opened = {file: _open(file) for file in set(files.values())}
-    return lambda name: opened[files[name]].get_tensor(name)
+    return hf.TensorFiles(Path(folder)).read
 
 
-def load(folder: str | Path, device: str = "cpu", dtype: torch.dtype | Callable[[str], torch.dtype] = torch.float32,
-         before_load: Callable[[Llama], None] = lambda llama: None) -> Llama:
-    """Read a model directory, tensor by tensor to its place. `dtype` may be a function of the parameter's name.
+def save(llama: Llama, folder: str | Path,
+         tensors: Iterable[tuple[str, torch.Tensor]] | None = None) -> None:
+    """Write config.json, generation_config.json and the weights, in config.dtype, into an existing
+    folder, in the layout that Hugging Face reads: above 5 GB in several files, one in memory at a
+    time.
 
-    `before_load` is called with the model while it has no memory yet (meta tensors of the right types): it may add a
-    LoRA, freeze parameters, shard. Of a sharded parameter each process reads its own rows only.
-    UserError names a key that is missing, unknown or of the wrong shape: nothing is skipped in silence.
-    """
+    `tensors`: name and value of each, in the model's order, where they are not the model's own. A
+    LoRA is not written; it is merged before."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"no model directory {folder}")
-    config = Config.read(folder)
-    with torch.device("meta"):
-        llama = Llama(config)
-    wanted, files = dict(llama.named_parameters()), _files(folder)
-    extra = sorted(set(files) - set(wanted) - ({"lm_head.weight"} if config.tie_word_embeddings else set()))
-    missing = sorted(set(wanted) - set(files))
-    if missing or extra:
-        what = f"has no tensor {missing[0]}" if missing else f"holds an unknown tensor {extra[0]}"
-        raise UserError(f"{folder} {what} ({len(missing)} missing, {len(extra)} unknown): config.json describes "
-                        "another model than the weights")
-    for name, meta in wanted.items():
-        meta.data = meta.data.to(dtype(name) if callable(dtype) else dtype)
-    before_load(llama)
-    opened, kinds = {file: _open(file) for file in set(files.values())}, set()
-    for name, meta in progress([(k, p) for k, p in llama.named_parameters() if k in wanted], f"reading {folder}"):
-        if name not in opened[files[name]].keys():
-            raise UserError(f"{files[name]} does not hold {name}, though the index says so; fetch the model again")
-        piece = opened[files[name]].get_slice(name)
-        kinds.add(piece.get_dtype())
-        if tuple(piece.get_shape()) != tuple(meta.shape):
-            raise UserError(f"{files[name]}: {name} has shape {tuple(piece.get_shape())}, config.json says "
-                            f"{tuple(meta.shape)}; was the vocabulary grown without its embedding? (init.py does both)")
-        first, last = parallel.rows(meta)
-        assign(llama, name, piece[first:last].to(device=device, dtype=meta.dtype))
-    if kinds - set(DTYPES):
-        raise UserError(f"{folder} holds tensors of type {', '.join(kinds - set(DTYPES))}; quantised models cannot be "
-                        "read")
-    config.dtype = DTYPES[kinds.pop()] if len(kinds) == 1 else "float32"  # of the weights, whatever config.json says
-    if config.tie_word_embeddings:
-        llama.lm_head.weight = head = llama.model.embed_tokens.weight
-        (first, last), head = parallel.rows(head), parallel.local(head)
-        if "lm_head.weight" in files and not torch.equal(
-                opened[files["lm_head.weight"]].get_slice("lm_head.weight")[first:last].to(head), head):
-            raise UserError(f"{folder}/config.json ties the head to the embedding, but lm_head.weight differs from it; "
-                            "set tie_word_embeddings to false")
-    llama.compute_dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
-    return llama
-
-
-def save(llama: Llama, folder: str | Path, tensors: Iterable[tuple[str, torch.Tensor]] | None = None) -> None:
-    """Write config.json, generation_config.json and the weights, in config.dtype, into an existing folder.
-
-    Above 5 GB the weights go to shards with an index, in the layout that Hugging Face reads, and one shard is in memory
-    at a time. `tensors`: name and value of each, in the model's order, where they are not the model's own."""
-    folder, config = Path(folder), llama.config
+    config = llama.config
     dtype = getattr(torch, config.dtype)
-    own = [(name, p) for name, p in llama.named_parameters() if not name.endswith(("lora_A", "lora_B"))]
-    tensors, shards, size = iter(progress(tensors or own, "writing the model", total=len(own))), [[]], 0
-    for name, p in own:  # a tied head appears once, under the embedding's name
-        if size and size + p.numel() * dtype.itemsize > MAX_SHARD_BYTES:
-            shards, size = [*shards, []], 0
-        shards[-1].append(name)
-        size += p.numel() * dtype.itemsize
-    where = {}
-    for i, shard in enumerate(shards, 1):
-        file = "model.safetensors" if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        try:
-            save_file({name: value.detach().to("cpu", dtype).contiguous()
-                       for name, value in itertools.islice(tensors, len(shard))}, folder / file,
-                      metadata={"format": "pt"})
-        except SafetensorError as error:  # a full disk, mostly
-            raise UserError(f"cannot write {folder / file}: {error}") from None
-        where.update(dict.fromkeys(shard, file))
-    if len(shards) > 1:
-        total = sum(p.numel() for _, p in own) * dtype.itemsize
-        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+
+    # A tied head appears once, under the embedding's name. Sizes decide what goes to which file.
+    own = []
+    for name, p in llama.named_parameters():
+        if not name.endswith(("lora_A", "lora_B")):
+            own.append((name, p))
+    sizes = {name: p.numel() * dtype.itemsize for name, p in own}
+    hf.write_tensors(folder, sizes, tensors or own, dtype)
+
     config.write(folder / "config.json")
-    padded = range(config.unpadded_vocab_size or config.vocab_size, config.vocab_size)
-    write_json(folder / "generation_config.json", {"bos_token_id": config.bos_token_id,
-                                                   "eos_token_id": config.eos_token_id,
-                                                   **({"suppress_tokens": list(padded)} if padded else {})})
+    generation = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+
+    # Other programs must not sample padding either.
+    pieces = config.unpadded_vocab_size or config.vocab_size
+    if pieces < config.vocab_size:
+        generation["suppress_tokens"] = list(range(pieces, config.vocab_size))
+    write_json(folder / "generation_config.json", generation)

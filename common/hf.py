@@ -1,91 +1,249 @@
-"""The shape of a Llama, read from and written to the config.json of a Hugging Face model directory.
+"""The files of a Hugging Face model directory: config.json, and the tensors in *.safetensors.
 
-Both spellings of what transformers renamed are read (rope_theta and rope_scaling, or rope_parameters; torch_dtype, or
-dtype), and both are written. What model.py would compute wrongly is refused by name: a model that is almost a Llama
-gives no error otherwise, only worse text.
-"""
-import dataclasses
+config.json comes in two spellings, since transformers renamed some keys (rope_theta and
+rope_scaling, or rope_parameters; torch_dtype, or dtype). Both are read, and both are written. What
+model.py would compute wrongly is refused by name: a model that is almost a Llama gives no error
+otherwise, only worse text.
+
+Weights are in model.safetensors, or in shards with an index that says which tensor is in which
+file. A safetensors file begins with a table of names, types, shapes and offsets, so that one
+tensor, or some rows of it, can be read alone. """
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
-from common.cli import UserError, read_json, write_json
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names: ours
-SPARSE = "NanowhaleExpertsForCausalLM"  # no name that transformers knows: it would skip the experts with a warning
-LLAMA3_ROPE = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
+from common.cli import UserError, progress, read_json, write_json
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_SHARD_BYTES = 5 * 10**9  # of one file; what is larger goes to several
+
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names: PyTorch's
+
+# A Mistral whose sliding window is not in use computes the same as a Llama.
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+
+# What a config.json must say. Everything else has a default.
+REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+)
+
+# What Llama 3.1's rope_scaling must say.
+LLAMA3_ROPE = (
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+)
 
 
-@dataclasses.dataclass
-class Config:
-    """The shape of a Llama, under the names that config.json uses."""
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    max_position_embeddings: int = 2048
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
-    rope_scaling: dict | None = None            # Llama 3.1's, or None
-    tie_word_embeddings: bool = False
-    initializer_range: float = 0.02
-    bos_token_id: int | None = 1
-    eos_token_id: int | list[int] | None = 2    # Llama 3 ends on any of several
-    dtype: str = "float32"                      # of the file
-    base_vocab_size: int | None = None          # set by init.py: size of the base tokenizer, before its new pieces
-    unpadded_vocab_size: int | None = None      # set by init.py: the tokenizer's pieces; rows past them are padding
-    num_experts: int | None = None              # of a sparse feed-forward in the odd layers (studies/moe.py)
-    router_aux_loss_coef: float | None = None   # how much the balance of their load counts beside the loss
+# ---------------------------------------------------------------------------------- config.json
 
-    @classmethod
-    def read(cls, path: str | Path) -> "Config":
-        """Read a config.json, or the one in a model directory. UserError for what this Llama would compute wrongly."""
-        path = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
-        hf = read_json(path)
-        if not isinstance(hf, dict):
-            raise UserError(f"{path} is not a Llama configuration")
-        heads, architecture = hf.get("num_attention_heads"), (hf.get("architectures") or ["LlamaForCausalLM"])[0]
-        positions, window = hf.get("max_position_embeddings", 2048), hf.get("sliding_window")
-        rope = {**(hf.get("rope_parameters") or {}), **(hf.get("rope_scaling") or {})}  # the new spelling, the old one
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        values = dict(hf, rope_theta=rope.get("rope_theta", hf.get("rope_theta", 10000.0)),
-                      rms_norm_eps=hf.get("rms_norm_eps", 1e-6),  # what transformers takes where it is not said
-                      rope_scaling=rope if kind == "llama3" else None,
-                      num_key_value_heads=hf.get("num_key_value_heads") or heads,
-                      head_dim=hf.get("head_dim") or hf.get("hidden_size", 0) // (heads or 1),
-                      num_experts=hf.get("num_experts") if architecture == SPARSE else None,
-                      router_aux_loss_coef=hf.get("router_aux_loss_coef", 0.01) if architecture == SPARSE else None,
-                      dtype=hf.get("dtype") or hf.get("torch_dtype") or "float32")
-        fields = dataclasses.fields(cls)
-        missing = [f.name for f in fields if f.default is dataclasses.MISSING and not values.get(f.name)]
-        refusals = {
-            f"is not a Llama configuration: it has no {', '.join(missing)}": missing,
-            f"architecture {architecture} is neither LlamaForCausalLM nor MistralForCausalLM":
-                architecture not in ("LlamaForCausalLM", "MistralForCausalLM", SPARSE),
-            f"num_experts {hf.get('num_experts')} is not a number of 2 or more, in a model of two layers or more":
-                architecture == SPARSE and not (isinstance(hf.get("num_experts"), int) and hf["num_experts"] > 1
-                                                and hf.get("num_hidden_layers", 0) > 1),
-            f"sliding_window {window} is in use; set it to null and max_position_embeddings to {window} (below that "
-            "length the two are the same)": window and window < positions and hf.get("use_sliding_window", True),
-            "attention_bias or mlp_bias is set; this Llama has none": hf.get("attention_bias") or hf.get("mlp_bias"),
-            f"hidden_act {hf.get('hidden_act')} is not supported; silu is": hf.get("hidden_act", "silu") != "silu",
-            f"rope type {kind!r} is not supported; default and llama3 are": kind not in ("default", "llama3"),
-            f"rope type llama3 lacks {', '.join(LLAMA3_ROPE - set(rope))}":
-                kind == "llama3" and LLAMA3_ROPE - set(rope),
-            f"{heads} attention heads cannot share {values['num_key_value_heads']} key-value heads evenly":
-                heads and heads % values["num_key_value_heads"],
-            f"dtype {values['dtype']!r} is none of {', '.join(DTYPES.values())}":
-                values["dtype"] not in DTYPES.values()}
-        for what in (what for what, wrong in refusals.items() if wrong):
-            raise UserError(f"{path}: {what}")
-        return cls(**{f.name: values[f.name] for f in fields if f.name in values})
 
-    def write(self, path: str | Path) -> None:
-        """Write a config.json with both spellings of rope and dtype: old and new transformers read it alike."""
-        rope = {**(self.rope_scaling or {"rope_type": "default"}), "rope_theta": self.rope_theta}
-        known = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
-        names = (SPARSE, "nanowhale_experts") if self.num_experts else ("LlamaForCausalLM", "llama")
-        write_json(path, {"architectures": [names[0]], "model_type": names[1], "hidden_act": "silu",
-                          "attention_bias": False, "mlp_bias": False, **known, "torch_dtype": self.dtype,
-                          "rope_parameters": rope, "rope_scaling": self.rope_scaling})
+def read_config(path: str | Path, architectures: tuple[str, ...] = ARCHITECTURES) -> dict:
+    """A config.json, or that of a model directory, in one spelling: the fields of model.Config
+    under their names, beside whatever else the file says. UserError if it cannot be read, or
+    describes what model.py would compute wrongly."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "config.json"
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not a Llama configuration")
+    missing = [name for name in REQUIRED if not config.get(name)]
+    if missing:
+        raise UserError(f"{path} is not a Llama configuration: it has no {', '.join(missing)}")
+    config = in_one_spelling(config)
+    problem = unsupported(config, architectures)
+    if problem:
+        raise UserError(f"{path}: {problem}")
+    return config
+
+
+def in_one_spelling(config: dict) -> dict:
+    """A copy in which those fields of model.Config that have two names or may be left out are
+    there. `rope_type` is added, for `unsupported` to look at."""
+    config = dict(config)
+
+    # What a file may leave out. Where it gives no epsilon, transformers takes 1e-6.
+    heads = config["num_attention_heads"]
+    config["architectures"] = config.get("architectures") or ["LlamaForCausalLM"]
+    config["num_key_value_heads"] = config.get("num_key_value_heads") or heads
+    config["head_dim"] = config.get("head_dim") or config["hidden_size"] // heads
+    config["rms_norm_eps"] = config.get("rms_norm_eps", 1e-6)
+    config["dtype"] = config.get("dtype") or config.get("torch_dtype") or "float32"
+
+    # RoPE in the new spelling, then in the old one, which wins where a file has both.
+    rope = {}
+    rope.update(config.get("rope_parameters") or {})
+    rope.update(config.get("rope_scaling") or {})
+    theta = config.get("rope_theta", 10000.0)
+    config["rope_theta"] = rope.get("rope_theta", theta)
+    config["rope_type"] = rope.get("rope_type", rope.get("type", "default"))
+    config["rope_scaling"] = None
+    if config["rope_type"] == "llama3":
+        config["rope_scaling"] = rope
+    return config
+
+
+def unsupported(config: dict, architectures: tuple[str, ...]) -> str | None:
+    """What model.py would compute wrongly, for a configuration in one spelling; None if nothing."""
+    architecture = config["architectures"][0]
+    if architecture not in architectures:
+        return f"architecture {architecture} is neither LlamaForCausalLM nor MistralForCausalLM"
+
+    # Attention sees every earlier position here. With a window it would not.
+    window = config.get("sliding_window")
+    positions = config.get("max_position_embeddings", 2048)
+    if window and window < positions and config.get("use_sliding_window", True):
+        return (f"sliding_window {window} is in use; set it to null and max_position_embeddings to "
+                f"{window} (below that length the two are the same)")
+
+    # The other Llamas: with biases, or with another activation in the feed-forward.
+    if config.get("attention_bias") or config.get("mlp_bias"):
+        return "attention_bias or mlp_bias is set; this Llama has none"
+    activation = config.get("hidden_act", "silu")
+    if activation != "silu":
+        return f"hidden_act {activation} is not supported; silu is"
+
+    # Frequencies: kernels/rotary.py knows the plain ones and Llama 3.1's.
+    rope_type = config["rope_type"]
+    if rope_type not in ("default", "llama3"):
+        return f"rope type {rope_type!r} is not supported; default and llama3 are"
+    if rope_type == "llama3":
+        missing = [name for name in LLAMA3_ROPE if name not in config["rope_scaling"]]
+        if missing:
+            return f"rope type llama3 lacks {', '.join(missing)}"
+
+    heads = config["num_attention_heads"]
+    key_value_heads = config["num_key_value_heads"]
+    if heads % key_value_heads:
+        return f"{heads} attention heads cannot share {key_value_heads} key-value heads evenly"
+    if config["dtype"] not in DTYPES.values():
+        return f"dtype {config['dtype']!r} is none of {', '.join(DTYPES.values())}"
+    return None
+
+
+def write_config(path: str | Path, values: dict) -> None:
+    """Write the fields of model.Config as a config.json, in both spellings: old and new
+    transformers read it alike."""
+    rope = dict(values["rope_scaling"] or {"rope_type": "default"})
+    rope["rope_theta"] = values["rope_theta"]
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+    }
+    for name, value in values.items():
+        if value is not None:
+            config[name] = value
+    config["torch_dtype"] = values["dtype"]
+    config["rope_parameters"] = rope
+    config["rope_scaling"] = values["rope_scaling"]
+    write_json(path, config)
+
+
+# --------------------------------------------------------------------------------- safetensors
+
+
+class TensorFiles:
+    """The tensors of a model directory, by name, in one file or several. One is read when it is
+    asked for."""
+
+    def __init__(self, folder: Path):
+        self.files = files_of_tensors(folder)  # name → file
+        self.opened = {file: open_file(file) for file in set(self.files.values())}
+
+    def slice(self, name: str):
+        """A tensor that is not read yet: it has get_shape() and get_dtype(), and [first:last] reads
+        these of its rows."""
+        file = self.files[name]
+        try:
+            return self.opened[file].get_slice(name)
+        except SafetensorError:
+            raise UserError(f"{file} does not hold {name}, though the index says so; fetch the "
+                            "model again") from None
+
+    def read(self, name: str) -> torch.Tensor:
+        """The whole tensor."""
+        return self.slice(name)[:]
+
+
+def files_of_tensors(folder: Path) -> dict[str, Path]:
+    """Where each tensor of a model directory lies: name → file."""
+    index = folder / INDEX
+    weights = folder / WEIGHTS
+    files = {}
+    if index.exists():
+        for name, file in read_json(index).get("weight_map", {}).items():
+            files[name] = folder / file
+    elif weights.exists():
+        files = dict.fromkeys(open_file(weights).keys(), weights)
+    else:
+        raise UserError(f"{folder} holds no {WEIGHTS}, whole or in shards with {INDEX}; is it a "
+                        "Hugging Face model directory? (.bin files: convert them to safetensors "
+                        "first)")
+
+    # Old checkpoints hold RoPE's frequencies, which follow from the configuration.
+    return {name: file for name, file in files.items() if not name.endswith("rotary_emb.inv_freq")}
+
+
+def open_file(file: Path) -> safe_open:
+    """A safetensors file, memory-mapped. UserError if it is not one."""
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read {file}: {error}; is it missing or cut short?") from None
+
+
+def into_shards(sizes: dict[str, int], most: int) -> list[list[str]]:
+    """Names in groups of at most `most` bytes, in their order. A larger one is a group of its own.
+
+    >>> into_shards({"a": 3, "b": 3, "c": 9, "d": 1}, most=6)
+    [['a', 'b'], ['c'], ['d']]
+    """
+    shards = [[]]
+    size = 0
+    for name, n_bytes in sizes.items():
+        if size and size + n_bytes > most:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += n_bytes
+    return shards
+
+
+def write_tensors(folder: Path, sizes: dict[str, int], tensors: Iterable[tuple[str, torch.Tensor]],
+                  dtype: torch.dtype) -> None:
+    """Write the tensors of a model directory, as `dtype`, to one file or to shards with an index.
+
+    `sizes`: the bytes that each takes; `tensors`: name and value of each, in the same order. One
+    shard is in memory at a time. UserError if the disk is full."""
+    shards = into_shards(sizes, MAX_SHARD_BYTES)
+    tensors = iter(progress(tensors, "writing the model", total=len(sizes)))
+    weight_map = {}
+    for number, names in enumerate(shards, 1):
+        file = WEIGHTS
+        if len(shards) > 1:
+            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        shard = {}
+        for name, value in itertools.islice(tensors, len(names)):
+            shard[name] = value.detach().to("cpu", dtype).contiguous()
+            weight_map[name] = file
+        try:
+            save_file(shard, folder / file, metadata={"format": "pt"})
+        except SafetensorError as error:  # a full disk, mostly
+            raise UserError(f"cannot write {folder / file}: {error}") from None
+    if len(shards) > 1:
+        metadata = {"total_size": sum(sizes.values())}
+        write_json(folder / INDEX, {"metadata": metadata, "weight_map": weight_map})

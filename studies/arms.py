@@ -21,6 +21,7 @@ from studies.plain import run_settings, steps
 from studies.report import table, validations
 
 ROOT = Path(__file__).resolve().parents[1]
+TRAIN = [sys.executable, ROOT / "train.py"]
 NEVER = 1e-6
 
 
@@ -71,8 +72,9 @@ def command(argv: list, log) -> None:
         signal.signal(number, handler)
 
 
-def train(args, name: str, **flags) -> Path:
-    """The run OUT/name of train.py: nothing if it is finished, resumed if it was stopped. UserError if it fails."""
+def train(args, name: str, program: list = TRAIN, **flags) -> Path:
+    """The run OUT/name of train.py, or of a program with its flags: nothing if it is finished, resumed if it was
+    stopped. UserError if it fails."""
     run = args.out / name
     wanted = {"seq_len": args.seq_len, "batch_tokens": args.batch_tokens, "eval_bytes": args.eval_bytes, **flags}
     argv = [str(word) for key, value in wanted.items() if value is not None
@@ -83,7 +85,7 @@ def train(args, name: str, **flags) -> Path:
         return run
     print(f"training {run}; {run}.log shows how far it is", flush=True)
     with open(f"{run}.log", "a", encoding="utf-8") as log:
-        command([sys.executable, ROOT / "train.py", *(["--resume", run] if begun else ["--out", run, *argv])], log)
+        command([*program, *(["--resume", run] if begun else ["--out", run, *argv])], log)
     if not (run / "model").exists():
         last = Path(f"{run}.log").read_text(encoding="utf-8").strip().splitlines()[-1:] or ["nothing was printed"]
         raise cli.UserError(f"train.py stopped before {run} was finished ({last[0].strip()}); {run}.log says more, "
