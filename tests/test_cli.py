@@ -102,3 +102,36 @@ def test_broken_json_is_named(tmp_path):
         cli.read_json(tmp_path / "a.json")
     with pytest.raises(cli.UserError, match="cannot read .*b.json"):
         cli.read_json(tmp_path / "b.json")
+
+
+def test_a_model_directory_passes(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    cli.check_model_folder(tmp_path / "model")
+    # Weights decide: a model directory may hold a folder named `model`, whatever that is.
+    (tmp_path / "model.safetensors").write_text("")
+    cli.check_model_folder(tmp_path)
+
+
+def test_a_missing_model_directory_and_a_file_are_named(tmp_path):
+    with pytest.raises(cli.UserError, match="no model directory .*/none"):
+        cli.check_model_folder(tmp_path / "none")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(cli.UserError, match="config.json is a file"):
+        cli.check_model_folder(tmp_path / "config.json")
+
+
+def test_a_run_in_place_of_its_model_is_named_as_such(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    (run / "metrics.jsonl").write_text("")
+    with pytest.raises(cli.UserError, match="no model yet"):
+        cli.check_model_folder(run)
+    for name in ("9-lora", "10-full"):
+        (run / "stages" / name).mkdir(parents=True)
+    with pytest.raises(cli.UserError, match="last finished stage is .*/run/stages/10-full"):
+        cli.check_model_folder(run)
+    (run / "model").mkdir()
+    with pytest.raises(cli.UserError, match="its model is .*/run/model"):
+        cli.check_model_folder(run)
