@@ -9,6 +9,7 @@ from pathlib import Path
 
 from common.cli import UserError, read_json, write_json
 
+INDEX = "model.safetensors.index.json"  # beside weights in shards: which file holds which tensor
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names: ours
 SPARSE = "NanowhaleExpertsForCausalLM"  # no name that transformers knows: it would skip the experts with a warning
 LLAMA3_ROPE = {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}
