@@ -56,7 +56,7 @@ class Task:
 NO_YES = ("아니오", "예")
 FALSE_TRUE = {"false": 0, "true": 1}
 TASKS = {
-    # "{paragraph} Question: {question} Answer: " no / yes. The harness has that space at the end too;
+    # "{paragraph} Question: {question} Answer: " no / yes. The harness ends it in that space too;
     # `encode` moves it.
     "boolq": Task(
         folder="BoolQ",
