@@ -1,30 +1,28 @@
 """KoBEST: of several answers, which does the model find likeliest?
 
-KoBEST (Kim et al., 2204.04541) asks five kinds of Korean question, each with two or four answers. A model that was only
-pretrained cannot be asked; so every answer is put behind its question, and the answer whose tokens are likeliest is the
-prediction (Brown et al., 2005.14165, section 2.4):
+KoBEST (Kim et al., 2204.04541) asks five kinds of Korean question, each with two or four answers.
+A model that was only pretrained does not answer questions; it continues text. So every answer is
+put behind its question, and the answer whose tokens are likeliest is the prediction (Brown et al.,
+2005.14165, section 2.4):
 
     log p(answer | context) = Σ_t log p(answer token t | context, answer tokens before t)
 
-A score means something only beside other people's. Prompts, blanks, BOS, truncation, metrics and the draw of solved
-examples (--shots) are therefore those of lm-evaluation-harness 0.4.13, odd ones included.
+A score means something only beside those of others. Prompts, spaces, BOS, truncation, metrics and
+the draw of solved examples (--shots) are therefore those of lm-evaluation-harness 0.4.13, odd ones
+included. And only what it has above three others counts: chance, the accuracy of always giving the
+commonest answer (both are printed beside it), and that of the answers alone (--answer_only).
 
-The time goes into contexts, so each is run once for all its answers. An answer's last token is never fed to the model:
-one-token answers have the same input. The model is causal: an input that begins another is answered by the same run.
-Answers that part ways go on from copies of the context's keys and values (see `plan`).
-
-    python eval_kobest.py --model DIR --data KOBEST_DIR                            # the test split of all five tasks
-    python eval_kobest.py --model DIR --data KOBEST_DIR --split dev --shots 5 --tasks copa hellaswag --out scores.json
-    python eval_kobest.py --model DIR --data KOBEST_DIR --answer_only              # control: what the answers give away
-    python eval_kobest.py --compare A.json B.json                                  # what changed between two --out's
-    torchrun --nproc_per_node=8 eval_kobest.py --model DIR --data KOBEST_DIR       # eight processes share the work
+    python eval_kobest.py --model DIR --data KOBEST_DIR                  # test split, all tasks
+    python eval_kobest.py --model DIR --data KOBEST_DIR --split dev --shots 5 \\
+        --tasks copa hellaswag --out scores.json
+    python eval_kobest.py --model DIR --data KOBEST_DIR --answer_only    # control: no question
+    python eval_kobest.py --compare A.json B.json                        # what changed
+    torchrun --nproc_per_node=8 eval_kobest.py --model DIR --data KOBEST_DIR      # on eight GPUs
 """
 import csv
 import json
 import math
-import os
 import random
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -36,322 +34,598 @@ import torch.nn.functional as F
 from sentencepiece import SentencePieceProcessor
 
 import model
+import sample
 import tokenizer
 from common import cli, parallel
+
+# ------------------------------------------------------------------------------- what is asked
 
 
 @dataclass(frozen=True)
 class Task:
-    """Where a task lies, and how a row becomes a context and choices. Templates name the harness's fields."""
-    folder: str
-    columns: str                    # field=column of the TSV that holds it
-    values: dict[str, dict]         # field: what each spelling in the TSV (in lower case) stands for
+    """Where a task lies, and how a row becomes a context and choices, with the harness's names."""
+    folder: str                     # of the TSV files
+    columns: dict[str, str]         # {field of the templates below: column of the TSV}
+    values: dict[str, dict]         # {field: {spelling in the TSV, in lower case: its meaning}}
     prompt: str
     choices: tuple[str, ...]
-    version: float = 1.0            # of the task in the harness: scores of different versions do not compare
+    version: float = 1.0            # in the harness; scores of different versions do not compare
 
 
-NO_YES, FALSE_TRUE = ("아니오", "예"), {"label": {"false": 0, "true": 1}}
+# The templates are the harness's, to the space. The comments translate them.
+NO_YES = ("아니오", "예")
+FALSE_TRUE = {"false": 0, "true": 1}
 TASKS = {
-    # "{paragraph} Question: {question} Answer: ". The blank at the end is the harness's: see `encode`.
-    "boolq": Task("BoolQ", "paragraph=Text question=Question label=Answer", FALSE_TRUE,
-                  "{paragraph} 질문: {question} 답변: ", NO_YES),
-    # cause / effect: "{premise}  because" or "{premise}  so" (two blanks, as in the harness)
-    "copa": Task("COPA", "premise=sentence question=question alternative_1=1 alternative_2=2 label=Answer",
-                 {"question": {"원인": " 왜냐하면", "결과": " 그래서"}, "label": {"1": 0, "2": 1}},
-                 "{premise} {question}", ("{alternative_1}", "{alternative_2}")),
-    # "Sentence: {context}"
-    "hellaswag": Task("HellaSwag", "context=context" + "".join(f" ending_{i}=choice{i}" for i in "1234")
-                      + " label=label", {"label": {str(i): i for i in range(4)}}, "문장: {context}",
-                      tuple(f"{{ending_{i}}}" for i in "1234")),
+    # "{paragraph} Question: {question} Answer: " no / yes. The harness ends it in that space too;
+    # `encode` moves it.
+    "boolq": Task(
+        folder="BoolQ",
+        columns={"paragraph": "Text", "question": "Question", "label": "Answer"},
+        values={"label": FALSE_TRUE},
+        prompt="{paragraph} 질문: {question} 답변: ",
+        choices=NO_YES,
+    ),
+    # Of a premise, which is the cause, or the effect? "{premise}  because" or "{premise}  so", with
+    # two spaces: the harness's template has one, and each of its two words another.
+    "copa": Task(
+        folder="COPA",
+        columns={
+            "premise": "sentence",
+            "question": "question",
+            "alternative_1": "1",
+            "alternative_2": "2",
+            "label": "Answer",
+        },
+        values={"question": {"원인": " 왜냐하면", "결과": " 그래서"}, "label": {"1": 0, "2": 1}},
+        prompt="{premise} {question}",
+        choices=("{alternative_1}", "{alternative_2}"),
+    ),
+    # How does it continue? "Sentence: {context}"
+    "hellaswag": Task(
+        folder="HellaSwag",
+        columns={
+            "context": "context",
+            "ending_1": "choice1",
+            "ending_2": "choice2",
+            "ending_3": "choice3",
+            "ending_4": "choice4",
+            "label": "label",
+        },
+        values={"label": {"0": 0, "1": 1, "2": 2, "3": 3}},
+        prompt="문장: {context}",
+        choices=("{ending_1}", "{ending_2}", "{ending_3}", "{ending_4}"),
+    ),
     # "Sentence: {sentence} Sentiment:" negative / positive
-    "sentineg": Task("SentiNeg", "sentence=Text label=Label", {"label": {"0": 0, "1": 1}},
-                     "문장: {sentence} 긍부정:", ("부정", "긍정")),
-    # "Sentence 1: … Sentence 2: … Is {word} used in the same sense in both sentences?"
-    "wic": Task("WiC", "word=Target context_1=SENTENCE1 context_2=SENTENCE2 label=ANSWER", FALSE_TRUE,
-                "문장1: {context_1} 문장2: {context_2} 두 문장에서 {word}가 같은 뜻으로 쓰였나?", NO_YES),
+    "sentineg": Task(
+        folder="SentiNeg",
+        columns={"sentence": "Text", "label": "Label"},
+        values={"label": {"0": 0, "1": 1}},
+        prompt="문장: {sentence} 긍부정:",
+        choices=("부정", "긍정"),
+    ),
+    # "Sentence 1: … Sentence 2: … Is {word} used in the same sense in both sentences?" no / yes
+    "wic": Task(
+        folder="WiC",
+        columns={
+            "word": "Target",
+            "context_1": "SENTENCE1",
+            "context_2": "SENTENCE2",
+            "label": "ANSWER",
+        },
+        values={"label": FALSE_TRUE},
+        prompt="문장1: {context_1} 문장2: {context_2} 두 문장에서 {word}가 같은 뜻으로 쓰였나?",
+        choices=NO_YES,
+    ),
 }
 KOBEST = list(TASKS)
-# The test sentences of SentiNeg before a negation turned them round. They are not a sixth task: no mean counts them.
-TASKS["sentineg_originated"] = replace(TASKS["sentineg"], columns="sentence=Text_origin label=Label_origin")
+# The test sentences of SentiNeg before a negation reversed them ("not bad" was "bad"). This is no
+# sixth task: no mean counts it.
+TASKS["sentineg_originated"] = replace(
+    TASKS["sentineg"],
+    columns={"sentence": "Text_origin", "label": "Label_origin"},
+)
 
 
 @dataclass(frozen=True)
 class Example:
-    """One row of a file. Rows count from 1, in a TSV below the header, as the ID column of the files does."""
+    """One row of a file. Rows count from 1 below the header, as the ID column of the files does."""
     row: int
     context: str
     choices: list[str]
-    label: int
-
-
-def find(data: Path, name: str, split: str) -> Path:
-    """The file of a split: v1.0/BoolQ/dev.tsv as KoBEST was published, or Hugging Face's boolq/validation.jsonl."""
-    base, originated, _ = name.partition("_originated")
-    folder = (data / "v1.0" if (data / "v1.0").is_dir() else data) / TASKS[name].folder
-    files = [folder / f"{split}.tsv", data / base / f"{'validation' if split == 'dev' else split}{originated}.jsonl"]
-    for file in filter(Path.is_file, files):
-        return file
-    others = sorted(path.stem for path in folder.glob("*.tsv"))
-    raise cli.UserError(f"no file {files[0]}, nor {files[1]}; " + (f"try --split {others[0]}" if others else
-                        "--data takes the folder of KoBEST, which holds v1.0/BoolQ, v1.0/COPA, … or boolq, copa, …"))
-
-
-def read(data: Path, name: str, split: str, limit: int | None = None) -> list[Example]:
-    """The first `limit` examples of a split, in the order of its file. UserError names the file and the row.
-
-    Python's csv with its default quoting gives the same cells as pandas, through which Hugging Face's loader reads:
-    twelve rows of BoolQ hold quotes that both strip.
-    """
-    file, task, rows, examples = find(data, name, split), TASKS[name], [], []
-    columns, values, tabs = dict(pair.split("=") for pair in task.columns.split()), task.values, file.suffix == ".tsv"
-    if not tabs:  # JSON lines: columns are called as the fields, and labels count from 0
-        columns, values = {f: f for f in columns}, {**values, "label": {str(i): i for i in range(len(task.choices))}}
-    try:
-        with open(file, encoding="utf-8-sig", newline="" if tabs else None) as lines:
-            for cells in csv.reader(lines, delimiter="\t") if tabs else filter(str.strip, lines):
-                rows += [cells if tabs else dict(json.loads(cells))] if cells else []
-    except (csv.Error, ValueError, TypeError) as error:
-        kind = "tabs between its columns" if tabs else "a JSON object a line"
-        raise cli.UserError(f"{file}, row {len(rows) + (not tabs)}: not a UTF-8 table with {kind} ({error})") from None
-    if tabs:
-        header, *rows = rows or [[]]
-        rows = [dict(zip(header, cells + [""] * len(header), strict=False)) for cells in rows]
-    if not rows:
-        raise cli.UserError(f"{file} has no rows")
-    for row, cells in enumerate(rows[:limit], 1):
-        fields = {}
-        for field, column in columns.items():
-            if column not in cells:
-                raise cli.UserError(f"{file}, row {row}: no column {column!r}, only {', '.join(cells)}")
-            text, known = "" if cells[column] is None else str(cells[column]), values.get(field)
-            if not text.strip():
-                raise cli.UserError(f"{file}, row {row}: column {column!r} is empty")
-            if known and text.strip().lower() not in known:
-                raise cli.UserError(f"{file}, row {row}: {column!r} is {text!r}, not one of {', '.join(known)}")
-            fields[field] = known[text.strip().lower()] if known else text
-        choices = [choice.format(**fields) for choice in task.choices]
-        examples.append(Example(row, task.prompt.format(**fields), choices, fields["label"]))
-    return examples
+    label: int                      # which of the choices is right
 
 
 def add_shots(examples: list[Example], pool: list[Example], shots: int) -> list[Example]:
-    """Put `shots` solved examples of the train split before every context, as the harness draws them: one generator
-    goes from example to example, and an example of the train split may find itself, answer and all, among its shots."""
+    """Put `shots` solved examples of the train split before every context.
+
+    Drawn as the harness draws them: one generator serves all examples in turn, and an example of
+    the train split may find itself, answer and all, among its own shots.
+    """
+    # The same example twice in one prompt would be fewer shots than were asked for.
     if shots > len(pool):
         raise cli.UserError(f"--shots {shots}: the train split has {len(pool)} examples")
-    draw, solved = random.Random(1234), [f"{e.context} {e.choices[e.label]}\n\n" for e in pool]
-    return [replace(e, context="".join(draw.sample(solved, shots)) + e.context) for e in examples]
-
-
-def encoder(sp: SentencePieceProcessor, folder: Path) -> Callable[[str], list[int]]:
-    """text → tokens, BOS included, as transformers 5 makes them from this model directory.
-
-    SentencePiece puts a blank before every text, and so does the tokenizer.json that `tokenizer.save` writes; but
-    transformers' own LlamaTokenizer puts none where there is one already.
-    """
-    file = folder / "tokenizer_config.json"
-    said = cli.read_json(file) if file.exists() else {}
-    bos, own = said.get("add_bos_token", True), "LlamaTokenizer" in said.get("tokenizer_class", "LlamaTokenizer")
-    return lambda text: tokenizer.encode(sp, text.removeprefix(" ") if own else text, bos=bos)
-
-
-def encode(tokens: Callable[[str], list[int]], example: Example) -> list[tuple[list[int], list[int]]]:
-    """The tokens of (context, continuation), for each choice.
-
-    A continuation is a blank and the choice. Blanks that end the context move to it: tokens of running text begin with
-    their blank, "답변:" + " 예" (answer: yes). Both are encoded together, then cut where the context alone would end.
-    """
-    body = example.context.rstrip()
-    context, blanks = tokens(body), example.context[len(body):] + " "
-    return [(context, tokens(body + blanks + choice)[len(context):]) for choice in example.choices]
-
-
-Request = tuple[list[int], list[int]]       # the tokens of a context and of a continuation
-Row = tuple[list[int], int, list[int], int]  # tokens; where an answer's first one is predicted; requests; context
-
-
-def plan(requests: list[Request], limit: int, batch_tokens: int) -> list[tuple[list[list[int]], list[Row]]]:
-    """Batches of (contexts of one length, rows that go on from them) in which no context is run twice.
-
-    What is longer than the model's `limit` positions loses tokens on the left, BOS first. Choices of one context may so
-    lose different numbers, and see different contexts; a family is what sees the same one. If it branches, it shares a
-    run of the context. A batch's contexts are cut to the length of the shortest and the rows bring the rest along: so
-    nothing is padded on the left, and no mask is needed. Longest first: what does not fit into memory fails at once.
-    """
-    seen: dict[tuple, list[int]] = {}
-    for i, (context, answer) in enumerate(requests):
-        seen.setdefault(tuple(context[max(0, len(context) + len(answer) - limit - 1):]), []).append(i)
-    families, batches = [], []
-    for context, members in seen.items():
-        branches: list[tuple[list[int], list[int]]] = []
-        for tail, i in sorted(((requests[i][1][:-1], i) for i in members), reverse=True):  # behind what it begins
-            if not branches or branches[-1][0][:len(tail)] != tail:
-                branches.append((tail, []))
-            branches[-1][1].append(i)
-        if len(branches) > 1 and len(context) > 1:  # a context's last token predicts the answers' first
-            families.append((len(context) - 1, 0, context, branches))
-        else:
-            families += [(0, len(context) + len(tail), context, [(tail, here)]) for tail, here in branches]
-    families.sort(key=lambda family: family[:2], reverse=True)
-    while families:
-        longest, whole, *_ = families[0]
-        batch = [f for f in families[:max(1, batch_tokens // (longest or whole))] if f[0] >= 0.9 * longest]
-        families, cut = families[len(batch):], batch[-1][0]
-        rows = [([*context[cut:], *tail], len(context) - 1 - cut, members, c)
-                for c, (*_, context, branches) in enumerate(batch) for tail, members in branches]
-        batches.append(([list(context[:cut]) for *_, context, _ in batch], rows))
-    return batches
-
-
-def run(llama: model.Llama, batch: tuple[list[list[int]], list[Row]], requests: list[Request], batch_tokens: int,
-        total: torch.Tensor) -> None:
-    """Add to `total` (requests,) what one batch of `plan` answers. Rows of like length run together, `batch_tokens` at
-    most, padding and cache included. Logits are made where an answer's token is predicted, only."""
-    (contexts, rows), new, branch = batch, dict(device=total.device), None
-    cut, rows = len(contexts[0]), sorted(rows, key=lambda row: -len(row[0]))
-    cache = lambda batch, length: model.Cache(llama.config, batch, length, total.device, llama.compute_dtype)
-    if cut:
-        first = [torch.tensor([0], **new)] * 2                  # of the states any will do: the cache is what counts
-        llama.hidden(torch.tensor(contexts, **new), trunk := cache(len(contexts), cut), tuple(first))
-    while rows:
-        longest = len(rows[0][0])
-        size = max(1, batch_tokens // (cut + longest))
-        part, rows = rows[:size], rows[size:]
-        if cut:
-            branch, origin = cache(len(part), cut + longest), [row[3] for row in part]
-            branch.keys[..., :cut, :], branch.values[..., :cut, :] = trunk.keys[:, origin], trunk.values[:, origin]
-            branch.used = cut
-        tokens = torch.tensor([row[0] + [0] * (longest - len(row[0])) for row in part], **new)
-        picks = [(b, first + t, token, i) for b, (_, first, members, _) in enumerate(part) for i in members
-                 for t, token in enumerate(requests[i][1])]
-        b, position, target, i = torch.tensor(picks, **new).unbind(1)                   # (N,) each
-        hidden = llama.hidden(tokens, branch, (b, position))                            # (N, D); causal: padding unseen
-        for some in torch.arange(len(picks), **new).split(512):                         # bounds the logits to 512 · V
-            loss = F.cross_entropy(llama.lm_head(hidden[some]).float(), target[some], reduction="none")
-            total.index_add_(0, i[some], -loss.double())
-
-
-@torch.inference_mode()
-def loglikelihoods(llama: model.Llama, requests: list[Request], batch_tokens: int, name: str = "") -> list[float]:
-    """log p(continuation | context) of each request, in nats, in the order given; under torchrun, on every rank.
-
-    The ranks take turns with the batches, which do not depend on how many ranks there are: nor do the figures.
-    """
-    total = torch.zeros(len(requests), dtype=torch.float64, device=llama.lm_head.weight.device)
-    batches = plan(requests, llama.config.max_position_embeddings, batch_tokens)[parallel.rank()::parallel.size()]
-    for batch in cli.progress(batches, name, " batches"):
-        run(llama, batch, requests, batch_tokens, total)
-    return parallel.all_reduce_sum(*total.tolist())  # each request was run by one rank, and is zero on the others
-
-
-def macro_f1(labels: list[int], predictions: list[int]) -> float:
-    """Mean over the classes that occur, in either list, of F1 = 2 · hits / (labels + predictions of that class).
-
-    >>> round(macro_f1([0, 0, 1, 1], [0, 0, 0, 0]), 4)             # a constant answer: (2·2/6 + 0) / 2
-    0.3333
-    """
-    classes = set(labels) | set(predictions)
-    hits = [label for label, prediction in zip(labels, predictions, strict=True) if label == prediction]
-    return sum(2 * hits.count(c) / (labels.count(c) + predictions.count(c)) for c in classes) / len(classes)
-
-
-def wilson(p: float, n: int, z: float = 1.959964) -> list[float]:
-    """95 % interval of a share p of n (Wilson, 1927): unlike p ± z·stderr it stays within 0…1, and p = 0 has width."""
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return [(centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)]
-
-
-def metrics(examples: list[Example], scores: list[list[float]], by_length: bool) -> dict:
-    """What the harness reports of a task, and every example. `by_length` adds acc_norm: log-likelihood a character."""
-    labels, n = [example.label for example in examples], len(examples)
-    predictions = [int(np.argmax(values)) for values in scores]           # of equal ones the first
-    acc = sum(map(int.__eq__, labels, predictions)) / n
-    result = {"acc": acc, "macro_f1": macro_f1(labels, predictions), "ci95": wilson(acc, n),
-              "acc_stderr": math.sqrt(acc * (1 - acc) / (n - 1)) if n > 1 else None}     # sample deviation / √n
-    if by_length:
-        lengths = [[len(choice) for choice in example.choices] for example in examples]
-        normed = [int(np.argmax(np.divide(*pair))) for pair in zip(scores, lengths, strict=True)]
-        result["acc_norm"] = sum(map(int.__eq__, labels, normed)) / n
-    result["examples"] = [dict(id=example.row, label=example.label, loglikelihoods=values, prediction=prediction)
-                          for example, values, prediction in zip(examples, scores, predictions, strict=True)]
+    generator = random.Random(1234)         # the harness's seed
+    solved = [f"{one.context} {one.choices[one.label]}\n\n" for one in pool]
+    result = []
+    for example in examples:
+        drawn = "".join(generator.sample(solved, shots))
+        result.append(replace(example, context=drawn + example.context))
     return result
 
 
-def evaluate(llama: model.Llama, tokens: Callable[[str], list[int]], name: str, examples: list[Example],
-             batch_tokens: int, context: list[int] | None = None) -> dict:
-    """Score one task. A `context` replaces everyone's own. UserError for what does not fit, or scores that are NaN."""
-    asked = [(one, *pair) for one in cli.progress(examples, f"{name}: tokens") for pair in encode(tokens, one)]
+# ------------------------------------------------------------------------------------- tokens
+
+Request = tuple[list[int], list[int]]       # the tokens of a context, the tokens of an answer
+
+
+def encoder(sp: SentencePieceProcessor, folder: Path) -> Callable[[str], list[int]]:
+    """A function text → tokens, BOS included, as transformers 5 encodes with this model directory.
+
+    SentencePiece puts a space before every text, and so does the tokenizer.json that
+    `tokenizer.save` writes; transformers' own LlamaTokenizer adds none where there is one already.
+    """
+    config = {}
+    if (folder / "tokenizer_config.json").exists():
+        config = cli.read_json(folder / "tokenizer_config.json")
+    # What a file leaves out is as transformers' LlamaTokenizer, the usual one of a Llama, has it.
+    bos = config.get("add_bos_token", True)
+    is_llama_tokenizer = "LlamaTokenizer" in config.get("tokenizer_class", "LlamaTokenizer")
+
+    def encode_text(text: str) -> list[int]:
+        if is_llama_tokenizer:
+            text = text.removeprefix(" ")
+        return tokenizer.encode(sp, text, bos=bos)
+
+    return encode_text
+
+
+def encode(tokens: Callable[[str], list[int]], example: Example) -> list[Request]:
+    """The tokens of (context, answer), for each choice.
+
+    What is scored is a space and the choice. Both are encoded together with the context, then cut
+    where the context alone would end: a piece may reach across the seam.
+    """
+    # Tokens of running text begin with their space: "답변:" + " 예" ("answer:" + " yes"). So the
+    # spaces that end a context move to the answer.
+    body = example.context.rstrip()
+    spaces = example.context[len(body):] + " "
+    context = tokens(body)
+    requests = []
+    # Encoded alone, a choice could get pieces that no running text has.
+    for choice in example.choices:
+        whole = tokens(body + spaces + choice)
+        requests.append((context, whole[len(context):]))
+    return requests
+
+
+# ------------------------------------------------------------------------------------- scoring
+
+
+@torch.inference_mode()
+def loglikelihoods(
+    llama: model.Llama,
+    requests: list[Request],
+    batch_tokens: int,
+    name: str = "",
+) -> list[float]:
+    """log p(answer | context) of each request, in nats, in the order given; on every rank the same.
+
+    `batch_tokens` bounds the tokens of a forward pass, padding included. `name` labels the progress
+    bar. Of what is longer than the model's positions the left end is cut off, BOS first.
+    """
     limit = llama.config.max_position_embeddings
-    for example, _, answer in asked:
-        if not 1 <= len(answer) <= limit:
-            raise cli.UserError(f"{name}, row {example.row}: answer of {len(answer)} tokens; the model takes 1…{limit}")
-    flat = loglikelihoods(llama, [(context or own, answer) for _, own, answer in asked], batch_tokens, name)
-    for (example, *_), value in zip(asked, flat, strict=True):
-        if not math.isfinite(value):
-            raise cli.UserError(f"{name}, row {example.row}: log-likelihood {value}; are the model's weights broken?")
-    scores = np.reshape(flat, (len(examples), -1)).tolist()
-    return {"version": TASKS[name].version, **metrics(examples, scores, by_length=name == "hellaswag")}
+
+    # The last token of an answer is predicted but never read. So the one-token answers to a
+    # question have the same input: they share a row.
+    answers: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
+    for i, (context, answer) in enumerate(requests):
+        inputs = (context + answer)[-limit - 1:-1]
+        answers.setdefault(tuple(inputs), []).append((i, answer))
+
+    # Sorted by length, so that little is padded; longest first, so that what does not fit into
+    # memory fails at once.
+    rows = sorted(answers, key=len, reverse=True)
+    batches = []
+    while rows:
+        size = max(1, batch_tokens // len(rows[0]))
+        batches.append(rows[:size])
+        rows = rows[size:]
+
+    # The ranks take turns. No batch depends on how many ranks there are; so no score does.
+    totals = torch.zeros(len(requests), dtype=torch.float64, device=llama.lm_head.weight.device)
+    mine = batches[parallel.rank()::parallel.size()]
+    for batch in cli.progress(mine, name, " batches"):
+        add_batch(llama, batch, answers, totals)
+    # A request's total is zero on every rank but the one that ran it.
+    return parallel.all_reduce_sum(*totals.tolist())
+
+
+def add_batch(
+    llama: model.Llama,
+    batch: list[tuple[int, ...]],
+    answers: dict[tuple[int, ...], list[tuple[int, list[int]]]],
+    totals: torch.Tensor,
+) -> None:
+    """Run a batch of inputs, longest first, and add each log-probability to its request's total.
+
+    `answers` has, for each input, the number of every request with that input, and its answer.
+    """
+    # Padding on the right needs no mask: attention is causal, and no token sees what is behind it.
+    tokens = torch.zeros(len(batch), len(batch[0]), dtype=torch.long)       # (B, T)
+    places = []                     # row, position, the token predicted there, request
+    for row, inputs in enumerate(batch):
+        tokens[row, :len(inputs)] = torch.tensor(inputs)
+        for request, answer in answers[inputs]:
+            first = len(inputs) - len(answer)       # predicts the first token of the answer
+            for t, token in enumerate(answer):
+                places.append((row, first + t, token, request))
+    places = torch.tensor(places, device=totals.device)                     # (N, 4)
+    row, position, target, request = places.unbind(1)                       # (N,) each
+
+    # With a large vocabulary the logits cost more than a small model, and far more memory. So they
+    # are made only at the N places that predict an answer's token, and for 512 of them at a time.
+    hidden = llama.hidden(tokens.to(totals.device), positions=(row, position))          # (N, D)
+    for some in torch.arange(len(places), device=totals.device).split(512):
+        logits = llama.lm_head(hidden[some]).float()                        # (512, V)
+        nats = F.cross_entropy(logits, target[some], reduction="none")
+        totals.index_add_(0, request[some], -nats.double())
+
+
+def evaluate(
+    llama: model.Llama,
+    tokens: Callable[[str], list[int]],
+    name: str,
+    examples: list[Example],
+    batch_tokens: int,
+    context: list[int] | None = None,
+) -> dict:
+    """Score one task. A `context` (token ids) replaces that of every example.
+
+    UserError names the row whose answer the model cannot take, or whose score is not finite.
+    """
+    # Cutting the left end off must leave all of an answer to predict.
+    limit = llama.config.max_position_embeddings
+    requests = []
+    for example in cli.progress(examples, f"{name}: tokens"):
+        for own_context, answer in encode(tokens, example):
+            if not 1 <= len(answer) <= limit:
+                raise cli.UserError(f"{name}, row {example.row}: answer of {len(answer)} tokens; "
+                                    f"the model takes 1…{limit}")
+            requests.append((context or own_context, answer))
+
+    values = loglikelihoods(llama, requests, batch_tokens, name)
+    scores = np.reshape(values, (len(examples), -1)).tolist()       # examples × choices
+    # NaN compares as the likeliest of all: one broken weight would pass as a model that guesses.
+    for example, of_choices in zip(examples, scores, strict=True):
+        for value in of_choices:
+            if not math.isfinite(value):
+                raise cli.UserError(f"{name}, row {example.row}: log-likelihood {value}; "
+                                    "are the model's weights broken?")
+    result = metrics(examples, scores, by_length=name == "hellaswag")
+    return {"version": TASKS[name].version, **result}
+
+
+# ------------------------------------------------------------------------------------- metrics
+
+
+def macro_f1(labels: list[int], predictions: list[int]) -> float:
+    """Mean of F1 = 2 · hits / (labels + predictions of a class) over the classes in either list.
+
+    >>> round(macro_f1([0, 0, 1, 1], [0, 0, 0, 0]), 4)     # a constant answer: (2·2/6 + 0) / 2
+    0.3333
+    """
+    pairs = list(zip(labels, predictions, strict=True))
+    # A class that is only predicted counts too, with an F1 of 0; one that never occurs does not.
+    classes = set(labels) | set(predictions)
+    total = 0.0
+    for c in classes:
+        hits = pairs.count((c, c))
+        total += 2 * hits / (labels.count(c) + predictions.count(c))
+    return total / len(classes)
+
+
+def wilson(p: float, n: int, z: float = 1.959964) -> list[float]:
+    """95 % confidence interval of a share p of n (Wilson, 1927).
+
+    Unlike p ± z · stderr it stays within 0…1, and has a width at p = 0.
+    """
+    # The p' for which p lies z of *its own* standard errors away, the roots of a quadratic:
+    # (p - p')² = z² p' (1 - p') / n.
+    centre = p + z * z / (2 * n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return [(centre - half) / scale, (centre + half) / scale]
+
+
+def accuracy(labels: list[int], predictions: list[int]) -> float:
+    """The share of predictions that are right."""
+    right = [a for a, b in zip(labels, predictions, strict=True) if a == b]
+    return len(right) / len(labels)
+
+
+def metrics(examples: list[Example], scores: list[list[float]], by_length: bool) -> dict:
+    """What the harness reports of a task; what to hold it against; every example.
+
+    `by_length` adds acc_norm: the prediction is the answer likeliest per character.
+    """
+    n = len(examples)
+    labels = [example.label for example in examples]
+    predictions = [int(np.argmax(values)) for values in scores]         # of equal ones the first
+    acc = accuracy(labels, predictions)
+    # The deviation of a sample divides by n - 1: one example has none.
+    stderr = None
+    if n > 1:
+        stderr = math.sqrt(acc * (1 - acc) / (n - 1))
+    commonest = max(labels, key=labels.count)
+    result = {
+        "acc": acc,
+        "macro_f1": macro_f1(labels, predictions),
+        "ci95": wilson(acc, n),
+        "acc_stderr": stderr,
+        "chance": 1 / len(examples[0].choices),
+        "majority": accuracy(labels, [commonest] * n),
+    }
+
+    # Every token lowers a sum of logarithms: a short answer has the advantage over a long one.
+    if by_length:
+        normed = []
+        for example, values in zip(examples, scores, strict=True):
+            characters = [len(choice) for choice in example.choices]
+            normed.append(int(np.argmax(np.divide(values, characters))))
+        result["acc_norm"] = accuracy(labels, normed)
+
+    result["examples"] = []
+    for example, values, prediction in zip(examples, scores, predictions, strict=True):
+        result["examples"].append({
+            "id": example.row,
+            "label": example.label,
+            "loglikelihoods": values,
+            "prediction": prediction,
+        })
+    return result
 
 
 def mcnemar(lost: int, gained: int) -> float:
     """McNemar's exact two-sided p (1947): is a change as likely for the better as for the worse?
 
-    >>> mcnemar(1, 5)                                              # 2 · (1 + 6) / 2⁶
+    >>> mcnemar(1, 5)                                      # 2 · (1 + 6) / 2⁶
     0.21875
     """
+    # As if each of the n examples that changed had tossed a coin: twice the smaller tail.
     n = lost + gained
-    return min(1.0, 2 * sum(math.comb(n, i) for i in range(min(lost, gained) + 1)) / 2**n)
+    outcomes = sum(math.comb(n, i) for i in range(min(lost, gained) + 1))
+    return min(1.0, 2 * outcomes / 2**n)
+
+
+# ------------------------------------------------------------------------------ KoBEST's files
+
+
+def find(data: Path, name: str, split: str) -> Path:
+    """The file of a split: v1.0/BoolQ/dev.tsv as KoBEST was published, or Hugging Face's
+    boolq/validation.jsonl. UserError if there is neither."""
+    folder = data / TASKS[name].folder
+    # The repository holds v1.0/BoolQ/…; --data may also name v1.0 itself.
+    if (data / "v1.0").is_dir():
+        folder = data / "v1.0" / TASKS[name].folder
+    published = folder / f"{split}.tsv"
+
+    # Hugging Face calls dev validation, and the originated task has no folder of its own:
+    # sentineg/test_originated.jsonl.
+    base, originated, _ = name.partition("_originated")
+    stem = split
+    if split == "dev":
+        stem = "validation"
+    hugging_face = data / base / f"{stem}{originated}.jsonl"
+
+    for file in (published, hugging_face):
+        if file.is_file():
+            return file
+    # The advice depends on whether another split of the task is there.
+    advice = ("--data takes the folder of KoBEST, which holds v1.0/BoolQ, v1.0/COPA, … "
+              "or boolq, copa, …")
+    others = sorted(path.stem for path in folder.glob("*.tsv"))
+    if others:
+        advice = f"try --split {others[0]}"
+    raise cli.UserError(f"no file {published}, nor {hugging_face}; {advice}")
+
+
+def read(data: Path, name: str, split: str, limit: int | None = None) -> list[Example]:
+    """The first `limit` examples of a split, in the order of its file.
+
+    UserError names the file and the row.
+    """
+    file = find(data, name, split)
+    task = TASKS[name]
+    columns = task.columns
+    values = task.values
+    if file.suffix == ".tsv":
+        rows = read_tsv(file)
+    else:
+        # Hugging Face names the columns as the templates do, and counts every label from 0.
+        rows = read_json_lines(file)
+        columns = {field: field for field in columns}
+        values = {**values, "label": {str(i): i for i in range(len(task.choices))}}
+    if not rows:
+        raise cli.UserError(f"{file} has no rows")
+
+    examples = []
+    # Templates name fields. Those that a task lists under `values` (the label, COPA's question) are
+    # translated first; the others are inserted as they stand in the file.
+    for row, cells in enumerate(rows[:limit], start=1):
+        fields = {}
+        for field, column in columns.items():
+            fields[field] = read_cell(cells, column, values.get(field), f"{file}, row {row}")
+        context = task.prompt.format(**fields)
+        choices = [choice.format(**fields) for choice in task.choices]
+        examples.append(Example(row, context, choices, fields["label"]))
+    return examples
+
+
+def read_tsv(file: Path) -> list[dict[str, str]]:
+    """The rows of a TSV, by the names in its header.
+
+    Python's csv with its default quoting gives the same cells as pandas, through which Hugging
+    Face's loader reads: twelve rows of BoolQ hold quotes that both strip.
+    """
+    # With newline="" csv sees the line ends itself: inside quotes they belong to the cell.
+    lines = []
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as stream:
+            for cells in csv.reader(stream, delimiter="\t"):
+                if cells:
+                    lines.append(cells)
+    except (csv.Error, ValueError) as error:
+        raise cli.UserError(f"{file}, row {len(lines)}: not a UTF-8 table with tabs between its "
+                            f"columns ({error})") from None
+    if not lines:
+        return []
+    # A row too short lacks its last cells; whoever needs one of them finds it empty.
+    header = lines[0]
+    rows = []
+    for cells in lines[1:]:
+        missing = [""] * (len(header) - len(cells))
+        rows.append(dict(zip(header, cells + missing, strict=False)))
+    return rows
+
+
+def read_json_lines(file: Path) -> list[dict]:
+    """The rows of a JSON Lines file."""
+    rows = []
+    try:
+        with open(file, encoding="utf-8-sig") as stream:
+            for line in stream:
+                if line.strip():
+                    rows.append(dict(json.loads(line)))
+    except (ValueError, TypeError) as error:
+        raise cli.UserError(f"{file}, row {len(rows) + 1}: not a UTF-8 table with one JSON object "
+                            f"per line ({error})") from None
+    return rows
+
+
+def read_cell(cells: dict, column: str, known: dict | None, where: str) -> str | int:
+    """The text of a cell, or its meaning by `known`. UserError begins with `where`."""
+    if column not in cells:
+        raise cli.UserError(f"{where}: no column {column!r}, only {', '.join(cells)}")
+    value = cells[column]
+    if value is None or not str(value).strip():
+        raise cli.UserError(f"{where}: column {column!r} is empty")
+    text = str(value)
+    if known is None:
+        return text
+    spelling = text.strip().lower()
+    if spelling not in known:
+        raise cli.UserError(f"{where}: {column!r} is {text!r}, not one of {', '.join(known)}")
+    return known[spelling]
+
+
+# ----------------------------------------------------------------------------- two sets of scores
 
 
 def compare(one: Path, other: Path) -> None:
-    """Print what changed between two files of scores: metrics, McNemar's test, and the rows of the examples."""
-    a, b = (cli.read_json(file) for file in (one, other))
-    a, b = (scores.get("tasks", {}) if isinstance(scores, dict) else {} for scores in (a, b))
-    names, sums = [name for name in a if name in b], [0, 0]
+    """Print what changed between two files of --out: metrics, McNemar's test, the rows.
+
+    UserError where the two do not hold the same examples.
+    """
+    before = read_scores(one)
+    after = read_scores(other)
+    names = [name for name in before if name in after]
     if not names:
         raise cli.UserError(f"{one} and {other} hold no task in common; did --out write both?")
+    all_lost = 0
+    all_gained = 0
     for name in names:
-        was, now = a[name]["examples"], b[name]["examples"]
-        if [(e["id"], e["label"]) for e in was] != [(e["id"], e["label"]) for e in now]:
-            raise cli.UserError(f"{one} and {other} hold different examples of {name}; use one --split and --limit")
-        changed = [(e, f["prediction"]) for e, f in zip(was, now, strict=True) if e["prediction"] != f["prediction"]]
-        lost = [e["id"] for e, _ in changed if e["prediction"] == e["label"]]
-        gained = [e["id"] for e, new in changed if new == e["label"]]
-        rest = [e["id"] for e, new in changed if e["label"] not in (e["prediction"], new)]
-        sums = [sums[0] + len(lost), sums[1] + len(gained)]
-        acc, f1 = (f"{a[name][key]:.4f} → {b[name][key]:.4f}" for key in ("acc", "macro_f1"))
-        print(f"{name:10} acc {acc}   macro-F1 {f1}   McNemar's p {mcnemar(len(lost), len(gained)):.3g}\n{'':10} "
-              f"lost {len(lost)}: {lost}\n{'':10} gained {len(gained)}: {gained}\n{'':10} wrong both times: {rest}")
-    print(f"{'together':10} lost {sums[0]}, gained {sums[1]}, McNemar's p {mcnemar(*sums):.3g}")
+        if not same_examples(before[name], after[name]):
+            raise cli.UserError(f"{one} and {other} hold different examples of {name}; "
+                                "use one --split and --limit")
+        # The rows of the examples whose prediction changed. What both times was right, or wrong in
+        # the same way, says nothing about which of the two is better.
+        lost = []
+        gained = []
+        still_wrong = []
+        for was, now in zip(before[name]["examples"], after[name]["examples"], strict=True):
+            if was["prediction"] == now["prediction"]:
+                continue
+            if was["prediction"] == was["label"]:
+                lost.append(was["id"])
+            elif now["prediction"] == was["label"]:
+                gained.append(was["id"])
+            else:
+                still_wrong.append(was["id"])
+        all_lost += len(lost)
+        all_gained += len(gained)
+
+        acc = f"{before[name]['acc']:.4f} → {after[name]['acc']:.4f}"
+        f1 = f"{before[name]['macro_f1']:.4f} → {after[name]['macro_f1']:.4f}"
+        p = mcnemar(len(lost), len(gained))
+        print(f"{name:10} acc {acc}   macro-F1 {f1}   McNemar's p {p:.3g}")
+        print(f"{'':10} lost {len(lost)}: {lost}")
+        print(f"{'':10} gained {len(gained)}: {gained}")
+        print(f"{'':10} wrong both times: {still_wrong}")
+
+    # Over all tasks together there are more changes, and smaller differences show.
+    p = mcnemar(all_lost, all_gained)
+    print(f"{'together':10} lost {all_lost}, gained {all_gained}, McNemar's p {p:.3g}")
+
+
+def read_scores(file: Path) -> dict[str, dict]:
+    """The tasks of a file that --out wrote; empty if it is another JSON file."""
+    scores = cli.read_json(file)
+    if not isinstance(scores, dict):
+        return {}
+    return scores.get("tasks", {})
+
+
+def same_examples(one: dict, other: dict) -> bool:
+    """Do two results of a task hold the same rows with the same labels?"""
+    # Rows of another split have the same numbers; their labels tell them apart.
+    first = [(example["id"], example["label"]) for example in one["examples"]]
+    second = [(example["id"], example["label"]) for example in other["examples"]]
+    return first == second
+
+
+# ------------------------------------------------------------------------------- the program
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Score a model on the tasks; print the table, write the JSON."""
+    """Score a model on the tasks, or compare two files of scores."""
     parser = cli.Parser(description=__doc__, prog="eval_kobest.py")
     flag = parser.add_argument
     flag("--model", type=Path, help="model directory, with its tokenizer")
-    flag("--data", type=Path, help="folder of KoBEST: the one that holds v1.0, or v1.0, or Hugging Face's JSON lines")
-    flag("--tasks", nargs="+", default=KOBEST, choices=list(TASKS), metavar="TASK", help="of " + ", ".join(TASKS))
-    flag("--split", default="test", choices=["test", "dev", "train"], help="which file of each task")
+    flag("--data", type=Path,
+         help="folder of KoBEST: the one that holds v1.0, or v1.0, or Hugging Face's JSON lines")
+    flag("--tasks", nargs="+", default=KOBEST, choices=list(TASKS), metavar="TASK",
+         help="of " + ", ".join(TASKS))
+    flag("--split", default="test", choices=["test", "dev", "train"],
+         help="which file of each task")
     flag("--limit", type=int, help="the first N examples of each task; if not given, all")
-    flag("--shots", type=int, default=0, help="solved examples of the train split before each context")
-    flag("--answer_only", action="store_true", help="control: score the answers without their context")
-    flag("--batch_tokens", type=int, default=2048, help="tokens a forward pass, padding and cache included")
+    flag("--shots", type=int, default=0,
+         help="solved examples of the train split before each context")
+    flag("--answer_only", action="store_true",
+         help="control: score the answers without their context")
+    flag("--batch_tokens", type=int, default=2048,
+         help="tokens per forward pass, padding included")
     flag("--out", type=Path, help="JSON file for the scores, every example included")
-    flag("--compare", nargs=2, type=Path, metavar="JSON", help="only print what changed between two such files")
+    flag("--compare", nargs=2, type=Path, metavar="JSON",
+         help="only print what changed between two such files")
     cli.add_device(parser)
     args = parser.parse_args(argv)
     if args.compare:
-        return compare(*args.compare)
+        compare(*args.compare)
+        return
     if not args.model or not args.data:
         parser.error("the following arguments are required: --model, --data (or --compare alone)")
     cli.set_device(args)
-    for name, least in (("limit", 1), ("shots", 0), ("batch_tokens", 1)):
-        if getattr(args, name) is not None and getattr(args, name) < least:
-            raise cli.UserError(f"--{name} {getattr(args, name)}: give {least} or more")
+
+    # What is wrong with the flags is said now, not after an hour of scoring.
+    if args.limit is not None and args.limit < 1:
+        raise cli.UserError(f"--limit {args.limit}: give 1 or more")
+    if args.shots < 0:
+        raise cli.UserError(f"--shots {args.shots}: give 0 or more")
+    if args.batch_tokens < 1:
+        raise cli.UserError(f"--batch_tokens {args.batch_tokens}: give 1 or more")
     if args.shots and args.answer_only:
-        raise cli.UserError("--answer_only leaves the context out, and --shots are part of it; choose one")
+        raise cli.UserError("--answer_only leaves the context out, and --shots are part of it; "
+                            "choose one")
     if args.out and args.out.is_dir():
         raise cli.UserError(f"--out {args.out} is a folder; name a file in it")
     with parallel.process_group(args.device):
@@ -359,33 +633,69 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def score(args) -> None:
-    """Read the tasks and the model, score, print, and write --out."""
-    if parallel.rank():
-        sys.stdout = open(os.devnull, "w")      # one process talks
-    settings, tasks = cli.settings(args), {}
-    examples = {name: read(args.data, name, args.split, args.limit) for name in args.tasks}
-    for name in examples if args.shots else ():
-        pool = read(args.data, name.removesuffix("_originated"), "train")
-        examples[name] = add_shots(examples[name], pool, args.shots)
-    sp = tokenizer.load(args.model)
-    tokens, context = encoder(sp, args.model), [sp.bos_id()] if args.answer_only else None     # BOS: nothing is asked
-    llama = model.load(args.model, device=args.device, dtype=getattr(torch, args.dtype))
-    if sp.get_piece_size() > llama.config.vocab_size:
-        raise cli.UserError(f"{args.model}: its tokenizer has {sp.get_piece_size()} pieces, its embedding "
-                            f"{llama.config.vocab_size} rows; they are of two models")
-    for name, own in examples.items():
+    """Read the tasks and the model; score; print and write the results, on rank 0."""
+    settings = cli.settings(args)
+
+    # The examples come before the model: a mistake in --data is found in a second.
+    examples = {}
+    for name in args.tasks:
+        examples[name] = read(args.data, name, args.split, args.limit)
+        if args.shots:
+            pool = read(args.data, name.removesuffix("_originated"), "train")
+            examples[name] = add_shots(examples[name], pool, args.shots)
+
+    sp, llama = sample.load(args.model, args.device, getattr(torch, args.dtype))
+    tokens = encoder(sp, args.model)
+    # The control: the answers stand at the beginning of a document, and nothing was asked.
+    context = None
+    if args.answer_only:
+        context = [sp.bos_id()]
+
+    results = {}
+    for name in examples:
         start = time.perf_counter()
-        tasks[name] = result = evaluate(llama, tokens, name, own, args.batch_tokens, context)
-        norm = f"   acc_norm {result['acc_norm']:.4f}" if "acc_norm" in result else ""
-        print(f"{name:10} {len(own):6}   acc {result['acc']:.4f} [{result['ci95'][0]:.4f}, {result['ci95'][1]:.4f}]   "
-              f"macro-F1 {result['macro_f1']:.4f}{norm}   {time.perf_counter() - start:.1f} s", flush=True)
-    counted = [result for name, result in tasks.items() if name in KOBEST] or list(tasks.values())
-    acc, f1, size = zip(*((r["acc"], r["macro_f1"], len(r["examples"])) for r in counted), strict=True)
-    means = {"mean_acc": float(np.mean(acc)), "mean_macro_f1": float(np.mean(f1)),
-             "weighted_acc": float(np.average(acc, weights=size))}          # the harness's group score
-    print(f"{args.split}, {args.shots}-shot   " + "   ".join(f"{key} {value:.4f}" for key, value in means.items()))
-    if args.out and not parallel.rank():
-        cli.write_json(args.out, {"settings": settings, "tasks": tasks, **means})
+        results[name] = evaluate(
+            llama, tokens, name, examples[name], args.batch_tokens, context)
+        if parallel.rank() == 0:
+            print_task(name, results[name], time.perf_counter() - start)
+
+    # Every rank has all the scores; one of them talks, and writes.
+    means = mean_scores(results)
+    if parallel.rank() == 0:
+        words = "   ".join(f"{key} {value:.4f}" for key, value in means.items())
+        print(f"{args.split}, {args.shots}-shot   {words}")
+        if args.out:
+            cli.write_json(args.out, {"settings": settings, "tasks": results, **means})
+
+
+def print_task(name: str, result: dict, seconds: float) -> None:
+    """One line: a task's scores, with chance and the commonest answer's accuracy beside them."""
+    low, high = result["ci95"]
+    parts = []
+    parts.append(f"{name:10} {len(result['examples']):6}")
+    parts.append(f"acc {result['acc']:.4f} [{low:.4f}, {high:.4f}]")
+    parts.append(f"(chance {result['chance']:.4f}, majority {result['majority']:.4f})")
+    parts.append(f"macro-F1 {result['macro_f1']:.4f}")
+    if "acc_norm" in result:
+        parts.append(f"acc_norm {result['acc_norm']:.4f}")
+    parts.append(f"{seconds:.1f} s")
+    print("   ".join(parts), flush=True)
+
+
+def mean_scores(results: dict[str, dict]) -> dict[str, float]:
+    """Means over the tasks of KoBEST proper; over what there is, if none of them was asked for."""
+    counted = [results[name] for name in results if name in KOBEST]
+    if not counted:
+        counted = list(results.values())
+    acc = [result["acc"] for result in counted]
+    f1 = [result["macro_f1"] for result in counted]
+    # The harness's score of the group counts every example once, and so a large task more.
+    sizes = [len(result["examples"]) for result in counted]
+    return {
+        "mean_acc": float(np.mean(acc)),
+        "mean_macro_f1": float(np.mean(f1)),
+        "weighted_acc": float(np.average(acc, weights=sizes)),
+    }
 
 
 if __name__ == "__main__":

@@ -1,52 +1,83 @@
 """Continue a prompt: the model's next-token distribution, drawn from again and again.
 
-A language model gives a probability to every token that could come next. Temperature divides the logits before the
-softmax: 0 takes the likeliest token each time (greedy), 1 is the model's own distribution, above 1 is wilder. Nucleus
-sampling (Holtzman et al., 1904.09751) then keeps the fewest tokens whose probabilities reach `--top_p`: the long tail
-of a small model is noise, and one bad token derails what follows. `Llama.generate` does both, with a key-value cache.
+A language model gives a probability to every token that could come next. Temperature divides the
+logits before the softmax: 0 takes the likeliest token each time (greedy), 1 is the model's own
+distribution, above 1 is wilder. Nucleus sampling (Holtzman et al., 1904.09751) then keeps the
+fewest tokens whose probabilities reach `--top_p`: the long tail of a small model is noise, and one
+bad token derails what follows. `Llama.generate` does both, with a key-value cache.
 
-    python sample.py --model DIR --prompt "대한민국의 수도는" --temperature 0      # "The capital of Korea is", greedily
-    python sample.py --model DIR --prompt "옛날 옛적에" --top_p 0.9 --seed 1       # "Once upon a time"
+    # "The capital of Korea is", greedily; then "Once upon a time"
+    python sample.py --model DIR --prompt "대한민국의 수도는" --temperature 0
+    python sample.py --model DIR --prompt "옛날 옛적에" --top_p 0.9 --seed 1
 """
 from pathlib import Path
 
 import torch
+from sentencepiece import SentencePieceProcessor
 
 import model
 import tokenizer
 from common import cli
 
 
+def load(
+    folder: Path,
+    device: str,
+    dtype: torch.dtype,
+) -> tuple[SentencePieceProcessor, model.Llama]:
+    """The tokenizer and the model of a model directory. UserError where they do not fit."""
+    cli.check_model_folder(folder)
+    sp = tokenizer.load(folder)
+    llama = model.load(folder, device=device, dtype=dtype)
+    pieces = sp.get_piece_size()
+    rows = llama.config.vocab_size
+    if pieces > rows:
+        raise cli.UserError(f"{folder}: its tokenizer has {pieces} pieces, its embedding {rows} "
+                            "rows; they belong to different models")
+    # More rows than pieces are padding, never to be sampled. Not every model's config.json says so.
+    llama.config.unpadded_vocab_size = pieces
+    return sp, llama
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Continue the prompts."""
+    """Continue the prompt."""
     parser = cli.Parser(description=__doc__, prog="sample.py")
     flag = parser.add_argument
     flag("--model", type=Path, required=True, help="model directory, with its tokenizer")
     flag("--prompt", required=True, help="text to continue; an empty one starts a document")
-    flag("--max_new_tokens", type=int, default=128, help="stop after so many tokens (or at the model's last position)")
-    flag("--temperature", type=float, default=0.8, help="divides the logits; 0 takes the likeliest token")
-    flag("--top_p", type=float, default=0.95, help="keep the likeliest tokens up to this probability; 1 keeps all")
-    flag("--seed", type=int, default=0, help="of the random draws; the same seed gives the same text")
+    flag("--max_new_tokens", type=int, default=128,
+         help="stop after so many tokens (or at the model's last position)")
+    flag("--temperature", type=float, default=0.8,
+         help="divides the logits; 0 takes the likeliest token")
+    flag("--top_p", type=float, default=0.95,
+         help="keep the likeliest tokens up to this probability; 1 keeps all")
+    flag("--seed", type=int, default=0,
+         help="of the random draws; the same seed gives the same text")
     cli.add_device(parser)
     args = parser.parse_args(argv)
     cli.set_device(args)
     if args.max_new_tokens < 1 or args.temperature < 0 or not 0 < args.top_p <= 1:
-        raise cli.UserError("--max_new_tokens starts at 1, --temperature at 0, and --top_p lies above 0 and up to 1; "
-                            f"not {args.max_new_tokens}, {args.temperature} and {args.top_p}")
+        raise cli.UserError("--max_new_tokens starts at 1, --temperature at 0, and --top_p lies "
+                            "above 0 and up to 1; not "
+                            f"{args.max_new_tokens}, {args.temperature} and {args.top_p}")
     cli.settings(args)
-    sp = tokenizer.load(args.model)
-    llama = model.load(args.model, device=args.device, dtype=getattr(torch, args.dtype))
-    if sp.get_piece_size() > llama.config.vocab_size:
-        raise cli.UserError(f"{args.model}: its tokenizer has {sp.get_piece_size()} pieces, its embedding "
-                            f"{llama.config.vocab_size} rows; they are of two models")
-    llama.config.unpadded_vocab_size = sp.get_piece_size()       # other programs' models may be padded and not say so
-    prompt, limit = tokenizer.encode(sp, args.prompt, bos=True), llama.config.max_position_embeddings
+
+    sp, llama = load(args.model, args.device, getattr(torch, args.dtype))
+    prompt = tokenizer.encode(sp, args.prompt, bos=True)
+    limit = llama.config.max_position_embeddings
     if len(prompt) >= limit:
-        raise cli.UserError(f"--prompt has {len(prompt)} tokens; the model has {limit} positions, one of them for what "
-                            "is new; shorten it")
+        raise cli.UserError(f"--prompt has {len(prompt)} tokens; the model has {limit} positions, "
+                            "and at least one must be left for a new token; shorten it")
+
     generator = torch.Generator(args.device).manual_seed(args.seed)
-    tokens = llama.generate(torch.tensor([prompt], device=args.device), min(args.max_new_tokens, limit - len(prompt)),
-                            args.temperature, args.top_p, generator, eos=sp.eos_id())
+    tokens = llama.generate(
+        torch.tensor([prompt], device=args.device),         # (1, T)
+        min(args.max_new_tokens, limit - len(prompt)),
+        args.temperature,
+        args.top_p,
+        generator,
+        eos=sp.eos_id(),
+    )
     print(sp.decode(tokens[0].tolist()))
 
 
