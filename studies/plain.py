@@ -3,7 +3,7 @@
 A new tokenizer changes what a token is, so "the same number of tokens" would be an unfair race.
 Two fair ones:
 
-    equal bytes   the same text is read: more tokens, because Korean costs more of them, and more time
+    equal bytes   the same text is read: more tokens, because Korean costs more, and more time
     equal time    training takes as many seconds as the recipe's did: less text is read
 
 Both start from the same base model, on shards of the same documents packed with the base's

@@ -45,7 +45,7 @@ def check_complete(out: Path) -> None:
         for file in (scores_file(out, arm), scores_file(out, arm, answer_only=True)):
             if not file.exists():
                 raise cli.UserError(
-                    f"{file} is missing: {arm} was not scored; bash speedrun.sh does what is missing"
+                    f"{file} is missing: {arm} was not scored; bash speedrun.sh does what is left"
                 )
 
 
