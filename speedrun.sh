@@ -44,7 +44,15 @@ echo "$code" > out/speedrun/code
 SECONDS=$(cat out/speedrun/seconds 2>/dev/null || echo 0)
 trap 'echo $SECONDS > out/speedrun/seconds' EXIT
 
+# A program that Ctrl-C reached itself would end in a traceback, if only because it was still loading PyTorch. It runs in
+# the background, where Ctrl-C does not reach it, and gets a SIGTERM: train.py saves a checkpoint then, the others leave
+# nothing that is half written.
+program=
 stopped() {
+    if [ -n "$program" ]; then
+        kill -TERM "$program" 2>/dev/null || true
+        wait "$program" || true
+    fi
     again="bash speedrun.sh"
     if [ $prepare = yes ]; then
         again="$again --prepare"
@@ -52,7 +60,7 @@ stopped() {
     printf '\nstopped after %d s; to resume: %s\n' $SECONDS "$again" >&2
     exit 130
 }
-trap stopped INT
+trap stopped INT TERM
 
 # The heading of a step: seconds so far, what is done, and how long it takes.
 say() {
@@ -80,10 +88,15 @@ run() {
     fi
     # Progress bars are for a terminal; elsewhere (CI, a pipe) they go into a file, with what an error needs.
     if [ -t 2 ]; then
-        $PYTHON "$@"
+        $PYTHON "$@" &
+        program=$!
+        wait $program
     else
-        $PYTHON "$@" 2>> out/log/progress.txt || { tail -n 3 out/log/progress.txt >&2; exit 1; }
+        $PYTHON "$@" 2>> out/log/progress.txt &
+        program=$!
+        wait $program || { tail -n 3 out/log/progress.txt >&2; exit 1; }
     fi
+    program=
     echo finished > "$mark"
 }
 

@@ -12,11 +12,11 @@ tokenizer. Stopped and started again with the same command, the study resumes wh
     python -m studies.plain --run out/run --model out/base_run/model --data out/shards_base \\
                             --out out/run_plain
 """
-import subprocess
 import sys
 from pathlib import Path
 
 from common import cli
+from studies import arms
 from studies.runs import bytes_read, check_finished, seconds
 
 
@@ -45,13 +45,8 @@ def train(args, run: Path, tokens: dict[Path, float]) -> None:
         stage = f"full:{total / 1e6:.4f}M:{args.peak_lr}"
         flags = ["--model", args.model, "--data", *data, "--stages", stage, "--out", str(run)]
 
-    program = subprocess.Popen([sys.executable, "train.py", *flags])
-    try:
-        status = program.wait()
-    except KeyboardInterrupt:
-        # Ctrl-C reached train.py too. It saves a checkpoint before it ends.
-        status = program.wait()
-    if status != 0 or not (run / "model").exists():
+    arms.command([sys.executable, "train.py", *flags], log=None)
+    if not (run / "model").exists():
         raise cli.UserError(f"train.py did not finish {run}; the same command resumes it")
 
 

@@ -10,14 +10,14 @@ import pytest
 from conftest import ROOT
 
 # In place of a program: a line in calls.txt, and the output that the flag --out names. The program whose command line
-# holds the word in slow.txt first takes its time; SIGINT ends it as it ends train.py, with status 130.
+# holds the word in slow.txt first takes its time; SIGTERM ends it as it ends train.py, with status 130.
 STAND_IN = """#!/usr/bin/env bash
 case "$1" in -c) exit 0 ;; esac
 echo "$@" >> calls.txt
 output=$(echo "$@" | sed 's/.*--\\(out\\|resume\\) \\([^ ]*\\).*/\\2/')
 case "$1" in train.py) mkdir -p "$output"; touch "$output/config.json" ;; esac
 if [ -e slow.txt ] && [[ "$*" == *$(cat slow.txt)* ]]; then
-    trap 'exit 130' INT
+    trap 'exit 130' TERM
     touch waiting.txt
     for _ in $(seq 600); do sleep 0.05; done
 fi
