@@ -17,8 +17,8 @@ from pathlib import Path
 
 from common import cli
 from studies import plot
-from studies.plain import run_settings, steps
-from studies.report import table, validations
+from studies.report import table
+from studies.runs import run_settings, steps, validations
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = [sys.executable, ROOT / "train.py"]

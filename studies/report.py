@@ -1,185 +1,379 @@
-"""Gather what the speedrun measured into out/report.json and out/report.md. Computes nothing that was not run.
+"""Gather what the speedrun measured into out/report.json and out/report.md; nothing runs again.
 
     python -m studies.report --out out --seconds 540
 """
-import json
-import math
 from pathlib import Path
 
+import eval_kobest
 from common import cli
-from studies.plain import bytes_read, seconds, steps
+from studies.runs import bytes_read, check_finished, read_jsonl, seconds, steps, validations
 
-ARMS = {"base": "English base, untouched", "plain": "plain, equal bytes", "plain_equal_time": "plain, equal time",
-        "full": "merged tokenizer, one full stage", "nanowhale": "nanowhale: embed, odd, even, LoRA"}
-RUNS = {"plain": "run_plain", "plain_equal_time": "run_plain_equal_time", "full": "run_full", "nanowhale": "run"}
+# The arms in the order of the tables: what each is called, and the folder of its run.
+ARMS = {
+    "base": "English base, untouched",
+    "plain": "plain, equal bytes",
+    "plain_equal_time": "plain, equal time",
+    "full": "merged tokenizer, one full stage",
+    "nanowhale": "nanowhale: embed, odd, even, LoRA",
+}
+RUNS = {
+    "plain": "run_plain",
+    "plain_equal_time": "run_plain_equal_time",
+    "full": "run_full",
+    "nanowhale": "run",
+}
 TASKS = ("boolq", "copa", "hellaswag", "sentineg", "wic")
 
 
 def table(header: list[str], rows: list[list]) -> str:
-    """A Markdown table; numbers to the right."""
-    shown = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in
-                     [header, ["---"] + ["---:"] * (len(header) - 1), *shown])
+    """A Markdown table; numbers are aligned to the right."""
+    alignment = ["---"] + ["---:"] * (len(header) - 1)
+    lines = [header, alignment]
+    for row in rows:
+        lines.append([f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def validations(run: Path) -> list[dict]:
-    """The lines of a run's metrics that are validations."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [record for record in map(json.loads, lines) if "validation" in record]
+# ---- What the programs wrote, gathered -----------------------------------------------------------
 
 
-def lines(path: Path) -> list[dict]:
-    """The records of a JSONL file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def check_complete(out: Path) -> None:
+    """UserError that names the first arm without a finished run or scores."""
+    for folder in RUNS.values():
+        check_finished(out / folder)
+    for arm in ARMS:
+        for file in (scores_file(out, arm), scores_file(out, arm, answer_only=True)):
+            if not file.exists():
+                raise cli.UserError(
+                    f"{file} is missing: {arm} was not scored; bash speedrun.sh does what is left"
+                )
 
 
-def found(planted: dict, removed: list[dict], masked: list[dict]) -> dict:
-    """Precision and recall of each kind of planted fault: {kind: {"planted", "found", "precision", "recall"}}.
-
-    Of two copies the cleaner may keep either, so a pair counts as found when one of the two was removed, and removing
-    either counts as right. A fault that an earlier step removed for its own reason is neither a hit nor a miss.
-    """
-    gone = {record["id"]: record for record in removed}
-    caught = {"exact": {i for i, r in gone.items() if r["step"] == "exact"},
-              "near": {i for i, r in gone.items() if r["step"] == "near"},
-              "junk": {i for i, r in gone.items() if r["step"] == "rules"},
-              "leaked": {i for i, r in gone.items() if r["step"] == "decontaminate"},
-              "personal": {record["id"] for record in masked}}
-    result = {}
-    for kind, hits in caught.items():
-        pairs = [pair if isinstance(pair, list) else [pair] for pair in planted[kind]]
-        members = {i for pair in pairs for i in pair}
-        eligible = [p for p in pairs if any(i in hits for i in p) or not any(i in gone for i in p)]
-        right = sum(any(i in hits for i in pair) for pair in eligible)
-        false = [i for i in hits if i not in members]
-        result[kind] = {"planted": len(pairs), "found": right, "recall": right / max(1, len(eligible)),
-                        "precision": (len(hits) - len(false)) / max(1, len(hits)), "removed": len(hits)}
-    return result
-
-
-def mcnemar(a: list[dict], b: list[dict]) -> float:
-    """Exact two-sided p that two lists of examples are equally accurate (McNemar, 1947), by the binomial law."""
-    right = [(x["prediction"] == x["label"], y["prediction"] == y["label"]) for x, y in zip(a, b, strict=True)]
-    only_a, only_b = right.count((True, False)), right.count((False, True))
-    n = only_a + only_b
-    return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2**n)
+def scores_file(out: Path, arm: str, answer_only: bool = False) -> Path:
+    """Where the speedrun puts an arm's KoBEST scores, or its control's."""
+    kind = ".answer_only" if answer_only else ""
+    return out / "kobest" / f"{arm}{kind}.json"
 
 
 def gather(out: Path, total_seconds: float) -> dict:
-    """Everything that report.json holds, under the keys that DESIGN and README name."""
-    corpus = {language: cli.read_json(out / f"clean/{language}/report.json") for language in ("ko", "en")}
-    planted = cli.read_json(out / "world/planted.json")
-    for language, report in corpus.items():
-        folder = out / "clean" / language
-        report["planted"] = found(planted[language], lines(folder / "removed.jsonl"), lines(folder / "masked.jsonl"))
-    scores = {arm: {language: v["bits_per_byte"] for language, v in validations(out / run)[-1]["validation"].items()}
-              for arm, run in RUNS.items()}
-    scores["base"] = {language: v["bits_per_byte"]
-                      for language, v in validations(out / "run_plain")[0]["validation"].items()}
-    kobest = {}
-    for arm in ARMS:
-        full, alone = (cli.read_json(out / f"kobest/{arm}{kind}.json") for kind in ("", ".answer_only"))
-        kobest[arm] = {task: {"acc": full["tasks"][task]["acc"], "ci95": full["tasks"][task]["ci95"],
-                              "answer_only": alone["tasks"][task]["acc"]} for task in TASKS}
-        kobest[arm]["mean_acc"] = full["mean_acc"]
-    examples = {arm: cli.read_json(out / f"kobest/{arm}.json")["tasks"] for arm in ARMS}
-    pooled = {arm: [e for task in ("copa", "hellaswag") for e in examples[arm][task]["examples"]] for arm in ARMS}
-    merged = list(cli.read_json(out / "tokens.json")["tokenizers"].values())[-1]  # the base's comes first
-    return {"corpus": corpus, "tokenizer": merged, "init": cli.read_json(out / "probe.json"),
-            "token_ratio": next(n["token_ratio"] for path, n in merged["inputs"].items() if path.endswith("ko")),
-            "stages": stage_rows(out / "run"), "entropy": cli.read_json(out / "world/entropy.json"),
-            "bits_per_byte": scores, "kobest": kobest,
-            "p_value_against_nanowhale": {arm: mcnemar(pooled[arm], pooled["nanowhale"])
-                                          for arm in ARMS if arm != "nanowhale"},
-            "training": {arm: {"seconds": seconds(out / run), "megabytes": sum(bytes_read(out / run).values()) / 1e6,
-                               "tokens": steps(out / run)[-1]["tokens"],
-                               "peak_memory": max(s["peak_memory"] for s in steps(out / run))}
-                         for arm, run in RUNS.items()},
-            "seconds": total_seconds}
+    """Everything that report.json holds. UserError if an arm is missing."""
+    check_complete(out)
+    tokenizers = cli.read_json(out / "tokens.json")["tokenizers"]
+    merged = list(tokenizers.values())[-1]  # the base's comes first
+    examples = {arm: pooled_examples(out, arm) for arm in ARMS}
+    rivals = [arm for arm in ARMS if arm != "nanowhale"]
+    return {
+        "corpus": {language: cleaning_report(out, language) for language in ("ko", "en")},
+        "tokenizer": merged,
+        "init": cli.read_json(out / "probe.json"),
+        "token_ratio": korean_token_ratio(merged),
+        "stages": stage_rows(out / "run"),
+        "entropy": cli.read_json(out / "world" / "entropy.json"),
+        "bits_per_byte": {arm: bits_per_byte(out, arm) for arm in ARMS},
+        "kobest": {arm: accuracies(out, arm) for arm in ARMS},
+        "p_value_against_nanowhale": {
+            arm: p_value(examples[arm], examples["nanowhale"]) for arm in rivals
+        },
+        "training": {arm: training_cost(out / folder) for arm, folder in RUNS.items()},
+        "seconds": total_seconds,
+    }
+
+
+def cleaning_report(out: Path, language: str) -> dict:
+    """The report of a language's cleaning, and what it found of the planted faults."""
+    folder = out / "clean" / language
+    planted = cli.read_json(out / "world" / "planted.json")[language]
+    report = cli.read_json(folder / "report.json")
+    removed = read_jsonl(folder / "removed.jsonl")
+    masked = read_jsonl(folder / "masked.jsonl")
+    report["planted"] = found(planted, removed, masked)
+    return report
+
+
+def found(planted: dict, removed: list[dict], masked: list[dict]) -> dict:
+    """Precision and recall of each kind of planted fault:
+    {kind: {"planted", "found", "recall", "precision", "removed"}}.
+
+    Of two copies the cleaner may keep either, so a pair counts as found when one of the two was
+    removed, and removing either counts as right. A fault that an earlier step removed for its own
+    reason is neither a hit nor a miss.
+    """
+    removed_ids = {record["id"] for record in removed}
+    # Which step of the cleaning should find which kind of fault.
+    caught = {
+        "exact": ids_removed_by(removed, "exact"),
+        "near": ids_removed_by(removed, "near"),
+        "junk": ids_removed_by(removed, "rules"),
+        "leaked": ids_removed_by(removed, "decontaminate"),
+        "personal": {record["id"] for record in masked},
+    }
+    result = {}
+    for kind, hits in caught.items():
+        # Copies are planted in pairs, the other faults one by one.
+        groups = [fault if isinstance(fault, list) else [fault] for fault in planted[kind]]
+        members = set()
+        right = 0
+        eligible = 0
+        for group in groups:
+            members.update(group)
+            if not hits.isdisjoint(group):
+                right += 1
+                eligible += 1
+            elif removed_ids.isdisjoint(group):
+                eligible += 1  # a miss: no other step took it away first
+
+        result[kind] = {
+            "planted": len(groups),
+            "found": right,
+            "recall": right / max(1, eligible),
+            "precision": len(hits & members) / max(1, len(hits)),
+            "removed": len(hits),
+        }
+    return result
+
+
+def ids_removed_by(removed: list[dict], step: str) -> set[str]:
+    """Ids of the documents that a step of the cleaning removed."""
+    return {record["id"] for record in removed if record["step"] == step}
+
+
+def korean_token_ratio(merged: dict) -> float:
+    """Tokens of Korean with the merged tokenizer, the base's = 1."""
+    for path, numbers in merged["inputs"].items():
+        if path.endswith("ko"):
+            return numbers["token_ratio"]
+    raise cli.UserError("tokens.json has no --input whose name ends in ko: was it the speedrun's?")
 
 
 def stage_rows(run: Path) -> list[dict]:
-    """One row a stage, like the paper's table: training loss (mean of its last tenth) and validation loss."""
+    """One row per stage, like the paper's table: training loss (mean of the stage's last tenth) and
+    validation losses."""
+    names = {}
+    for folder in (run / "stages").iterdir():
+        number, _, name = folder.name.partition("-")
+        names[number] = name
+
     rows = []
-    for record in validations(run)[1:]:
-        losses = [s["loss"] for s in steps(run) if s["stage"] == record["stage"]]
+    for record in validations(run)[1:]:  # the first is that of the start
+        losses = [step["loss"] for step in steps(run) if step["stage"] == record["stage"]]
         tail = losses[-max(1, len(losses) // 10):]
-        name = next(p.name for p in (run / "stages").iterdir() if p.name.startswith(f"{record['stage']}-"))
-        rows.append({"stage": name.partition("-")[2], "tokens": record["tokens"], "train_loss": sum(tail) / len(tail),
-                     **{f"{language}_{key}": v[key] for language, v in record["validation"].items()
-                        for key in ("loss", "bits_per_byte")}})
+        row = {
+            "stage": names[str(record["stage"])],
+            "tokens": record["tokens"],
+            "train_loss": sum(tail) / len(tail),
+        }
+        for language, scores in record["validation"].items():
+            row[f"{language}_loss"] = scores["loss"]
+            row[f"{language}_bits_per_byte"] = scores["bits_per_byte"]
+        rows.append(row)
     return rows
+
+
+def bits_per_byte(out: Path, arm: str) -> dict[str, float]:
+    """{language: bits per byte} at the end of an arm's run."""
+    if arm == "base":
+        # Plain training starts from the base, with its tokenizer: its first validation.
+        record = validations(out / RUNS["plain"])[0]
+    else:
+        record = validations(out / RUNS[arm])[-1]
+    return {language: scores["bits_per_byte"] for language, scores in record["validation"].items()}
+
+
+def training_cost(run: Path) -> dict:
+    """Seconds in training steps, megabytes of text read, tokens, and peak memory in bytes."""
+    trained = steps(run)
+    return {
+        "seconds": seconds(run),
+        "megabytes": sum(bytes_read(run).values()) / 1e6,
+        "tokens": trained[-1]["tokens"],
+        "peak_memory": max(step["peak_memory"] for step in trained),
+    }
+
+
+def accuracies(out: Path, arm: str) -> dict:
+    """An arm's KoBEST accuracies with 95 % intervals, and those of answers without context."""
+    scores = cli.read_json(scores_file(out, arm))
+    control = cli.read_json(scores_file(out, arm, answer_only=True))
+    result = {}
+    for task in TASKS:
+        result[task] = {
+            "acc": scores["tasks"][task]["acc"],
+            "ci95": scores["tasks"][task]["ci95"],
+            "answer_only": control["tasks"][task]["acc"],
+        }
+    result["mean_acc"] = scores["mean_acc"]
+    return result
+
+
+def pooled_examples(out: Path, arm: str) -> list[dict]:
+    """The examples of COPA and HellaSwag, the two tasks that the toy world's arms learn."""
+    tasks = cli.read_json(scores_file(out, arm))["tasks"]
+    return tasks["copa"]["examples"] + tasks["hellaswag"]["examples"]
+
+
+def p_value(a: list[dict], b: list[dict]) -> float:
+    """McNemar's exact p that two lists of the same examples are answered equally well."""
+    only_a = 0
+    only_b = 0
+    for one, other in zip(a, b, strict=True):
+        a_is_right = one["prediction"] == one["label"]
+        b_is_right = other["prediction"] == other["label"]
+        if a_is_right and not b_is_right:
+            only_a += 1
+        if b_is_right and not a_is_right:
+            only_b += 1
+    return eval_kobest.mcnemar(only_a, only_b)
+
+
+# ---- report.md -----------------------------------------------------------------------------------
+
+
+def render(report: dict) -> str:
+    """report.json as Markdown: the four ideas in order, then the scores. Intervals are 95 %."""
+    parts = [
+        "# What the speedrun found",
+        "",
+        f"{report['seconds']:.0f} seconds in all, one seed, on the built-in world. "
+        "Differences inside the intervals are no differences.",
+        "",
+        *corpus_section(report["corpus"]),
+        *tokenizer_section(report),
+        *init_section(report["init"]["bits_per_byte"]),
+        *stages_section(report["stages"]),
+        *arms_section(report),
+        *kobest_section(report),
+    ]
+    return "\n".join(parts) + "\n"
 
 
 def corpus_section(corpus: dict) -> list[str]:
     """What each step left, and what was found of the planted faults."""
     parts = ["## 1. Corpus", ""]
     for language, name in (("ko", "Korean"), ("en", "English")):
-        one = corpus[language]
-        total = one["input"]["bytes"]
-        steps_left = [["raw", one["input"]["documents"], total / 1e6, 1.0]]
-        steps_left += [[s["step"], s["documents_out"], s["bytes_out"] / 1e6, s["bytes_out"] / total]
-                       for s in one["steps"]]
-        faults = [[kind, *(f[k] for k in ("planted", "found", "recall", "precision"))]
-                  for kind, f in one["planted"].items() if f["planted"]]
-        parts += [f"{name}:", "", table(["after", "documents", "MB", "share of bytes"], steps_left), "",
-                  table(["planted fault", "planted", "found", "recall", "precision"], faults), ""]
+        report = corpus[language]
+        raw = report["input"]
+        left = [["raw", raw["documents"], raw["bytes"] / 1e6, 1.0]]
+        for step in report["steps"]:
+            share = step["bytes_out"] / raw["bytes"]
+            left.append([step["step"], step["documents_out"], step["bytes_out"] / 1e6, share])
+
+        faults = []
+        for kind, score in report["planted"].items():
+            if score["planted"]:
+                numbers = [score[key] for key in ("planted", "found", "recall", "precision")]
+                faults.append([kind, *numbers])
+
+        parts += [f"{name}:", ""]
+        parts += [table(["after", "documents", "MB", "share of bytes"], left), ""]
+        parts += [table(["planted fault", "planted", "found", "recall", "precision"], faults), ""]
     return parts
 
 
-def arms_section(r: dict) -> list[str]:
-    """Bits per byte, time and text of every arm."""
-    floor, rows = r["entropy"], []
-    for arm, name in ARMS.items():
-        used = r["training"].get(arm)
-        rows.append([name, r["bits_per_byte"][arm]["ko"], r["bits_per_byte"][arm]["en"],
-                     *([round(used["seconds"]), used["tokens"], used["megabytes"]] if used else ["", "", ""])])
-    return ["## The arms", "",
-            f"The generator's own entropy, the floor: {floor['ko']:.3f} (ko), {floor['en']:.3f} (en).", "",
-            table(["arm", "bits a byte ko", "bits a byte en", "seconds", "tokens", "MB read"], rows), ""]
-
-
-def kobest_section(r: dict) -> list[str]:
-    """Accuracies with their intervals, the control, and the test against nanowhale."""
-    kobest = r["kobest"]
-    cell = lambda s: f"{s['acc']:.3f} [{s['ci95'][0]:.3f}, {s['ci95'][1]:.3f}]"
-    return ["## KoBEST (toy test split, zero-shot accuracy)", "",
-            table(["arm", *TASKS, "mean"], [[name, *(cell(kobest[arm][t]) for t in TASKS), kobest[arm]["mean_acc"]]
-                                            for arm, name in ARMS.items()]), "",
-            "The control, answers scored without their context:", "",
-            table(["arm", *TASKS], [[name, *(kobest[arm][t]["answer_only"] for t in TASKS)]
-                                    for arm, name in ARMS.items()]), "",
-            "Against nanowhale on COPA and HellaSwag together (McNemar's exact test): "
-            + ", ".join(f"{arm} p = {p:.3g}" for arm, p in r["p_value_against_nanowhale"].items()) + "."]
-
-
-def render(r: dict) -> str:
-    """report.json as Markdown, for reading: the four ideas in order, then the scores. Intervals are 95 %."""
-    columns = ("stage", "tokens", "train_loss", "ko_loss", "ko_bits_per_byte", "en_bits_per_byte")
-    merged, methods = r["tokenizer"], r["init"]["bits_per_byte"]
-    return "\n".join([
-        "# What the speedrun found", "", f"{r['seconds']:.0f} seconds in all, one seed, on the built-in world. "
-        "Differences inside the intervals are no differences.", "", *corpus_section(r["corpus"]),
-        "## 2. Tokenizer", "",
-        f"Korean takes {r['token_ratio']:.3f} times the base's tokens; the embedding has "
+def tokenizer_section(report: dict) -> list[str]:
+    """What the new pieces save, and what they cost."""
+    merged = report["tokenizer"]
+    return [
+        "## 2. Tokenizer",
+        "",
+        f"Korean takes {report['token_ratio']:.3f} times the base's tokens; the embedding has "
         f"{merged['embedding_growth']:.2f} times its rows; {merged['added']} pieces were added, "
-        f"{merged['unreachable']} of them unreachable.", "",
-        "## 3. Initialisation", "", "Korean bits per byte before and after a few steps of embedding and head alone, on "
-        "the same batches.", "",
-        table(["method", *(f"step {step}" for step in next(iter(methods.values())))],
-              [[method, *row.values()] for method, row in methods.items()]), "",
-        "## 4. Stages", "",
-        table(["stage", "tokens so far", "train loss", "eval loss ko", "bits a byte ko", "bits a byte en"],
-              [[s[k] for k in columns] for s in r["stages"]]), "",
-        *arms_section(r), *kobest_section(r)]) + "\n"
+        f"{merged['unreachable']} of them unreachable.",
+        "",
+    ]
 
 
-def main() -> None:
+def init_section(methods: dict) -> list[str]:
+    """The probe's table: a row per method, a column per number of steps."""
+    first = next(iter(methods.values()))
+    header = ["method", *(f"step {step}" for step in first)]
+    rows = [[method, *row.values()] for method, row in methods.items()]
+    return [
+        "## 3. Initialisation",
+        "",
+        "Korean bits per byte before and after a few steps of embedding and head alone, on the "
+        "same batches.",
+        "",
+        table(header, rows),
+        "",
+    ]
+
+
+def stages_section(stages: list[dict]) -> list[str]:
+    """The paper's table of losses by stage."""
+    columns = {
+        "stage": "stage",
+        "tokens": "tokens so far",
+        "train_loss": "train loss",
+        "ko_loss": "eval loss ko",
+        "ko_bits_per_byte": "bits per byte ko",
+        "en_bits_per_byte": "bits per byte en",
+    }
+    rows = [[stage[key] for key in columns] for stage in stages]
+    return ["## 4. Stages", "", table(list(columns.values()), rows), ""]
+
+
+def arms_section(report: dict) -> list[str]:
+    """Bits per byte, time and text of every arm."""
+    floor = report["entropy"]
+    header = ["arm", "bits per byte ko", "bits per byte en", "seconds", "tokens", "MB read"]
+    rows = []
+    for arm, name in ARMS.items():
+        bits = report["bits_per_byte"][arm]
+        cost = ["", "", ""]  # the base was not trained on Korean
+        if arm in report["training"]:
+            training = report["training"][arm]
+            cost = [round(training["seconds"]), training["tokens"], training["megabytes"]]
+        rows.append([name, bits["ko"], bits["en"], *cost])
+    return [
+        "## The arms",
+        "",
+        f"The generator's own entropy, the floor: {floor['ko']:.3f} (ko), {floor['en']:.3f} (en).",
+        "",
+        table(header, rows),
+        "",
+    ]
+
+
+def kobest_section(report: dict) -> list[str]:
+    """Accuracies with their intervals, the control, and the test against nanowhale."""
+    scored = []
+    control = []
+    for arm, name in ARMS.items():
+        scores = report["kobest"][arm]
+        scored.append([name, *(accuracy(scores[task]) for task in TASKS), scores["mean_acc"]])
+        control.append([name, *(scores[task]["answer_only"] for task in TASKS)])
+    p_values = [f"{arm} p = {p:.3g}" for arm, p in report["p_value_against_nanowhale"].items()]
+    return [
+        "## KoBEST (toy test split, zero-shot accuracy)",
+        "",
+        table(["arm", *TASKS, "mean"], scored),
+        "",
+        "The control, answers scored without their context:",
+        "",
+        table(["arm", *TASKS], control),
+        "",
+        "Against nanowhale on COPA and HellaSwag together (McNemar's exact test): "
+        f"{', '.join(p_values)}.",
+    ]
+
+
+def accuracy(score: dict) -> str:
+    """An accuracy with its 95 % interval.
+
+    >>> accuracy({"acc": 0.5, "ci95": [0.444, 0.556]})
+    '0.500 [0.444, 0.556]'
+    """
+    low, high = score["ci95"]
+    return f"{score['acc']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def main(argv: list[str] | None = None) -> None:
     """Write report.json, then report.md, and print the latter."""
     parser = cli.Parser(description=__doc__, prog="studies.report")
     parser.add_argument("--out", type=Path, default=Path("out"), help="the speedrun's folder")
     parser.add_argument("--seconds", type=float, required=True, help="what the whole run took")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+
     report = gather(args.out, args.seconds)
     cli.write_json(args.out / "report.json", report)
     text = render(report)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from common import cli
 from studies import arms
-from studies.plain import bytes_read
 from studies.report import table
+from studies.runs import bytes_read
 
 HEADER = ["arm", "seed", "after", "tokens", "ko, bits a byte", "en, bits a byte", "seconds"]
 ARMS = {"stages": ("embed", "odd", "even", "lora"), "full": ("full",), "odd": ("odd",), "odd+embed": ("odd+embed",)}

@@ -19,7 +19,7 @@ import model
 import tokenizer
 import train
 from common import cli
-from studies import arms, curriculum, experts, forgetting, laws, mixture, plain, plot, replay, report, scaling
+from studies import arms, curriculum, experts, forgetting, laws, mixture, plain, plot, replay, report, runs, scaling
 
 
 def test_a_pair_counts_as_found_whichever_copy_went():
@@ -40,19 +40,19 @@ def test_mcnemar_equals_the_binomial_test():
     a, b = ([{"label": 0, "prediction": rng.randrange(2)} for _ in range(60)] for _ in range(2))
     better = sum(x["prediction"] < y["prediction"] for x, y in zip(a, b, strict=True))
     worse = sum(x["prediction"] > y["prediction"] for x, y in zip(a, b, strict=True))
-    assert report.mcnemar(a, b) == pytest.approx(stats.binomtest(better, better + worse).pvalue)
-    assert report.mcnemar(a, a) == 1
+    assert report.p_value(a, b) == pytest.approx(stats.binomtest(better, better + worse).pvalue)
+    assert report.p_value(a, a) == 1
 
 
 def test_bytes_read_are_those_of_the_windows_drawn(world, tmp_path):
     train.main(["--model", f"{world}/model", "--out", f"{tmp_path}/run", "--data", f"{world}/shards/ko=0.75",
                 f"{world}/shards/en=0.25", "--stages", "full:640:1e-3", "--seq_len", "32", "--batch_tokens", "128",
                 "--device", "cpu"])
-    read = plain.bytes_read(tmp_path / "run")
+    read = runs.bytes_read(tmp_path / "run")
     for language, windows in (("ko", 15), ("en", 5)):
         index = cli.read_json(world / "shards" / language / "index.json")
         assert read[world / "shards" / language] == pytest.approx(windows * 32 * index["bytes"] / index["tokens"])
-    assert plain.seconds(tmp_path / "run") == pytest.approx(
+    assert runs.seconds(tmp_path / "run") == pytest.approx(
         sum(128 / json.loads(line)["tokens_per_second"] for line in open(tmp_path / "run/metrics.jsonl")
             if "tokens_per_second" in line))
 
@@ -68,18 +68,18 @@ CONTINUED = np.array([np.log(2.1), np.log(90), 0.32, np.log(40), 0.28, 0.06])
 GRID = tuple(axis.ravel() for axis in np.meshgrid(np.geomspace(4e5, 8e6, 4), np.geomspace(5e4, 1.6e6, 4)))
 
 
-def runs(theta, noise, rng):
+def losses_of(theta, noise, rng):
     return *GRID, laws.loss(theta, *GRID) * np.exp(noise * rng.standard_normal(16))
 
 
 def test_without_noise_the_fit_finds_the_law():
-    found = laws.both(*(runs(theta, 0, np.random.default_rng()) for theta in (SCRATCH, CONTINUED)), starts=4)
+    found = laws.both(*(losses_of(theta, 0, np.random.default_rng()) for theta in (SCRATCH, CONTINUED)), starts=4)
     np.testing.assert_allclose(found, (SCRATCH, CONTINUED), rtol=1e-3, atol=1e-4)
 
 
 def test_with_noise_the_law_lies_within_the_intervals():
     rng = np.random.default_rng(0)  # one draw, not a fresh one: the bound below would be broken once in some hundred
-    given = [runs(theta, 0.003, rng) for theta in (SCRATCH, CONTINUED)]
+    given = [losses_of(theta, 0.003, rng) for theta in (SCRATCH, CONTINUED)]
     fitted = laws.both(*given, starts=4)
     samples = laws.bootstrap(*given, fitted, np.arange(16), 12)
     for i, true in enumerate((SCRATCH, CONTINUED)):

@@ -1,0 +1,135 @@
+"""speedrun.sh: stopped, resumed, begun anew, and nobody's files lost. A stand-in for Python plays its programs."""
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import time
+
+import pytest
+from conftest import ROOT
+
+# In place of a program: a line in calls.txt, and the output that the flag --out names. The program whose command line
+# holds the word in slow.txt first takes its time; SIGTERM ends it as it ends train.py, with status 130.
+STAND_IN = """#!/usr/bin/env bash
+case "$1" in -c) exit 0 ;; esac
+echo "$@" >> calls.txt
+output=$(echo "$@" | sed 's/.*--\\(out\\|resume\\) \\([^ ]*\\).*/\\2/')
+case "$1" in train.py) mkdir -p "$output"; touch "$output/config.json" ;; esac
+if [ -e slow.txt ] && [[ "$*" == *$(cat slow.txt)* ]]; then
+    trap 'exit 130' TERM
+    touch waiting.txt
+    for _ in $(seq 600); do sleep 0.05; done
+fi
+case "$output" in
+    out) ;;
+    *.*) mkdir -p "$(dirname "$output")"; touch "$output" ;;
+    *) mkdir -p "$output"; echo text > "$output/0.jsonl" ;;
+esac
+"""
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """speedrun.sh, and what it looks at, in a folder of its own, with the stand-in for Python."""
+    for name in ("common", "kernels", "cleaning", "toy", "studies"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("*.sh"), ROOT / "requirements.txt"):
+        shutil.copy(path, tmp_path)
+    stand_in = tmp_path / "stand_in.sh"
+    stand_in.write_text(STAND_IN)
+    stand_in.chmod(stand_in.stat().st_mode | stat.S_IXUSR)
+    return tmp_path
+
+
+def start(copy, *flags) -> subprocess.Popen:
+    """In a process group of its own, so that a signal reaches script and program as Ctrl-C would."""
+    return subprocess.Popen(["bash", "speedrun.sh", *flags], cwd=copy, env={**os.environ, "PYTHON": "./stand_in.sh"},
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def finish(copy, *flags, status: int = 0) -> tuple[list[str], str]:
+    """(the programs' command lines, what went to stderr) of a whole speedrun."""
+    calls = copy / "calls.txt"
+    calls.unlink(missing_ok=True)
+    process = start(copy, *flags)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    return calls.read_text().splitlines() if calls.exists() else [], errors
+
+
+def interrupted(copy, where: str) -> str:
+    """What a speedrun says on stderr that is stopped by Ctrl-C in the program whose command line holds `where`."""
+    (copy / "slow.txt").write_text(where)
+    process = start(copy)
+    while not (copy / "waiting.txt").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    (copy / "slow.txt").unlink()
+    (copy / "waiting.txt").unlink()
+    return errors
+
+
+def test_a_second_speedrun_only_reports(copy):
+    first, errors = finish(copy)
+    assert not errors and "train.py --out out/run" in first and len(first) == len(set(first))
+    again, _ = finish(copy)
+    assert len(again) == 1 and again[0].startswith("-m studies.report")
+
+
+@pytest.mark.parametrize("where, resumed", [
+    ("clean --input out/world/en", "data.py clean --input out/world/en"),
+    ("train.py --out out/run", "train.py --resume out/run"),
+    ("studies.plain", "-m studies.plain --run out/run"),
+])
+def test_ctrl_c_is_one_line_and_the_same_command_resumes(copy, where, resumed):
+    whole, _ = finish(copy, "--fresh")
+    shutil.rmtree(copy / "out")
+    (copy / "calls.txt").unlink()
+    errors = interrupted(copy, where)
+    assert errors.strip().startswith("stopped after") and errors.strip().endswith("to resume: bash speedrun.sh")
+    before = (copy / "calls.txt").read_text().splitlines()
+    after, _ = finish(copy)
+    assert after[0].startswith(resumed)
+    assert len(before) + len(after) == len(whole) + 1  # that one twice, every other once
+
+
+def test_a_step_whose_output_was_removed_runs_again(copy):
+    finish(copy)
+    shutil.rmtree(copy / "out/run_full")
+    again, _ = finish(copy)
+    assert [call.split(" --")[0] for call in again] == ["train.py", "-m studies.report"]
+
+
+def test_changed_code_starts_anew_and_nothing_is_lost(copy):
+    first, _ = finish(copy, "--prepare")
+    (copy / "out/mine").write_text("a run of mine")
+    (copy / "out/exercises").mkdir()
+    (copy / "out.old").mkdir()
+    (copy / "out.old/older").write_text("from before")
+    with open(copy / "model.py", "a") as file:
+        file.write("# changed\n")
+    again, _ = finish(copy, "--prepare")
+    assert again == first
+    kept, = (copy / "out.old").glob("*/mine")
+    assert kept.read_text() == "a run of mine" and (copy / "out.old/older").exists()
+    assert (copy / "out/exercises").is_dir() and not (copy / "out/mine").exists()
+
+
+def test_prepared_then_whole_and_a_run_of_yours_is_not_taken_for_its_own(copy):
+    prepared, _ = finish(copy, "--prepare")
+    assert not any("out/run" in call for call in prepared)
+    (copy / "out/run").mkdir()  # by `torchrun train.py`
+    calls, errors = finish(copy, status=2)
+    assert "out/run is not of its making" in errors and "train.py --out out/run" not in calls
+    (copy / "out/run").rename(copy / "out/my_run")
+    rest, _ = finish(copy)
+    assert not set(prepared) & set(rest) and "train.py --out out/run" in rest and (copy / "out/my_run").exists()
+
+
+def test_an_unknown_argument_is_named(copy):
+    _, errors = finish(copy, "--prepared", status=2)
+    assert errors == "speedrun.sh: unknown argument --prepared; there are --prepare and --fresh\n"
