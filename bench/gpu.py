@@ -240,7 +240,7 @@ def attention_contenders() -> dict[str, Callable]:
         return only(SDPBackend.EFFICIENT_ATTENTION)(q, k, v)
 
     return {
-        "nanowhale": kernels.attention,  # MERGE: model.causal_attention
+        "nanowhale": model.causal_attention,
         "cudnn": only(SDPBackend.CUDNN_ATTENTION),
         "flash": only(SDPBackend.FLASH_ATTENTION),
         "efficient": efficient,
@@ -286,7 +286,7 @@ def time_attention(attend: Callable, shape: tuple, sizes: Sizes, check_error: bo
         "longest_kernels": [name[:60] for name, _, _ in kernel_times[:3]],
     }
     if check_error:
-        definition = kernels.attention_reference  # MERGE: model.attention_reference
+        definition = model.attention_reference
         figures["error_ratio"] = bench_kernels.error(attend, definition, inputs, [upstream])
     return figures
 

@@ -284,34 +284,6 @@ def check_model_folder(path: str | Path) -> None:
     )
 
 
-def _number_of_stage(folder: Path) -> int:
-    """10 for `10-full`: as text it would come before `9-lora`."""
-    return int(folder.name.partition("-")[0])
-
-
-def check_model_folder(path: str | Path) -> None:
-    """UserError unless `path` is a folder that can hold a model. Where it is the folder of a run, the message names the
-    model inside it. What a model directory must hold is checked by those who read it (model.load, tokenizer.load)."""
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"there is no model directory {path}")
-    if not path.is_dir():
-        raise UserError(f"{path} is a file; name the model directory: the folder that holds config.json")
-
-    # A run's folder has a config.json too (its settings), so that file cannot tell the two apart.
-    has_weights = any(path.glob("*.safetensors"))
-    is_a_run = (path / "metrics.jsonl").exists() or (path / "model").is_dir()
-    if has_weights or not is_a_run:
-        return
-    if (path / "model").is_dir():
-        raise UserError(f"{path} is a run folder, not a model directory; its model is {path / 'model'}")
-    stages = list(path.glob("stages/[0-9]*-*"))
-    if stages:
-        newest = max(stages, key=_number_of_stage)
-        raise UserError(f"{path} is the folder of an unfinished run; its last finished stage is {newest}")
-    raise UserError(f"{path} is the folder of a run that has not finished a stage; it holds no model yet")
-
-
 def read_json(path: str | Path) -> dict:
     """Read a JSON file. UserError if it is missing or broken."""
     try:
