@@ -394,9 +394,9 @@ def test_a_source_fades_in_over_a_stage(world, tmp_path):
     argv = flags(world, tmp_path / "run", "full:1280:1e-3", "full:1280:1e-3")
     i = argv.index("--data")
     argv[i + 1:i + 3] = [f"{world}/shards/ko=0.1:0.9", f"{world}/shards/en=0.9:0.1"]
-    seen, draw = [], train.data.Schedule.draw
+    seen, draw = [], data.furthest_behind
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.data.Schedule, "draw", lambda self: seen.append(draw(self)) or seen[-1])
+        patch.setattr(data, "furthest_behind", lambda *args: seen.append(draw(*args)) or seen[-1])
         train.main(argv)
     for half in (seen[:40], seen[40:]):
         assert half.count(0) == 20 and half[:10].count(0) == 2 and half[-10:].count(0) == 8
