@@ -193,7 +193,8 @@ def train_korean(
 
     raw = run_trainer(
         lines,
-        # For <unk> and ▁.
+        asked=vocab_size,
+        # Room for <unk> and ▁.
         vocab_size=learned + 2,
         character_coverage=character_coverage,
         # A line is a word, a tab and its count.
@@ -221,6 +222,7 @@ def train_base(inputs: list[str], vocab_size: int, character_coverage: float = 0
         raise cli.UserError(f"--input {' '.join(inputs)} holds no text")
     return run_trainer(
         lines,
+        asked=vocab_size,
         vocab_size=vocab_size,
         character_coverage=character_coverage,
         # A character without a piece is spelled in bytes, so no text is ever lost.
@@ -232,8 +234,10 @@ def train_base(inputs: list[str], vocab_size: int, character_coverage: float = 0
     )
 
 
-def run_trainer(lines: list[str], **options) -> bytes:
-    """SentencePiece's trainer on lines of text; returns the file's bytes."""
+def run_trainer(lines: list[str], asked: int, **options) -> bytes:
+    """SentencePiece's trainer on lines of text; returns the file's bytes.
+
+    asked: the user's --vocab_size, for the error; SentencePiece's own is among the options."""
     print(
         f"{len(lines):,} lines for SentencePiece, which prints nothing while it trains: "
         f"a few seconds for 1,000 pieces")
@@ -254,8 +258,8 @@ def run_trainer(lines: list[str], **options) -> bytes:
     except RuntimeError as error:
         reason = str(error).partition(") ")[2]
         raise cli.UserError(
-            f"--vocab_size or --character_coverage misfits the corpus; SentencePiece, asked for "
-            f"{options['vocab_size']} pieces, says: {reason}") from None
+            f"--vocab_size {asked} or --character_coverage misfits the corpus; SentencePiece, "
+            f"asked for {options['vocab_size']} pieces, says: {reason}") from None
     return out.getvalue()
 
 
