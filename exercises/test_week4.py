@@ -42,45 +42,61 @@ def same(a: torch.Tensor, b: torch.Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-# ----------------------------------------------------------------------------------------------------- two layouts
+# ------------------------------------------------------------------------------------- two layouts
 
 
 def interleaved(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor):
-    """The other layout, that of Meta's own checkpoints: neighbours 2i and 2i + 1 are one complex number."""
+    """The layout of Meta's own checkpoints: neighbours 2i and 2i + 1 are one complex number."""
     def turn(x):
         numbers = torch.view_as_complex(x.contiguous().unflatten(-1, (-1, 2)))
         return torch.view_as_real(numbers * torch.complex(cos, sin)).flatten(-2)
+
     return turn(q), turn(k)
 
 
 def halves(width: int) -> torch.Tensor:
-    """Where each component of the rotate-half layout stands in the interleaved one; halves(8) is your prediction."""
+    """Where each component of the rotate-half layout stands in the interleaved one; halves(8) is
+    your prediction."""
     return torch.arange(width).view(-1, 2).t().flatten()
 
 
-@pytest.mark.parametrize("turn", [kernels.rope_reference, kernels.rope], ids=["definition", "what_the_model_runs"])
+both_turns = pytest.mark.parametrize(
+    "turn",
+    [kernels.rope_reference, kernels.rope],
+    ids=["definition", "what_the_model_runs"],
+)
+
+
+@both_turns
 def test_a_quarter_turn_by_hand(turn):
-    """Four components are two pairs, (1, 3) and (2, 4). The first turns by 90 degrees, the second stays."""
+    """Four components are two pairs, (1, 3) and (2, 4). The first turns by 90 degrees, the second
+    stays."""
     x = torch.tensor([[[[1.0, 2.0, 3.0, 4.0]]]])
-    q, k = turn(x, 10 * x, torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]]))
+    cos = torch.tensor([[0.0, 1.0]])
+    sin = torch.tensor([[1.0, 0.0]])
+    q, k = turn(x, 10 * x, cos, sin)
     assert q.flatten().tolist() == [-3, 2, 1, 4]
     assert k.flatten().tolist() == [-30, 20, 10, 40]
 
 
-@pytest.mark.parametrize("turn", [kernels.rope_reference, kernels.rope], ids=["definition", "what_the_model_runs"])
+@both_turns
 @pytest.mark.parametrize("width", [2, 8, 64])
 def test_a_permutation_leads_from_one_layout_to_the_other(turn, width):
-    q, k = torch.randn(2, 4, 9, width), torch.randn(2, 2, 9, width)
-    order, tables = halves(width), angles(9, width)
-    expected = [x[..., order] for x in interleaved(q, k, *tables)]
-    for got, wanted in zip(turn(q[..., order], k[..., order], *tables), expected, strict=True):
-        same(got, wanted)
+    q = torch.randn(2, 4, 9, width)
+    k = torch.randn(2, 2, 9, width)
+    cos, sin = angles(9, width)
+    order = halves(width)
+    q_expected, k_expected = interleaved(q, k, cos, sin)
+    q_got, k_got = turn(q[..., order], k[..., order], cos, sin)
+    same(q_got, q_expected[..., order])
+    same(k_got, k_expected[..., order])
 
 
 def test_only_the_distance_counts():
     """A query at s meets a key at t in an inner product that depends on s - t: here always 3."""
     cos, sin = angles(50, 16)
-    q, k = torch.randn(1, 1, 1, 16).expand(-1, -1, 50, -1), torch.randn(1, 1, 1, 16).expand(-1, -1, 50, -1)
+    q = torch.randn(1, 1, 1, 16).expand(-1, -1, 50, -1)
+    k = torch.randn(1, 1, 1, 16).expand(-1, -1, 50, -1)
     q, k = kernels.rope(q, k, cos, sin)
     products = (q[0, 0, 3:] * k[0, 0, :-3]).sum(-1)
     same(products, products[0].expand(47))

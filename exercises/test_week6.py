@@ -2,7 +2,6 @@
 
     python -m pytest exercises/test_week6.py    # Triton runs in its interpreter; without Triton its tests are skipped
 """
-import importlib
 import itertools
 import math
 import os
@@ -17,8 +16,9 @@ import eval_kobest as kobest  # noqa: E402
 import kernels  # noqa: E402
 import model  # noqa: E402
 from common import cli  # noqa: E402
+from kernels import launch, norm  # noqa: E402
+from kernels import loss as lce  # noqa: E402
 
-lce, norm = (importlib.import_module(f"kernels.{name}") for name in ("loss", "norm"))
 BOS = 1
 
 
@@ -138,78 +138,92 @@ def test_mcnemar_by_counting_every_outcome():
         assert kobest.mcnemar(lost, gained) == pytest.approx(sum(outcomes) / len(outcomes)), (lost, gained)
 
 
-# ----------------------------------------------------------------------------------------- head and loss in one pass
+# ----------------------------------------------------------------------- head and loss in one pass
 
 
 def head_and_loss(n: int = 23, dtype=torch.float32):
     """Hidden states, the head's weight, and targets of which every fourth does not count."""
-    hidden, weight = torch.randn(n, 6, dtype=dtype), torch.randn(50, 6, dtype=dtype)
+    hidden = torch.randn(n, 6, dtype=dtype, requires_grad=True)
+    weight = torch.randn(50, 6, dtype=dtype, requires_grad=True)
     targets = torch.randint(0, 50, (n,))
     targets[::4] = -100
-    return hidden.requires_grad_(), weight.requires_grad_(), targets
+    return hidden, weight, targets
 
 
 def test_two_classes_by_hand():
-    """z = (0, 0), target 1: loss log 2, dz = (1/2, 1/2) - (0, 1). A row without a target gives nothing."""
+    """z = (0, 0), target 1: loss log 2, dz = (1/2, 1/2) - (0, 1). A row without a target gives
+    nothing."""
     losses, dz = lce._softmax_torch(torch.zeros(2, 2), torch.tensor([1, -100]), True)
     assert losses.flatten().tolist() == pytest.approx([math.log(2), 0])
     assert dz.tolist() == [[0.5, -0.5], [0, 0]]
 
 
 def test_the_softmax_does_not_overflow():
-    losses, dz = lce._softmax_torch(torch.tensor([[1000.0, 0.0], [0.0, -1000.0]]), torch.tensor([1, 0]), True)
-    assert losses.flatten().tolist() == [1000, 0] and dz.tolist() == [[1, -1], [0, 0]]
+    logits = torch.tensor([[1000.0, 0.0], [0.0, -1000.0]])
+    losses, dz = lce._softmax_torch(logits, torch.tensor([1, 0]), True)
+    assert losses.flatten().tolist() == [1000, 0]
+    assert dz.tolist() == [[1, -1], [0, 0]]
 
 
 @pytest.mark.parametrize("rows", [1, 4, 23, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_chunks_give_the_whole_gradient(rows, dtype):
-    """`rows` a chunk: the last one may be short. Against autograd through logits that exist as a whole."""
+    """`rows` per chunk: the last one may be short. Against autograd through logits that exist as a
+    whole."""
     hidden, weight, targets = head_and_loss(dtype=dtype)
-    loss, count = lce.linear_cross_entropy(hidden, weight, targets, chunk_bytes=rows * 50 * dtype.itemsize)
+    chunk_bytes = rows * 50 * dtype.itemsize
+    loss, count = lce.linear_cross_entropy(hidden, weight, targets, chunk_bytes)
     expected, _ = lce.linear_cross_entropy_reference(hidden, weight, targets)
     assert count == 17
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(torch.autograd.grad(3 * loss, (hidden, weight)),
-                               torch.autograd.grad(3 * expected, (hidden, weight)), atol=1e-4, rtol=1e-4)
+    got = torch.autograd.grad(3 * loss, (hidden, weight))
+    wanted = torch.autograd.grad(3 * expected, (hidden, weight))
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
 
 
 def test_the_logits_are_never_whole(monkeypatch):
     """Six rows of logits fit into the budget, and 600 are asked for: no call makes more than six."""
     hidden, weight, targets = head_and_loss(600)
-    softmax, seen = lce._softmax_torch, []
+    softmax = lce._softmax_torch
+    seen = []
 
     def watched(logits, *rest):
         seen.append(len(logits))
         return softmax(logits, *rest)
+
     monkeypatch.setattr(lce, "_softmax_torch", watched)
     lce.linear_cross_entropy(hidden, weight, targets, chunk_bytes=6 * 50 * 4)
     assert max(seen) <= 6 and sum(seen) == 600, "take the chunks' softmax from _softmax_torch"
 
 
 def test_bfloat16_sums_its_shares_in_float32():
-    """600 rows, one a chunk, each with a share of 1/2. In bfloat16 the sum would stop at 128, where 1/2 is lost."""
-    hidden, weight, targets = torch.ones(600, 1), torch.zeros(2, 1), torch.zeros(600, dtype=torch.int64)
-    hidden, weight = hidden.bfloat16(), weight.requires_grad_()
+    """600 rows, one per chunk, each with a share of 1/2. In bfloat16 the sum would stop at 128,
+    where 1/2 is lost."""
+    hidden = torch.ones(600, 1, dtype=torch.bfloat16)
+    weight = torch.zeros(2, 1, requires_grad=True)
+    targets = torch.zeros(600, dtype=torch.int64)
     loss, _ = lce.linear_cross_entropy(hidden, weight, targets, chunk_bytes=1)
-    assert torch.autograd.grad(loss, weight)[0].flatten().tolist() == [-300, 300]
+    gradient, = torch.autograd.grad(loss, weight)
+    assert gradient.flatten().tolist() == [-300, 300]
     assert loss.item() == pytest.approx(600 * math.log(2), rel=1e-3)
 
 
 def test_a_gradient_that_nobody_needs_is_empty():
-    hidden, weight, targets = (x.detach() for x in head_and_loss())
+    hidden, weight, targets = head_and_loss()
+    hidden = hidden.detach()
+    weight = weight.detach()
     for need in ((True, False), (False, True), (False, False)):
         _, *gradients = lce.loss_and_gradients(hidden, weight, targets, 2000, *need)
         assert [g.numel() > 0 for g in gradients] == list(need)
 
 
-# ----------------------------------------------------------------------------------- RMSNorm's backward, once in each
+# --------------------------------------------------------------- RMSNorm's backward, once in each
 
 
 @pytest.fixture(params=["torch", "triton"])
 def choice(request):
     """The same tests for the PyTorch lines and for the Triton kernel."""
-    if request.param == "triton" and importlib.import_module("kernels.launch").triton is None:
+    if request.param == "triton" and launch.triton is None:
         pytest.skip("Triton is not installed here; the PyTorch twin runs everywhere")
     kernels.use(request.param)
     return request.param
@@ -218,49 +232,62 @@ def choice(request):
 def gradients(function, *inputs) -> tuple:
     """Of every input, for fixed gradients of every output."""
     outputs = function(*inputs, 1e-5)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    given = [torch.cos(torch.arange(y.numel())).view(y.shape).to(y.dtype) for y in outputs]
+    if not isinstance(outputs, tuple):
+        outputs = (outputs,)
+    given = []
+    for y in outputs:
+        given.append(torch.cos(torch.arange(y.numel())).view(y.shape).to(y.dtype))
     return torch.autograd.grad(outputs, inputs, given)
 
 
 def test_a_backward_pass_by_hand(choice):
     """x = (3, 4), w = (1, 1), dy = (1, 0): r = √12.5, x̂ = (0.6, 0.8) √2, mean(g x̂) = 0.3 √2,
     dx = ((1, 0) - 0.6 (0.6, 0.8)) / r; dw = dy x̂."""
-    x, w = torch.tensor([[3.0, 4.0]], requires_grad=True), torch.ones(2, requires_grad=True)
-    dx, dw = torch.autograd.grad(norm.rms_norm(x, w, 0.0), (x, w), torch.tensor([[1.0, 0.0]]))
-    assert dx.flatten().tolist() == pytest.approx([0.64 / math.sqrt(12.5), -0.48 / math.sqrt(12.5)])
+    x = torch.tensor([[3.0, 4.0]], requires_grad=True)
+    w = torch.ones(2, requires_grad=True)
+    dy = torch.tensor([[1.0, 0.0]])
+    dx, dw = torch.autograd.grad(norm.rms_norm(x, w, 0.0), (x, w), dy)
+    r = math.sqrt(12.5)
+    assert dx.flatten().tolist() == pytest.approx([0.64 / r, -0.48 / r])
     assert dw.tolist() == pytest.approx([0.6 * math.sqrt(2), 0])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 16), (2, 5, 100)], ids=str)
 def test_gradients_are_autograd_s(choice, shape):
     """Seven rows on three programs: the shares of dw have to be added up."""
-    x, w = torch.randn(shape, requires_grad=True), torch.randn(shape[-1:], requires_grad=True)
-    torch.testing.assert_close(gradients(norm.rms_norm, x, w), gradients(norm.rms_norm_reference, x, w))
+    x = torch.randn(shape, requires_grad=True)
+    w = torch.randn(shape[-1:], requires_grad=True)
+    got = gradients(norm.rms_norm, x, w)
+    torch.testing.assert_close(got, gradients(norm.rms_norm_reference, x, w))
 
 
 def test_the_stream_s_own_gradient_is_added(choice):
     """add_rms_norm gives the norm and the sum: the gradient of the sum joins that of the norm."""
-    x, r, w = (torch.randn(shape, requires_grad=True) for shape in ((7, 12), (7, 12), (12,)))
-    torch.testing.assert_close(gradients(norm.add_rms_norm, x, r, w),
-                               gradients(norm.add_rms_norm_reference, x, r, w))
+    x = torch.randn(7, 12, requires_grad=True)
+    r = torch.randn(7, 12, requires_grad=True)
+    w = torch.randn(12, requires_grad=True)
+    got = gradients(norm.add_rms_norm, x, r, w)
+    torch.testing.assert_close(got, gradients(norm.add_rms_norm_reference, x, r, w))
 
 
 def test_the_gradient_has_no_part_along_x(choice):
     """Twice x has the same norm, so a step along x changes nothing."""
-    x, w = torch.randn(9, 32, requires_grad=True), torch.randn(32, requires_grad=True)
+    x = torch.randn(9, 32, requires_grad=True)
+    w = torch.randn(32, requires_grad=True)
     dx, _ = torch.autograd.grad(norm.rms_norm(x, w, 0.0), (x, w), torch.randn(9, 32))
     assert (dx * x).sum(-1).abs().max() < 1e-4 < dx.abs().max()
 
 
 def test_a_frozen_weight_has_no_gradient(choice):
-    x, w = torch.randn(4, 8, requires_grad=True), torch.randn(8)
+    x = torch.randn(4, 8, requires_grad=True)
+    w = torch.randn(8)
     expected = torch.autograd.grad(norm.rms_norm_reference(x, w, 1e-5).sum(), x)
     torch.testing.assert_close(torch.autograd.grad(norm.rms_norm(x, w, 1e-5).sum(), x), expected)
 
 
 def test_every_derivative_in_float64():
     """Finite differences, as a last witness: float64 is never Triton's."""
-    x, r = (torch.randn(3, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    r = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     w = torch.randn(5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda *inputs: norm.add_rms_norm(*inputs, 1e-5), (x, r, w))

@@ -958,9 +958,9 @@ def test_there_is_one_place_that_chooses(monkeypatch):
 
 def test_triton_without_a_gpu_is_refused_in_one_line(world, tmp_path, refused, monkeypatch):
     monkeypatch.setattr(launch, "INTERPRETED", False)
-    argv = ["--model", f"{world}/model", "--tokenizer", f"{world}/base.model",
-            "--data", f"{world}/shards/ko=1", "--stages", "full:640:1e-3", "--seq_len", "32",
-            "--out", str(tmp_path / "run"), "--device", "cpu", "--kernels", "triton"]
+    argv = ["--model", f"{world}/model", "--data", f"{world}/shards/ko=1",
+            "--stages", "full:640:1e-3", "--seq_len", "32", "--out", str(tmp_path / "run"),
+            "--device", "cpu", "--kernels", "triton"]
     refused(train, argv, "CUDA device")
 
 
