@@ -241,7 +241,7 @@ def attention_contenders() -> dict[str, Callable]:
         return only(SDPBackend.EFFICIENT_ATTENTION)(q, k, v)
 
     return {
-        "nanowhale": kernels.attention,
+        "nanowhale": model.causal_attention,
         "cudnn": only(SDPBackend.CUDNN_ATTENTION),
         "flash": only(SDPBackend.FLASH_ATTENTION),
         "efficient": efficient,
@@ -287,7 +287,7 @@ def time_attention(attend: Callable, shape: tuple, sizes: Sizes, check_error: bo
         "longest_kernels": [name[:60] for name, _, _ in kernel_times[:3]],
     }
     if check_error:
-        definition = kernels.attention_reference
+        definition = model.attention_reference
         figures["error_ratio"] = bench_kernels.error(attend, definition, inputs, [upstream])
     return figures
 
