@@ -43,7 +43,7 @@ WEEKS: dict[int, dict[str, dict[str, str]]] = {  # {week: {file: {function or Cl
     3: {"init.py": {
             "growth": "how many rows, and for each new piece the base's ids of its spelling, without a ▁ put before it",
             "new_rows": "the new rows of one table by the method's rule; padding is the mean of the base's rows",
-            "train_briefly": "train on loss / count with AdamW; yield the bits per byte at each of the steps"}},
+            "train_briefly": "train on loss / count with AdamW; yield the bits per byte at each of the steps, before its update"}},
     4: {"kernels/rotary.py": {
             "rope_reference": "pair i with i + D/2 and turn each pair; float32 or better inside, x's dtype outside",
             "_turn": "the same for one tensor: what the model runs on a CPU"},
@@ -65,9 +65,9 @@ WEEKS: dict[int, dict[str, dict[str, str]]] = {  # {week: {file: {function or Cl
             "newest": "from the newest on: the first whose files have the hashes that counters.json names",
             "rewind_metrics": "keep the whole lines up to (stage, step)"}},
     6: {"eval_kobest.py": {
-            "encode": "the context's last blanks go to the answer; encode both together, cut where the context ends",
+            "encode": "the context's last spaces go to the answer; encode both together, cut where the context ends",
             "loglikelihoods": "sum of the log-probabilities of the answer's tokens; one request at a time will do",
-            "evaluate": "encode, score (with the given context, if there is one), check, one row an example",
+            "evaluate": "encode, score (with the given context, if there is one), check; metrics() does the rest",
             "mcnemar": "twice the smaller tail of a fair coin, at most 1"},
         "kernels/loss.py": {
             "_softmax_torch": "losses of the rows, and softmax minus onehot; zeros for rows that do not count",

@@ -51,25 +51,32 @@ def some_requests(n: int = 12) -> list:
 
 
 def words(text: str) -> list[int]:
-    """A toy tokenizer: BOS, then a word with the blanks before it is a token, and so are blanks at the end."""
+    """A toy tokenizer: BOS, then a word with the spaces before it is a token, and so are spaces at
+    the end."""
     return [BOS, *(3 + sum(map(ord, word)) % 37 for word in re.findall(r"\s*\S+|\s+$", text))]
 
 
-@pytest.mark.parametrize("context", ["답변:", "답변: ", "답변:   "], ids=["none", "one", "three"])  # "answer:"
-def test_the_blanks_at_the_end_go_to_the_answer(context):
-    """In running text a word comes with its blank. A context that ends in one would ask for a word without it."""
-    blanks = context[3:] + " "
-    example = kobest.Example(1, context, ["예", "아니오 아니오"], 0)                     # yes; no no
+@pytest.mark.parametrize("spaces", ["", " ", "   "], ids=["none", "one", "three"])
+def test_the_spaces_at_the_end_go_to_the_answer(spaces):
+    """In running text a word comes with its space. A context that ends in one would ask for a word
+    without it."""
+    answers = ["예", "아니오 아니오"]           # yes; no no
+    example = kobest.Example(1, "답변:" + spaces, answers, 0)       # "answer:"
     pairs = kobest.encode(words, example)
     assert [context for context, _ in pairs] == [words("답변:")] * 2
-    assert [answer for _, answer in pairs] == [words(blanks + "예")[1:], words(blanks + "아니오 아니오")[1:]]
+    expected = [words(spaces + " " + answer)[1:] for answer in answers]
+    assert [answer for _, answer in pairs] == expected
 
 
 def test_an_answer_is_encoded_with_its_context():
-    """Letter by letter, but "b " is one token: it swallows the blank, and the answer is what comes after the cut."""
-    letters = lambda text: [BOS, *(ord(piece[0]) for piece in re.findall("b |.", text))]
+    """Letter by letter, but "b " is one token: it swallows the space, and the answer is what comes
+    after the cut."""
+    def letters(text):
+        return [BOS, *(ord(piece[0]) for piece in re.findall("b |.", text))]
+
     pairs = kobest.encode(letters, kobest.Example(1, "ab", ["c"], 0))
-    assert pairs == [([BOS, ord("a"), ord("b")], [ord("c")])], "the answer alone would be a blank and c"
+    expected = [([BOS, ord("a"), ord("b")], [ord("c")])]
+    assert pairs == expected, "the answer alone would be a space and c"
 
 
 def test_scores_are_those_of_a_plain_forward_pass():
@@ -78,46 +85,61 @@ def test_scores_are_those_of_a_plain_forward_pass():
     expected = []
     for context, answer in requests:
         logp = llama(torch.tensor([context + answer]))[0].log_softmax(-1)
-        expected.append(sum(float(logp[len(context) + i - 1, token].detach()) for i, token in enumerate(answer)))
+        total = 0.0
+        for i, token in enumerate(answer):
+            total += float(logp[len(context) + i - 1, token].detach())
+        expected.append(total)
     assert score(requests) == pytest.approx(expected, abs=1e-3)
 
 
 def test_all_answers_of_one_token_share_the_probability():
     """Whatever the context, exp(score) of every word of the vocabulary sums to 1."""
-    assert sum(map(math.exp, score([([BOS, 7, 9], [token]) for token in range(40)]))) == pytest.approx(1, abs=1e-4)
+    scores = score([([BOS, 7, 9], [token]) for token in range(40)])
+    assert sum(map(math.exp, scores)) == pytest.approx(1, abs=1e-4)
 
 
 def test_the_chain_rule():
-    """log p(5 6 7 | context) = log p(5 | context) + log p(6 | context 5) + log p(7 | context 5 6)."""
-    whole, *parts = score([([BOS, 9], [5, 6, 7]), ([BOS, 9], [5]), ([BOS, 9, 5], [6]), ([BOS, 9, 5, 6], [7])])
+    """log p(5 6 7 | 9) = log p(5 | 9) + log p(6 | 9 5) + log p(7 | 9 5 6)."""
+    parts = [([BOS, 9], [5]), ([BOS, 9, 5], [6]), ([BOS, 9, 5, 6], [7])]
+    whole, *parts = score([([BOS, 9], [5, 6, 7]), *parts])
     assert whole == pytest.approx(sum(parts), abs=1e-3)
 
 
 def test_what_is_too_long_loses_its_beginning():
-    """A model of 8 positions reads 8 tokens and predicts the ninth: of context and answer together the last 9 stay."""
+    """A model of 8 positions reads 8 tokens and predicts the ninth: of context and answer together
+    the last 9 stay."""
     context = [BOS, *range(3, 20)]
     long, short = score([(context, [5, 6]), (context[-7:], [5, 6])], positions=8)
     assert long == pytest.approx(short, abs=1e-4)
 
 
 def examples(n: int, label) -> list:
-    """Questions ("word word … no. i") with the same two answers, yes and no; label(i) says which is right."""
-    return [kobest.Example(i + 1, f"{'말 ' * (i % 5)}{i}번", ["예", "아니오"], label(i)) for i in range(n)]
+    """Questions ("word word … no. i") with the same two answers, yes and no; label(i) says which is
+    right."""
+    result = []
+    for i in range(n):
+        context = "말 " * (i % 5) + f"{i}번"
+        result.append(kobest.Example(i + 1, context, ["예", "아니오"], label(i)))
+    return result
 
 
 def test_evaluate_finds_the_likeliest_answer():
     asked = examples(20, lambda i: i % 2)
     result = kobest.evaluate(tiny(), words, "boolq", asked, 256)
     for example, row in zip(asked, result["examples"], strict=True):
-        assert row["loglikelihoods"] == pytest.approx(score(kobest.encode(words, example)), abs=1e-3)
+        expected = score(kobest.encode(words, example))
+        assert row["loglikelihoods"] == pytest.approx(expected, abs=1e-3)
         assert row["prediction"] == row["loglikelihoods"].index(max(row["loglikelihoods"]))
-    assert result["acc"] == sum(row["prediction"] == row["label"] for row in result["examples"]) / 20
-    assert {row["prediction"] for row in result["examples"]} == {0, 1} and result["version"] == 1.0
+    right = [row for row in result["examples"] if row["prediction"] == row["label"]]
+    assert result["acc"] == len(right) / 20
+    assert {row["prediction"] for row in result["examples"]} == {0, 1}
+    assert result["version"] == 1.0
 
 
 def test_the_control_knows_nothing_of_the_question():
     """With BOS for a context the same answers get the same scores, so the accuracy is the share of one label."""
-    result = kobest.evaluate(tiny(), words, "boolq", examples(20, lambda i: int(i >= 6)), 256, context=[BOS])
+    asked = examples(20, lambda i: int(i >= 6))
+    result = kobest.evaluate(tiny(), words, "boolq", asked, 256, context=[BOS])
     assert len({tuple(row["loglikelihoods"]) for row in result["examples"]}) == 1
     assert result["acc"] in (6 / 20, 14 / 20)
 
@@ -127,15 +149,21 @@ def test_what_cannot_be_scored_is_said():
     broken.lm_head.weight.data[5] = torch.nan
     for llama, answer in ((broken, "예"), (tiny(positions=4), "예 " * 9)):
         with pytest.raises(cli.UserError, match="boolq, row 1"):
-            kobest.evaluate(llama, words, "boolq", [kobest.Example(1, "말", [answer, "예"], 0)], 256)
+            example = kobest.Example(1, "말", [answer, "예"], 0)
+            kobest.evaluate(llama, words, "boolq", [example], 256)
 
 
 def test_mcnemar_by_counting_every_outcome():
-    """Of the n examples that changed each went either way like a coin: how many of 2ⁿ outcomes are as lopsided?"""
+    """Each of the n examples that changed went either way like a coin: how many of 2ⁿ outcomes are
+    as lopsided?"""
     for lost, gained in itertools.product(range(6), range(6)):
-        n, lopsided = lost + gained, abs(lost - gained)
-        outcomes = [abs(2 * sum(coins) - n) >= lopsided for coins in itertools.product((0, 1), repeat=n)]
-        assert kobest.mcnemar(lost, gained) == pytest.approx(sum(outcomes) / len(outcomes)), (lost, gained)
+        n = lost + gained
+        as_lopsided = 0
+        for coins in itertools.product((0, 1), repeat=n):
+            if abs(2 * sum(coins) - n) >= abs(lost - gained):
+                as_lopsided += 1
+        expected = as_lopsided / 2**n
+        assert kobest.mcnemar(lost, gained) == pytest.approx(expected), (lost, gained)
 
 
 # ----------------------------------------------------------------------- head and loss in one pass

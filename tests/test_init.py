@@ -1,4 +1,4 @@
-"""New rows are what their definition says, in both tables; everything old is the same, bit for bit."""
+"""New rows are what their definition says, in both tables; everything old keeps its bits."""
 import json
 import math
 import os
