@@ -87,7 +87,8 @@ def speed(args) -> None:
     everything = [text for texts in sources.values() for text in texts]
     raw = [json.dumps({"text": text}, ensure_ascii=False).encode() for text in everything]
     model = perplexity.Model.train(everything[::4])
-    check = lambda limits: lambda texts: rules.check(texts, limits)
+    def check(limits):
+        return lambda texts: rules.check(texts, limits)
     with tempfile.TemporaryDirectory() as folder:
         sketch = lines.Sketch(Path(folder) / "sketch", "w+", 2**22)
         steps = {
@@ -194,7 +195,8 @@ def near(args) -> None:
 
 def planted(rng: random.Random) -> dict[str, list[str]]:
     """Personal data in its usual spellings, made at random: {kind: items}."""
-    digits = lambda n: "".join(rng.choice("0123456789") for _ in range(n))
+    def digits(n):
+        return "".join(rng.choice("0123456789") for _ in range(n))
 
     def resident(hyphen: str) -> str:
         number = f"{rng.randrange(100):02}{rng.randrange(1, 13):02}{rng.randrange(1, 29):02}"
@@ -259,7 +261,8 @@ def personal(args) -> None:
 
 def kobest(args) -> None:
     """What an independent brute force finds of the benchmark, before and after; items that can be found at all."""
-    squeeze = lambda text: "".join(c for c in text if c.isalnum())
+    def squeeze(text):
+        return "".join(c for c in text if c.isalnum())
     long, short, rows = set(), collections.defaultdict(set), []
     for path in sorted(Path(args.kobest).rglob("*.tsv")):
         with open(path, encoding="utf-8", newline="") as file:

@@ -20,7 +20,17 @@ from pathlib import Path
 
 import numpy as np
 
-from cleaning import corpus, decontaminate, lines, mask, normalise, passes, perplexity, report, rules
+from cleaning import (
+    corpus,
+    decontaminate,
+    lines,
+    mask,
+    normalise,
+    passes,
+    perplexity,
+    report,
+    rules,
+)
 from cleaning.report import Step, Tally
 from cleaning.work import Work, new_array
 from common import cli, documents

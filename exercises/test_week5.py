@@ -27,7 +27,8 @@ STAGES = ["embed:512:5e-3", "odd:1024:5e-3"]  # of four and eight steps; a check
 def world(tmp_path_factory) -> Path:
     """A folder with a model of random weights, shards `a` and `b` of text, and `chat`, of prompts and responses."""
     root, rng = tmp_path_factory.mktemp("world"), np.random.default_rng(0)
-    words = lambda n: " ".join("".join(rng.choice(list("abcdefgh"), rng.integers(1, 6))) for _ in range(n))
+    def words(n):
+        return " ".join("".join(rng.choice(list("abcdefgh"), rng.integers(1, 6))) for _ in range(n))
     for name in ("a", "b", "chat"):  # prompts of 1 to 30 words: some windows have much to learn, some little
         lines = [{"text": words(40), "prompt": words(rng.integers(1, 30)), "response": words(6)} for _ in range(90)]
         (root / f"{name}.jsonl").write_text("\n".join(json.dumps({"id": name, **line}) for line in lines))

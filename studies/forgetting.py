@@ -87,7 +87,8 @@ def main() -> None:
     settings = arms.start(args, points=1, lora_rank=1)
     paths = {name: trained(args, name) for name in ARMS}
     averaged, start = averages(args), paths["plain"][0]
-    change = lambda scores: (scores["en"] - start["en"], start["ko"] - scores["ko"])
+    def change(scores):
+        return (scores["en"] - start["en"], start["ko"] - scores["ko"])
 
     def draw(axes):
         for name, path in paths.items():

@@ -43,7 +43,8 @@ def bounded(wanted: dict, floor: float, cap: float) -> dict:
     >>> [round(share, 6) for share in bounded({"a": 8.0, "b": 1.0, "c": 1.0}, 0.05, 0.5).values()]
     [0.5, 0.25, 0.25]
     """
-    at = lambda scale: {topic: min(cap, max(floor, scale * w)) for topic, w in wanted.items()}
+    def at(scale):
+        return {topic: min(cap, max(floor, scale * w)) for topic, w in wanted.items()}
     low, high = 0.0, 1 / min(wanted.values())
     for _ in range(200):
         middle = (low + high) / 2
@@ -94,7 +95,8 @@ def main() -> None:
     size = {topic: cli.read_json(folder / "index.json")["bytes"] for topic, folder in folders.items()}
     begin = {"rule": equal, "equal": equal, "size": bounded(size, 0.001, 1)}
     paths = {name: rounds(args, name, shares, folders) for name, shares in begin.items()}
-    mean = lambda row: sum(row["scores"][topic] for topic in topics) / len(topics)
+    def mean(row):
+        return sum(row["scores"][topic] for topic in topics) / len(topics)
 
     def draw(shares, scores):
         for topic in topics:
@@ -107,7 +109,8 @@ def main() -> None:
         scores.legend()
 
     header = ["arm", *topics, "mean of topics", "English"]
-    row = lambda name, r: [name, *(r["scores"][t] for t in topics), mean(r), r["scores"][args.english.name]]
+    def row(name, r):
+        return [name, *(r["scores"][t] for t in topics), mean(r), r["scores"][args.english.name]]
     rows = [row("untrained", paths["rule"][0]), *(row(name, path[-1]) for name, path in paths.items())]
     rows.append(["last shares by the rule", *paths["rule"][-1]["shares"].values(), "", ""])
     arms.write(args, "mixture", {"settings": settings, "paths": paths}, header, rows, draw, panels=2)

@@ -24,8 +24,9 @@ LABELS = {**{str(share): f"{share} %" for share in SHARES}, "first tenth": "firs
 
 def one(args, name: str, seed: int) -> dict:
     """Train an arm; its row of the table."""
-    mix = lambda *en: [f"{args.data}/ko=" + ":".join(f"{1 - share:g}" for share in en),
-                       f"{args.data}/en=" + ":".join(f"{share:g}" for share in en)]
+    def mix(*en):
+        return [f"{args.data}/ko=" + ":".join(f"{1 - share:g}" for share in en),
+                f"{args.data}/en=" + ":".join(f"{share:g}" for share in en)]
     common, label = {"model": args.model, "seed": seed}, f"{name.replace(' ', '_')}-{seed}"
     runs, total = [], args.tokens / 0.95
     if name == "first tenth":

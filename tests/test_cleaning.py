@@ -192,7 +192,8 @@ def test_decontaminate_against_brute_force():
     letters = "가나다 라,마.바!"
     items = ["".join(rng.choices(letters, k=rng.randrange(5, 60))) for _ in range(40)]
     benchmark = decontaminate.Benchmark(items)
-    squeeze = lambda text: "".join(c for c in text if c.isalnum())
+    def squeeze(text):
+        return "".join(c for c in text if c.isalnum())
     needles = {s for s in map(squeeze, items) if 12 <= len(s) < 25}
     needles |= {s[i:i + 25] for s in map(squeeze, items) for i in range(len(s) - 24)}
     found = 0

@@ -292,7 +292,8 @@ def test_prompts_are_given_and_responses_learnt(world, tmp_path):
     """The targets of a packed dialogue are the tokens of response and EOS, as prompt and response are encoded together;
     validation counts the bytes of responses; a line without a field is rejected by name."""
     rng = np.random.default_rng()
-    word = lambda: "".join(rng.choice(list("etaoin"), 4))
+    def word():
+        return "".join(rng.choice(list("etaoin"), 4))
     pairs = [(f"{word()} {word()}? ", f"{word()} {word()} {word()}") for _ in range(40)]
     lines = [{"question": p, "answer": r} for p, r in pairs] + [{"question": "q"}]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, lines)))

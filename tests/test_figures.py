@@ -20,7 +20,8 @@ def figures():
 @pytest.fixture
 def speedrun(tmp_path):
     """A speedrun's folder, as far as figures.py reads it."""
-    step = lambda name, n: {"step": name, "documents_in": 10, "bytes_in": 900, "documents_out": n, "bytes_out": 90 * n}
+    def step(name, n):
+        return {"step": name, "documents_in": 10, "bytes_in": 900, "documents_out": n, "bytes_out": 90 * n}
     for language, last in (("ko", ["decontaminate"]), ("en", [])):
         cli.write_json(tmp_path / "clean" / language / "report.json", {
             "input": {"documents": 10, "bytes": 900},

@@ -19,7 +19,19 @@ import model
 import tokenizer
 import train
 from common import cli
-from studies import arms, curriculum, experts, forgetting, laws, mixture, plain, plot, replay, report, runs, scaling
+from studies import (
+    arms,
+    curriculum,
+    experts,
+    forgetting,
+    laws,
+    mixture,
+    plot,
+    replay,
+    report,
+    runs,
+    scaling,
+)
 
 
 def test_a_pair_counts_as_found_whichever_copy_went():

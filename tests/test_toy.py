@@ -261,7 +261,8 @@ class Ngrams:
 
 
 def overlap(context: str, choice: str) -> float:
-    grams = lambda text: {text[i:i + 2] for i in range(len(text) - 1)}
+    def grams(text):
+        return {text[i:i + 2] for i in range(len(text) - 1)}
     return len(grams(context) & grams(choice)) / len(grams(choice))
 
 

@@ -315,7 +315,8 @@ def junk(teller: Teller, foreigner: Teller) -> str:
 
 def near_copy(text: str, teller: Teller) -> str:
     """The text with a few words overwritten by a menu's, character 5-grams alike to a Jaccard of NEAR_JACCARD or more."""
-    shingles = lambda text: {text[i:i + 5] for i in range(len(text) - 4)}
+    def shingles(text):
+        return {text[i:i + 5] for i in range(len(text) - 4)}
     while True:
         words = text.split()
         for _ in range(max(1, round(NEAR_EDITS * len(words)))):  # words of the world could tell what is only asked
