@@ -16,11 +16,11 @@ from torch.autograd.function import once_differentiable
 from torch.library import triton_op
 
 from kernels.launch import (
+    as_rows,
     jit,
     left_to_compiler,
     load_float32,
     require,
-    rows,
     tl,
     triton_runs,
     wrap_triton,
@@ -100,7 +100,7 @@ def _layout(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], int, int]:
     if all(x.is_contiguous() for x in tensors):
         flat = [x.reshape(1, -1) for x in tensors]
     else:
-        flat = [rows(x) for x in tensors]
+        flat = [as_rows(x) for x in tensors]
     width = flat[0].shape[1]
     blocks = -(-width // BLOCK)  # rounded up
     return flat, width, blocks

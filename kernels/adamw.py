@@ -13,7 +13,7 @@ rounded away, the next one too, and the weight never moves. *Stochastic rounding
 hundredth of a step is made once in a hundred times. In bits: bfloat16 is the upper half of a
 float32, so add a random number of 16 bits to the lower half, and cut it off.
 
-    float32 1.00390625 = 0x3F80_8000, half way from 1 (0x3F80) to 1.0078125 (0x3F81):
+    float32 1.00390625 = 0x3F80_8000, halfway from 1 (0x3F80) to 1.0078125 (0x3F81):
     + a random number in 0x0000…0xFFFF carries into the upper half for one half of them
 
 Randomness is a function, not a state: a few integer operations mix (seed, step, index of the
@@ -283,7 +283,7 @@ class AdamW(torch.optim.Optimizer):
     without `local_rows`.
 
     Where `found_inf` is set (a tensor, as in PyTorch's fused optimizers), a 1 in it makes a step
-    leave weights and moments as they are, and no one has to wait for the device to know.
+    leave weights and moments as they are. On a GPU the kernel reads it, so the host need not wait.
     """
     found_inf: torch.Tensor | None = None
 

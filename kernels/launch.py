@@ -112,7 +112,7 @@ def load_float32(P, inside):
     return tl.load(P, inside, 0.0).to(tl.float32)
 
 
-def rows(x: torch.Tensor) -> torch.Tensor:
+def as_rows(x: torch.Tensor) -> torch.Tensor:
     """x (..., D) as (N, D), with stride 1 along D.
 
     It is copied only if it must be: slices of a wider tensor and repeated rows (stride 0) are read

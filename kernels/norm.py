@@ -26,12 +26,12 @@ from torch.autograd.function import once_differentiable
 from torch.library import triton_op
 
 from kernels.launch import (
+    as_rows,
     block,
     jit,
     load_float32,
     require,
     resident_programs,
-    rows,
     tl,
     triton_runs,
     wrap_triton,
@@ -165,8 +165,8 @@ def _forward_triton(
     """x and residual (..., D) → norm (..., D), stream (..., D; empty without residual), 1/r."""
     D = x.shape[-1]
     add = residual is not None
-    x_rows = rows(x)                                        # (N, D)
-    residual_rows = rows(residual) if add else x_rows       # (N, D)
+    x_rows = as_rows(x)                                        # (N, D)
+    residual_rows = as_rows(residual) if add else x_rows       # (N, D)
     y = x.new_empty(x.shape)
     stream = x.new_empty(x.shape if add else 0)
     inverse = x.new_empty(len(x_rows), dtype=torch.float32)
@@ -202,9 +202,9 @@ def _backward_triton(
     """
     D = x.shape[-1]
     add = grad_stream is not None
-    grad_rows = rows(grad)                                          # (N, D)
-    stream_rows = rows(grad_stream) if add else grad_rows           # (N, D)
-    x_rows = rows(x)                                                # (N, D)
+    grad_rows = as_rows(grad)                                          # (N, D)
+    stream_rows = as_rows(grad_stream) if add else grad_rows           # (N, D)
+    x_rows = as_rows(x)                                                # (N, D)
     layout = block(D)
     programs = min(len(x_rows), resident_programs(x.device, layout["num_warps"]))
     grad_x = x.new_empty(x.shape)
