@@ -346,6 +346,8 @@ class Llama(nn.Module):
         self.recompute = "none"
         self.model = Decoder(config)
         self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
+
+        # A small model can save the head: a token's embedding is then also what predicts it.
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.cos_and_sin: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -368,6 +370,8 @@ class Llama(nn.Module):
         known = self.cos_and_sin
         if known is None or len(known[0]) < end or known[0].device != torch.device(device):
             config = self.config
+
+            # Long enough that most runs compute them once.
             length = max(end, min(config.max_position_embeddings, 4096))
             positions = torch.arange(length, device=device).float()
             frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
@@ -422,7 +426,9 @@ class Llama(nn.Module):
         B, T = tokens.shape
         cache = Cache(self.config, B, T + max_new_tokens, tokens.device, self.compute_dtype)
         has_ended = torch.zeros(B, dtype=torch.bool, device=tokens.device)
-        new = tokens  # what the cache has not seen: the prompt, then one token at a time
+
+        # What the cache has not seen: the prompt, then one token at a time.
+        new = tokens
         for _ in progress(range(max_new_tokens), "generate", " tokens"):
             # Only the last position predicts a token that is not there yet.
             last = self.hidden(new, cache)[:, -1]                       # (B, D)
@@ -477,6 +483,9 @@ class LoRALinear(Linear):
         super().__init__(base.in_features, base.out_features, bias=False, device="meta")
         self.weight = base.weight  # the base's own tensor, not a copy
         self.scale = alpha / rank
+
+        # Beside a base without memory (on the device "meta") these have none either, and the values
+        # come from start_lora.
         device = base.weight.device
         A = torch.empty(rank, base.in_features, dtype=dtype, device=device)
         B = torch.zeros(base.out_features, rank, dtype=dtype, device=device)
@@ -518,6 +527,8 @@ def start_lora(llama: Llama, device: str, seed: int) -> None:
     for name, p in list(llama.named_parameters()):
         if not name.endswith(("lora_A", "lora_B")):
             continue
+
+        # Every process draws the whole matrix, and keeps its own rows of it.
         start = torch.zeros(p.shape)
         if name.endswith("lora_A"):
             init_lora_a(start, generator)
@@ -561,7 +572,8 @@ def load(folder: str | Path, device: str = "cpu",
     if before_load is not None:
         before_load(llama)
 
-    # Its parameters are replaced one by one, so that nothing is in memory twice.
+    # Its parameters are replaced one by one, so that nothing is in memory twice, and a sharded one
+    # by this process's rows alone.
     parameters = dict(llama.named_parameters())  # what before_load made of them
     stored_dtypes = set()
     for name in progress(names, f"reading {folder}"):
