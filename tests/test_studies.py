@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,6 +56,49 @@ def test_bytes_read_are_those_of_the_windows_drawn(world, tmp_path):
     assert runs.seconds(tmp_path / "run") == pytest.approx(
         sum(128 / json.loads(line)["tokens_per_second"] for line in open(tmp_path / "run/metrics.jsonl")
             if "tokens_per_second" in line))
+
+
+def test_a_run_that_is_missing_or_was_stopped_is_one_line(tmp_path, refused):
+    out = tmp_path / "out"
+    reporting = ["--out", str(out), "--seconds", "1"]
+    training = ["--run", f"{out}/run", "--out", f"{out}/run_plain"]
+    refused(plain, training, "there is no run in")
+    refused(report, reporting, "there is no run in")
+    for folder in report.RUNS.values():
+        cli.write_json(out / folder / "config.json", {"batch_tokens": 100})
+    refused(plain, training, f"resume it: python train.py --resume {out}/run")
+    refused(report, reporting, f"resume it: python train.py --resume {out}/run_plain")
+    for folder in report.RUNS.values():
+        (out / folder / "model").mkdir()
+    refused(report, reporting, "kobest/base.json is missing: base was not scored")
+
+
+def test_plain_training_that_was_stopped_is_resumed(world, tmp_path, monkeypatch):
+    small = ["--seq_len", "32", "--batch_tokens", "128", "--device", "cpu"]
+    train.main(["--model", f"{world}/model", "--out", f"{tmp_path}/run", "--data", f"{world}/shards/ko=0.75",
+                f"{world}/shards/en=0.25", "--stages", "full:640:1e-3", *small])
+    calls = []
+
+    def command(argv, log):
+        """train.py, here and at the smallest size; what begins anew loses its last folder, as if it had been stopped."""
+        flags = argv[2:]
+        calls.append(flags)
+        if "--resume" in flags:
+            train.main(flags)
+        else:
+            train.main(flags + small)
+            shutil.rmtree(f"{flags[-1]}/model")
+
+    monkeypatch.setattr(arms, "command", command)
+    argv = ["--run", f"{tmp_path}/run", "--model", f"{world}/model", "--data", f"{world}/shards",
+            "--out", f"{tmp_path}/plain"]
+    for folder in ("plain", "plain_equal_time"):
+        with pytest.raises(cli.UserError, match=f"did not finish .*/{folder}; the same command resumes it"):
+            plain.main(argv)
+    plain.main(argv)
+    assert calls[1] == ["--resume", f"{tmp_path}/plain"] and calls[3] == ["--resume", f"{tmp_path}/plain_equal_time"]
+    plain.main(argv)
+    assert len(calls) == 4  # both are finished
 
 
 def test_a_table_is_markdown():
