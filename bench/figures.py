@@ -31,7 +31,7 @@ TRAINED = {
 }
 LANGUAGES = {"ko": "Korean (한국어)", "en": "English (영어)"}
 # Names of arms in the figures, where their own would be mistaken.
-NAMES = {"odd": "odd alone", "plain_equal_time": "equal time"}
+NAMES = {"odd": "odd alone"}
 
 
 # ---- What the programs wrote, reduced to what is drawn -------------------------------------------
