@@ -104,7 +104,7 @@ run() {
 
 echo "The speedrun takes about ten minutes on two cores, less on fast ones. Ctrl-C stops it, the same command resumes it."
 
-say 12 "the built-in world: documents with dirt planted in them, so that cleaning can be scored, and a toy KoBEST"
+say 10 "the built-in world: documents with dirt planted in them, so that cleaning can be scored, and a toy KoBEST"
 run -m toy --out out/world
 
 say 35 "1. corpus: normalise, mask, filter, deduplicate, decontaminate: a model learns copies and leaks by heart"
@@ -112,7 +112,7 @@ run data.py clean --input out/world/ko --out out/clean/ko --lang ko --profile fo
     --decontaminate out/world/kobest
 run data.py clean --input out/world/en --out out/clean/en --lang en --profile formal --workers 2
 
-say 90 "   an English base, to have something to adapt: a tokenizer that has seen 5 % Korean, a model that has seen none"
+say 105 "   an English base, to have something to adapt: a tokenizer that has seen 5 % Korean, a model that has seen none"
 head -q -n 250 out/clean/ko/[0-9]*.jsonl > out/five_percent.jsonl
 run tokenizer.py train --text all --vocab_size 1536 --input out/clean/en out/five_percent.jsonl --out out/base.model
 cat > out/base_config.json <<'JSON'
@@ -122,7 +122,7 @@ JSON
 run data.py pack --input out/clean/en --tokenizer out/base.model --out out/shards_base/en
 run data.py pack --input out/clean/ko --tokenizer out/base.model --out out/shards_base/ko
 run train.py --config out/base_config.json --tokenizer out/base.model --data out/shards_base/en \
-    --stages full:0.75M:4e-3 --out out/base_run
+    --batch_tokens 1024 --stages full:0.75M:4e-3 --out out/base_run
 base=out/base_run/model
 
 say 20 "2. tokenizer: Korean pieces, merged into the base's, so that Korean takes fewer tokens and English stays as it is"
@@ -134,23 +134,24 @@ run data.py pack --input out/clean/ko --tokenizer out/merged.model --out out/sha
 run data.py pack --input out/clean/en --tokenizer out/merged.model --out out/shards/en
 
 say 5 "3. initialisation: rows for the new pieces from those that spelt them, so that training need not start from noise"
-run init.py --model $base --tokenizer out/merged.model --out out/grown --method subtoken_both
+run init.py --model $base --tokenizer out/merged.model --out out/grown --method subtoken
 if [ $prepare = yes ]; then
-    echo "prepared. Now: torchrun train.py   (or: $PYTHON train.py)"
+    echo "prepared. Now: torchrun train.py --batch_tokens 1024   (or: $PYTHON train.py --batch_tokens 1024)"
     exit
 fi
 say 40 "   a probe: six ways to make those rows, each trained a little, because their losses at the start mislead"
 run init.py --model $base --tokenizer out/merged.model --probe out/shards/ko --out out/probe.json \
-    --seq_len 128 --probe_batch 16 --probe_steps 30 --lr 3e-3
+    --seq_len 128 --probe_batch 4 --probe_steps 30 --lr 3e-3
 
-say 80 "4. stages: embedding and head, odd layers, even layers, LoRA: a part at a time takes less memory than all at once"
-run train.py --out out/run
+say 95 "4. stages: embedding and head, odd layers, even layers, LoRA: a part at a time takes less memory than all at once"
+run train.py --out out/run --batch_tokens 1024
 
-say 250 "   rivals, to compare with: one full stage; and the base's own tokenizer, at equal bytes and at equal time"
-run train.py --stages full:0.75M:4e-3 --out out/run_full
-run -m studies.plain --run out/run --model $base --data out/shards_base --out out/run_plain
+say 190 "   rivals, to compare with: one full stage; and the base's own tokenizer, at equal time"
+run train.py --stages full:0.75M:4e-3 --batch_tokens 1024 --out out/run_full
+run -m studies.plain --equal time --run out/run --base_run out/base_run --model $base --data out/shards_base \
+    --out out/run_plain
 
-say 70 "KoBEST: every arm, and the control: what the answers give away without their context"
+say 50 "KoBEST: every arm, and the control: what the answers give away without their context"
 score() {
     run eval_kobest.py --model "$2" --data out/world/kobest --out "out/kobest/$1.json"
     run eval_kobest.py --model "$2" --data out/world/kobest --answer_only --out "out/kobest/$1.answer_only.json" \
@@ -158,7 +159,6 @@ score() {
 }
 score base $base
 score plain out/run_plain/model
-score plain_equal_time out/run_plain_equal_time/model
 score full out/run_full/model
 score nanowhale out/run/model
 

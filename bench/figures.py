@@ -1,16 +1,22 @@
-"""The README's figures, drawn from what the programs wrote: no number is typed by hand, and one command draws them all.
+"""The README's figures, drawn from what the programs wrote: no number is typed by hand.
 
-    python -m bench.figures                          # those of bench/results/, into docs/figures/
+    python -m bench.figures                          # the README's: bench/results/ to docs/figures/
     python -m bench.figures --speedrun out           # those of a speedrun, into out/figures/
-    python -m bench.figures --results mine.json --out mine --clean clean/formal clean/web --sizes tokens.json \\
-        --probe probe.json --stages out/stages --run run --kobest before.json after.json        # those of your own
+    python -m bench.figures --results mine.json --out mine --clean clean/formal clean/web \\
+        --sizes tokens.json --probe probe.json --stages out/stages --run run \\
+        --kobest before.json after.json              # those of your own
 
-What a flag names is reduced to the few numbers that are drawn, and these are kept in --results: a figure can be drawn
-again when the corpus and the weights are gone. A figure without numbers is left out, in a line that says what makes
-them. Needs matplotlib (pip install matplotlib). Text stays text in the SVG, in whatever Korean font the reader has.
+What a flag names is reduced to the few numbers that are drawn, and these are kept in --results: a
+figure can be drawn again when the corpus and the weights are gone. With a flag, nothing is drawn
+but what it names and what --results holds; a figure without numbers is left out, in a line that
+says what makes them. Needs matplotlib (pip install matplotlib). Text stays text in the SVG, in
+whatever Korean font the reader has.
 """
+import argparse
 import importlib.util
 import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench import measure
@@ -18,17 +24,101 @@ from common import cli
 from studies import arms, plot, stages
 from studies.report import RUNS
 
-TRAINED = {"bits_per_byte": "embedding and head trained", "everything": "everything trained"}  # keys of the probe's
+# What a probe of init.py trained, by the keys of its results.
+TRAINED = {
+    "bits_per_byte": "embedding and head trained",
+    "everything": "everything trained",
+}
 LANGUAGES = {"ko": "Korean (한국어)", "en": "English (영어)"}
-NAMES = {"odd": "odd alone", "plain_equal_time": "equal time"}  # of arms, where their own would be mistaken
+# Names of arms in the figures, where their own would be mistaken.
+NAMES = {"odd": "odd alone"}
 
 
-def rounded(value):
-    """JSON with its floats cut to five digits after the point: what a figure can show, and more."""
-    if isinstance(value, dict):
-        return {key: rounded(inside) for key, inside in value.items()}
-    return [rounded(x) for x in value] if isinstance(value, list) else round(value, 5) if isinstance(
-        value, float) else value
+# ---- What the programs wrote, reduced to what is drawn -------------------------------------------
+
+
+def read_corpus(folders: list[Path]) -> dict:
+    """{folder: [[step, documents, bytes left after it]]} of folders that data.py clean wrote."""
+    found = {}
+    for folder in folders:
+        report = cli.read_json(folder / "report.json")
+        rows = [["raw", *report["input"].values()]]
+        for step in report["steps"]:
+            rows.append([step["step"], step["documents_out"], step["bytes_out"]])
+        found[folder.name] = rows
+    return found
+
+
+def read_tokens(file: Path) -> dict:
+    """{"suggested": size, "rows": [[Korean pieces, tokens / the base's, rows / the base's]]}, from
+    bench/tokenizer.py or from tokenizer.py report --sizes --out."""
+    found = cli.read_json(file)
+    rows = []
+    if "sizes" in found:  # the benchmark's
+        found = found["sizes"]
+        for row in found["table"]:
+            size, *ratios = row.values()
+            if isinstance(size, int):  # the base itself has a name there
+                rows.append([size, *ratios])
+    else:
+        for name, row in found["tokenizers"].items():
+            if name.endswith(" pieces"):
+                size = int(name.removesuffix(" pieces"))
+                rows.append([size, row["mean_token_ratio"], row["embedding_growth"]])
+    return {"suggested": int(found["suggested"].split()[0]), "rows": rows}
+
+
+def read_init(file: Path) -> dict:
+    """{what is trained: {method: {step: [bits per byte of each seed]}}}, from init.py --probe or
+    from bench/init.py."""
+    found = cli.read_json(file)
+    runs = found.get("runs", [found])
+    result = {}
+    for trained in TRAINED:
+        result[trained] = {}
+        for method, row in runs[0][trained].items():
+            values = {step: [run[trained][method][step] for run in runs] for step in row}
+            result[trained][method] = values
+    return result
+
+
+def read_stages(folder: Path) -> dict:
+    """{"rows": as studies.stages writes them}, from its folder or from a speedrun's."""
+    if (folder / "stages.json").exists():
+        study = cli.read_json(folder / "stages.json")
+        return {"settings": numbers(study["settings"]), "rows": study["rows"]}
+    rows = []
+    for arm, run in RUNS.items():
+        rows += stages.rows_of(folder / run, arm, 0)
+    return {"rows": rows}
+
+
+def read_run(folder: Path) -> dict:
+    """{"rows": [[stage, tokens, bits per byte of Korean, of English]]}: a run's validations."""
+    settings = cli.read_json(folder / "config.json")
+    names = [stage.partition(":")[0] for stage in settings["stages"]]
+    rows = []
+    for record in arms.measured(folder):
+        scores = record["scores"]
+        stage = names[record["stage"] - 1]
+        rows.append([stage, record["tokens"], scores["ko"], scores["en"]])
+    return {"settings": numbers(settings), "rows": rows}
+
+
+def read_kobest(files: list[Path]) -> dict:
+    """{task: {"chance": ..., "before" and "after": [accuracy, and its 95 % interval]}}, from two
+    files of eval_kobest.py --out."""
+    before, after = [cli.read_json(file)["tasks"] for file in files]
+    found = {}
+    for task in after:
+        if task in before:
+            choices = len(after[task]["examples"][0]["loglikelihoods"])
+            found[task] = {
+                "chance": 1 / choices,
+                "before": [before[task]["acc"], *before[task]["ci95"]],
+                "after": [after[task]["acc"], *after[task]["ci95"]],
+            }
+    return found
 
 
 def numbers(settings: dict) -> dict:
@@ -36,95 +126,148 @@ def numbers(settings: dict) -> dict:
     return {key: value for key, value in settings.items() if isinstance(value, int | float)}
 
 
-# ---- What the programs wrote, reduced to what is drawn -------------------------------------------------------------
-def corpus(folders: list[Path]) -> dict:
-    """{folder: [[step, documents, bytes left after it]]} of folders that data.py clean wrote."""
-    reports = {folder.name: cli.read_json(folder / "report.json") for folder in folders}
-    return {name: [["raw", *report["input"].values()],
-                   *([s["step"], s["documents_out"], s["bytes_out"]] for s in report["steps"])]
-            for name, report in reports.items()}
+def rounded(value):
+    """JSON with its floats rounded to five digits after the point: more than a figure can show.
+
+    >>> rounded({"a": [0.1234567, 2, "x"]})
+    {'a': [0.12346, 2, 'x']}
+    """
+    if isinstance(value, dict):
+        return {key: rounded(inside) for key, inside in value.items()}
+    if isinstance(value, list):
+        return [rounded(inside) for inside in value]
+    if isinstance(value, float):
+        return round(value, 5)
+    return value
 
 
-def tokens(file: Path) -> dict:
-    """{"suggested": size, "rows": [[Korean pieces, tokens / the base's, rows / the base's]]}, from bench/tokenizer.py
-    or from tokenizer.py report --sizes --out."""
-    found = cli.read_json(file)
-    if "sizes" in found:  # the benchmark's
-        found, rows = found["sizes"], [[r["size"], *list(r.values())[1:]] for r in found["sizes"]["table"]]
-    else:
-        rows = [[int(name.removesuffix(" pieces")), row["mean_token_ratio"], row["embedding_growth"]]
-                for name, row in found["tokenizers"].items() if name.endswith(" pieces")]
-    return {"suggested": int(found["suggested"].split()[0]), "rows": [r for r in rows if isinstance(r[0], int)]}
+# ---- The figures: each function fills the axes that it is given ----------------------------------
 
 
-def init(file: Path) -> dict:
-    """{what is trained: {method: {step: bits a byte, one a seed}}}, from init.py --probe or bench/init.py."""
-    found = cli.read_json(file)
-    runs = found.get("runs", [found])
-    return {trained: {method: {step: [run[trained][method][step] for run in runs] for step in row}
-                      for method, row in runs[0][trained].items()} for trained in TRAINED}
+def draw_corpus(found: dict, documents_axes, bytes_axes) -> None:
+    """The funnel: the share of each corpus that is left; the numbers are in the legend."""
+    # The longest funnel comes first: it has the steps of the others among its own.
+    longest_first = sorted(found.values(), key=len, reverse=True)
+    order = []
+    for rows in longest_first:
+        for step, *_ in rows:
+            if step not in order:
+                order.append(step)
+
+    draw_funnel(documents_axes, found, order, column=1, title="documents")
+    draw_funnel(bytes_axes, found, order, column=2, title="bytes of text")
 
 
-def losses(folder: Path) -> dict:
-    """{"rows": as studies.stages writes them}, from its folder or from a speedrun's."""
-    if (folder / "stages.json").exists():
-        study = cli.read_json(folder / "stages.json")
-        return {"settings": numbers(study["settings"]), "rows": study["rows"]}
-    return {"rows": [row for arm, run in RUNS.items() for row in stages.rows_of(folder / run, arm, 0)]}
-
-
-def run(folder: Path) -> dict:
-    """{"rows": [[stage, tokens, bits a byte of Korean, of English]]}: the validations of a run of train.py."""
-    settings = cli.read_json(folder / "config.json")
-    names = [stage.partition(":")[0] for stage in settings["stages"]]
-    return {"settings": numbers(settings), "rows": [
-        [names[r["stage"] - 1], r["tokens"], r["scores"]["ko"], r["scores"]["en"]] for r in arms.measured(folder)]}
-
-
-def kobest(files: list[Path]) -> dict:
-    """{task: {"chance": …, "before" and "after": [accuracy, and its 95 % interval]}}, from two of eval_kobest.py."""
-    before, after = (cli.read_json(file)["tasks"] for file in files)
-    return {task: {"chance": 1 / len(after[task]["examples"][0]["loglikelihoods"]),
-                   **{name: [scores[task]["acc"], *scores[task]["ci95"]]
-                      for name, scores in (("before", before), ("after", after))}} for task in after if task in before}
-
-
-# ---- The figures ---------------------------------------------------------------------------------------------------
-def draw_corpus(found: dict, *panels) -> None:
-    """The funnel: the share of each corpus that is left; the numbers themselves are in the legend."""
-    order = list(dict.fromkeys(step for rows in sorted(found.values(), key=len, reverse=True) for step, *_ in rows))
-    for axes, column, what, shown in ((panels[0], 1, "documents", "{:,}".format),
-                                      (panels[1], 2, "bytes of text", lambda n: f"{n / 1e6:,.2f} MB")):
-        for name, rows in found.items():
-            axes.plot([order.index(row[0]) for row in rows], [row[column] / rows[0][column] for row in rows], "o-",
-                      ms=3, label=f"{name}: {shown(rows[0][column])} → {shown(rows[-1][column])}")
-        axes.set(title=f"{what}: share left after the step", ylim=(0, 1.05), xticks=range(len(order)))
-        axes.set_xticklabels(order, rotation=40, ha="right")
-        axes.legend(fontsize=8, loc="lower left")
+def draw_funnel(axes, found: dict, order: list[str], column: int, title: str) -> None:
+    """One panel of draw_corpus: a line for each corpus, over the steps in `order`."""
+    for name, rows in found.items():
+        first = rows[0][column]
+        last = rows[-1][column]
+        if column == 2:
+            sizes = f"{first / 1e6:,.2f} MB → {last / 1e6:,.2f} MB"
+        else:
+            sizes = f"{first:,} → {last:,}"
+        places = [order.index(row[0]) for row in rows]
+        shares = [row[column] / first for row in rows]
+        axes.plot(places, shares, "o-", ms=3, label=f"{name}: {sizes}")
+    axes.set(title=f"{title}: share left after the step", ylim=(0, 1.05), xticks=range(len(order)))
+    axes.set_xticklabels(order, rotation=40, ha="right")
+    axes.legend(fontsize=8, loc="lower left")
 
 
 def draw_tokens(found: dict, axes) -> None:
     """Tokens of Korean against rows of the embedding."""
-    axes.plot([row[0] for row in found["rows"]], [row[1] for row in found["rows"]], "o-")
+    sizes = [row[0] for row in found["rows"]]
+    ratios = [row[1] for row in found["rows"]]
+    axes.plot(sizes, ratios, "o-")
     for size, ratio, growth in found["rows"]:
-        axes.annotate(f"{growth:.2f}", (size, ratio), (5, 4), textcoords="offset points", fontsize=8)
+        axes.annotate(f"{growth:.2f}", xy=(size, ratio), xytext=(5, 4),
+                      textcoords="offset points", fontsize=8)
     axes.axvline(found["suggested"], color=plot.GREY, ls=":", lw=0.8)
-    axes.set(xlabel="Korean pieces (at the points: rows of the embedding, the base's = 1; dotted: the knee)",
-             ylabel="tokens of held-out Korean, the base's = 1")
+    axes.set(
+        xlabel="Korean pieces (at the points: rows of the embedding, the base's = 1; "
+               "dotted: the knee)",
+        ylabel="tokens of held-out Korean, the base's = 1",
+    )
 
 
 def draw_init(found: dict, *panels) -> None:
-    """Bits a byte of Korean after so many steps, by method: the mean of all seeds."""
+    """Bits per byte of Korean after so many steps, by method: the mean of all seeds."""
     for axes, (trained, methods) in zip(panels, found.items(), strict=True):
         for method, row in methods.items():
-            axes.plot([int(step) for step in row], [statistics.mean(values) for values in row.values()], "o-", ms=3,
-                      label=method)
-        axes.set(title=TRAINED[trained], xlabel="steps", ylabel="Korean (한국어), bits a byte")
+            steps = [int(step) for step in row]
+            means = [statistics.mean(values) for values in row.values()]
+            axes.plot(steps, means, "o-", ms=3, label=method)
+        axes.set(title=TRAINED[trained], xlabel="steps", ylabel="Korean (한국어), bits per byte")
         axes.legend(fontsize=8)
 
 
-def bits_axis(axes, values: list[float]) -> None:
-    """A scale of logarithms where the last values would else be one line on the floor."""
+def draw_stages(found: dict, *panels) -> None:
+    """The staged arm stage by stage, joined by a line; the ends of its rivals; a dot per seed."""
+    # {arm: {stage that just ended: [[ko, en] of each seed]}}
+    values: dict = {}
+    for arm, _, after, _, ko, en, _ in found["rows"]:
+        stage = after.replace("lora", "LoRA")
+        values.setdefault(arm, {}).setdefault(stage, []).append([ko, en])
+    base = values["plain"]["start"][0]
+
+    # The arm with most stages gets a column for each, its rivals one for their end.
+    staged = values.pop(max(values, key=lambda arm: len(values[arm])))
+    rivals = {NAMES.get(arm, arm): list(ends.values())[-1] for arm, ends in values.items()}
+    staged_places = list(range(len(staged)))
+    rival_places = [len(staged) + 0.6 + i for i in range(len(rivals))]  # after a gap
+
+    for i, (axes, language) in enumerate(zip(panels, LANGUAGES.values(), strict=True)):
+        draw_seeds(axes, staged_places, staged.values(), i, plot.COLOURS[0])
+        draw_seeds(axes, rival_places, rivals.values(), i, plot.COLOURS[1])
+        means = [statistics.mean(score[i] for score in scores) for scores in staged.values()]
+        axes.plot(staged_places, means, lw=1)
+
+        axes.axhline(base[i], color=plot.GREY, ls=":", lw=0.8)
+        axes.text(1, base[i], "base, untrained", fontsize=8, ha="right", va="bottom",
+                  transform=axes.get_yaxis_transform())
+        drawn = [base[i]]
+        for scores in [*staged.values(), *rivals.values()]:
+            drawn += [score[i] for score in scores]
+        set_bits_scale(axes, drawn)
+        axes.set(title=f"{language}, bits per byte", xticks=staged_places + rival_places)
+        axes.set_xticklabels([*staged, *rivals], rotation=40, ha="right")
+
+
+def draw_seeds(axes, places: list[float], columns, i: int, colour: str) -> None:
+    """A dot for the i-th score of every seed, in the column that it belongs to."""
+    for place, scores in zip(places, columns, strict=True):
+        heights = [score[i] for score in scores]
+        axes.plot([place] * len(heights), heights, "o", ms=5, alpha=0.7, color=colour)
+
+
+def draw_run(found: dict, axes) -> None:
+    """Both languages over the tokens of a run; a dotted line where a stage ends."""
+    rows = found["rows"]
+    tokens = [row[1] / 1e6 for row in rows]
+    drawn = []
+    for column, name in enumerate(LANGUAGES.values(), start=2):
+        scores = [row[column] for row in rows]
+        axes.plot(tokens, scores, "o-", ms=3, label=name)
+        drawn += scores
+
+    ends = {}
+    for stage, after, *_ in rows:
+        ends[stage.replace("lora", "LoRA")] = after / 1e6  # the last row of a stage is its end
+    begin = 0
+    for stage, end in ends.items():
+        axes.axvline(end, color=plot.GREY, ls=":", lw=0.8)
+        middle = (begin + end) / 2
+        axes.text(middle, 0.98, stage, ha="center", va="top", transform=axes.get_xaxis_transform())
+        begin = end
+
+    set_bits_scale(axes, drawn)
+    axes.set(xlabel="million tokens", ylabel="bits per byte of held-out text")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+
+
+def set_bits_scale(axes, values: list[float]) -> None:
+    """A logarithmic scale where the last values would otherwise lie on one line at the bottom."""
     if max(values) > 4 * min(values):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
@@ -132,108 +275,138 @@ def bits_axis(axes, values: list[float]) -> None:
         axes.tick_params(which="minor", labelsize=7)
 
 
-def draw_losses(found: dict, *panels) -> None:
-    """The staged arm stage by stage, joined by a line, then the ends of its rivals; a dot a seed."""
-    values: dict = {}
-    for arm, _, after, _, *scores, _ in found["rows"]:
-        values.setdefault(arm, {}).setdefault(after.replace("lora", "LoRA"), []).append(scores)
-    staged = values.pop(max(values, key=lambda arm: len(values[arm])))
-    columns = [*staged.items(), *((NAMES.get(arm, arm), list(afters.values())[-1]) for arm, afters in values.items())]
-    places = [x + 0.6 * (x >= len(staged)) for x in range(len(columns))]
-    for i, (axes, language) in enumerate(zip(panels, LANGUAGES.values(), strict=True)):
-        for x, (_, scores) in zip(places, columns, strict=True):
-            axes.plot([x] * len(scores), [score[i] for score in scores], "o", ms=5, alpha=0.7,
-                      color=plot.COLOURS[x >= len(staged)])
-        axes.plot(places[:len(staged)], [statistics.mean(s[i] for s in scores) for scores in staged.values()], lw=1)
-        base = values["plain"]["start"][0][i]
-        axes.axhline(base, color=plot.GREY, ls=":", lw=0.8)
-        axes.text(1, base, "base, untrained", fontsize=8, ha="right", va="bottom", transform=axes.get_yaxis_transform())
-        bits_axis(axes, [base, *(score[i] for _, scores in columns for score in scores)])
-        axes.set(title=f"{language}, bits a byte", xticks=places)
-        axes.set_xticklabels([name for name, _ in columns], rotation=40, ha="right")
-
-
-def draw_run(found: dict, axes) -> None:
-    """Both languages over the tokens of a run; a dotted line where a stage ends."""
-    rows = found["rows"]
-    for i, name in enumerate(LANGUAGES.values(), 2):
-        axes.plot([row[1] / 1e6 for row in rows], [row[i] for row in rows], "o-", ms=3, label=name)
-    ends = {stage.replace("lora", "LoRA"): tokens / 1e6 for stage, tokens, *_ in rows}
-    for begin, (stage, end) in zip([0, *ends.values()], ends.items(), strict=False):
-        axes.axvline(end, color=plot.GREY, ls=":", lw=0.8)
-        axes.text((begin + end) / 2, 0.98, stage, ha="center", va="top", transform=axes.get_xaxis_transform())
-    bits_axis(axes, [x for row in rows for x in row[2:]])
-    axes.set(xlabel="million tokens", ylabel="bits a byte of held-out text")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
-
-
 def draw_kobest(found: dict, axes) -> None:
     """Accuracy before and after with 95 % intervals, and what guessing gets."""
     for shift, name, colour in ((-0.12, "before", plot.GREY), (0.12, "after", plot.COLOURS[0])):
-        middle, low, high = zip(*(row[name] for row in found.values()), strict=True)
-        error = [[m - x for m, x in zip(middle, low, strict=True)], [x - m for m, x in zip(middle, high, strict=True)]]
-        axes.errorbar([i + shift for i in range(len(found))], middle, error, fmt="o", color=colour, label=name)
-    for i, row in enumerate(found.values()):
-        axes.plot([i - 0.35, i + 0.35], [row["chance"]] * 2, ":", color=plot.GREY, label="chance" if not i else None)
-    axes.set(ylabel="accuracy, with 95 % intervals", xticks=range(len(found)), xticklabels=list(found))
+        places = [i + shift for i in range(len(found))]
+        middle = [task[name][0] for task in found.values()]
+        below = [task[name][0] - task[name][1] for task in found.values()]
+        above = [task[name][2] - task[name][0] for task in found.values()]
+        axes.errorbar(places, middle, [below, above], fmt="o", color=colour, label=name)
+    for i, task in enumerate(found.values()):
+        label = "chance" if i == 0 else None
+        axes.plot([i - 0.35, i + 0.35], [task["chance"]] * 2, ":", color=plot.GREY, label=label)
+    axes.set_ylabel("accuracy, with 95 % intervals")
+    axes.set_xticks(range(len(found)), list(found))
     axes.legend()
 
 
-# figure: (its reader, its drawing, panels, and the command and the flag that give it numbers)
-FIGURES = {"corpus": (corpus, draw_corpus, 2, "data.py clean --out FOLDER", "--clean FOLDER …"),
-           "tokens": (tokens, draw_tokens, 1, "tokenizer.py report --sizes … --out FILE", "--sizes FILE"),
-           "init": (init, draw_init, 2, "init.py --probe SHARDS --out FILE", "--probe FILE"),
-           "stages": (losses, draw_losses, 2, "python -m studies.stages --out FOLDER", "--stages FOLDER"),
-           "run": (run, draw_run, 1, "train.py --out RUN", "--run RUN"),
-           "kobest": (kobest, draw_kobest, 1, "eval_kobest.py --out FILE, before and after", "--kobest FILE FILE")}
+# ---- The program ---------------------------------------------------------------------------------
 
 
-def sources(args) -> dict:
-    """{figure: where its numbers are}: the flags; else what the speedrun, or the other benchmarks, have written."""
+@dataclass
+class Figure:
+    """How one of the figures is made."""
+
+    read: Callable
+    draw: Callable
+    panels: int
+    command: str  # what makes its numbers
+    flag: str  # what names them here
+
+
+FIGURES = {
+    "corpus": Figure(read_corpus, draw_corpus, 2, "data.py clean --out FOLDER", "--clean FOLDER …"),
+    "tokens": Figure(read_tokens, draw_tokens, 1, "tokenizer.py report --sizes … --out FILE",
+                     "--sizes FILE"),
+    "init": Figure(read_init, draw_init, 2, "init.py --probe SHARDS --out FILE", "--probe FILE"),
+    "stages": Figure(read_stages, draw_stages, 2, "python -m studies.stages --out FOLDER",
+                     "--stages FOLDER"),
+    "run": Figure(read_run, draw_run, 1, "train.py --out RUN", "--run RUN"),
+    "kobest": Figure(read_kobest, draw_kobest, 1, "eval_kobest.py --out FILE, before and after",
+                     "--kobest FILE FILE"),
+}
+
+
+def sources(args: argparse.Namespace) -> dict:
+    """{figure: where its numbers are}: what the flags name, and nothing else."""
+    found = {}
     if args.speedrun:
         out = args.speedrun
-        found = {"corpus": [out / "clean" / x for x in LANGUAGES], "init": out / "probe.json", "stages": out,
-                 "run": out / "run", "kobest": [out / "kobest" / f"{x}.json" for x in ("base", "nanowhale")]}
-    else:
-        found = {"tokens": measure.RESULTS / "tokenizer.json", "init": measure.RESULTS / "init.json"}
-    given = {"corpus": args.clean, "tokens": args.sizes, "init": args.probe, "stages": args.stages, "run": args.run,
-             "kobest": args.kobest}
-    return found | {name: place for name, place in given.items() if place}
+        found = {
+            "corpus": [out / "clean" / language for language in LANGUAGES],
+            "init": out / "probe.json",
+            "stages": out,
+            "run": out / "run",
+            "kobest": [out / "kobest" / f"{arm}.json" for arm in ("base", "nanowhale")],
+        }
+    # What a flag of its own names goes before what lies in the speedrun's folder.
+    given = {
+        "corpus": args.clean,
+        "tokens": args.sizes,
+        "init": args.probe,
+        "stages": args.stages,
+        "run": args.run,
+        "kobest": args.kobest,
+    }
+    found.update({name: place for name, place in given.items() if place})
+    return found
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Gather, keep what was gathered, draw."""
+def gather(results: Path, places: dict) -> dict:
+    """The numbers of every figure: those that were kept in `results`, and those of `places`."""
+    kept = cli.read_json(results) if results.exists() else {}
+    for name, place in places.items():
+        figure = FIGURES[name]
+        try:
+            kept[name] = rounded(figure.read(place))
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError):
+            raise cli.UserError(f"{place} is not what `{figure.command}` writes") from None
+    return kept
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The flags, with the folders that follow from them."""
     parser = cli.Parser(description=__doc__, prog="bench.figures")
     flag = parser.add_argument
-    flag("--speedrun", type=Path, metavar="OUT", help="take everything from the folder of a speedrun")
+    flag("--speedrun", type=Path, metavar="OUT", help="take everything from a speedrun's folder")
     flag("--clean", type=Path, nargs="+", metavar="FOLDER", help="folders that data.py clean wrote")
     flag("--sizes", type=Path, metavar="FILE", help="what tokenizer.py report --sizes wrote")
     flag("--probe", type=Path, metavar="FILE", help="what init.py --probe wrote")
     flag("--stages", type=Path, metavar="FOLDER", help="the folder of studies.stages")
-    flag("--run", type=Path, metavar="RUN", help="a run folder of train.py, best one with --eval_every")
-    flag("--kobest", type=Path, nargs=2, metavar="FILE", help="what eval_kobest.py wrote before and after")
-    flag("--results", type=Path, help="JSON file of the numbers drawn, read and written (default: "
-         "bench/results/figures.json; with --speedrun OUT/figures/figures.json)")
-    flag("--out", type=Path, help="folder for the SVGs (default: docs/figures; with --speedrun OUT/figures)")
-    args = parser.parse_args(argv)
-    home = args.speedrun / "figures" if args.speedrun else None
-    args.results = args.results or (home or measure.RESULTS) / "figures.json"
-    args.out = args.out or home or measure.ROOT / "docs" / "figures"
+    flag("--run", type=Path, metavar="RUN",
+         help="a run folder of train.py, best one with --eval_every")
+    flag("--kobest", type=Path, nargs=2, metavar="FILE",
+         help="what eval_kobest.py wrote before and after")
+    flag("--results", type=Path,
+         help="JSON file of the numbers drawn, read and written (default: figures.json in --out)")
+    flag("--out", type=Path,
+         help="folder for the SVGs (default: out/figures; with --speedrun OUT/figures)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Gather the numbers, keep them, draw."""
+    args = parse(argv)
     if importlib.util.find_spec("matplotlib") is None:
         raise cli.UserError("figures need matplotlib, an optional extra: pip install matplotlib")
+    places = sources(args)
+    if not places and args.results is None:
+        # The README's: what the other benchmarks have written, and what was kept of the studies.
+        places = {
+            "tokens": measure.RESULTS / "tokenizer.json",
+            "init": measure.RESULTS / "init.json",
+        }
+        args.results = measure.RESULTS / "figures.json"
+        args.out = args.out or measure.ROOT / "docs" / "figures"
+    if args.out is None:
+        args.out = (args.speedrun or Path("out")) / "figures"
+    if args.results is None:
+        args.results = args.out / "figures.json"
+
     cli.settings(args)
-    drawn = cli.read_json(args.results) if args.results.exists() else {}
-    for name, place in sources(args).items():
-        try:
-            drawn[name] = rounded(FIGURES[name][0](place))
-        except (KeyError, TypeError, AttributeError, ValueError, IndexError):
-            raise cli.UserError(f"{place} is not what `{FIGURES[name][3]}` writes") from None
-    cli.write_json(args.results, drawn)
-    for name, (_, draw, panels, command, how) in FIGURES.items():
-        if name in drawn:
-            plot.figure(args.out / f"{name}.svg", lambda *axes, draw=draw, name=name: draw(drawn[name], *axes), panels)
-        else:
-            print(f"{name}.svg is left out: `{command}` makes its numbers, and {how} names them here")
+    found = gather(args.results, places)
+    cli.write_json(args.results, found)
+    for name, figure in FIGURES.items():
+        if name not in found:
+            print(f"{name}.svg is left out: `{figure.command}` makes its numbers, "
+                  f"and {figure.flag} names them here")
+            continue
+
+        def draw(*axes, figure=figure, numbers=found[name]):
+            figure.draw(numbers, *axes)
+
+        plot.figure(args.out / f"{name}.svg", draw, figure.panels)
 
 
 if __name__ == "__main__":

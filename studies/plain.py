@@ -1,4 +1,4 @@
-"""The rivals of the recipe that keep the base's own tokenizer: plain continual pretraining, twice.
+"""The rival of the recipe that keeps the base's own tokenizer: plain continual pretraining.
 
 A new tokenizer changes what a token is, so "the same number of tokens" would be an unfair race.
 Two fair ones:
@@ -9,15 +9,16 @@ Two fair ones:
 Both start from the same base model, on shards of the same documents packed with the base's
 tokenizer. Stopped and started again with the same command, the study resumes where it was.
 
-    python -m studies.plain --run out/run --model out/base_run/model --data out/shards_base \\
-                            --out out/run_plain
+    python -m studies.plain --equal time                                   # after bash speedrun.sh
+    python -m studies.plain --equal bytes --out out/run_plain_equal_bytes
 """
+import argparse
 import sys
 from pathlib import Path
 
 from common import cli
 from studies import arms
-from studies.runs import bytes_read, check_finished, seconds
+from studies.runs import bytes_read, check_finished, run_settings, seconds, steps
 
 
 def equal_bytes(run: Path, shards: Path) -> dict[Path, float]:
@@ -33,44 +34,63 @@ def equal_bytes(run: Path, shards: Path) -> dict[Path, float]:
     return tokens
 
 
-def train(args, run: Path, tokens: dict[Path, float]) -> None:
+def equal_time(run: Path, shards: Path, base_run: Path) -> dict[Path, float]:
+    """The same, cut down to what plain training reads in the time that the run took.
+
+    Its speed is known already: the base was trained in the same way, all of it at once.
+    """
+    tokens_per_second = steps(base_run)[-1]["tokens"] / seconds(base_run)
+    affordable = seconds(run) * tokens_per_second
+    tokens = equal_bytes(run, shards)
+    share = affordable / sum(tokens.values())
+    return {folder: n * share for folder, n in tokens.items()}
+
+
+def train(args: argparse.Namespace, tokens: dict[Path, float]) -> None:
     """One full stage on the base's shards, with so many tokens of each. UserError if it stops."""
-    if (run / "model").exists():
+    if (args.out / "model").exists():
         return  # finished before this study was stopped
-    if (run / "config.json").exists():
-        flags = ["--resume", str(run)]
+    if (args.out / "config.json").exists():
+        flags = ["--resume", str(args.out)]
     else:
+        # Windows and batches are those of the recipe's run.
+        settings = run_settings(args.run)
         total = sum(tokens.values())
-        data = [f"{folder}={n / total:.6f}" for folder, n in tokens.items()]
-        stage = f"full:{total / 1e6:.4f}M:{args.peak_lr}"
-        flags = ["--model", args.model, "--data", *data, "--stages", stage, "--out", str(run)]
+        flags = [
+            "--model", args.model,
+            "--data", *(f"{folder}={n / total:.6f}" for folder, n in tokens.items()),
+            "--stages", f"full:{total / 1e6:.4f}M:{args.peak_lr}",
+            "--seq_len", str(settings["seq_len"]),
+            "--batch_tokens", str(settings["batch_tokens"]),
+            "--out", str(args.out),
+        ]
 
     arms.command([sys.executable, "train.py", *flags], log=None)
-    if not (run / "model").exists():
-        raise cli.UserError(f"train.py did not finish {run}; the same command resumes it")
+    if not (args.out / "model").exists():
+        raise cli.UserError(f"train.py did not finish {args.out}; the same command resumes it")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train at equal bytes; read off its speed; train at equal time."""
+    """Count the tokens that make a fair race, and train with them."""
     parser = cli.Parser(description=__doc__, prog="studies.plain")
     flag = parser.add_argument
+    flag("--equal", choices=["bytes", "time"], required=True, help="what is the same as the recipe's")
     flag("--run", type=Path, default=Path("out/run"), help="the recipe's run, finished")
     flag("--model", default="out/base_run/model", help="the base that it started from")
+    flag("--base_run", type=Path, default=Path("out/base_run"),
+         help="the run that trained the base: its speed makes equal time known beforehand")
     flag("--data", type=Path, default=Path("out/shards_base"),
          help="the same sources, packed with the base's tokenizer")
-    flag("--out", default="out/run_plain",
-         help="run folder; the second one gets _equal_time behind it")
+    flag("--out", type=Path, default=Path("out/run_plain"), help="run folder")
     flag("--peak_lr", default="4e-3", help="peak learning rate")
     args = parser.parse_args(argv)
 
     check_finished(args.run)
-    tokens = equal_bytes(args.run, args.data)
-    train(args, Path(args.out), tokens)
-
-    # Both runs take the same time per token, so the share of the time is the share of the tokens.
-    share = seconds(args.run) / seconds(Path(args.out))
-    fewer = {folder: n * share for folder, n in tokens.items()}
-    train(args, Path(args.out + "_equal_time"), fewer)
+    if args.equal == "bytes":
+        tokens = equal_bytes(args.run, args.data)
+    else:
+        tokens = equal_time(args.run, args.data, args.base_run)
+    train(args, tokens)
 
 
 if __name__ == "__main__":

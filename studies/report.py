@@ -11,14 +11,12 @@ from studies.runs import bytes_read, check_finished, read_jsonl, seconds, steps,
 # The arms in the order of the tables: what each is called, and the folder of its run.
 ARMS = {
     "base": "English base, untouched",
-    "plain": "plain, equal bytes",
-    "plain_equal_time": "plain, equal time",
+    "plain": "plain, base tokenizer, equal time",
     "full": "merged tokenizer, one full stage",
     "nanowhale": "nanowhale: embed, odd, even, LoRA",
 }
 RUNS = {
     "plain": "run_plain",
-    "plain_equal_time": "run_plain_equal_time",
     "full": "run_full",
     "nanowhale": "run",
 }

@@ -24,11 +24,18 @@ torch.set_num_threads(1)  # tiny tensors: threads cost more than they bring, and
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
+    """Mark what needs a GPU, skip it where there is none, and run what is slow last: a mistake shows early."""
+    has_gpu = torch.cuda.is_available()
     for item in items:
-        if torch.cuda.is_available() and item.path.name == "test_kernels.py":
+        if has_gpu and item.path.name == "test_kernels.py":
             item.add_marker(pytest.mark.gpu)  # there all of them run the compiled kernels
-        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not has_gpu:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    items.sort(key=is_slow)
+
+
+def is_slow(item) -> bool:
+    return item.get_closest_marker("slow") is not None
 
 
 def syllables(rng: random.Random, n: int) -> str:

@@ -1,6 +1,7 @@
 """bench/figures.py: every figure from hand-made inputs, in the forms that the programs write; what is committed."""
 import importlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -74,8 +75,22 @@ def test_flags_replace_and_the_rest_is_drawn_from_what_was_kept(figures, speedru
     figures.main([*where, "--stages", f"{tmp_path}/study", "--sizes", f"{tmp_path}/tokens.json"])
     figures.main([*where, "--run", f"{speedrun}/run"])
     kept = cli.read_json(tmp_path / "kept.json")
-    assert set(kept) == {"stages", "tokens", "init", "run"} and "/a/path" not in json.dumps(kept)
+    assert set(kept) == {"stages", "tokens", "run"} and "/a/path" not in json.dumps(kept)
     assert kept["stages"] == {"settings": {"lr": 1e-3}, "rows": rows}
+    assert {path.stem for path in (tmp_path / "svg").iterdir()} == set(kept)
+
+
+def test_nothing_is_drawn_or_kept_in_the_repository_but_without_any_flag(figures, speedrun, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(figures.measure, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(figures.measure, "ROOT", tmp_path / "repository")
+    monkeypatch.chdir(tmp_path)
+    figures.main(["--run", f"{speedrun}/run"])
+    assert {path.name for path in (tmp_path / "out/figures").iterdir()} == {"figures.json", "run.svg"}
+    assert not (tmp_path / "results").exists() and not (tmp_path / "repository").exists()
+    shutil.copytree(ROOT / "bench/results", tmp_path / "results")
+    figures.main([])
+    assert {path.stem for path in (tmp_path / "repository/docs/figures").iterdir()} == set(figures.FIGURES)
 
 
 def test_the_committed_figures_are_small_and_those_of_the_committed_numbers(figures):

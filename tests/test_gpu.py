@@ -111,7 +111,7 @@ def test_a_run_that_was_stopped_within_a_stage_ends_in_the_same_bits(found):
 def test_the_recipe_says_how_far_it_came_and_what_came_of_it(found):
     rows = part(found, "recipe")
     arms = {row["arm"]: row for row in rows if "arm" in row}
-    assert set(arms) == {"base", "plain", "plain_equal_time", "full", "nanowhale"}
+    assert set(arms) == {"base", "plain", "full", "nanowhale"}
     through = {row["run"]: row["validation"] for row in rows if "run" in row}
     assert through["run"] == arms["nanowhale"]["bits_per_byte"] and "base_run" in through
 

@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +68,58 @@ def test_bytes_read_are_those_of_the_windows_drawn(world, tmp_path):
     assert runs.seconds(tmp_path / "run") == pytest.approx(
         sum(128 / json.loads(line)["tokens_per_second"] for line in open(tmp_path / "run/metrics.jsonl")
             if "tokens_per_second" in line))
+
+
+def test_a_run_that_is_missing_or_was_stopped_is_one_line(tmp_path, refused):
+    out = tmp_path / "out"
+    reporting = ["--out", str(out), "--seconds", "1"]
+    training = ["--equal", "bytes", "--run", f"{out}/run", "--out", f"{out}/run_plain"]
+    refused(plain, training, "there is no run in")
+    refused(report, reporting, "there is no run in")
+    for folder in report.RUNS.values():
+        cli.write_json(out / folder / "config.json", {"batch_tokens": 100})
+    refused(plain, training, f"resume it: python train.py --resume {out}/run")
+    refused(report, reporting, f"resume it: python train.py --resume {out}/run_plain")
+    for folder in report.RUNS.values():
+        (out / folder / "model").mkdir()
+    refused(report, reporting, "kobest/base.json is missing: base was not scored")
+
+
+def test_plain_training_is_a_fair_race_and_is_resumed(world, tmp_path, monkeypatch):
+    mixed = [f"{world}/shards/ko=0.75", f"{world}/shards/en=0.25"]
+    for run, tokens in (("run", 640), ("base_run", 256)):
+        train.main(["--model", f"{world}/model", "--out", f"{tmp_path}/{run}", "--data", *mixed, "--seq_len", "32",
+                    "--stages", f"full:{tokens}:1e-3", "--batch_tokens", "128", "--device", "cpu"])
+    calls = []
+
+    def command(argv, log):
+        """train.py, in this process; what begins anew loses its last folder, as if it had been stopped."""
+        flags = argv[2:]
+        calls.append(flags)
+        if "--resume" in flags:
+            train.main(flags)
+        else:
+            train.main([*flags, "--device", "cpu"])
+            shutil.rmtree(f"{flags[-1]}/model")
+
+    monkeypatch.setattr(arms, "command", command)
+    common = ["--run", f"{tmp_path}/run", "--base_run", f"{tmp_path}/base_run", "--model", f"{world}/model",
+              "--data", f"{world}/shards"]
+    for equal in ("bytes", "time"):
+        run = tmp_path / equal
+        argv = ["--equal", equal, "--out", str(run), *common]
+        with pytest.raises(cli.UserError, match=f"did not finish {run}; the same command resumes it"):
+            plain.main(argv)
+        plain.main(argv)
+        assert calls[-1] == ["--resume", str(run)]
+        plain.main(argv)
+    assert len(calls) == 4  # what is finished is not trained again
+    assert runs.steps(tmp_path / "bytes")[-1]["tokens"] == 640  # here with one tokenizer: as many tokens
+    settings = runs.run_settings(tmp_path / "bytes")
+    assert (settings["seq_len"], settings["batch_tokens"]) == (32, 128)
+    speed = 256 / runs.seconds(tmp_path / "base_run")
+    tokens = plain.equal_time(tmp_path / "run", world / "shards", tmp_path / "base_run")
+    assert sum(tokens.values()) == pytest.approx(runs.seconds(tmp_path / "run") * speed)
 
 
 def test_a_table_is_markdown():
