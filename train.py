@@ -37,7 +37,7 @@ from common.cli import UserError
 from common.stage import Updates, begin, finish, load_stage, make_optimizer, publish
 
 PROMPTS = ("대한민국의 수도는", "The capital of Korea is")  # the first: "the capital of the Republic of Korea is"
-WORLD = ("out/grown", "embed:200k:1e-2", "odd:250k:1e-2", "even:250k:1e-2", "lora:50k:1e-2")  # model, stages
+WORLD = ("out/grown", "embed:200k:1e-2", "odd:280k:8e-3", "even:270k:8e-3", "lora:50k:8e-3")  # model, stages
 NOT_SAVED = ("resume", "plan", "world_size", "out")  # everything else is in RUN/config.json
 SIZE, SHARE = (0, math.inf), (0, 1)
 LIMITS = {"seq_len": SIZE, "batch_tokens": SIZE, "micro_batch": SIZE, "warmup": SHARE, "min_lr": SHARE, "clip": SIZE,
