@@ -2,11 +2,11 @@
 # The whole recipe, from nothing to a KoBEST table, on the built-in world: ten minutes on two CPU cores.
 #
 #   bash speedrun.sh              everything; ends with out/report.md and out/report.json
-#   bash speedrun.sh --prepare    up to the grown model and its shards; then `torchrun train.py` trains the recipe
+#   bash speedrun.sh --prepare    up to the grown model and its shards; then train.py trains the recipe
 #   bash speedrun.sh --fresh      everything, from the beginning; what is in out/ is kept in out.old/
 #
-# Ctrl-C stops it, and the same command resumes it. Every line that begins with `run` is a command that you can run on
-# your own data; the programs' --help say what each flag means.
+# Ctrl-C stops it, and the same command resumes it. Every line that begins with `run` is a command
+# that you can run on your own data; the programs' --help say what each flag means.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -21,9 +21,11 @@ for argument in "$@"; do
 done
 source ./setup.sh
 
-# ---- How it stops and resumes: every command leaves a mark in out/speedrun/ when it begins and when it is finished.
+# ---- How it stops and resumes: every command leaves a mark in out/speedrun/ when it begins, and
+# ---- another when it is finished.
 
-# A finished command counts only for the code that it ran: after a change of these files all of them run again.
+# A finished command counts only for the code that it ran: after a change of these files all of them
+# run again.
 code=$(cat speedrun.sh requirements.txt ./*.py common/*.py kernels/*.py cleaning/*.py toy/*.py toy/world.txt \
     studies/*.py | cksum)
 if [ -e out ] && { [ $fresh = yes ] || [ "$(cat out/speedrun/code 2>/dev/null)" != "$code" ]; }; then
@@ -44,9 +46,9 @@ echo "$code" > out/speedrun/code
 SECONDS=$(cat out/speedrun/seconds 2>/dev/null || echo 0)
 trap 'echo $SECONDS > out/speedrun/seconds' EXIT
 
-# A program that Ctrl-C reached itself would end in a traceback, if only because it was still loading PyTorch. It runs in
-# the background, where Ctrl-C does not reach it, and gets a SIGTERM: train.py saves a checkpoint then, the others leave
-# nothing that is half written.
+# A program that Ctrl-C reached itself would end in a traceback, if only because it was still loading
+# PyTorch. It runs in the background, where Ctrl-C does not reach it, and gets a SIGTERM: train.py
+# saves a checkpoint then, the others leave nothing that is half written.
 program=
 stopped() {
     if [ -n "$program" ]; then
@@ -68,7 +70,8 @@ say() {
     echo "== $(printf '%3d' $SECONDS)s  $2 (about $1 s)"
 }
 
-# One command of the recipe: skipped if it is finished, resumed if it is a training run that was stopped.
+# One command of the recipe: skipped if it is finished, resumed if it is a training run that was
+# stopped.
 run() {
     local mark state output
     mark=out/speedrun/$(echo "$@" | cksum | tr ' ' '-')
@@ -86,7 +89,8 @@ run() {
     if [ "$1" = train.py ] && [ -e "$output/config.json" ]; then
         set -- train.py --resume "$output"
     fi
-    # Progress bars are for a terminal; elsewhere (CI, a pipe) they go into a file, with what an error needs.
+    # Progress bars are for a terminal; elsewhere (CI, a pipe) they go into a file, of which an error
+    # shows the end.
     if [ -t 2 ]; then
         $PYTHON "$@" &
         program=$!
@@ -102,7 +106,8 @@ run() {
 
 # ---- The recipe. Times are of two cores that train the base at 9,000 tokens per second.
 
-echo "The speedrun takes about ten minutes on two cores, less on fast ones. Ctrl-C stops it, the same command resumes it."
+echo "The speedrun takes about ten minutes on two cores, less on fast ones."
+echo "Ctrl-C stops it, and the same command resumes it."
 
 say 10 "the built-in world: documents with dirt planted in them, so that cleaning can be scored, and a toy KoBEST"
 run -m toy --out out/world
@@ -112,7 +117,7 @@ run data.py clean --input out/world/ko --out out/clean/ko --lang ko --profile fo
     --decontaminate out/world/kobest
 run data.py clean --input out/world/en --out out/clean/en --lang en --profile formal --workers 2
 
-say 105 "   an English base, to have something to adapt: a tokenizer that has seen 5 % Korean, a model that has seen none"
+say 125 "   an English base, to have something to adapt: a tokenizer that has seen 5 % Korean, a model that has seen none"
 head -q -n 250 out/clean/ko/[0-9]*.jsonl > out/five_percent.jsonl
 run tokenizer.py train --text all --vocab_size 1536 --input out/clean/en out/five_percent.jsonl --out out/base.model
 cat > out/base_config.json <<'JSON'
@@ -122,7 +127,7 @@ JSON
 run data.py pack --input out/clean/en --tokenizer out/base.model --out out/shards_base/en
 run data.py pack --input out/clean/ko --tokenizer out/base.model --out out/shards_base/ko
 run train.py --config out/base_config.json --tokenizer out/base.model --data out/shards_base/en \
-    --batch_tokens 1024 --stages full:0.75M:4e-3 --out out/base_run
+    --batch_tokens 1024 --stages full:1M:4e-3 --out out/base_run
 base=out/base_run/model
 
 say 20 "2. tokenizer: Korean pieces, merged into the base's, so that Korean takes fewer tokens and English stays as it is"
@@ -146,8 +151,8 @@ run init.py --model $base --tokenizer out/merged.model --probe out/shards/ko --o
 say 95 "4. stages: embedding and head, odd layers, even layers, LoRA: a part at a time takes less memory than all at once"
 run train.py --out out/run --batch_tokens 1024
 
-say 190 "   rivals, to compare with: one full stage; and the base's own tokenizer, at equal time"
-run train.py --stages full:0.75M:4e-3 --batch_tokens 1024 --out out/run_full
+say 200 "   rivals, to compare with: one full stage; and the base's own tokenizer, at equal time"
+run train.py --stages full:0.8M:4e-3 --batch_tokens 1024 --out out/run_full
 run -m studies.plain --equal time --run out/run --base_run out/base_run --model $base --data out/shards_base \
     --out out/run_plain
 

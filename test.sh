@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Set up if need be, then run the tests: all of them, in two processes, or those that pytest's arguments choose.
+# Set up if need be, then run the tests: all of them, in two processes, or those that pytest's
+# arguments choose.
 #
 #   bash test.sh
 #   bash test.sh -k merge
@@ -15,11 +16,13 @@ fi
 echo "All tests, in two processes: about six minutes on two cores."
 export OMP_NUM_THREADS=1
 
-# Files whose tests start many programs; they take half of the time. Every other file, a new one too, is in the other half.
+# Files whose tests start many programs take half of the time. Every other file, a new one too, is in
+# the other half.
 programs="tests/test_gpu.py tests/test_parallel.py tests/test_exercises.py tests/test_speedrun.py"
 ignored=$(for file in $programs; do echo "--ignore=$file"; done)
 
-# With -m a job in the background has a process group of its own, and is not deaf to Ctrl-C: tests send it to programs.
+# With -m a job in the background has a process group of its own, and is not deaf to SIGINT, which its
+# tests send to programs.
 set -m
 output=$(mktemp)
 $PYTHON -m pytest $programs > "$output" 2>&1 &

@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     """Count the tokens that make a fair race, and train with them."""
     parser = cli.Parser(description=__doc__, prog="studies.plain")
     flag = parser.add_argument
-    flag("--equal", choices=["bytes", "time"], required=True, help="what is the same as the recipe's")
+    flag("--equal", choices=["bytes", "time"], required=True,
+         help="what is the same as the recipe's")
     flag("--run", type=Path, default=Path("out/run"), help="the recipe's run, finished")
     flag("--model", default="out/base_run/model", help="the base that it started from")
     flag("--base_run", type=Path, default=Path("out/base_run"),

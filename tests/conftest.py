@@ -1,4 +1,4 @@
-"""What several test files share: a tiny world (corpus, tokenizer, model, shards) made once, in a few seconds."""
+"""What several test files share: a tiny world (corpus, tokenizer, model, shards), made once."""
 import importlib.util
 import json
 import os
@@ -11,7 +11,8 @@ import torch
 
 if not torch.cuda.is_available():  # before anything imports triton: its kernels run on the CPU then
     os.environ["TRITON_INTERPRET"] = "1"
-os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # PyTorch looks once a process; some test runs --deterministic later
+# PyTorch looks at it once in a process, and some test runs --deterministic later.
+os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
 import data  # noqa: E402
 import model  # noqa: E402
@@ -19,12 +20,13 @@ import tokenizer  # noqa: E402
 from common import cli  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-torch.set_num_threads(1)  # tiny tensors: threads cost more than they bring, and one thread is always reproducible
+# Tiny tensors: threads cost more than they bring, and one thread is always reproducible.
+torch.set_num_threads(1)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark what needs a GPU, skip it where there is none, and run what is slow last: a mistake shows early."""
+    """Mark what needs a GPU, skip it where there is none, and run what is slow last."""
     has_gpu = torch.cuda.is_available()
     for item in items:
         if has_gpu and item.path.name == "test_kernels.py":
@@ -47,13 +49,25 @@ def korean(rng: random.Random, words: int) -> str:
 
 
 def english(rng: random.Random, words: int) -> str:
-    return " ".join("".join(rng.choice("etaoinshrdlu") for _ in range(rng.randint(2, 6))) for _ in range(words)) + "."
+    text = []
+    for _ in range(words):
+        letters = [rng.choice("etaoinshrdlu") for _ in range(rng.randint(2, 6))]
+        text.append("".join(letters))
+    return " ".join(text) + "."
 
 
 def tiny_config(**changes) -> model.Config:
     """The smallest Llama with every feature: grouped queries, an untied head, four layers."""
-    values = dict(vocab_size=512, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
-                  num_key_value_heads=2, head_dim=8, max_position_embeddings=64)
+    values = {
+        "vocab_size": 512,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 64,
+    }
     return model.Config(**{**values, **changes})
 
 
@@ -62,7 +76,10 @@ class Parsed(Exception):
 
 
 def parse(program, argv, monkeypatch):
-    """(the parser of a program, a path in ROOT, and what it makes of argv, if not None); the program does no more."""
+    """(the parser of a program, and what it makes of argv, if not None); the program does no more.
+
+    `program` is a path in ROOT.
+    """
     parse_args = cli.Parser.parse_args
 
     def stop(self, *args):
@@ -71,7 +88,8 @@ def parse(program, argv, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", [str(program), *(argv or [])])
         patch.setattr(cli.Parser, "parse_args", stop)
-        spec = importlib.util.spec_from_file_location(f"{program.parent.name}_{program.stem}", ROOT / program)
+        name = f"{program.parent.name}_{program.stem}"
+        spec = importlib.util.spec_from_file_location(name, ROOT / program)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         with pytest.raises(Parsed) as parsed:
@@ -87,25 +105,29 @@ def write_jsonl(path, texts):
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """Folder with ko.jsonl, en.jsonl, base.model (a byte-fallback BPE), model/ (random), shards/{ko,en}."""
-    root, rng = tmp_path_factory.mktemp("world"), random.Random(7)
+    """Folder with ko.jsonl, en.jsonl, base.model (a BPE with byte fallback), model/ (random) and
+    shards/{ko,en}."""
+    root = tmp_path_factory.mktemp("world")
+    rng = random.Random(7)
     write_jsonl(root / "ko.jsonl", [korean(rng, 40) for _ in range(150)])
     write_jsonl(root / "en.jsonl", [english(rng, 40) for _ in range(150)])
-    tokenizer.main(["train", "--input", str(root / "en.jsonl"), "--vocab_size", "400", "--text", "all",
-                    "--out", str(root / "base.model")])
+    tokenizer.main(["train", "--input", str(root / "en.jsonl"), "--vocab_size", "400",
+                    "--text", "all", "--out", str(root / "base.model")])
     torch.manual_seed(0)
     (root / "model").mkdir()
     model.save(model.Llama(tiny_config()), root / "model")
     tokenizer.save(root / "base.model", root / "model")
     for language in ("ko", "en"):
-        data.main(["pack", "--input", str(root / f"{language}.jsonl"), "--tokenizer", str(root / "base.model"),
+        data.main(["pack", "--input", str(root / f"{language}.jsonl"),
+                   "--tokenizer", str(root / "base.model"),
                    "--out", str(root / "shards" / language), "--val_fraction", "0.05"])
     return root
 
 
 @pytest.fixture
 def refused(capsys, monkeypatch):
-    """Call a program's main as the command line would; assert exit status 2 and one line that holds `part`."""
+    """Call a program's main as the command line would; assert exit status 2, and one line that
+    holds `part`."""
     def check(program, argv: list[str], part: str):
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", [program.__name__ + ".py", *argv])

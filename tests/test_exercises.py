@@ -1,4 +1,5 @@
-"""Every exercise fails on the blanked copy and passes with the repository's own bodies; blank.py says what is wrong."""
+"""Every exercise fails on the blanked copy and passes with the repository's own bodies; blank.py
+says what is wrong."""
 import ast
 import doctest
 import os
@@ -14,29 +15,40 @@ from common.cli import UserError
 from exercises import blank
 
 
-def outcomes(folder: Path, week: int) -> tuple[dict[str, list[str]], str]:
-    """{test function: its outcomes} of a week's tests, run by a process of their own; and the output."""
-    done = subprocess.run([sys.executable, "-m", "pytest", "-rA", "--tb=no", "-p", "no:cacheprovider",
-                           f"exercises/test_week{week}.py"], cwd=folder, capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
-    found = {}
-    for outcome, name in re.findall(r"^(PASSED|FAILED|ERROR) exercises/test_week\d.py::(\w+)", done.stdout, re.M):
-        found.setdefault(name, []).append(outcome)
+def outcomes(folder: Path, *weeks: int) -> tuple[dict[int, dict[str, list[str]]], str]:
+    """{week: {test function: its outcomes}} of the tests of some weeks, run by a process of their
+    own; and the output."""
+    files = [f"exercises/test_week{week}.py" for week in weeks]
+    command = [sys.executable, "-m", "pytest", "-rA", "--tb=no", "-p", "no:cacheprovider", *files]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    found: dict = {week: {} for week in weeks}
+    line = r"^(PASSED|FAILED|ERROR) exercises/test_week(\d)\.py::(\w+)"
+    for outcome, week, name in re.findall(line, done.stdout, re.M):
+        found[int(week)].setdefault(name, []).append(outcome)
     return found, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def outcomes_here() -> tuple[dict[int, dict[str, list[str]]], str]:
+    """The outcomes of every week with the repository's own bodies: in one process, because most of
+    its time goes into imports."""
+    return outcomes(blank.ROOT, *blank.WEEKS)
 
 
 def names_of(week: int) -> set[str]:
     tree = ast.parse((blank.ROOT / f"exercises/test_week{week}.py").read_text(encoding="utf-8"))
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
+    functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return {name for name in functions if name.startswith("test_")}
 
 
 @pytest.mark.parametrize("week", blank.WEEKS)
-def test_the_week_fails_on_its_copy_and_passes_here(week, tmp_path):
+def test_the_week_fails_on_its_copy_and_passes_here(week, tmp_path, outcomes_here):
     blank.main([str(week), "--out", f"{tmp_path}/copy"])
-    for folder, wanted in ((tmp_path / "copy", {"FAILED"}), (blank.ROOT, {"PASSED"})):
-        found, output = outcomes(folder, week)
-        assert found.keys() == names_of(week), output
-        assert {name: set(words) for name, words in found.items()} == dict.fromkeys(found, wanted), output
+    outcomes_there = outcomes(tmp_path / "copy", week)
+    for (found, output), wanted in ((outcomes_there, "FAILED"), (outcomes_here, "PASSED")):
+        assert found[week].keys() == names_of(week), output
+        assert all(set(words) == {wanted} for words in found[week].values()), output
 
 
 @pytest.mark.parametrize("week", blank.WEEKS)
@@ -46,23 +58,27 @@ def test_a_copy_is_the_repository_less_the_bodies(week, tmp_path):
                if (blank.ROOT / file).read_bytes() != (tmp_path / "copy" / file).read_bytes()}
     assert changed == set(blank.WEEKS[week])
     for file, names in blank.WEEKS[week].items():
-        old, new = ((folder / file).read_text(encoding="utf-8") for folder in (blank.ROOT, tmp_path / "copy"))
+        old = (blank.ROOT / file).read_text(encoding="utf-8")
+        new = (tmp_path / "copy" / file).read_text(encoding="utf-8")
         for name in names:
             body, emptied = blank.find(old, name, file), ast.parse(new)
             for part in name.split("."):
                 emptied = next(node for node in emptied.body if getattr(node, "name", "") == part)
             assert ast.unparse(emptied.args) == ast.unparse(body.args)
             assert ast.get_docstring(emptied) == ast.get_docstring(body)
-            assert list(map(ast.unparse, emptied.decorator_list)) == list(map(ast.unparse, body.decorator_list))
+            before = list(map(ast.unparse, body.decorator_list))
+            assert list(map(ast.unparse, emptied.decorator_list)) == before
             assert ast.literal_eval(emptied.body[-1].exc.args[0]) == f"week {week}: {names[name]}"
             assert len(emptied.body) == 1 + (ast.get_docstring(body) is not None)
-        assert new.count("raise NotImplementedError(") == old.count("raise NotImplementedError(") + len(names)
+        mark = "raise NotImplementedError("
+        assert new.count(mark) == old.count(mark) + len(names)
 
 
 @pytest.mark.parametrize("week", blank.WEEKS)
 def test_each_week_has_a_page(week):
     page = (blank.ROOT / f"exercises/week{week}.md").read_text(encoding="utf-8")
-    assert 60 <= page.count("\n") <= 110 and f"exercises/test_week{week}.py" in page and "## Discuss" in page
+    assert 60 <= page.count("\n") <= 110
+    assert f"exercises/test_week{week}.py" in page and "## Discuss" in page
     for names in blank.WEEKS[week].values():
         for name in names:
             assert name.rpartition(".")[2] in page, name
@@ -75,9 +91,11 @@ def test_one_body_put_back_makes_its_tests_pass(tmp_path):
     text = file.read_text(encoding="utf-8")
     start = text.index("def jaccard")
     end = text.index("\n\n\ndef", start)
-    file.write_text(text[:start] + blank.solution(1, "jaccard").partition("\n")[2] + text[end:], encoding="utf-8")
+    solved = blank.solution(1, "jaccard").partition("\n")[2]
+    file.write_text(text[:start] + solved + text[end:], encoding="utf-8")
     found, output = outcomes(tmp_path / "copy", 1)
-    assert [name for name, words in found.items() if set(words) == {"PASSED"}] == ["test_jaccard_by_hand"], output
+    passed = [name for name, words in found[1].items() if set(words) == {"PASSED"}]
+    assert passed == ["test_jaccard_by_hand"], output
 
 
 def test_doctests():
@@ -88,20 +106,26 @@ def test_the_list_and_the_solution(capsys):
     blank.main(["--list"])
     listed = capsys.readouterr().out
     for week, files in blank.WEEKS.items():
-        assert f"week {week}\n" in listed and all(f"{file}: {name}" in listed for file in files for name in files[file])
+        assert f"week {week}\n" in listed
+        for file, names in files.items():
+            assert all(f"{file}: {name}" in listed for name in names)
     blank.main(["1", "--solution", "Benchmark.check"])
-    assert "    def check(self, text: str)" in (shown := capsys.readouterr().out) and "benchmark_run" in shown
+    shown = capsys.readouterr().out
+    assert "    def check(self, text: str)" in shown and "benchmark_run" in shown
 
 
 def test_a_function_without_a_docstring_and_its_comments_and_decorators():
-    source = 'class A:\n    @staticmethod\n    def f(x):\n        # a hint\n        return x\n\n    y = 1\n'
+    source = ('class A:\n    @staticmethod\n    def f(x):\n'
+              '        # a hint\n        return x\n\n    y = 1\n')
     assert blank.blank(source, {"A.f": "write it"}, 4, "a.py") == (
-        'class A:\n    @staticmethod\n    def f(x):\n        raise NotImplementedError("week 4: write it")\n\n'
+        'class A:\n    @staticmethod\n    def f(x):\n'
+        '        raise NotImplementedError("week 4: write it")\n\n'
         '    y = 1\n')
 
 
 def test_without_git_the_files_are_found_all_the_same(tmp_path, monkeypatch):
-    for file in (".git/config", "out/a.bin", "exercises/__pycache__/b.pyc", "cleaning/c.py", "README.md"):
+    for file in (".git/config", "out/a.bin", "exercises/__pycache__/b.pyc", "cleaning/c.py",
+                 "README.md"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
     shutil.rmtree(tmp_path / ".git")
@@ -116,7 +140,8 @@ def test_refusals(tmp_path, refused, monkeypatch):
                        (["1", "--solution", "nothing"], "choose from unicode_to_nfc"),
                        (["1", "--solutoin", "jaccard"], "did you mean --solution?")]:
         refused(blank, argv, part)
-    assert list(tmp_path.iterdir()) == [tmp_path / "mine"] and not list((tmp_path / "mine").iterdir())
+    assert list(tmp_path.iterdir()) == [tmp_path / "mine"]
+    assert not list((tmp_path / "mine").iterdir())
     monkeypatch.setitem(blank.WEEKS, 1, {"common/cli.py": {"sha512": "there is none"}})
     refused(blank, ["1", "--out", f"{tmp_path}/new"], "common/cli.py has no function sha512")
     assert not (tmp_path / "new").exists()

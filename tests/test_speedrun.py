@@ -1,4 +1,5 @@
-"""speedrun.sh: stopped, resumed, begun anew, and nobody's files lost. A stand-in for Python plays its programs."""
+"""speedrun.sh: stopped, resumed, begun anew, and nobody's files lost. Its programs are played by a
+stand-in for Python."""
 import os
 import shutil
 import signal
@@ -9,8 +10,9 @@ import time
 import pytest
 from conftest import ROOT
 
-# In place of a program: a line in calls.txt, and the output that the flag --out names. The program whose command line
-# holds the word in slow.txt first takes its time; SIGTERM ends it as it ends train.py, with status 130.
+# In place of a program: a line in calls.txt, and the output that the flag --out names. The program
+# whose command line holds the word in slow.txt takes its time; SIGTERM ends it with status 130, as
+# it ends train.py.
 STAND_IN = """#!/usr/bin/env bash
 case "$1" in -c) exit 0 ;; esac
 echo "$@" >> calls.txt
@@ -43,9 +45,11 @@ def copy(tmp_path):
 
 
 def start(copy, *flags) -> subprocess.Popen:
-    """In a process group of its own, so that a signal reaches script and program as Ctrl-C would."""
-    return subprocess.Popen(["bash", "speedrun.sh", *flags], cwd=copy, env={**os.environ, "PYTHON": "./stand_in.sh"},
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    """In a process group of its own: a signal reaches script and program, as Ctrl-C would."""
+    environment = {**os.environ, "PYTHON": "./stand_in.sh"}
+    return subprocess.Popen(["bash", "speedrun.sh", *flags], cwd=copy, env=environment,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            start_new_session=True)
 
 
 def finish(copy, *flags, status: int = 0) -> tuple[list[str], str]:
@@ -59,7 +63,8 @@ def finish(copy, *flags, status: int = 0) -> tuple[list[str], str]:
 
 
 def interrupted(copy, where: str) -> str:
-    """What a speedrun says on stderr that is stopped by Ctrl-C in the program whose command line holds `where`."""
+    """What a speedrun says on stderr that Ctrl-C stops in the program whose command line holds
+    `where`."""
     (copy / "slow.txt").write_text(where)
     process = start(copy)
     while not (copy / "waiting.txt").exists():
@@ -75,7 +80,8 @@ def interrupted(copy, where: str) -> str:
 
 def test_a_second_speedrun_only_reports(copy):
     first, errors = finish(copy)
-    assert not errors and any(call.startswith("train.py --out out/run ") for call in first) and len(first) == len(set(first))
+    assert not errors and len(first) == len(set(first))
+    assert any(call.startswith("train.py --out out/run ") for call in first)
     again, _ = finish(copy)
     assert len(again) == 1 and again[0].startswith("-m studies.report")
 
@@ -90,7 +96,8 @@ def test_ctrl_c_is_one_line_and_the_same_command_resumes(copy, where, resumed):
     shutil.rmtree(copy / "out")
     (copy / "calls.txt").unlink()
     errors = interrupted(copy, where)
-    assert errors.strip().startswith("stopped after") and errors.strip().endswith("to resume: bash speedrun.sh")
+    assert errors.strip().startswith("stopped after")
+    assert errors.strip().endswith("to resume: bash speedrun.sh")
     before = (copy / "calls.txt").read_text().splitlines()
     after, _ = finish(copy)
     assert after[0].startswith(resumed)
@@ -124,10 +131,12 @@ def test_prepared_then_whole_and_a_run_of_yours_is_not_taken_for_its_own(copy):
     assert not any("out/run" in call for call in prepared)
     (copy / "out/run").mkdir()  # by `torchrun train.py`
     calls, errors = finish(copy, status=2)
-    assert "out/run is not of its making" in errors and not any("--out out/run " in call for call in calls)
+    assert "out/run is not of its making" in errors
+    assert not any("--out out/run " in call for call in calls)
     (copy / "out/run").rename(copy / "out/my_run")
     rest, _ = finish(copy)
-    assert not set(prepared) & set(rest) and any("--out out/run " in call for call in rest) and (copy / "out/my_run").exists()
+    assert not set(prepared) & set(rest)
+    assert any("--out out/run " in call for call in rest) and (copy / "out/my_run").exists()
 
 
 def test_an_unknown_argument_is_named(copy):

@@ -1,4 +1,5 @@
-"""studies/: the arithmetic, on hand-made inputs; arms that are skipped, resumed, refused; what a person gets wrong."""
+"""studies/: the arithmetic, on hand-made inputs; arms that are skipped, resumed, refused; what a
+person gets wrong."""
 import json
 import os
 import random
@@ -27,6 +28,7 @@ from studies import (
     forgetting,
     laws,
     mixture,
+    plain,
     plot,
     replay,
     report,
@@ -36,12 +38,13 @@ from studies import (
 
 
 def test_a_pair_counts_as_found_whichever_copy_went():
-    planted = {"exact": [["a2", "a1"], ["b2", "b1"]], "near": [["c2", "c1"]], "junk": ["j"], "personal": ["p"],
-               "leaked": ["l", "m"]}
-    removed = [{"id": i, "step": step} for i, step in
-               [("a1", "exact"), ("x", "exact"), ("c2", "near"), ("j", "rules"), ("l", "decontaminate"), ("m", "near")]]
+    planted = {"exact": [["a2", "a1"], ["b2", "b1"]], "near": [["c2", "c1"]], "junk": ["j"],
+               "personal": ["p"], "leaked": ["l", "m"]}
+    by_step = {"exact": ["a1", "x"], "near": ["c2", "m"], "rules": ["j"], "decontaminate": ["l"]}
+    removed = [{"id": i, "step": step} for step, ids in by_step.items() for i in ids]
     found = report.found(planted, removed, [{"id": "p"}, {"id": "q"}])
-    assert found["exact"] == {"planted": 2, "found": 1, "recall": 0.5, "precision": 0.5, "removed": 2}
+    assert found["exact"] == {
+        "planted": 2, "found": 1, "recall": 0.5, "precision": 0.5, "removed": 2}
     assert found["near"]["recall"] == 1 and found["near"]["precision"] == 0.5  # m is no copy
     assert found["leaked"]["recall"] == 1  # m was gone before decontamination could see it
     assert found["junk"]["precision"] == 1 and found["personal"]["precision"] == 0.5
@@ -58,16 +61,18 @@ def test_mcnemar_equals_the_binomial_test():
 
 
 def test_bytes_read_are_those_of_the_windows_drawn(world, tmp_path):
-    train.main(["--model", f"{world}/model", "--out", f"{tmp_path}/run", "--data", f"{world}/shards/ko=0.75",
-                f"{world}/shards/en=0.25", "--stages", "full:640:1e-3", "--seq_len", "32", "--batch_tokens", "128",
+    train.main(["--model", f"{world}/model", "--out", f"{tmp_path}/run",
+                "--data", f"{world}/shards/ko=0.75", f"{world}/shards/en=0.25",
+                "--stages", "full:640:1e-3", "--seq_len", "32", "--batch_tokens", "128",
                 "--device", "cpu"])
     read = runs.bytes_read(tmp_path / "run")
     for language, windows in (("ko", 15), ("en", 5)):
         index = cli.read_json(world / "shards" / language / "index.json")
-        assert read[world / "shards" / language] == pytest.approx(windows * 32 * index["bytes"] / index["tokens"])
-    assert runs.seconds(tmp_path / "run") == pytest.approx(
-        sum(128 / json.loads(line)["tokens_per_second"] for line in open(tmp_path / "run/metrics.jsonl")
-            if "tokens_per_second" in line))
+        n_bytes = windows * 32 * index["bytes"] / index["tokens"]
+        assert read[world / "shards" / language] == pytest.approx(n_bytes)
+    records = map(json.loads, open(tmp_path / "run/metrics.jsonl"))
+    seconds = [128 / r["tokens_per_second"] for r in records if "tokens_per_second" in r]
+    assert runs.seconds(tmp_path / "run") == pytest.approx(sum(seconds))
 
 
 def test_a_run_that_is_missing_or_was_stopped_is_one_line(tmp_path, refused):
@@ -86,35 +91,38 @@ def test_a_run_that_is_missing_or_was_stopped_is_one_line(tmp_path, refused):
 
 
 def test_plain_training_is_a_fair_race_and_is_resumed(world, tmp_path, monkeypatch):
+    quick = ["--eval_bytes", "500", "--device", "cpu"]
     mixed = [f"{world}/shards/ko=0.75", f"{world}/shards/en=0.25"]
     for run, tokens in (("run", 640), ("base_run", 256)):
-        train.main(["--model", f"{world}/model", "--out", f"{tmp_path}/{run}", "--data", *mixed, "--seq_len", "32",
-                    "--stages", f"full:{tokens}:1e-3", "--batch_tokens", "128", "--device", "cpu"])
+        train.main(["--model", f"{world}/model", "--out", f"{tmp_path}/{run}", "--data", *mixed,
+                    "--stages", f"full:{tokens}:1e-3", "--seq_len", "32", "--batch_tokens", "128",
+                    *quick])
     calls = []
 
     def command(argv, log):
-        """train.py, in this process; what begins anew loses its last folder, as if it had been stopped."""
+        """train.py, in this process; a new run loses its last folder, as if it had been stopped."""
         flags = argv[2:]
         calls.append(flags)
         if "--resume" in flags:
             train.main(flags)
         else:
-            train.main([*flags, "--device", "cpu"])
+            train.main([*flags, *quick])
             shutil.rmtree(f"{flags[-1]}/model")
 
     monkeypatch.setattr(arms, "command", command)
-    common = ["--run", f"{tmp_path}/run", "--base_run", f"{tmp_path}/base_run", "--model", f"{world}/model",
-              "--data", f"{world}/shards"]
+    common = ["--run", f"{tmp_path}/run", "--base_run", f"{tmp_path}/base_run",
+              "--model", f"{world}/model", "--data", f"{world}/shards"]
     for equal in ("bytes", "time"):
         run = tmp_path / equal
         argv = ["--equal", equal, "--out", str(run), *common]
-        with pytest.raises(cli.UserError, match=f"did not finish {run}; the same command resumes it"):
+        with pytest.raises(cli.UserError, match=f"did not finish {run}; the same command resumes"):
             plain.main(argv)
         plain.main(argv)
         assert calls[-1] == ["--resume", str(run)]
         plain.main(argv)
     assert len(calls) == 4  # what is finished is not trained again
-    assert runs.steps(tmp_path / "bytes")[-1]["tokens"] == 640  # here with one tokenizer: as many tokens
+    # With the same tokenizer in both, as here, equal bytes are equal tokens.
+    assert runs.steps(tmp_path / "bytes")[-1]["tokens"] == 640
     settings = runs.run_settings(tmp_path / "bytes")
     assert (settings["seq_len"], settings["batch_tokens"]) == (32, 128)
     speed = 256 / runs.seconds(tmp_path / "base_run")
@@ -123,14 +131,16 @@ def test_plain_training_is_a_fair_race_and_is_resumed(world, tmp_path, monkeypat
 
 
 def test_a_table_is_markdown():
-    assert report.table(["a", "b"], [["x", 0.5], ["y", 2]]) == "| a | b |\n| --- | ---: |\n| x | 0.500 |\n| y | 2 |"
+    table = report.table(["a", "b"], [["x", 0.5], ["y", 2]])
+    assert table == "| a | b |\n| --- | ---: |\n| x | 0.500 |\n| y | 2 |"
 
 
-# ---------------------------------------------------------------------------------------------------- scaling laws
+# ---- scaling laws --------------------------------------------------------------------------------
 
 SCRATCH = np.array([np.log(2.1), np.log(90), 0.32, np.log(400), 0.41, 0])
 CONTINUED = np.array([np.log(2.1), np.log(90), 0.32, np.log(40), 0.28, 0.06])
-GRID = tuple(axis.ravel() for axis in np.meshgrid(np.geomspace(4e5, 8e6, 4), np.geomspace(5e4, 1.6e6, 4)))
+AXES = np.meshgrid(np.geomspace(4e5, 8e6, 4), np.geomspace(5e4, 1.6e6, 4))
+GRID = tuple(axis.ravel() for axis in AXES)
 
 
 def losses_of(theta, noise, rng):
@@ -138,12 +148,14 @@ def losses_of(theta, noise, rng):
 
 
 def test_without_noise_the_fit_finds_the_law():
-    found = laws.both(*(losses_of(theta, 0, np.random.default_rng()) for theta in (SCRATCH, CONTINUED)), starts=4)
+    given = [losses_of(theta, 0, np.random.default_rng()) for theta in (SCRATCH, CONTINUED)]
+    found = laws.both(*given, starts=4)
     np.testing.assert_allclose(found, (SCRATCH, CONTINUED), rtol=1e-3, atol=1e-4)
 
 
 def test_with_noise_the_law_lies_within_the_intervals():
-    rng = np.random.default_rng(0)  # one draw, not a fresh one: the bound below would be broken once in some hundred
+    # One draw, not a fresh one: the bound below would be broken once in some hundred.
+    rng = np.random.default_rng(0)
     given = [losses_of(theta, 0.003, rng) for theta in (SCRATCH, CONTINUED)]
     fitted = laws.both(*given, starts=4)
     samples = laws.bootstrap(*given, fitted, np.arange(16), 12)
@@ -158,17 +170,20 @@ def test_with_noise_the_law_lies_within_the_intervals():
 
 def test_the_best_split_is_that_of_the_closed_form_and_saved_tokens_reach_the_same_loss():
     (_, a, alpha, b, beta, _), C = SCRATCH, 1e15  # Hoffmann et al., equation 4
-    best = (alpha * np.exp(a) / (beta * np.exp(b))) ** (1 / (alpha + beta)) * (C / 6) ** (beta / (alpha + beta))
+    balance = alpha * np.exp(a) / (beta * np.exp(b))
+    best = balance ** (1 / (alpha + beta)) * (C / 6) ** (beta / (alpha + beta))
     N, D, loss = laws.split(SCRATCH, C)
     assert best == pytest.approx(N, rel=0.01) and 6 * N * D == pytest.approx(C)
     assert all(loss <= laws.loss(SCRATCH, N * x, D / x) for x in (0.9, 1.1))
     never = SCRATCH.copy()
     never[laws.ALPHA] = -0.1  # the loss rises with N: no split is best
-    assert np.isnan(laws.split(never, C)).all() and scaling.interval([np.nan, 1.0, 1.0]) == "[1, 1] none in 33%"
+    assert np.isnan(laws.split(never, C)).all()
+    assert scaling.interval([np.nan, 1.0, 1.0]) == "[1, 1] none in 33%"
     assert scaling.interval([np.nan]) == "none"
     share = laws.saved(SCRATCH, CONTINUED, 3e6, 2e5)
     assert 0 < share < 1
-    assert laws.loss(SCRATCH, 3e6, 2e5) == pytest.approx(laws.loss(CONTINUED, 3e6, 2e5 * (1 - share)))
+    with_fewer = laws.loss(CONTINUED, 3e6, 2e5 * (1 - share))
+    assert laws.loss(SCRATCH, 3e6, 2e5) == pytest.approx(with_fewer)
 
 
 def test_a_bootstrap_draws_in_common_what_a_group_has_in_common(monkeypatch):
@@ -184,7 +199,7 @@ def test_a_bootstrap_draws_in_common_what_a_group_has_in_common(monkeypatch):
         assert losses.std() > 1e-3
 
 
-# ------------------------------------------------------------------------------------------- mixture and curriculum
+# ---- mixture and curriculum ----------------------------------------------------------------------
 
 
 def test_shares_follow_the_perplexities_by_hand():
@@ -194,7 +209,8 @@ def test_shares_follow_the_perplexities_by_hand():
     free = mixture.next_shares(shares, before, after, 1.0, 0.01, 0.99)
     assert free == pytest.approx({"a": 0.36 / 0.86, "b": 0.2 / 0.86, "c": 0.3 / 0.86})
     # a cap of 0.4 holds a; the 0.6 left are shared 2 : 3
-    assert mixture.next_shares(shares, before, after, 1.0, 0.01, 0.4) == pytest.approx({"a": 0.4, "b": 0.24, "c": 0.36})
+    capped = mixture.next_shares(shares, before, after, 1.0, 0.01, 0.4)
+    assert capped == pytest.approx({"a": 0.4, "b": 0.24, "c": 0.36})
     # a floor of 0.3 lifts b; the 0.7 left are shared 0.36 : 0.3
     assert mixture.next_shares(shares, before, after, 1.0, 0.3, 0.9) == pytest.approx(
         {"a": 0.7 * 36 / 66, "b": 0.3, "c": 0.7 * 30 / 66})
@@ -206,17 +222,20 @@ def test_bounded_shares_keep_their_bounds_and_sum_to_one():
     for _ in range(50):
         wanted = {i: rng.lognormvariate(0, 2) for i in range(5)}
         shares = mixture.bounded(wanted, 0.05, 0.4)
-        assert sum(shares.values()) == pytest.approx(1) and all(0.05 <= s <= 0.4 for s in shares.values())
+        assert sum(shares.values()) == pytest.approx(1)
+        assert all(0.05 <= s <= 0.4 for s in shares.values())
         inside = [shares[i] / wanted[i] for i in wanted if 0.051 < shares[i] < 0.399]
         assert max(inside, default=1) == pytest.approx(min(inside, default=1))
 
 
 def test_orders_of_a_curriculum():
-    docs = [{"text": str(i), "bits_per_byte": bits} for i, bits in enumerate(random.Random().sample(range(1000), 30))]
+    drawn = random.Random().sample(range(1000), 30)
+    docs = [{"text": str(i), "bits_per_byte": bits} for i, bits in enumerate(drawn)]
     found = curriculum.orders(docs)
     bits = {name: [d["bits_per_byte"] for d in ordered] for name, ordered in found.items()}
     assert bits["easy_first"] == sorted(bits["random"]) == bits["hard_first"][::-1]
-    assert len({tuple(order) for order in bits.values()}) == 4 and len({frozenset(b) for b in bits.values()}) == 1
+    assert len({tuple(order) for order in bits.values()}) == 4
+    assert len({frozenset(order) for order in bits.values()}) == 1
 
 
 def test_difficulty_is_a_document_s_share_of_the_bits_a_byte(world):
@@ -226,15 +245,16 @@ def test_difficulty_is_a_document_s_share_of_the_bits_a_byte(world):
     texts = [sp.decode(row.tolist()) for row in ids]
     assert sum(len(text.encode()) for text in texts) == n_bytes
     total = sum(curriculum.difficulty(llama, sp, text, 32) * len(text.encode()) for text in texts)
-    assert total / n_bytes == pytest.approx(data.bits_per_byte(llama, shards, 32, 2000)["bits_per_byte"], rel=1e-5)
+    whole = data.bits_per_byte(llama, shards, 32, 2000)["bits_per_byte"]
+    assert total / n_bytes == pytest.approx(whole, rel=1e-5)
 
 
-# ----------------------------------------------------------------------------------------------------------- arms
+# ---- arms ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """train.py and data.py run here instead of in a process of their own; the list of their command lines."""
+    """train.py and data.py run here instead of in a process of their own; their command lines."""
     calls = []
 
     def run(argv, *_, **__):
@@ -248,54 +268,70 @@ def in_process(monkeypatch):
 
 
 def small(tmp_path, **changes) -> Namespace:
-    return Namespace(**{"out": tmp_path, "tokens": 512, "lr": 1e-3, "seq_len": 32, "batch_tokens": 128,
-                        "eval_bytes": 500, "train_flags": ["--device", "cpu"], **changes})
+    values = {"out": tmp_path, "tokens": 512, "lr": 1e-3, "seq_len": 32, "batch_tokens": 128,
+              "eval_bytes": 500, "train_flags": ["--device", "cpu"]}
+    return Namespace(**{**values, **changes})
 
 
 def test_an_arm_runs_once_and_measures_what_it_does_not_train_on(world, tmp_path, in_process):
-    args, mix = small(tmp_path), [f"{world}/shards/ko={1 - arms.NEVER:g}", f"{world}/shards/en={arms.NEVER:g}"]
+    args = small(tmp_path)
+    mix = [f"{world}/shards/ko={1 - arms.NEVER:g}", f"{world}/shards/en={arms.NEVER:g}"]
     flags = {"model": world / "model", "data": mix}
     run = arms.train(args, "arm", **flags, stages=arms.full(args, 512))
     assert cli.read_json(run / "stages/1-full/training_state.json")["loader"]["counts"] == [16, 0]
     start, end = arms.measured(run)
     assert set(end["scores"]) == {"ko", "en"} and (start["tokens"], end["tokens"]) == (0, 512)
-    assert arms.train(args, "arm", **flags, stages=arms.full(args, 512)) == run and len(in_process) == 1
+    assert arms.train(args, "arm", **flags, stages=arms.full(args, 512)) == run
+    assert len(in_process) == 1
     with pytest.raises(cli.UserError, match="other flags"):
         arms.train(args, "arm", **flags, stages=arms.full(args, 1024))
 
 
 def test_flags_for_train_py_are_one_string():
     p = arms.parser("", "x.py", "tokens")
-    for words in (["--train_flags", "--compile --dtype bfloat16"], ["--train_flags=--compile --dtype 'bfloat16'"]):
-        assert p.parse_args(["--out", "o", *words]).train_flags == ["--compile", "--dtype", "bfloat16"]
+    for words in (["--train_flags", "--compile --dtype bfloat16"],
+                  ["--train_flags=--compile --dtype 'bfloat16'"]):
+        args = p.parse_args(["--out", "o", *words])
+        assert args.train_flags == ["--compile", "--dtype", "bfloat16"]
     assert p.parse_args(["--out", "o"]).train_flags == []
     for wrong in (["--train_flags=--dtype 'x"], ["--train_flag", "--compile --dtype x"]):
         with pytest.raises(SystemExit):
             p.parse_args(["--out", "o", *wrong])
 
 
-def test_a_stopped_arm_goes_on_and_one_that_never_began_may_be_mended(world, tmp_path, in_process, monkeypatch):
+def test_a_stopped_arm_resumes_and_one_that_never_began_may_be_mended(
+        world, tmp_path, in_process, monkeypatch):
     args = small(tmp_path)
-    flags = {"model": world / "model", "data": [f"{world}/shards/ko"], "stages": ["odd:256:1e-3", "even:256:1e-3"]}
+    flags = {"model": world / "model", "data": [f"{world}/shards/ko"],
+             "stages": ["odd:256:1e-3", "even:256:1e-3"]}
     with pytest.raises(cli.UserError):
         arms.train(args, "arm", **flags | {"model": tmp_path / "none"})
     finish = train.train_stage
-    monkeypatch.setattr(train, "train_stage", lambda number, *a: finish(number, *a) if number == 1 else exit(0))
+
+    def stop_after_one(number, *more):
+        if number > 1:
+            raise SystemExit
+        return finish(number, *more)
+
+    monkeypatch.setattr(train, "train_stage", stop_after_one)
     with pytest.raises(SystemExit):
         arms.train(args, "arm", **flags)
     monkeypatch.setattr(train, "train_stage", finish)
     run = arms.train(args, "arm", **flags)
-    assert in_process[-1] == ["--resume", str(run)] and [r["stage"] for r in arms.measured(run)] == [1, 1, 2]
+    assert in_process[-1] == ["--resume", str(run)]
+    assert [r["stage"] for r in arms.measured(run)] == [1, 1, 2]
 
 
 def test_what_was_made_once_for_other_flags_is_no_result(world, tmp_path, in_process):
     text = tmp_path / "ko.jsonl"
     rows = [{"text": korean(random.Random(i), 30)} for i in range(60)]
-    text.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    args = small(tmp_path / "out", model=world / "model", scorer=world / "model", text=[str(text)], experts=4,
-                 balance=0.01)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    text.write_text("".join(lines), encoding="utf-8")
+    args = small(tmp_path / "out", model=world / "model", scorer=world / "model",
+                 text=[str(text)], experts=4, balance=0.01)
     args.out.mkdir()
-    made = [lambda: arms.pack(text, world / "model", args.out / "shards", val_fraction=args.balance),
+    shards = args.out / "shards"
+    made = [lambda: arms.pack(text, world / "model", shards, val_fraction=args.balance),
             lambda: curriculum.sample(args), lambda: experts.upcycled(args)]
     first = [make() for make in made]
     assert [make() for make in made] == first and len(in_process) == 1
@@ -307,9 +343,17 @@ def test_what_was_made_once_for_other_flags_is_no_result(world, tmp_path, in_pro
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_a_study_stops_its_program_which_may_take_its_time(tmp_path, number):
-    program = ("import signal, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-               "signal.signal(signal.SIGTERM, lambda *_: sys.exit(time.sleep(0.6) or print('saved')))\n"
-               "print('on', flush=True); time.sleep(60)")
+    program = """
+import signal, sys, time
+def save(*_):
+    time.sleep(0.6)
+    print("saved")
+    sys.exit()
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, save)
+print("on", flush=True)
+time.sleep(60)
+"""
 
     def interrupt():
         while not (tmp_path / "log").read_text():
@@ -328,12 +372,16 @@ def test_averages_of_a_run_lie_between_its_ends(world, tmp_path, in_process):
     args = small(tmp_path, model=world / "model", data=world / "shards", points=2, lora_rank=4)
     path = forgetting.trained(args, "plain")
     assert len(path) == 3
-    end, base = (model.load(folder).requires_grad_(False) for folder in (tmp_path / "plain/model", world / "model"))
-    checkpoint = forgetting.weights(model.load(world / "model"), *forgetting.checkpoint.find(tmp_path / "plain"))
+    end = model.load(tmp_path / "plain/model").requires_grad_(False)
+    base = model.load(world / "model").requires_grad_(False)
+    found = forgetting.checkpoint.find(tmp_path / "plain")
+    checkpoint = forgetting.weights(model.load(world / "model"), *found)
     way = [float((dict(end.named_parameters())[name] - p).norm()) for name, p in checkpoint.items()]
-    whole = [float((q - p).norm()) for q, p in zip(end.parameters(), base.parameters(), strict=True)]
+    pairs = zip(end.parameters(), base.parameters(), strict=True)
+    whole = [float((q - p).norm()) for q, p in pairs]
     assert 0 < sum(way) < sum(whole)
-    mean = forgetting.mean([(0.25, dict(base.named_parameters())), (0.75, dict(end.named_parameters()))])
+    mean = forgetting.mean([(0.25, dict(base.named_parameters())),
+                            (0.75, dict(end.named_parameters()))])
     for name, p in base.named_parameters():
         torch.testing.assert_close(mean[name], p + 0.75 * (dict(end.named_parameters())[name] - p))
     scores = forgetting.averages(args)
@@ -353,20 +401,23 @@ def test_experts_apart():
     assert experts.apart(a, b) == pytest.approx(np.clip(a - b, 0, None).sum(-1))
 
 
-# ------------------------------------------------------------------------------------------------- what goes wrong
+# ---- what goes wrong -----------------------------------------------------------------------------
 
 MODEL = ["--model", "m", "--out"]
+SCRATCH_RUN = ["--tokenizer", "t", "--data", "d", "--out", "o"]
+MIXED = [*MODEL, "o", "--english", "e", "--topics", "a=a", "b=b"]
 
 
 @pytest.mark.parametrize("program, argv, part", [
     (replay, [*MODEL, "o", "--data", "d", "--seeds", "0"], "--seeds 0"),
     (replay, [*MODEL, "o", "--data", "d", "--token", "5"], "did you mean --tokens?"),
     (forgetting, [*MODEL, "o", "--data", "d", "--points", "0"], "--points 0"),
-    (scaling, ["--tokenizer", "t", "--data", "d", "--out", "o", "--sizes", "64x2"], "two different ones"),
-    (scaling, ["--tokenizer", "t", "--data", "d", "--out", "o", "--tokens", "2000"], "--tokens 2000"),
+    (scaling, [*SCRATCH_RUN, "--sizes", "64x2"], "two different ones"),
+    (scaling, [*SCRATCH_RUN, "--tokens", "2000"], "--tokens 2000"),
     (mixture, [*MODEL, "o", "--english", "e", "--topics", "law", "wiki=w"], "NAME=TEXT"),
-    (mixture, [*MODEL, "o", "--english", "e", "--topics", "a=a", "b=b", "--floor", "0.6"], "--floor 0.6"),
-    (mixture, [*MODEL, "o", "--english", "x/en", "--topics", "a=a", "en=b"], "what --english is called"),
+    (mixture, [*MIXED, "--floor", "0.6"], "--floor 0.6"),
+    (mixture, [*MODEL, "o", "--english", "x/en", "--topics", "a=a", "en=b"],
+     "what --english is called"),
     (experts, [*MODEL, "o", "--data", "d", "--experts", "1"], "--experts 1"),
     (experts, [*MODEL, "o", "--data", "d"], "cannot read m"),
 ])
@@ -376,9 +427,11 @@ def test_what_a_person_gets_wrong(tmp_path, monkeypatch, refused, program, argv,
 
 
 def test_sizes_and_text_that_do_not_do(world, tmp_path, refused):
-    refused(scaling, ["--tokenizer", f"{world}/base.model", "--data", f"{world}/shards", "--out", f"{tmp_path}/s",
-                      "--sizes", "64x2", "50x2"], "--sizes '50x2'")
+    refused(scaling, ["--tokenizer", f"{world}/base.model", "--data", f"{world}/shards",
+                      "--out", f"{tmp_path}/s", "--sizes", "64x2", "50x2"], "--sizes '50x2'")
     text = tmp_path / "ko.jsonl"
-    text.write_text(json.dumps({"text": korean(random.Random(), 30)}, ensure_ascii=False) + "\n", encoding="utf-8")
-    refused(curriculum, ["--model", f"{world}/model", "--scorer", f"{world}/model", "--text", str(text), "--data",
-                         f"{world}/shards", "--out", f"{tmp_path}/c", "--tokens", "9999"], "tokens too few")
+    row = {"text": korean(random.Random(), 30)}
+    text.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    refused(curriculum, ["--model", f"{world}/model", "--scorer", f"{world}/model",
+                         "--text", str(text), "--data", f"{world}/shards",
+                         "--out", f"{tmp_path}/c", "--tokens", "9999"], "tokens too few")
