@@ -127,7 +127,7 @@ JSON
 run data.py pack --input out/clean/en --tokenizer out/base.model --out out/shards_base/en
 run data.py pack --input out/clean/ko --tokenizer out/base.model --out out/shards_base/ko
 run train.py --config out/base_config.json --tokenizer out/base.model --data out/shards_base/en \
-    --batch_tokens 1024 --stages full:1M:4e-3 --out out/base_run
+    --stages full:1M:4e-3 --out out/base_run
 base=out/base_run/model
 
 say 20 "2. tokenizer: Korean pieces, merged into the base's, so that Korean takes fewer tokens and English stays as it is"
@@ -139,9 +139,9 @@ run data.py pack --input out/clean/ko --tokenizer out/merged.model --out out/sha
 run data.py pack --input out/clean/en --tokenizer out/merged.model --out out/shards/en
 
 say 5 "3. initialisation: rows for the new pieces from those that spelt them, so that training need not start from noise"
-run init.py --model $base --tokenizer out/merged.model --out out/grown --method subtoken
+run init.py --model $base --tokenizer out/merged.model --out out/grown --method subtoken_both
 if [ $prepare = yes ]; then
-    echo "prepared. Now: torchrun train.py --batch_tokens 1024   (or: $PYTHON train.py --batch_tokens 1024)"
+    echo "prepared. Now: torchrun train.py   (or: $PYTHON train.py)"
     exit
 fi
 say 40 "   a probe: six ways to make those rows, each trained a little, because their losses at the start mislead"
@@ -149,10 +149,10 @@ run init.py --model $base --tokenizer out/merged.model --probe out/shards/ko --o
     --seq_len 128 --probe_batch 4 --probe_steps 30 --lr 3e-3
 
 say 95 "4. stages: embedding and head, odd layers, even layers, LoRA: a part at a time takes less memory than all at once"
-run train.py --out out/run --batch_tokens 1024
+run train.py --out out/run
 
 say 200 "   rivals, to compare with: one full stage; and the base's own tokenizer, at equal time"
-run train.py --stages full:0.8M:4e-3 --batch_tokens 1024 --out out/run_full
+run train.py --stages full:1M:4e-3 --out out/run_full
 run -m studies.plain --equal time --run out/run --base_run out/base_run --model $base --data out/shards_base \
     --out out/run_plain
 

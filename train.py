@@ -44,7 +44,7 @@ from common.cli import UserError
 
 # The defaults: the model that `bash speedrun.sh --prepare` makes, and the recipe for it.
 WORLD_MODEL = "out/grown"
-WORLD_STAGES = ["embed:200k:1e-2", "odd:280k:8e-3", "even:270k:8e-3", "lora:50k:8e-3"]
+WORLD_STAGES = ["embed:250k:1e-2", "odd:350k:8e-3", "even:350k:8e-3", "lora:50k:8e-3"]
 
 # Continued at every validation. The first is "the capital of the Republic of Korea is".
 PROMPTS = ("대한민국의 수도는", "The capital of Korea is")
@@ -619,7 +619,7 @@ def add_data_flags(parser: cli.Parser) -> None:
          help="of a source's windows in each epoch")
     flag("--seq_len", type=int, default=0,
          help="tokens per window; 0: the model's positions, at most 2048")
-    flag("--batch_tokens", type=int, default=0, help="tokens per optimizer step; 0: 16 windows")
+    flag("--batch_tokens", type=int, default=0, help="tokens per optimizer step; 0: 8 windows")
     flag("--micro_batch", type=int, default=0,
          help=f"windows per forward pass; 0: about {MICRO_BATCH_TOKENS:,} tokens")
     flag("--seed", type=int, default=0, help="of the data order, the LoRA's and random weights")
@@ -788,7 +788,7 @@ def fill_in(args: argparse.Namespace, config: model.Config) -> None:
     args.lora_alpha = args.lora_alpha or args.lora_rank
 
     # The batch: whole windows, which whole micro-batches on every process add up to
-    args.batch_tokens = args.batch_tokens or 16 * args.seq_len
+    args.batch_tokens = args.batch_tokens or 8 * args.seq_len
     windows = args.batch_tokens // args.seq_len
     if windows == 0 or args.batch_tokens % args.seq_len:
         raise UserError(f"--batch_tokens {args.batch_tokens} is not a multiple of --seq_len "
