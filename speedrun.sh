@@ -148,11 +148,11 @@ say 40 "   a probe: six ways to make those rows, each trained a little, because 
 run init.py --model $base --tokenizer out/merged.model --probe out/shards/ko --out out/probe.json \
     --seq_len 128 --probe_batch 4 --probe_steps 30 --lr 3e-3
 
-say 95 "4. stages: embedding and head, odd layers, even layers, LoRA: a part at a time takes less memory than all at once"
+say 100 "4. stages: embedding and head, odd layers, even layers, LoRA: a part at a time takes less memory than all at once"
 run train.py --out out/run
 
-say 200 "   rivals, to compare with: one full stage; and the base's own tokenizer, at equal time"
-run train.py --stages full:1M:4e-3 --out out/run_full
+say 205 "   rivals, to compare with: one full stage; and the base's own tokenizer, at equal time"
+run train.py --stages full:0.9M:4e-3 --out out/run_full
 run -m studies.plain --equal time --run out/run --base_run out/base_run --model $base --data out/shards_base \
     --out out/run_plain
 

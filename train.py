@@ -44,7 +44,7 @@ from common.cli import UserError
 
 # The defaults: the model that `bash speedrun.sh --prepare` makes, and the recipe for it.
 WORLD_MODEL = "out/grown"
-WORLD_STAGES = ["embed:250k:1e-2", "odd:350k:8e-3", "even:350k:8e-3", "lora:50k:8e-3"]
+WORLD_STAGES = ["embed:220k:1e-2", "odd:310k:8e-3", "even:310k:8e-3", "lora:60k:8e-3"]
 
 # Continued at every validation. The first is "the capital of the Republic of Korea is".
 PROMPTS = ("대한민국의 수도는", "The capital of Korea is")
