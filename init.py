@@ -40,6 +40,7 @@ from common.hf import INDEX
 from common.plan import TABLES
 
 EMBEDDING, HEAD = TABLES
+
 # RedWhale's five and EEVE's. They differ in what they take from the base: its scale alone, its
 # centre, or what it knew of the piece's parts.
 METHODS = {                                     # (rule for the embedding, rule for the head)
@@ -264,7 +265,8 @@ def write_generation_config(folder: Path, target: Path, grow: Growth) -> None:
 
 # ---------------------------------------------------------------------------------- the probe
 
-TRAINED = {                                     # key in probe.json: what is trained
+# {key in probe.json: what is trained}. The first is the one that studies/report.py shows.
+TRAINED = {
     "bits_per_byte": "embedding and head",
     "everything": "everything",
 }

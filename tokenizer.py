@@ -149,6 +149,7 @@ def balanced(counts: list[Counter]) -> list[Counter]:
     >>> balanced([Counter({"가나": 3}), Counter({"다라": 1, "마바": 2}), Counter({"사아": 1})])
     [Counter({'가나': 3}), Counter({'마바': 2, '다라': 1}), Counter({'사아': 3})]
     """
+    # The length of an input is that of its runs, each as often as it occurs.
     letters = []
     for one in counts:
         letters.append(sum(len(run) * n for run, n in one.items()))
@@ -212,7 +213,8 @@ def train_korean(
 def train_base(inputs: list[str], vocab_size: int, character_coverage: float = 0.9999) -> bytes:
     """Train a BPE model on all of the text, with the settings of Llama's; returns the file's bytes.
 
-    vocab_size counts every piece, the 256 bytes too. UserError as above."""
+    vocab_size counts every piece, the 256 bytes too. UserError if it does not suit the
+    corpus."""
     # A long line is cut rather than lost.
     lines = []
     for text in texts(inputs):
@@ -444,6 +446,7 @@ def report(models: dict[str, Model], inputs: list[str]) -> dict:
     """Measure every input (a file or a folder) under every tokenizer, the base's first.
 
     Prints a table for each input and one for all; returns the last one: {tokenizer: its row}."""
+    # A table per input: a tokenizer may do well on one source and badly on another.
     processors = [model.sp for model in models.values()]
     by_input = {}
     for path in inputs:
@@ -457,6 +460,7 @@ def report(models: dict[str, Model], inputs: list[str]) -> dict:
     for name, model in models.items():
         own_rows = {path: rows[name] for path, rows in by_input.items()}
         ratios = [row["token_ratio"] for row in own_rows.values()]
+        # A piece that is never made costs a row and saves nothing.
         lost = unreachable(model, base_size)
         for text, cut in lost.items():
             print(f"{name}: {text} is unreachable; by the base's ranks its text becomes {cut}")
@@ -558,6 +562,7 @@ def save(file: str | Path, folder: str | Path) -> None:
 
     `file`: a .model file, or another model directory. UserError if tokenizer.json cannot say what
     the model does."""
+    # transformers would rank the merges of tokenizer.model by id; written out, they are by score.
     model = read(file, base=True)
     merges = ranked_merges(model.pieces)
     folder = Path(folder)

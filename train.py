@@ -272,7 +272,7 @@ def train_stage(
         optimizer.zero_grad(set_to_none=True)
 
         # While the device works, prepare the next batch. Then wait for the loss and the norm: it is
-        # the only time that a step waits.
+        # the only time that a step waits for the device.
         batch = next(upcoming, None)
         loss_sum, grad_norm = read_figures()
 
@@ -351,7 +351,7 @@ def peak_memory(device: str) -> int:
 
 
 def free_memory(device: str) -> None:
-    """Let go of the last stage's model before the next one is loaded."""
+    """Free the last stage's model before the next one is loaded."""
     # FSDP's modules refer to each other: they stay until Python looks for such cycles.
     gc.collect()
     if device == "cuda":
@@ -395,7 +395,7 @@ def resume_or_begin(
 def leave(stop: checkpoint.StopSignal, run: Path, after: str) -> None:
     """Exit because a signal asked to; everything is saved."""
     say(f"\nstopped after {after}; resume with: train.py --resume {run}")
-    parallel.broadcast(None)  # together: a process that left early would look like one that died
+    parallel.barrier()  # a process that left early would look like one that died
     sys.exit(stop.exit_status())
 
 
@@ -710,7 +710,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.stages = list(WORLD_STAGES)
 
     # On how many processes, on which device
-    if args.world_size < 0 or args.world_size and not args.plan:
+    plans_for_others = args.plan and args.world_size > 0
+    if args.world_size != 0 and not plans_for_others:
         raise UserError(f"--world_size {args.world_size}: a number of processes for --plan; "
                         "torchrun starts real ones")
     if args.plan and args.device == "cuda":
@@ -813,9 +814,10 @@ def windows_per_micro_batch(args: argparse.Namespace) -> int:
     share = args.batch_tokens // args.seq_len // processes(args)
     # A run that is resumed by another number of processes may have shares that --micro_batch no
     # longer divides: that is no reason to refuse.
-    no_longer_divides = args.resume and args.micro_batch and share % args.micro_batch
-    if args.micro_batch and not no_longer_divides:
-        return args.micro_batch
+    if args.micro_batch > 0:
+        divides = share % args.micro_batch == 0
+        if divides or not args.resume:
+            return args.micro_batch
 
     # The largest divisor of the share that is small enough.
     best = 1
@@ -899,8 +901,8 @@ def check_run(
         raise UserError("an sft stage needs shards of prompts and responses: data.py pack "
                         "--prompt_field F --response_field F")
     if "new_rows" in parts and config.base_vocab_size is None:
-        raise UserError(f"a new_rows stage needs base_vocab_size in {args.model}/config.json; "
-                        "init.py writes it")
+        raise UserError("a new_rows stage needs base_vocab_size in config.json: a model directory "
+                        "that init.py wrote")
     if not args.resume and Path(args.out, "metrics.jsonl").exists():
         raise UserError(f"{args.out} is a run already; --resume {args.out} continues it, or choose "
                         "another --out")
@@ -958,6 +960,8 @@ def main(argv: list[str] | None = None) -> None:
     # The flags, checked and completed.
     args = parse(argv)
     stages = [plan.parse_stage(text) for text in args.stages]
+    if args.model:
+        cli.check_model_folder(args.model)
     config = model.Config.read(args.config or args.model)
     check_numbers(args)
     fill_in(args, config)
@@ -998,8 +1002,8 @@ def main(argv: list[str] | None = None) -> None:
                     number, stage, start, run, shards, loader, sp, args, stop, tokens
                 )
             start = folder
-            stopping, = parallel.all_reduce_sum(stop.asked)
-            if stopping and number < len(stages):
+            asked = parallel.all_reduce_sum(stop.asked)[0]  # the number of processes
+            if asked and number < len(stages):
                 leave(stop, run, f"stage {number}")
         parallel.on_rank_zero(lambda: checkpoint.publish(start, run))
     say(f"{tokens:,} tokens trained; the model is in {run / 'model'}")

@@ -57,9 +57,11 @@ def save(
     folder = run / "checkpoints" / f"{counters['stage']:02d}-{counters['step']:08d}"
     parameters, moments = get_state_dict(llama, optimizer, options=TRAINED_ONLY)
     try:
-        # Rank 0 makes the temporary folder, all processes write into it, rank 0 renames it.
-        with contextlib.ExitStack() as writing:
-            temporary = parallel.on_rank_zero(lambda: writing.enter_context(new_folder(folder)))
+        # Rank 0 alone enters new_folder, and leaves it in `seal`, which renames the folder. All
+        # processes write into it meanwhile: the others are told its name.
+        with contextlib.ExitStack() as of_rank_zero:
+            enter = of_rank_zero.enter_context
+            temporary = parallel.on_rank_zero(lambda: enter(new_folder(folder)))
             temporary = parallel.broadcast(temporary)
             dcp.save(
                 {"parameters": parameters, "optimizer": moments},
@@ -70,7 +72,7 @@ def save(
             def seal() -> None:
                 hashes = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
                 write_json(temporary / "counters.json", {**counters, "files": hashes})
-                writing.close()  # renames it
+                of_rank_zero.close()
 
             parallel.on_rank_zero(seal)
     except (OSError, CheckpointException) as error:
@@ -154,8 +156,12 @@ def load(folder: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer)
 def lock(run: Path) -> Iterator[None]:
     """`with lock(run):` makes RUN and holds it; UserError if another process trains there. The
     operating system releases the lock when a process ends, however it ends."""
-    with parallel.on_rank_zero(lambda: take_lock(run)) or contextlib.nullcontext():
+    held = parallel.on_rank_zero(lambda: take_lock(run))  # a file; None on the other ranks
+    try:
         yield
+    finally:
+        if held is not None:
+            held.close()
 
 
 def take_lock(run: Path):

@@ -1,4 +1,4 @@
-"""Step 0, read: files of documents, one document at a time.
+"""Files of documents, read one document at a time.
 
 Three kinds of file: JSON lines (.jsonl), the same compressed (.jsonl.gz), and plain text (.txt, one
 document per file). What cannot be read is passed on with its reason, line by line; it never stops a

@@ -7,7 +7,8 @@ otherwise, only worse text.
 
 Weights are in model.safetensors, or in shards with an index that says which tensor is in which
 file. A safetensors file begins with a table of names, types, shapes and offsets, so that one
-tensor, or some rows of it, can be read alone. """
+tensor, or some rows of it, can be read alone.
+"""
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
@@ -81,7 +82,8 @@ def in_one_spelling(config: dict) -> dict:
     config["rms_norm_eps"] = config.get("rms_norm_eps", 1e-6)
     config["dtype"] = config.get("dtype") or config.get("torch_dtype") or "float32"
 
-    # RoPE in the new spelling, then in the old one, which wins where a file has both.
+    # RoPE: what rope_parameters (the new spelling) and rope_scaling (the old one) say. Where both
+    # do, the old one wins. A base frequency in neither stands at the top level.
     rope = {}
     rope.update(config.get("rope_parameters") or {})
     rope.update(config.get("rope_scaling") or {})

@@ -63,12 +63,11 @@ def process_group(device: str):
             dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
         yield
         # A process that leaves early looks like one that died, so wait. cli.run ends this process.
-        if size() > 1:
-            broadcast(None)
+        barrier()
     except torch.OutOfMemoryError as error:
         raise Alone(
-            "the GPU's memory is full: a smaller --micro_batch, --recompute full and --optimizer "
-            "adamw_bf16 need less, and train.py --plan says how much "
+            "the GPU's memory is full: a smaller --micro_batch (eval_kobest.py: --batch_tokens), "
+            "--recompute full and --optimizer adamw_bf16 need less; train.py --plan says how much "
             f"({_first_line(error)})"
         ) from None
     except RuntimeError as error:
@@ -132,6 +131,11 @@ def broadcast(value):
     if size() > 1:
         dist.broadcast_object_list(box, device=torch.device("cpu"))
     return box[0]
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    broadcast(None)
 
 
 def gather(values: Iterable) -> list:

@@ -436,7 +436,7 @@ def activations(config, what: str, lora_rank: int, step: Step) -> dict[str, int]
 
     positions = max(step.seq_len, min(config.max_position_embeddings, ROPE_POSITIONS))
     kept = 4 * positions * config.head_dim              # RoPE's cos and sin: float32, E/2 each
-    kept += 8 * step.micro_batch * (step.seq_len + 1)   # token ids
+    kept += 8 * step.micro_batch * (step.seq_len + 1)   # ids: inputs, targets
     kept += stream + 4 * step.tokens                    # the final norm's input, and its 1/r
 
     block = 0

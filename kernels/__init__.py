@@ -2,9 +2,9 @@
 
 One file per operation, each a lesson: the mathematics, the memory traffic that fusing saves,
 `*_reference` (the few PyTorch lines that *define* it, against which everything faster is tested),
-Triton forward and backward, and the autograd function. Each is registered with PyTorch, so that
-torch.compile keeps it whole. The model calls the names below and never asks which implementation
-runs: launch.py decides that, once (train.py's --kernels).
+Triton forward and backward, and the autograd function. Those that a model calls are registered with
+PyTorch, so that torch.compile keeps them whole where Triton runs. The model calls the names below
+and never asks which implementation runs: launch.py decides that, once (train.py's --kernels).
 
     rms_norm(x, weight, eps)                        norm.py
     add_rms_norm(x, residual, weight, eps)          norm.py: the sum in front of a norm, too

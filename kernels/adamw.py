@@ -54,14 +54,14 @@ def mix(h):
     >>> hex(mix(1))
     '0x688990c0'
     """
-    h = (h ^ (h >> 16)) * 0x7FEB_352D & MASK
-    h = (h ^ (h >> 15)) * 0x846C_A68B & MASK
+    h = ((h ^ (h >> 16)) * 0x7FEB_352D) & MASK
+    h = ((h ^ (h >> 15)) * 0x846C_A68B) & MASK
     return h ^ (h >> 16)
 
 
 def step_key(seed: int, step: int) -> int:
     """32 bits for one step of a run."""
-    return mix(mix(seed & MASK) ^ (step * GOLDEN & MASK))
+    return mix(mix(seed & MASK) ^ ((step * GOLDEN) & MASK))
 
 
 def stochastic_round(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
@@ -129,7 +129,9 @@ def adamw_reference(
     """
     # 32 random bits per element, of which w and m take 16 each, and 16 more for v.
     index = torch.arange(first_index, first_index + weight.numel(), device=weight.device)
-    h = mix(((index & MASK) ^ key) + (index >> 32) * GOLDEN & MASK)
+    low = (index & MASK) ^ key
+    high = (index >> 32) * GOLDEN
+    h = mix((low + high) & MASK)
     h2 = mix(h)
 
     beta1, rest1, beta2, rest2, decay, rate, root_correction, eps = scalars
@@ -184,7 +186,7 @@ def _update(
 ):
     """One step of elements i of a chunk, whose element 0 is number `first` of all parameters."""
     index = first + i
-    h = _mix((index.to(tl.uint32) ^ key) + (index >> 32).to(tl.uint32) * 0x9E3779B9)
+    h = _mix((index.to(tl.uint32) ^ key) + (index >> 32).to(tl.uint32) * 0x9E3779B9)  # GOLDEN
     h2 = _mix(h)
 
     w = load_float32(W + i, inside)

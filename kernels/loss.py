@@ -35,9 +35,10 @@ from kernels.launch import block, jit, load_float32, require, tl, triton_runs
 # The target of a row that does not count.
 IGNORE = -100
 
-# Bytes of logits alive at once. On a CPU: less than 32 MiB, from which on glibc's malloc returns
-# freed memory to the system, to be filled with zeros page by page for the next chunk.
-CHUNK_BYTES = {"cpu": 3 * 2**23, "cuda": 2**29}
+# Bytes of logits alive at once. On a CPU: less than 32 MiB, from which on glibc's malloc, if nobody
+# tells it otherwise, returns freed memory to the system, to be filled with zeros page by page for
+# the next chunk.
+CHUNK_BYTES = {"cpu": 24 * 2**20, "cuda": 512 * 2**20}
 
 # But at least so many rows, if the caller does not say.
 CHUNK_ROWS = 384

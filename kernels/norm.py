@@ -287,9 +287,11 @@ class _RMSNorm(torch.autograd.Function):
         need_weight = ctx.needs_input_grad[2]
         run = _backward_triton if _kernel_runs(x) else _backward_torch
         grad_x, grad_weight = run(grad, grad_stream, x, weight, inverse, need_weight)
+        if not need_weight:
+            grad_weight = None
         # x and the residual were added, so they share a gradient; eps has none.
         grad_residual = grad_x if ctx.has_residual else None
-        return grad_x, grad_residual, grad_weight if need_weight else None, None
+        return grad_x, grad_residual, grad_weight, None
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
