@@ -45,11 +45,15 @@ def copy(tmp_path):
 
 
 def start(copy, *flags) -> subprocess.Popen:
-    """In a process group of its own: a signal reaches script and program, as Ctrl-C would."""
+    """In a process group of its own: a signal reaches script and program, as Ctrl-C would.
+
+    Tests that run in the background of a script are deaf to SIGINT, and so would be the speedrun,
+    which cannot trap a signal that was ignored when it began: so the default is restored."""
     environment = {**os.environ, "PYTHON": "./stand_in.sh"}
     return subprocess.Popen(["bash", "speedrun.sh", *flags], cwd=copy, env=environment,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            start_new_session=True)
+                            start_new_session=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def finish(copy, *flags, status: int = 0) -> tuple[list[str], str]:
