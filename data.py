@@ -672,6 +672,7 @@ class ShardWriter:
         self.used = 0  # tokens in the buffer
 
     def append(self, tokens: np.ndarray) -> None:
+        """Add tokens (n,) to the stream; a shard is written as soon as it is full."""
         # Fill the buffer; each time that it is full, it becomes a file.
         while len(tokens) > 0:
             room = len(self.buffer) - self.used

@@ -491,6 +491,7 @@ class LoRALinear(Linear):
         self.lora_B = nn.Parameter(B)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x (..., in) → (..., out)."""
         A = self.lora_A.to(x.dtype)
         B = self.lora_B.to(x.dtype)
         rows = x.flatten(0, -2)                                         # (B T, in)
