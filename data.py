@@ -6,7 +6,8 @@ Three ideas, in the order in which text meets them:
 - `pack` turns documents into *token shards*: one stream of token ids on disk, BOS text EOS BOS text
   EOS ..., memory-mapped, so that a corpus larger than memory costs nothing to open. A few whole
   documents are set aside for validation; on them `bits_per_byte` measures a model. They are chosen
-  by a hash of their text, and so are the same under every tokenizer.
+  by a hash of their text, and so are the same under every tokenizer. A document that comes twice,
+  in whichever of the inputs, is packed once.
 - `Loader` deals windows of the stream into batches. Which window comes next is a pure function of a
   seed and of one counter per source, so a run that was stopped resumes with the very batch it would
   have had.
@@ -26,9 +27,17 @@ import numpy as np
 from tqdm import tqdm
 
 import tokenizer
-from cleaning import STEPS, clean
+from cleaning.pipeline import clean
+from cleaning.settings import STEPS
 from common import cli
-from common.documents import SUFFIXES, read_documents
+from common.documents import (
+    KINDS,
+    add_flags,
+    announce,
+    look_up,
+    read_documents,
+    reading_of,
+)
 
 IGNORE = -100  # a target that does not count; PyTorch's cross_entropy has the same number
 MARK = "\x00"  # between a prompt and its response, where the two are one text
@@ -116,24 +125,21 @@ def encode_documents(
 
 def pack(args: argparse.Namespace) -> dict:
     """Tokenize documents into shards; print and return their index. The corpus is read twice: the
-    first time settles which documents are for validation. Memory: a shard and a batch.
+    first time settles which documents are for validation. Of exact copies, in whichever of the
+    inputs, the first is packed. Memory: a shard, a batch, and some 100 bytes for each document.
 
         python data.py pack --input clean/a clean/b --tokenizer merged.model --out shards/ko"""
     model_file = Path(args.tokenizer)
     if model_file.is_dir():
         model_file = model_file / "tokenizer.model"
     sp = tokenizer.load(model_file)
-    if not 0 < args.val_fraction < 1:
-        raise cli.UserError(f"--val_fraction {args.val_fraction} is not between 0 and 1")
-    if bool(args.prompt_field) != bool(args.response_field):
-        raise cli.UserError("--prompt_field and --response_field go together: what is given, and "
-                            "what is to be learnt")
+    check_pack_flags(args)
 
     with cli.new_folder(args.out) as folder:
         # The first reading settles which documents are for validation, and notes which lines are no
         # documents. It costs little: hashing is far faster than tokenizing.
         with tqdm(desc="read", unit="B", unit_scale=True) as bar:
-            held_out = read_validation(args, folder / "rejected.jsonl", bar)
+            held_out, n_repaired = read_validation(args, folder / "rejected.jsonl", bar)
         n_rejected = (folder / "rejected.jsonl").read_bytes().count(b"\n")
 
         # The second reading tokenizes all others. Two bytes per token are enough for most
@@ -142,7 +148,9 @@ def pack(args: argparse.Namespace) -> dict:
         train = ShardWriter(folder, "train", dtype, args.shard_tokens)
         given = ShardWriter(folder, "given", bool, args.shard_tokens)
         with tqdm(desc="pack", unit="B", unit_scale=True, total=bar.n) as bar:
-            n_documents, n_bytes = write_training(args, sp, held_out, bar, train, given)
+            once = Once()
+            texts = once.filter(read_texts(args, bar))
+            n_documents, n_bytes = write_training(args, sp, texts, held_out, train, given)
         if n_documents == 0:
             raise cli.UserError(f"no document to train on in {' '.join(map(str, args.input))} "
                                 f"({n_rejected} lines were rejected, {len(held_out)} documents are "
@@ -155,6 +163,7 @@ def pack(args: argparse.Namespace) -> dict:
             "tokens": sum(entry["tokens"] for entry in train.files.values()),
             "bytes": n_bytes,
             "documents": n_documents,
+            "duplicates": once.n_duplicates,
             "vocab_size": sp.vocab_size(),
             "tokenizer_sha256": cli.sha256(model_file),
             "dtype": train.buffer.dtype.name,
@@ -169,42 +178,79 @@ def pack(args: argparse.Namespace) -> dict:
     print(f"{n_documents} documents, {n_bytes} bytes, {index['tokens']} tokens "
           f"({n_bytes / index['tokens']:.2f} bytes per token) in {len(train.files)} shards; for "
           f"validation {val['documents']} documents, {val['bytes']} bytes; "
-          f"{n_rejected} lines rejected")
+          f"{once.n_duplicates} duplicates dropped, {n_rejected} lines rejected")
+    if n_repaired:
+        print(f"{n_repaired} documents have a few broken bytes, which are packed as U+FFFD")
     return index
 
 
-def read_validation(args: argparse.Namespace, rejected: Path, bar: tqdm) -> dict[int, str]:
-    """Read all documents, choose those for validation, write what is no document to `rejected`."""
+def read_validation(
+    args: argparse.Namespace,
+    rejected: Path,
+    bar: tqdm,
+) -> tuple[dict[int, str], int]:
+    """Read all documents, choose those for validation, write what is no document to `rejected`.
+    Returns the documents and how many of all have broken bytes."""
+    n_repaired = 0
+
+    def count(record: dict) -> None:
+        nonlocal n_repaired
+        n_repaired += 1
+
     with open(rejected, "w", encoding="utf-8") as file:
         def record(bad: dict) -> None:
             print(json.dumps(bad), file=file)
 
-        texts = read_texts(args, bar, record)
-        return choose_validation(texts, args.val_fraction, args.val_bytes)
+        texts = read_texts(args, bar, record, count)
+        held_out = choose_validation(texts, args.val_fraction, args.val_bytes)
+    return held_out, n_repaired
+
+
+class Once:
+    """Lets each text through once: two folders, cleaned under two profiles, may share documents.
+
+    Of a corpus of prompts and responses the two are one text, so a prompt may come again with
+    another response. Texts are told apart by their 64-bit hash: that two of 35 million differ and
+    have the same is a chance of 1 in 30,000, and would cost one of them. The set takes 80 to 110
+    bytes per document: for 35 million, 4 GB at most."""
+
+    def __init__(self):
+        self.seen: set[int] = set()
+        self.n_duplicates = 0
+
+    def filter(self, texts: Iterable[str]) -> Iterator[str]:
+        """Yield the texts that have not come before."""
+        for text in texts:
+            key = text_hash(text)
+            if key in self.seen:
+                self.n_duplicates += 1
+            else:
+                self.seen.add(key)
+                yield text
 
 
 def write_training(
     args: argparse.Namespace,
     sp,
+    texts: Iterable[str],
     held_out: dict[int, str],
-    bar: tqdm,
     train: "ShardWriter",
     given: "ShardWriter",
 ) -> tuple[int, int]:
-    """Write the tokens of all documents that are not held out to `train`, and, where there are
+    """Write the tokens of all texts that are not held out to `train`, and, where there are
     prompts, to `given` whether each token is a prompt's. Returns (documents, bytes to predict)."""
     has_prompts = bool(args.prompt_field)
     n_documents = 0
     n_bytes = 0
-    for texts in in_batches(read_texts(args, bar)):
-        # By the hash, not by the place: no copy of a validation document may be trained on.
-        texts = [text for text in texts if text_hash(text) not in held_out]
-        ids, is_prompt = encode_documents(sp, texts, args.workers, has_prompts)
+    for batch in in_batches(texts):
+        # By the hash, not by the place: the validation documents are among these texts.
+        batch = [text for text in batch if text_hash(text) not in held_out]
+        ids, is_prompt = encode_documents(sp, batch, args.workers, has_prompts)
         train.append(ids)
         if has_prompts:
             given.append(is_prompt)
-        n_documents += len(texts)
-        n_bytes += sum(bytes_to_predict(text, has_prompts) for text in texts)
+        n_documents += len(batch)
+        n_bytes += sum(bytes_to_predict(text, has_prompts) for text in batch)
     train.flush()
     given.flush()
     return n_documents, n_bytes
@@ -616,21 +662,35 @@ def padded(windows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np
 # ---- What pack reads and writes -----------------------------------------------------------------
 
 
+def check_pack_flags(args: argparse.Namespace) -> None:
+    """UserError for flags that do not go together."""
+    if not 0 < args.val_fraction < 1:
+        raise cli.UserError(f"--val_fraction {args.val_fraction} is not between 0 and 1")
+    if bool(args.prompt_field) != bool(args.response_field):
+        raise cli.UserError("--prompt_field and --response_field go together: what is given, and "
+                            "what is to be learnt")
+    if args.prompt_field and args.text_field != "text":
+        raise cli.UserError("--text_field and --prompt_field: choose one, a text that is learnt "
+                            "whole, or prompts with responses")
+
+
 def read_texts(
     args: argparse.Namespace,
     bar: tqdm,
     rejected: Callable[[dict], None] | None = None,
+    repaired: Callable[[dict], None] | None = None,
 ) -> Iterator[str]:
     """Yield the text of every document, or its prompt and response with a MARK between them; move
     the bar by its UTF-8 bytes."""
-    fields = ("text",)
+    fields = None  # the text alone
     if args.prompt_field:
         fields = (args.prompt_field, args.response_field)
-    for document in read_documents(args.input, args.encoding, rejected, fields):
+    for document in read_documents(args.input, reading_of(args), rejected, fields, repaired):
         # A prompt and its response travel as one text, so that both decide the hash; the mark must
         # not be in either of them.
-        if args.prompt_field:
-            text = MARK.join(document[field].replace(MARK, "") for field in fields)
+        if fields:
+            parts = [look_up(document, field) for field in fields]
+            text = MARK.join(part.replace(MARK, "") for part in parts)
         else:
             text = document["text"]
         bar.update(len(text.encode()))
@@ -723,28 +783,38 @@ def main(argv: list[str] | None = None) -> None:
             add_pack_flags(command)
     args = parser.parse_args(argv)
 
-    # What can be checked without reading a document is checked before anything is written. A folder
-    # that is written again is replaced: the input must not be inside it.
+    # What can be checked without reading a document is checked before anything is written.
     for name in ("workers", "val_bytes", "shard_tokens"):
         if getattr(args, name, 1) < 1:
             raise cli.UserError(f"--{name} {getattr(args, name)} is not at least 1")
-    out = Path(args.out).resolve()
-    for path in map(Path, args.input):
-        if out == path.resolve() or out in path.resolve().parents:
-            raise cli.UserError(f"--out {args.out} would replace its own input {path}; "
-                                "name another folder")
+    check_places(args.out, args.input)
     cli.settings(args)
+    announce(args.input, reading_of(args))
     args.run(args)
+
+
+def check_places(out: str, inputs: list[str]) -> None:
+    """UserError if an input lies inside --out, or --out inside an input."""
+    # A folder that is written again is replaced, with all that is in it; and what is written into
+    # an input would be read as documents the next time.
+    target = Path(out).resolve()
+    for name in inputs:
+        source = Path(name).resolve()
+        if target == source or target in source.parents:
+            raise cli.UserError(f"--out {out} would replace its own input {name}; "
+                                "name another folder")
+        if source in target.parents:
+            raise cli.UserError(f"--out {out} lies inside its own input {name}, and would be read "
+                                "the next time; name a folder outside it")
 
 
 def add_common_flags(parser: cli.Parser) -> None:
     """Flags of both commands."""
     flag = parser.add_argument
-    kinds = ", ".join(SUFFIXES)
-    flag("--input", nargs="+", required=True, help=f"files or folders of {kinds} documents")
+    flag("--input", nargs="+", required=True, help=f"files or folders of {KINDS}")
     flag("--out", required=True,
          help="folder for the results; replaced only when the new one is whole")
-    flag("--encoding", choices=["utf-8", "cp949", "euc-kr"], default="utf-8", help="of the input")
+    add_flags(parser)  # how to read it
     flag("--workers", type=int, default=1,
          help="processes or threads; the results are the same for any number")
 
@@ -764,7 +834,8 @@ def add_clean_flags(parser: cli.Parser) -> None:
     flag("--tails", nargs=2, type=float, default=[0.5, 1.0], metavar=("LOW", "HIGH"),
          help="percent of each source's documents, at most, that go as too predictable and as too "
               "surprising")
-    flag("--decontaminate", metavar="KOBEST_DIR", help="folder with the benchmark's .tsv files")
+    flag("--decontaminate", metavar="KOBEST_DIR",
+         help="KoBEST's folder (.tsv or .jsonl): documents that contain its items are removed")
 
 
 def add_pack_flags(parser: cli.Parser) -> None:
@@ -772,8 +843,8 @@ def add_pack_flags(parser: cli.Parser) -> None:
     flag = parser.add_argument
     flag("--tokenizer", required=True,
          help="a SentencePiece .model file, or a model folder that holds one")
-    flag("--prompt_field", help="JSONL field whose text is given and not learnt, for an sft stage")
-    flag("--response_field", help="JSONL field with the answer to it, which is")
+    flag("--prompt_field", help="field whose text is given and not learnt, for an sft stage")
+    flag("--response_field", help="field with the answer to it, which is")
     flag("--val_fraction", type=float, default=0.005, help="share of the documents for validation")
     flag("--val_bytes", type=int, default=5_000_000,
          help="at most so many bytes of text for validation")

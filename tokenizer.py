@@ -21,14 +21,22 @@ import argparse
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import regex
 import sentencepiece
 
 from common import cli, tokenizer_json
-from common.documents import read_documents
+from common.documents import (
+    KINDS,
+    PLAIN,
+    Reading,
+    add_flags,
+    announce,
+    read_documents,
+    reading_of,
+)
 from common.sentencepiece_file import (
     NORMAL,
     PIECES,
@@ -168,6 +176,7 @@ def train_korean(
     balance: bool = False,
     min_count: int = 1,
     also: Iterable[str] = (),
+    reading: Reading = PLAIN,
 ) -> bytes:
     """Train a BPE model on runs of Hangul; returns the file's bytes.
 
@@ -175,11 +184,12 @@ def train_korean(
     character_coverage: the share of all characters that must be pieces of their own.
     balance: let every input count alike, whatever its size.
     min_count: replace pieces that occur less often in the inputs and in the files of `also`.
+    reading: how to read all these files.
     UserError if the inputs hold no Hangul, or not enough of it for vocab_size.
     """
     # What is rare is judged by what occurs, so before any counts are raised.
-    counts = [hangul_counts(texts([path])) for path in inputs]
-    occurring = sum(counts, hangul_counts(texts(also)))
+    counts = [hangul_counts(texts([path], reading)) for path in inputs]
+    occurring = sum(counts, hangul_counts(texts(also, reading)))
 
     if balance:
         counts = balanced(counts)
@@ -210,14 +220,19 @@ def train_korean(
     return raw
 
 
-def train_base(inputs: list[str], vocab_size: int, character_coverage: float = 0.9999) -> bytes:
+def train_base(
+    inputs: list[str],
+    vocab_size: int,
+    character_coverage: float = 0.9999,
+    reading: Reading = PLAIN,
+) -> bytes:
     """Train a BPE model on all of the text, with the settings of Llama's; returns the file's bytes.
 
     vocab_size counts every piece, the 256 bytes too. UserError if it does not suit the
     corpus."""
     # A long line is cut rather than lost.
     lines = []
-    for text in texts(inputs):
+    for text in texts(inputs, reading):
         for line in text.split("\n"):
             lines += [line[start:start + LINE] for start in range(0, len(line), LINE)]
     if not lines:
@@ -442,7 +457,7 @@ def unreachable(model: Model, first: int) -> dict[str, str]:
     return lost
 
 
-def report(models: dict[str, Model], inputs: list[str]) -> dict:
+def report(models: dict[str, Model], inputs: list[str], reading: Reading = PLAIN) -> dict:
     """Measure every input (a file or a folder) under every tokenizer, the base's first.
 
     Prints a table for each input and one for all; returns the last one: {tokenizer: its row}."""
@@ -450,7 +465,7 @@ def report(models: dict[str, Model], inputs: list[str]) -> dict:
     processors = [model.sp for model in models.values()]
     by_input = {}
     for path in inputs:
-        rows = measure(processors, texts([path]))
+        rows = measure(processors, texts([path], reading))
         by_input[path] = dict(zip(models, rows, strict=True))
         print_table(path, by_input[path])
 
@@ -523,14 +538,14 @@ def suggest(rows: dict[str, dict]) -> str:
 # The formats themselves are in common/: documents, sentencepiece_file and tokenizer_json.
 
 
-def texts(paths: Iterable[str | Path]) -> Iterator[str]:
+def texts(paths: Iterable[str | Path], reading: Reading = PLAIN) -> Iterator[str]:
     """The texts of documents in files or folders. What cannot be read is skipped and counted."""
     reasons = Counter()
 
     def count(record: dict) -> None:
         reasons[record["reason"]] += 1
 
-    documents = read_documents(paths, rejected=count)
+    documents = read_documents(paths, reading, rejected=count)
     for document in cli.progress(documents, "read", " documents"):
         yield document["text"]
     if reasons:
@@ -583,10 +598,12 @@ def write_model(raw: bytes, file: str) -> None:
 
 def run_train(args: argparse.Namespace) -> None:
     """`tokenizer.py train`"""
+    reading = reading_of(args)
+    announce([*args.input, *args.also], reading)
     if args.text == "all":
         if args.balance or args.min_count > 1 or args.also:
             raise cli.UserError("--balance, --min_count and --also are for --text hangul")
-        raw = train_base(args.input, args.vocab_size, args.character_coverage)
+        raw = train_base(args.input, args.vocab_size, args.character_coverage, reading)
     else:
         raw = train_korean(
             args.input,
@@ -595,6 +612,7 @@ def run_train(args: argparse.Namespace) -> None:
             args.balance,
             args.min_count,
             args.also,
+            reading,
         )
     write_model(raw, args.out)
 
@@ -622,7 +640,9 @@ def run_report(args: argparse.Namespace, settings: dict) -> None:
         models[name] = Model(raw, parse(raw)[0], processor(raw))
         sizes.append(name)
 
-    rows = report(models, args.input)
+    reading = reading_of(args)
+    announce(args.input, reading)
+    rows = report(models, args.input, reading)
     result = {"settings": settings, "tokenizers": rows}
     # Two sizes make a line, and a line has no knee.
     if len(sizes) > 2:
@@ -632,19 +652,19 @@ def run_report(args: argparse.Namespace, settings: dict) -> None:
         cli.write_json(args.out, result)
 
 
-def add_command(commands, name: str, what: str, example: str) -> Callable:
-    """Add a sub-command, with a line to copy in its manual; returns its parser's add_argument."""
+def add_command(commands, name: str, what: str, example: str) -> cli.Parser:
+    """Add a sub-command, with a line to copy in its manual; returns its parser."""
     description = f"{what}\n\n    python tokenizer.py {name} {example}"
-    return commands.add_parser(name, help=what, description=description).add_argument
+    return commands.add_parser(name, help=what, description=description)
 
 
 def add_train(commands) -> None:
     """The flags of `tokenizer.py train`."""
-    flag = add_command(
+    command = add_command(
         commands, "train", "Train a BPE model, on runs of Hangul or on everything.",
         "--input wiki reviews --balance --vocab_size 20000 --min_count 50 --out korean.model")
-    flag("--input", nargs="+", required=True,
-         help=".jsonl, .jsonl.gz or .txt files, or folders of them")
+    flag = command.add_argument
+    flag("--input", nargs="+", required=True, help=f"files or folders of {KINDS}")
     flag("--vocab_size", type=int, default=20000,
          help="pieces of Hangul; with --text all, pieces in all")
     flag("--out", required=True, help="the .model file to write")
@@ -658,13 +678,15 @@ def add_train(commands) -> None:
          help="replace pieces that occur less often in the files (hangul only)")
     flag("--also", nargs="+", default=[],
          help="files that --min_count looks into too; no merges are learned from them")
+    add_flags(command)
 
 
 def add_merge(commands) -> None:
     """The flags of `tokenizer.py merge`."""
-    flag = add_command(
+    command = add_command(
         commands, "merge", "Append a Korean model's Hangul pieces to a base's.",
         "--base BASE --korean korean.model --out merged.model")
+    flag = command.add_argument
     flag("--base", required=True, help="the base's tokenizer.model, or its model directory")
     flag("--korean", required=True, help="what `train` wrote")
     flag("--out", required=True, help="the .model file to write")
@@ -672,10 +694,11 @@ def add_merge(commands) -> None:
 
 def add_report(commands) -> None:
     """The flags of `tokenizer.py report`."""
-    flag = add_command(
+    command = add_command(
         commands, "report",
         "Compare tokenizers with the base's: tokens, what changed, what is unreachable.",
         "--tokenizers BASE merged.model --input held_out.jsonl english.jsonl")
+    flag = command.add_argument
     flag("--tokenizers", nargs="+", required=True,
          help=".model files or model directories, the base's first")
     flag("--input", nargs="+", required=True,
@@ -684,6 +707,7 @@ def add_report(commands) -> None:
     flag("--sizes", type=int, nargs="+", default=[],
          help="numbers of its pieces to merge; each becomes a row")
     flag("--out", help="a JSON file for the numbers")
+    add_flags(command)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -27,7 +27,7 @@ import regex
 import data
 import tokenizer
 from bench import measure
-from common import cli
+from common import cli, documents
 
 # Merges are learned from these, tenth by tenth.
 HELD_OUT = ["wiki", "nsmc_reviews", "court_precedents", "law_statutes"]
@@ -49,8 +49,13 @@ KINDS = {
 
 
 def read(folder: Path) -> dict[str, list[str]]:
-    """The documents of a folder's .jsonl files, by their names."""
-    return {file.stem: list(tokenizer.texts([file])) for file in sorted(folder.glob("*.jsonl"))}
+    """The documents of a folder's files, by their names. What is in another encoding is left out."""
+    corpus = {}
+    for file in documents.files(folder):
+        texts = list(tokenizer.texts([file]))
+        if texts:
+            corpus[documents.stem(file)] = texts
+    return corpus
 
 
 def read_kobest(folder: Path) -> list[str]:

@@ -1,132 +1,80 @@
 """Files of documents, read one document at a time.
 
-Three kinds of file: JSON lines (.jsonl), the same compressed (.jsonl.gz), and plain text (.txt, one
-document per file). What cannot be read is passed on with its reason, line by line; it never stops a
-run and never disappears.
+People have folders in which files of several kinds lie side by side. Each is read as what it is:
 
-    files(paths)            the files under some paths
+    .jsonl          one JSON object per line
+    .json           the same; or one array of objects; or objects that run over several lines
+    .parquet        one row per document (needs pyarrow)
+    .txt            one document per file; with --lines, one per line
+    wiki_00, .txt   what WikiExtractor writes: <doc id=".." url=".." title=".."> ... </doc>
+
+All of them but .parquet may be compressed: .gz, .bz2, .xz, .zst (needs zstandard before Python
+3.14). A document is a dict with a `text`; whatever other fields it has travel with it. What cannot
+be read is passed on with its reason, document by document; it never stops a run and never
+disappears. A file of another kind is named on the screen.
+
+    files(paths)            the files of documents under some paths
     read_documents(paths)   every document in them, for a program that reads from start to end
-    units, lines, parse     the same in parts, for a program of many processes (cleaning/)
+    units, read_span        the same in parts, for a program of many processes (cleaning/)
 
 A corpus is divided into units of about 8 MB: several small files, or a span of a large one. Units
-are what processes work on, and what a run that was killed need not do again. Nobody looks for line
-ends beforehand: a line belongs to the span in which it begins. A compressed file cannot be entered
-in the middle, so it is one span.
+are what processes work on, and what a run that was killed need not do again. A span ends where a
+line ends, and knows how many lines come before it; so it can be read like a file of its own. What
+cannot be entered in the middle (a compressed file, an array) is one span.
 """
-import gzip
+import codecs
+import io
 import json
 import os
+import re
 import sys
-import zlib
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from common import cli
+from common import cli, compressed
+from common.compressed import first_bytes, open_bytes
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".txt")
+KINDS = ".jsonl, .json, .txt (each also .gz, .bz2, .xz, .zst) or .parquet"
 RECORDS = ("rejected.jsonl", "removed.jsonl", "masked.jsonl")  # what `clean` writes beside them
+OURS = (*RECORDS, "report.json")
 UNIT = 8_000_000      # bytes of work for one process
-LONGEST = 32_000_000  # bytes of a line; the complete works of an author are a tenth of it
+LONGEST = 32_000_000  # bytes of a document: ten long novels. Whatever is longer is a mistake
+ARRAY = 500_000_000   # bytes of a JSON array, which is read whole: three times that in memory
+BLOCK = 2**20         # bytes to read at a time
+ROWS = 1_000          # rows of a .parquet file to read at a time
 
-# ---- From the first file to the last ------------------------------------------------------------
+# Bytes at the start of a file that show what is in it.
+HEAD = 2**16
 
+# A document with a few broken bytes is kept, and they become U+FFFD: one that a disk or a transfer
+# changed, or half a character where a text was cut. With more of them the text is in another
+# encoding than it was read in. A short text in the wrong encoding has few broken bytes, too, so
+# there is a share beside the number. (Both are ours, chosen by hand.)
+BROKEN = "\ufffd"
+BROKEN_PLACE = re.compile("\ufffd{1,3}")  # one wrong byte can break a character into three
+MOST_PLACES = 10
+BROKEN_SHARE = 0.01
+BROKEN_BYTES = "broken_bytes"
 
-def read_documents(
-    paths: Iterable[str | Path],
-    encoding: str = "utf-8",
-    rejected: Callable[[dict], None] | None = None,
-    fields: tuple[str, ...] = ("text",),
-) -> Iterator[dict]:
-    """Yield every document of files or folders, in order.
+# The reasons with which a document is kept.
+KEPT = ("", BROKEN_BYTES)
 
-    Bad lines go to `rejected` as {"file", "line", "reason"}."""
-    for path in files(paths):
-        for number, raw in lines(path):
-            if raw is None:  # the end of the file
-                continue
-            try:
-                yield parse(raw, path, encoding, fields)
-            except ValueError as error:
-                if rejected:
-                    rejected({"file": str(path), "line": number, "reason": str(error)})
-
-
-def parse(
-    raw: bytes | ValueError,
-    path: Path,
-    encoding: str = "utf-8",
-    fields: tuple[str, ...] = ("text",),
-) -> dict:
-    """One document: a dict in which each of `fields` holds text. ValueError says why it is none.
-
-    >>> parse(b'{"id": 7, "text": "ab"}', Path("a.jsonl"))
-    {'id': 7, 'text': 'ab'}
-    >>> parse(b'{"id": 7}', Path("a.jsonl"))
-    Traceback (most recent call last):
-    ValueError: no text field
-    """
-    if isinstance(raw, ValueError):  # `lines` could not even read it
-        raise raw
-    try:
-        text = raw.decode(encoding).removeprefix("\ufeff")
-        if path.suffix == ".txt":
-            document = {"text": text}
-        else:
-            document = json.loads(text)
-        # JSON can spell half a surrogate pair (\ud83d), which is no text and cannot be written.
-        json.dumps(document, ensure_ascii=False).encode()
-    except UnicodeDecodeError:
-        raise ValueError(f"not {encoding}") from None
-    except UnicodeEncodeError:
-        raise ValueError("lone surrogate") from None
-    except (ValueError, RecursionError):
-        raise ValueError("broken JSON") from None
-
-    for field in fields:
-        if not isinstance(document, dict) or not isinstance(document.get(field), str):
-            raise ValueError(f"no {field} field")
-        if not document[field].strip():
-            raise ValueError(f"empty {field}")
-    return document
+# A .txt of at least this many bytes and lines may well be a file of one document per line.
+LARGE = 1_000_000
+MANY_LINES = 1_000
 
 
-# ---- Which files, and in which parts ------------------------------------------------------------
+class Reading(NamedTuple):
+    """How to read documents, as the flags say it (`add_flags`)."""
+
+    encoding: str = "utf-8"
+    text_field: str = "text"     # a.b: the field b of the object in field a
+    one_per_line: bool = False   # is each line of a .txt a document?
 
 
-def files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
-    """The document files under `paths` (files or folders), each once, folders in sorted order.
-
-    UserError if there are none, or if a path is not what it should be."""
-    if isinstance(paths, str | Path):
-        paths = [paths]
-    kinds = ", ".join(SUFFIXES)
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = [p for p in sorted(path.rglob("*")) if is_document_file(p)]
-            if not inside:
-                raise cli.UserError(f"{path} holds no {kinds} file")
-            found += inside
-        elif not path.exists():
-            raise cli.UserError(f"{path} does not exist; documents are in files or folders of "
-                                f"{kinds}")
-        elif not path.name.endswith(SUFFIXES) or not path.is_file():
-            raise cli.UserError(f"{path} is none of {kinds}")
-        else:
-            found.append(path)
-
-    # A record names its file in UTF-8, which Linux does not ask of the name of a file.
-    for name in map(str, found):
-        if name.encode(errors="ignore").decode() != name:
-            raise cli.UserError(f"{name!a}: the name of this file is not UTF-8, so no record could "
-                                "name it; rename it")
-    return list(dict.fromkeys(found))
-
-
-def is_document_file(path: Path) -> bool:
-    """Whether a file in a folder holds documents, and is no record that `clean` wrote."""
-    return path.name.endswith(SUFFIXES) and path.name not in RECORDS and path.is_file()
+PLAIN = Reading()  # without any flag
 
 
 class Span(NamedTuple):
@@ -135,7 +83,662 @@ class Span(NamedTuple):
     path: Path
     start: int
     end: int
-    stamp: tuple[int, int]
+    lines_before: int       # lines of the file in front of `start`
+    stamp: tuple[int, int]  # see `stamp`
+
+
+# What the reader of a form yields: the line of the file from 1 (in an array or a table, the row),
+# the JSON value, why it is rejected (or one of KEPT), and what to show of it then.
+Found = Iterator[tuple[int, object, str, object]]
+
+# ---- From the first file to the last ------------------------------------------------------------
+
+
+def read_documents(
+    paths: str | Path | Iterable[str | Path],
+    reading: Reading = PLAIN,
+    rejected: Callable[[dict], None] | None = None,
+    fields: tuple[str, ...] | None = None,
+    repaired: Callable[[dict], None] | None = None,
+) -> Iterator[dict]:
+    """Yield every document of files or folders, in order; see `read_span` for `fields`.
+
+    What cannot be used goes to `rejected` as {"file", "line", "reason"}; a document that is kept in
+    spite of broken bytes goes to `repaired`, too, in the same way."""
+    for path in files(paths):
+        file_stamp = stamp(path)
+        span = Span(path, 0, file_stamp[0], 0, file_stamp)
+        for number, document, reason, _ in read_span(span, reading, fields):
+            record = {"file": str(path), "line": number, "reason": reason}
+            if document is None:
+                if rejected:
+                    rejected(record)
+                continue
+            if reason and repaired:
+                repaired(record)
+            yield document
+
+
+def read_span(
+    span: Span,
+    reading: Reading = PLAIN,
+    fields: tuple[str, ...] | None = None,
+) -> Iterator[tuple[int, dict | None, str, str]]:
+    """Yield (number, document, reason, shown) of every document in a span. It is one of
+
+        (7, {"text": "..."}, "", "")               a document
+        (7, {"text": "..."}, "broken_bytes", "")   kept, with a U+FFFD for each broken place
+        (7, None, "broken JSON", '{"text": "..')   none: why, and its first 100 characters
+
+    The number is that of the line in the whole file, from 1; of the row in an array or a .parquet.
+    The text is moved to the field `text` from wherever it was. With `fields` nothing is moved: each
+    of these must hold text. UserError if the file cannot be opened."""
+    head = first_bytes(span.path, HEAD)
+    encoding = encoding_of(head, reading.encoding)
+    form = form_of(span.path, head, encoding, reading.one_per_line)
+
+    # A plain text has no fields to choose from.
+    text_field = "text"
+    if form in ("json_lines", "json_values", "parquet"):
+        text_field = reading.text_field
+    needed = fields or (text_field,)
+
+    number = span.lines_before
+    try:
+        with open_bytes(span.path) as file:
+            # A table has columns instead of lines, and only those that are needed are read.
+            if form == "parquet":
+                found = parquet_rows(file, needed)
+            else:
+                found = FORMS[form](file, span, encoding)
+
+            for number, value, reason, raw in found:
+                problem = reason
+                if reason in KEPT:
+                    problem = problem_of(value, needed)
+                if problem:
+                    yield number, None, problem, shown(raw)
+                    continue
+                if fields is None and text_field != "text":
+                    move_text(value, text_field)
+                yield number, value, reason, ""
+    except compressed.ERRORS as error:
+        # What came before the broken place has been read; the rest of the file is one rejection.
+        yield number + 1, None, compressed.why_broken(span.path, error), ""
+
+
+# ---- One document -------------------------------------------------------------------------------
+
+
+def parse_json(raw: bytes | str, encoding: str = "utf-8") -> tuple[object, str]:
+    """The value that a line of JSON spells, and "" or "broken_bytes"; or None and why not.
+
+    >>> parse_json(b'{"id": 7, "text": "ab"}')
+    ({'id': 7, 'text': 'ab'}, '')
+    >>> parse_json(b'{"id": 7')
+    (None, 'broken JSON')
+    """
+    text, is_broken = decode(raw, encoding)
+    reason = damage(text, is_broken, encoding)
+    if reason not in KEPT:
+        return None, reason
+    try:
+        value = json.loads(text)
+        # Half a surrogate pair, which only an escape can spell (\\ud83d), is no text and cannot be
+        # written. A whole pair is an emoji.
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return None, "lone surrogate"
+    except (ValueError, RecursionError):
+        return None, "broken JSON"
+    return value, reason
+
+
+def decode(raw: bytes | str, encoding: str) -> tuple[str, bool]:
+    """The text of some bytes, and whether some were broken: they are U+FFFD now.
+
+    >>> decode("가나".encode()[:-1], "utf-8")
+    ('가�', True)
+    """
+    if isinstance(raw, str):  # a line of UTF-16, decoded with its file
+        return raw, BROKEN in raw
+    try:
+        return raw.decode(encoding).removeprefix("\ufeff"), False
+    except UnicodeDecodeError:
+        return raw.decode(encoding, "replace").removeprefix("\ufeff"), True
+
+
+def damage(text: str, is_broken: bool, encoding: str) -> str:
+    """What `decode` did to a text: "" if nothing, "broken_bytes", or why it is to be rejected.
+
+    >>> damage("가나다라 마바사 " * 50 + "�", True, "utf-8")
+    'broken_bytes'
+    >>> damage("가나다라 마바사 �", True, "utf-8")
+    'not utf-8'
+    """
+    if not is_broken:
+        return ""
+    n_places = len(BROKEN_PLACE.findall(text))
+    if n_places > MOST_PLACES or text.count(BROKEN) > BROKEN_SHARE * len(text):
+        return f"not {encoding}"
+    return BROKEN_BYTES
+
+
+def problem_of(value: object, fields: tuple[str, ...]) -> str:
+    """Why a JSON value is no document; "" if each of `fields` holds text.
+
+    >>> problem_of({"page": {"body": " "}}, ("page.body",))
+    'empty page.body'
+    """
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "an array in a file of lines; call the file .json"
+    for field in fields:
+        text = look_up(value, field)
+        if not isinstance(text, str):
+            return f"no {field} field"
+        if not text or text.isspace():
+            return f"empty {field}"
+    return ""
+
+
+def look_up(value: object, field: str) -> object:
+    """The value of a field, or of `a.b`, the field b of the object in field a; None without it."""
+    for name in field.split("."):
+        if not isinstance(value, dict):
+            return None
+        value = value.get(name)
+    return value
+
+
+def move_text(document: dict, field: str) -> None:
+    """Move the text from another field to `text`. A copy that stayed would not be cleaned.
+
+    >>> document = {"id": 7, "page": {"body": "ab", "year": 1931}}
+    >>> move_text(document, "page.body")
+    >>> document
+    {'id': 7, 'page': {'year': 1931}, 'text': 'ab'}
+    """
+    *outer, name = field.split(".")
+    holder = document
+    for part in outer:
+        holder = holder[part]
+    document["text"] = holder.pop(name)
+
+
+def shown(raw: object) -> str:
+    """The first 100 characters of what was rejected, as text that can be written."""
+    if isinstance(raw, bytes):
+        raw = raw[:400].decode(errors="backslashreplace")
+    elif not isinstance(raw, str):
+        raw = json.dumps(raw, ensure_ascii=False, default=str)
+    return raw[:100].encode(errors="backslashreplace").decode()
+
+
+# ---- The forms of files -------------------------------------------------------------------------
+
+
+def form_of(path: Path, head: bytes, encoding: str, one_per_line: bool) -> str:
+    """Which of FORMS a file has, by its name and its first bytes.
+
+    >>> form_of(Path("a.json"), b'[{"text": "ab"},', "utf-8", False)
+    'json_values'
+    """
+    kind, _ = file_kind(path)
+    if kind == ".parquet":
+        return "parquet"
+    if kind == ".jsonl":
+        return "json_lines"
+    start = head.decode(encoding, "ignore").lstrip("\ufeff \t\r\n")
+    if kind in (".txt", "wiki") and start.startswith("<doc id="):
+        return "wiki_blocks"
+    if kind == ".txt" and one_per_line:
+        return "text_lines"
+    if kind == ".txt":
+        return "text_file"
+
+    # What is left is .json, and what WikiExtractor writes when it is asked for JSON. An object that
+    # runs over several lines shows it by what its first line ends with.
+    first_line, line_end, _ = start.partition("\n")
+    is_open = line_end and first_line.rstrip().endswith(("{", "[", ",", ":"))
+    if start.startswith("[") or is_open:
+        return "json_values"
+    return "json_lines"
+
+
+def json_lines(file: IO[bytes], span: Span, encoding: str) -> Found:
+    """One JSON object per line."""
+    for number, raw in read_lines(file, span, encoding):
+        if raw is None:
+            yield number, None, too_long(), ""
+        elif not raw.isspace():
+            value, reason = parse_json(raw, encoding)
+            yield number, value, reason, raw
+
+
+def text_lines(file: IO[bytes], span: Span, encoding: str) -> Found:
+    """One text per line."""
+    for number, raw in read_lines(file, span, encoding):
+        if raw is None:
+            yield number, None, too_long(), ""
+        elif not raw.isspace():
+            text, is_broken = decode(raw.rstrip(), encoding)
+            yield number, {"text": text}, damage(text, is_broken, encoding), raw
+
+
+def text_file(file: IO[bytes], span: Span, encoding: str) -> Found:
+    """The whole file is one text. An empty one is an empty document."""
+    raw = file.read(LONGEST + 1)
+    if len(raw) > LONGEST:
+        yield 1, None, too_long(), ""
+        return
+    text, is_broken = decode(raw, encoding)
+    yield 1, {"text": text}, damage(text, is_broken, encoding), raw
+
+
+def encoding_of(head: bytes, encoding: str) -> str:
+    """The encoding of a file: what its byte order mark says, or else the one that was asked for."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if head.startswith(codecs.BOM_UTF8):
+        return "utf-8"
+    return encoding
+
+
+# What stands between the objects of an array, or between objects that simply follow one another.
+BETWEEN = re.compile(r"[\s,\[\]]*")
+
+
+def json_values(file: IO[bytes], span: Span, encoding: str) -> Found:
+    """An array of objects, or objects over several lines, one after another.
+
+    The file is read whole, and then taken apart object by object. What comes before a broken one is
+    kept; what comes after it cannot be told apart."""
+    raw = file.read(ARRAY + 1)
+    if len(raw) > ARRAY:
+        yield 1, None, f"an array longer than {ARRAY // 1_000_000} MB; convert it to JSON lines", ""
+        return
+    text, is_broken = decode(raw, encoding)
+    del raw
+    needs_a_look = is_broken or "\\u" in text
+
+    parse = json.JSONDecoder().raw_decode
+    number = 0
+    position = BETWEEN.match(text).end()
+    while position < len(text):
+        number += 1
+        try:
+            value, position = parse(text, position)
+        except (ValueError, RecursionError):
+            yield number, None, "broken JSON", text[position : position + 100]
+            return
+        reason = ""
+        if needs_a_look:
+            reason = damage_of_value(value, encoding)
+        yield number, value, reason, value
+        position = BETWEEN.match(text, position).end()
+
+
+def damage_of_value(value: object, encoding: str) -> str:
+    """`damage` for one object of an array, which was decoded as a part of the whole file."""
+    spelled = json.dumps(value, ensure_ascii=False)
+    try:
+        spelled.encode()
+    except UnicodeEncodeError:
+        return "lone surrogate"
+    return damage(spelled, BROKEN in spelled, encoding)
+
+
+# A title is not escaped, so it may hold quotation marks; the last one before `>` ends it.
+WIKI_BLOCK = re.compile(
+    r'<doc id="(?P<id>[^"]*)"[^\n]*? url="(?P<url>[^"]*)"[^\n]*? title="(?P<title>[^\n]*)">[ \r]*\n'
+    r"(?P<text>.*)</doc>\s*",
+    re.DOTALL,
+)
+
+
+def wiki_blocks(file: IO[bytes], span: Span, encoding: str) -> Found:
+    """WikiExtractor's output: each block is a document with an id, a url and a title. The first
+    line of its text is the title again, and stays."""
+    for number, block, is_broken in split_blocks(file, span, encoding):
+        if len(block) > LONGEST:
+            yield number, None, too_long(), block
+            continue
+        match = WIKI_BLOCK.fullmatch(block)
+        reason = damage(block, is_broken, encoding)
+        if match is None and reason in KEPT:
+            reason = "broken <doc>"
+        document = None
+        if match is not None:
+            document = match.groupdict()
+            document["text"] = document["text"].strip()
+        yield number, document, reason, block
+
+
+def split_blocks(file: IO[bytes], span: Span, encoding: str) -> Iterator[tuple[int, str, bool]]:
+    """Yield (number of its first line, text, whether bytes of it were broken) of each block <doc>
+    ... </doc>, and of what stands between two of them, if anything does."""
+    block: list[str] = []
+    first = 0
+    size = 0
+    is_broken = False
+    for number, raw in read_lines(file, span, encoding):
+        if raw is None:
+            line = " " * LONGEST  # makes its block too long
+            is_line_broken = False
+        else:
+            line, is_line_broken = decode(raw, encoding)
+
+        # A block ends with </doc>; or, where that is missing, before the next one.
+        if line.startswith("<doc ") and block:
+            yield first, "".join(block), is_broken
+            block = []
+        if not block:
+            if raw is not None and line.isspace():
+                continue
+            first = number
+            size = 0
+            is_broken = False
+
+        # What never ends must not fill the memory.
+        if size <= LONGEST:
+            block.append(line)
+        size += len(line)
+        is_broken = is_broken or is_line_broken
+        if line.strip() == "</doc>":
+            yield first, "".join(block), is_broken
+            block = []
+    if block:
+        yield first, "".join(block), is_broken
+
+
+def parquet_rows(file: IO[bytes], fields: tuple[str, ...]) -> Found:
+    """The rows of a .parquet file, ROWS at a time: `fields`, and all columns of plain values."""
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        table = parquet.ParquetFile(file)
+        schema = table.schema_arrow
+        for field in fields:
+            if field.partition(".")[0] not in schema.names:
+                yield 1, None, f"no {field} field", f"the columns are {', '.join(schema.names)}"
+                return
+
+        # Images and times have no spelling in JSON.
+        plain = [column.name for column in schema if is_plain(column.type)]
+        columns = list(dict.fromkeys([*plain, *fields]))
+        for batch in table.iter_batches(ROWS, columns=columns, use_threads=False):
+            for row in rows_of(batch):
+                number += 1
+                if row is None:
+                    yield number, None, "not utf-8", ""
+                else:
+                    yield number, row, "", row
+    except pyarrow.ArrowException as error:
+        raise EOFError(str(error)) from None
+
+
+def is_plain(kind) -> bool:
+    """Whether a pyarrow type's values are texts, numbers, or true and false."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    checks = (
+        types.is_string,
+        types.is_large_string,
+        types.is_integer,
+        types.is_floating,
+        types.is_boolean,
+    )
+    return any(check(kind) for check in checks)
+
+
+def rows_of(batch) -> Iterator[dict | None]:
+    """The rows of a batch as dicts; None for one whose text is not UTF-8."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for i in range(batch.num_rows):
+            try:
+                yield from batch.slice(i, 1).to_pylist()
+            except UnicodeDecodeError:
+                yield None
+
+
+FORMS = {
+    "json_lines": json_lines,
+    "json_values": json_values,
+    "text_lines": text_lines,
+    "text_file": text_file,
+    "wiki_blocks": wiki_blocks,
+}
+
+
+# ---- Lines --------------------------------------------------------------------------------------
+
+
+def read_lines(
+    file: IO[bytes],
+    span: Span,
+    encoding: str,
+) -> Iterator[tuple[int, bytes | str | None]]:
+    """Yield (number, line) of a span, each with its line end; None for one that is too long.
+
+    Lines are bytes. Those of UTF-16 are text: in it, a byte 10 may be half of another character."""
+    number = span.lines_before
+    position = span.start
+    end = span.end
+    line_end: bytes | str = b"\n"
+    if encoding == "utf-16":
+        file = io.TextIOWrapper(file, encoding, "replace", newline="\n")
+        line_end = "\n"
+        end = sys.maxsize
+    elif compressed.suffix_of(span.path):
+        end = sys.maxsize
+    elif position > 0:
+        file.seek(position)
+
+    while position < end:
+        line = file.readline(LONGEST + 1)
+        if not line:
+            return
+        number += 1
+        position += len(line)
+        if len(line) <= LONGEST:
+            yield number, line
+            continue
+        # Pass over the rest of it, without holding it in memory.
+        yield number, None
+        while line and not line.endswith(line_end):
+            line = file.readline(BLOCK)
+            position += len(line)
+
+
+def too_long() -> str:
+    """The reason for rejecting more than LONGEST bytes."""
+    return f"longer than {LONGEST // 1_000_000} MB"
+
+
+# ---- Which files --------------------------------------------------------------------------------
+
+
+def files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """The document files under `paths` (files or folders), each once, folders in sorted order.
+
+    UserError if there are none, if a path is not what it should be, or if a package that reads it
+    is not installed."""
+    if isinstance(paths, str | Path):
+        paths = [paths]
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = [file for file in visible(path) if is_read_in_a_folder(file)]
+            if not inside:
+                raise cli.UserError(f"{path} holds no {KINDS} file{but_holds(left_out([path]))}")
+            found += inside
+        elif not path.exists():
+            raise cli.UserError(f"{path} does not exist; documents are in files or folders of "
+                                f"{KINDS}")
+        elif not is_document_file(path):
+            raise cli.UserError(f"{path} is none of {KINDS}")
+        else:
+            found.append(path)
+
+    for path in found:
+        # A record names its file in UTF-8, which Linux does not ask of the name of a file.
+        name = str(path)
+        if name.encode(errors="ignore").decode() != name:
+            raise cli.UserError(f"{name!a}: the name of this file is not UTF-8, so no record could "
+                                "name it; rename it")
+        check_packages(path)
+    return list(dict.fromkeys(found))
+
+
+def left_out(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """The files in folders among `paths` that are of no kind that can be read."""
+    if isinstance(paths, str | Path):
+        paths = [paths]
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found += [file for file in visible(path) if not is_read_in_a_folder(file)]
+    return list(dict.fromkeys(found))
+
+
+def visible(folder: Path) -> list[Path]:
+    """All files in a folder and its folders, sorted: without hidden ones, what macOS puts into
+    archives, and the records and the report that `clean` wrote beside its documents.
+
+    Links to folders are not followed, so they count as files."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        is_file = path.is_file() or path.is_symlink()
+        is_ours = path.name in OURS and all((path.parent / name).exists() for name in OURS)
+        if not is_file or is_ours:
+            continue
+        parts = path.relative_to(folder).parts
+        is_hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+        if not is_hidden:
+            found.append(path)
+    return found
+
+
+def is_document_file(path: Path) -> bool:
+    """Whether it is a file of a kind that can be read, by its name."""
+    kind, _ = file_kind(path)
+    return kind != "" and path.is_file()
+
+
+def is_read_in_a_folder(path: Path) -> bool:
+    """The same for one that nobody named: what has the name of a record is none."""
+    return is_document_file(path) and path.name not in OURS
+
+
+def file_kind(path: Path) -> tuple[str, str]:
+    """(kind, compression) by the name of a file; ("", "") for one that holds no documents.
+
+    >>> file_kind(Path("A.JSONL.gz")), file_kind(Path("AA/wiki_00")), file_kind(Path("a.pdf"))
+    (('.jsonl', '.gz'), ('wiki', ''), ('', ''))
+    """
+    compression = compressed.suffix_of(path)
+    name = path.name.lower().removesuffix(compression)
+    if name.endswith(".parquet") and not compression:
+        return ".parquet", ""
+    for kind in (".jsonl", ".json", ".txt"):
+        if name.endswith(kind):
+            return kind, compression
+    if re.fullmatch(r"wiki_\d+", name):
+        return "wiki", compression
+    return "", ""
+
+
+def stem(path: Path) -> str:
+    """The name of a file without what file_kind reads off it.
+
+    >>> stem(Path("a/News.2024.JSONL.gz")), stem(Path("AA/wiki_00"))
+    ('News.2024', 'wiki_00')
+    """
+    kind, compression = file_kind(path)
+    name = path.name[: len(path.name) - len(compression)]
+    if kind != "wiki":
+        name = name[: len(name) - len(kind)]
+    return name
+
+
+def announce(paths: Iterable[str | Path], reading: Reading) -> None:
+    """Say on the screen, once for each program, what will not be read, and what will perhaps not be
+    read as it was meant."""
+    paths = list(paths)
+    ignored = left_out(paths)
+    if ignored:
+        print(f"left out, being none of {KINDS}: {names_by_suffix(ignored)}", file=sys.stderr)
+
+    large = [path for path in files(paths) if is_large_text(path, reading)]
+    if large:
+        print(f"each of these is read as a single document: {names_by_suffix(large)}; "
+              "if every line of them is a document, say --lines", file=sys.stderr)
+
+
+def is_large_text(path: Path, reading: Reading) -> bool:
+    """Whether a .txt that is to be read as one document is perhaps one document per line."""
+    kind, compression = file_kind(path)
+    is_small = not compression and path.stat().st_size < LARGE
+    if kind != ".txt" or reading.one_per_line or is_small:
+        return False
+    start = first_bytes(path, LARGE)
+    if len(start) < LARGE:
+        return False
+    form = form_of(path, start, encoding_of(start, reading.encoding), one_per_line=False)
+    return form == "text_file" and start.count(b"\n") > MANY_LINES
+
+
+def but_holds(paths: list[Path]) -> str:
+    """The end of an error about a folder without documents."""
+    if not paths:
+        return ""
+    return f", but {names_by_suffix(paths)}"
+
+
+def names_by_suffix(paths: list[Path]) -> str:
+    """How many files there are of each suffix, and the names of the first few.
+
+    >>> names_by_suffix([Path("a/x.pdf"), Path("b/y.pdf"), Path("c/README")])
+    '2 .pdf (x.pdf, y.pdf), 1 without a suffix (README)'
+    """
+    names: dict[str, list[str]] = {}
+    for path in paths:
+        suffix = path.suffix.lower()
+        if compressed.suffix_of(path):
+            suffix = "".join(path.suffixes[-2:]).lower()
+        name = path.name.encode(errors="backslashreplace").decode()
+        names.setdefault(suffix or "without a suffix", []).append(name)
+
+    parts = []
+    for suffix, of_suffix in names.items():
+        some = ", ".join(of_suffix[:3])
+        if len(of_suffix) > 3:
+            some += ", ..."
+        parts.append(f"{len(of_suffix)} {suffix} ({some})")
+    return ", ".join(parts)
+
+
+def check_packages(path: Path) -> None:
+    """UserError if a package is missing that reading a file needs."""
+    kind, compression = file_kind(path)
+    if compression == ".zst":
+        compressed.zstd()
+    if kind == ".parquet":
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError:
+            raise cli.UserError(f"reading {path} needs the package pyarrow: pip install pyarrow"
+                                ) from None
+
+
+# ---- In which parts -----------------------------------------------------------------------------
 
 
 def stamp(path: Path) -> tuple[int, int]:
@@ -149,99 +752,79 @@ def stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def units(paths: list[Path]) -> list[list[Span]]:
+def units(
+    paths: list[Path],
+    reading: Reading = PLAIN,
+) -> list[list[Span]]:
     """All bytes of all files, in order, in units of about UNIT bytes."""
     found: list[list[Span]] = [[]]
     room = UNIT
     for path in paths:
-        size, changed = stamp(path)
-        can_be_split = path.suffix == ".jsonl"
-        step = UNIT if can_be_split else max(1, size)
-        for start in range(0, max(1, size), step):  # an empty file is a span too
-            end = min(start + step, size)
-            is_full = end - start > room
+        for span in spans(path, reading):
+            size = span.end - span.start
+            is_full = size > room
             if is_full and found[-1]:
                 found.append([])
                 room = UNIT
-            found[-1].append(Span(path, start, end, (size, changed)))
-            room -= end - start
+            found[-1].append(span)
+            room -= size
     return found
 
 
-# ---- Lines --------------------------------------------------------------------------------------
+def spans(path: Path, reading: Reading) -> Iterator[Span]:
+    """The parts of one file. A large file of lines has several, each of UNIT bytes and the rest of
+    a line; to know how many lines come before each, all but the last are read once."""
+    file_stamp = stamp(path)
+    size, _ = file_stamp
+    if size <= UNIT or not can_be_split(path, reading):
+        yield Span(path, 0, size, 0, file_stamp)  # an empty file is a span too
+        return
+    start = 0
+    lines_before = 0
+    with open_bytes(path) as file:
+        while start < size:
+            n_lines = 0
+            left = min(UNIT, size - start)
+            while left > 0 and (block := file.read(min(left, BLOCK))):
+                n_lines += block.count(b"\n")
+                left -= len(block)
+            # On to the end of the line, which may be far away.
+            while rest := file.readline(BLOCK):
+                if rest.endswith(b"\n"):
+                    n_lines += 1
+                    break
+            end = file.tell()
+            if end == start:  # the file has become shorter: whoever reads it will see that
+                return
+            yield Span(path, start, end, lines_before, file_stamp)
+            start = end
+            lines_before += n_lines
 
 
-def lines(
-    path: Path,
-    start: int = 0,
-    end: int | None = None,
-) -> Iterator[tuple[int, bytes | ValueError | None]]:
-    """Yield (line number, raw bytes) of every line that begins in bytes start ... end, blank ones
-    excepted, and at last (number of lines, None). Numbers count from `start`.
-
-    A .txt file is a single line; a compressed file is read whole. What cannot be read yields an
-    error in its place: a line that is too long, the rest of a compressed file that breaks off. What
-    came before it still counts. UserError if the file cannot be opened."""
-    if end is None or path.suffix != ".jsonl":
-        end = sys.maxsize
-    number = 0
-    try:
-        with open_bytes(path) as file:
-            if path.suffix == ".txt":
-                found = [whole_file(file)]
-            else:
-                found = split_lines(file, start, end)
-            for raw in found:
-                number += 1
-                is_blank = isinstance(raw, bytes) and not raw.strip()
-                if not is_blank or path.suffix == ".txt":  # an empty .txt is an empty document
-                    yield number, raw
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        number += 1
-        yield number, ValueError("broken gzip")
-    except OSError as error:
-        raise cli.UserError(f"cannot read {path}: {error.strerror}") from None
-    yield number, None
+def can_be_split(path: Path, reading: Reading) -> bool:
+    """Whether a file is of plain lines, so that it can be entered at any of them."""
+    head = first_bytes(path, HEAD)
+    encoding = encoding_of(head, reading.encoding)
+    form = form_of(path, head, encoding, reading.one_per_line)
+    has_lines = form in ("json_lines", "text_lines") and encoding != "utf-16"
+    return has_lines and not compressed.suffix_of(path)
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    """Open a file for reading, decompressed."""
-    if path.suffix == ".gz":
-        return gzip.open(path)
-    return open(path, "rb")
+# ---- Flags --------------------------------------------------------------------------------------
 
 
-def split_lines(file: IO[bytes], start: int, end: int) -> Iterator[bytes | ValueError]:
-    """Yield every line that begins in bytes start ... end, with its line end."""
-    position = start
-    if start > 0:
-        # Skip the rest of the line that began in the span before this one. If that span ended with
-        # a line end, the byte before `start` is that line end, and nothing but it is skipped.
-        file.seek(start - 1)
-        skipped = file.readline(end - start + 1)
-        position = start - 1 + len(skipped)
-    while position < end:
-        raw = file.readline(LONGEST + 1)
-        if not raw:
-            return
-        position += len(raw)
-        if len(raw) <= LONGEST:
-            yield raw
-            continue
-        yield too_long()
-        while raw and not raw.endswith(b"\n"):
-            raw = file.readline(LONGEST)
-            position += len(raw)
+def add_flags(parser: ArgumentParser) -> None:
+    """The flags of every program that reads documents."""
+    flag = parser.add_argument
+    flag("--encoding", choices=["utf-8", "cp949", "euc-kr"], default="utf-8",
+         help="of the input, where no byte order mark says which")
+    flag("--text_field", default="text",
+         help="the field, or the column of a .parquet, that holds the text; a.b is the field b of "
+              "the object in field a")
+    flag("--lines", action="store_true",
+         help="each line of a .txt is a document; without it, each .txt is one")
 
 
-def whole_file(file: IO[bytes]) -> bytes | ValueError:
-    """The content of a file, as if it were one line."""
-    raw = file.read(LONGEST + 1)
-    if len(raw) > LONGEST:
-        return too_long()
-    return raw
-
-
-def too_long() -> ValueError:
-    """What stands in the place of more than LONGEST bytes."""
-    return ValueError(f"longer than {LONGEST // 1_000_000} MB")
+def reading_of(args: Namespace) -> Reading:
+    """What these flags say."""
+    return Reading(args.encoding, args.text_field, args.lines)

@@ -26,7 +26,7 @@ import data
 import model
 import tokenizer
 from common import cli
-from common.documents import files, read_documents
+from common.documents import files, read_documents, stem
 from studies import arms
 
 ENGLISH = 0.25
@@ -39,7 +39,7 @@ def sample(args) -> list[dict]:
     arms.same(file, [args.tokens, args.seq_len, *map(str, (args.model, args.scorer, *args.text))], file.exists())
     if file.exists():
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    found = {data.text_hash(document["text"]): {"text": document["text"], "source": path.stem}
+    found = {data.text_hash(document["text"]): {"text": document["text"], "source": stem(path)}
              for path in files(args.text) for document in read_documents([path])}
     sp, left, chosen = tokenizer.load(args.model), round(args.tokens * (1 - ENGLISH)), []
     for key in sorted(found, reverse=True):

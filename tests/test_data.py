@@ -95,7 +95,7 @@ def test_validation_is_the_same_text_under_any_tokenizer_order_and_threads(tmp_p
         assert a.read_bytes() == b.read_bytes()
 
 
-@pytest.mark.parametrize("texts, n_train, n_val", [(["a"], 1, 0), (["a", "a"], 2, 0), (["a", "b"], 1, 1)])
+@pytest.mark.parametrize("texts, n_train, n_val", [(["a"], 1, 0), (["a", "a"], 1, 0), (["a", "b"], 1, 1)])
 def test_the_smallest_corpora(tmp_path, tokenizers, texts, n_train, n_val):
     write(tmp_path / "in" / "a.jsonl", texts)
     shards = pack(tmp_path, tokenizers[0], "out")
@@ -103,6 +103,47 @@ def test_the_smallest_corpora(tmp_path, tokenizers, texts, n_train, n_val):
     if not n_val:
         with pytest.raises(cli.UserError, match="no validation documents"):
             shards.validation(1)
+
+
+def test_a_document_of_two_folders_is_packed_once(tmp_path, tokenizers):
+    """Two profiles may keep the same document. Nothing else about the shards changes."""
+    rng = random.Random()
+    texts = sentences(rng, 200)
+    write(tmp_path / "once" / "a.jsonl", texts)
+    write(tmp_path / "formal" / "a.jsonl", texts[:120])
+    write(tmp_path / "web" / "a.jsonl", texts[70:] + texts[:3])
+    once = pack(tmp_path, tokenizers[0], "out", "--val_fraction", "0.1", input="once")
+    both = [str(tmp_path / name) for name in ("formal", "web")]
+    data.main(["pack", "--input", *both, "--tokenizer", str(tokenizers[0]), "--out", str(tmp_path / "both"),
+               "--val_fraction", "0.1"])
+    index = data.Shards(tmp_path / "both").index
+    assert once.index["duplicates"] == 0 and index == {**once.index, "duplicates": 53}
+    for name in (*index["files"], *index["val"]["files"]):
+        assert (tmp_path / "both" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+def test_a_repeated_pair_is_packed_once_and_another_response_is_not(tmp_path, tokenizers):
+    (tmp_path / "in").mkdir()
+    pairs = [("sea?", "music"), ("sea?", "sky"), ("sea?", "music"), ("sky?", "music")]
+    lines = [json.dumps({"q": prompt, "a": response}) + "\n" for prompt, response in pairs]
+    (tmp_path / "in" / "a.jsonl").write_text("".join(lines))
+    index = pack(tmp_path, tokenizers[0], "out", "--prompt_field", "q", "--response_field", "a").index
+    assert index["documents"] + index["val"]["documents"] == 3 and index["duplicates"] == 1
+
+
+def test_pack_reads_what_the_flags_say(tmp_path, tokenizers, capsys):
+    """Another encoding, a nested field, a line per document, a few broken bytes; what is not read is named."""
+    texts = [f"바다 {i} 하늘" for i in range(30)]  # sea, sky
+    nested = [json.dumps({"page": {"body": text}}, ensure_ascii=False) for text in texts[:20]]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.JSON").write_text("[" + ",".join(nested) + "]", encoding="cp949")
+    (tmp_path / "in" / "b.txt").write_text("\n".join(texts[20:]), encoding="cp949")
+    (tmp_path / "in" / "c.txt").write_bytes(("바다 하늘 " * 200).encode("cp949") + b"\xb9")
+    (tmp_path / "in" / "d.hwp").touch()
+    index = pack(tmp_path, tokenizers[0], "out", "--encoding", "cp949", "--text_field", "page.body", "--lines").index
+    assert index["documents"] + index["val"]["documents"] == 31
+    screen = capsys.readouterr()
+    assert "1 .hwp (d.hwp)" in screen.err and "1 documents have a few broken bytes" in screen.out
 
 
 def fake(folder: Path, sizes: list[int]) -> data.Shards:

@@ -38,6 +38,12 @@ WRONG = {
     "an input that is not there": ("data clean --input {b}/none.jsonl --out {b}/clean", "none.jsonl does not exist"),
     "an input of another kind": (PACK + "--input {w}/base.model", "is none of"),
     "an empty folder": (PACK + "--input {b}/empty", "holds no"),
+    "a folder of other kinds": (PACK + "--input {b}/other", "holds no"),
+    "a folder of other kinds, and which": ("data clean --input {b}/other --out {b}/clean", "1 .hwp (a.hwp), 1 .pdf"),
+    "an output inside its input": ("data clean --input {b}/nothing --out {b}/nothing/clean", "lies inside its own input"),
+    "shards inside their input": (PACK + "--input {b}/nothing --out {b}/nothing/a/b", "lies inside its own input"),
+    "an input inside the output": (PACK + "--input {b}/nothing/a.jsonl --out {b}/nothing", "replace its own input"),
+    "a text and prompts at once": (PACK + "--text_field a --prompt_field q --response_field r", "choose one"),
     "an empty corpus": ("data clean --input {b}/nothing.jsonl --out {b}/clean", "nothing is left"),
     "an empty corpus to pack": (PACK + "--input {b}/nothing.jsonl", "document"),
     "no tokenizer file": (PACK + "--tokenizer {b}/none.model", "none.model"),
@@ -133,6 +139,9 @@ def broken(world, tmp_path_factory):
     b = tmp_path_factory.mktemp("broken")
     (b / "empty").mkdir()
     (b / "nothing.jsonl").write_text("\n")
+    for name in ("other/a.hwp", "other/b.pdf", "nothing/a.jsonl"):
+        (b / name).parent.mkdir(exist_ok=True)
+        (b / name).write_text("\n")
     texts = [json.loads(line)["text"] for line in (world / "ko.jsonl").read_text().splitlines()]
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_prefix=f"{b}/unigram", minloglevel=2,
                                              model_type="unigram", vocab_size=450, character_coverage=1.0)

@@ -428,6 +428,33 @@ def test_training_reads_every_kind_of_file_and_counts_what_it_cannot(tmp_path, c
     assert "skipped 4 documents" in capsys.readouterr().out
 
 
+def test_the_flags_say_how_to_read(tmp_path, capsys):
+    """Training and the report read the same documents from CP949, nested fields, a line each, as from plain UTF-8."""
+    words = ["가나다 " * 50, "라마바 " * 50, "abc 가나"]
+    write_jsonl(tmp_path / "plain.jsonl", words)
+    nested = [{"page": {"body": word}} for word in words[:2]]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.json").write_text(json.dumps(nested, ensure_ascii=False), encoding="cp949")
+    (tmp_path / "in" / "b.txt").write_text(words[2] + "\n\n", encoding="cp949")
+    (tmp_path / "in" / "c.pdf").touch()
+    flags = ["--encoding", "cp949", "--text_field", "page.body", "--lines"]
+
+    for name, argv in (("plain", [f"{tmp_path}/plain.jsonl"]), ("other", [f"{tmp_path}/in", *flags])):
+        for kind, size in (("hangul", "9"), ("all", "270")):
+            tokenizer.main(["train", "--text", kind, "--vocab_size", size, "--character_coverage", "1",
+                            "--input", *argv, "--out", f"{tmp_path}/{name}-{kind}.model"])
+    for kind in ("hangul", "all"):
+        plain, other = (tmp_path / f"{name}-{kind}.model" for name in ("plain", "other"))
+        assert plain.read_bytes() == other.read_bytes()
+    assert "1 .pdf (c.pdf)" in capsys.readouterr().err
+
+    tokenizer.main(["report", "--tokenizers", f"{tmp_path}/plain-all.model", "--input", f"{tmp_path}/in", *flags,
+                    "--out", f"{tmp_path}/report.json"])
+    rows = json.loads((tmp_path / "report.json").read_text())["tokenizers"]
+    counts, = rows[f"{tmp_path}/plain-all.model"]["inputs"].values()
+    assert counts["documents"] == 3
+
+
 def test_long_lines_and_their_ends_are_learned(tmp_path):
     """SentencePiece drops lines over max_sentence_length; one of 300 kB must count as any other."""
     text = "a " + "qq " * 100_000 + "가나 " * 50_000
