@@ -1,111 +1,236 @@
-"""Step 8, decontaminate: no document that gives away an item of the benchmark by which the model will be judged.
+"""Step 8, decontaminate: remove documents that give away an item of the benchmark.
 
-RedWhale is judged by KoBEST; much of KoBEST's text comes from Wikipedia, and one published Korean model had SentiNeg in
-its training data. A document goes when, spaces and punctuation set aside, it contains
+RedWhale is judged by KoBEST; much of KoBEST's text comes from Wikipedia, and one published Korean
+model had SentiNeg in its training data. A document is removed when, spaces and punctuation set
+aside, it contains
+
 - 25 characters in a row of any field of any item, or
-- a whole field of at least 12 characters: a run of 25 alone cannot see COPA, SentiNeg and half of WiC.
+- a whole field of at least 12 characters: runs of 25 alone miss COPA, SentiNeg and half of WiC.
 
-All positions of a document are looked up at once: a hash of the 25 characters that begin there, and one of 12 for how
-the shorter fields begin. Memory: some 20 MB for KoBEST, whatever the corpus.
+Searching each document for each of 100,000 fields would take forever. Instead the hashes of all
+runs of 25 in the benchmark are put into a table, and those of all runs of a document are looked up
+in it. A rolling hash makes that cheap: six passes over a document hash the runs at all of its
+positions. For whole fields, the same is done with their first 12 characters; where those are found,
+the rest is compared. Memory: some 20 MB for KoBEST, whatever the corpus.
 """
 import csv
+import re
+from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from cleaning.normalise import normalise
+from cleaning.hashes import Table, code_points, rolling
+from cleaning.normalise import normalise_text
 from common import cli
+from common.documents import parse_json, visible
 
-RUN, WHOLE = 25, 12
-IS_LETTER = np.array([chr(code).isalnum() for code in range(0x32400)] + [False] * (0x110000 - 0x32400))  # or digit
-BASE = 0x9E3779B97F4A7C15
+# Both numbers are ours.
+RUN = 25    # characters in a row of a longer field that give it away
+WHOLE = 12  # characters that a shorter field needs to be looked for, as a whole
+
+CODE_POINTS = 0x110000
+WITH_LETTERS = 0x40000  # planes 0 to 3: above them Unicode has no letters or digits
+# Whether each code point is a letter or a digit: bool (0x110000,).
+IS_LETTER = np.zeros(CODE_POINTS, bool)
+IS_LETTER[:WITH_LETTERS] = [chr(code).isalnum() for code in range(WITH_LETTERS)]
+
+# In WiC two of the links have a space or a control character in front.
+LINK = re.compile(r"\W*http")
+
+
+# ---- The step -----------------------------------------------------------------------------------
 
 
 def squeeze(text: str) -> np.ndarray:
-    """The code points of the letters and digits of a text: uint64."""
-    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    """The letters and digits of a text, as code points: uint64.
+
+    >>> "".join(map(chr, squeeze("커피가, 식었다!").tolist()))
+    '커피가식었다'
+    """
+    codes = code_points(text)
     return codes[IS_LETTER[codes]].astype(np.uint64)
 
 
-def tables(folder: str | Path) -> Iterator[tuple[str, list[list[str]]]]:
-    """(name, rows) of every .tsv file under `folder`, but for links: a page that cites the same dictionary gives
-    nothing away."""
-    for path in sorted(Path(folder).rglob("*.tsv")):
-        try:
-            with open(path, encoding="utf-8", newline="") as file:
-                rows = [[cell for cell in row if not cell.startswith("http")] for row in csv.reader(file, "excel-tab")]
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise cli.UserError(f"--decontaminate: cannot read {path}: {error}") from None
-        yield f"{path.parent.name}/{path.stem}", rows
+class Benchmark:
+    """The fields of a benchmark, prepared for looking them up."""
+
+    def __init__(self, texts: Iterable[str]):
+        # Long fields are looked for by their runs, shorter ones by their first 12 characters.
+        hashes = array("Q")
+        # {the hash of 12 characters: all fields that begin with them, as bytes}
+        self.whole: dict[int, list[bytes]] = {}
+        for text in texts:
+            codes = squeeze(text)
+            if len(codes) >= RUN:
+                hashes.frombytes(rolling(codes, RUN).tobytes())
+            elif len(codes) >= WHOLE:
+                head = int(rolling(codes[:WHOLE], WHOLE)[0])
+                hashes.append(head)
+                self.whole.setdefault(head, []).append(codes.tobytes())
+
+        # One table for both kinds: nearly all documents are settled by one look-up in it.
+        self.table = Table(np.sort(np.frombuffer(hashes, np.uint64)))
+
+    def check(self, text: str) -> tuple[str | None, str]:
+        """(text, "") if it gives no item away, (None, reason) if it does.
+
+        >>> benchmark = Benchmark(["남자는 토스트기 전원을 껐다."])  # 'he switched the toaster off'
+        >>> benchmark.check("그래서 남자는 토스트기, 전원을 껐다!")
+        (None, 'benchmark_field')
+        >>> benchmark.check("남자는 토스트기 전원을 켰다")              # 'on'
+        ('남자는 토스트기 전원을 켰다', '')
+        """
+        codes = squeeze(text)
+        if len(codes) < WHOLE:
+            return text, ""
+        runs = rolling(codes, RUN)
+        heads = rolling(codes, WHOLE)
+        rows = self.table.find(np.concatenate([runs, heads]))
+
+        for i in np.flatnonzero(rows >= 0).tolist():
+            if i < len(runs):
+                return None, "benchmark_run"
+            # A shorter field begins here, perhaps: compare all of it. It is shorter than a run.
+            start = i - len(runs)
+            here = codes[start:start + RUN].tobytes()
+            for field in self.whole.get(int(heads[start]), []):
+                if here.startswith(field):
+                    return None, "benchmark_field"
+        return text, ""
 
 
-def fields(folder: str | Path) -> list[str]:
-    """Every field of every table, as it is and as `normalise` leaves it. UserError if there is none."""
-    found = [field for _, rows in tables(folder) for row in rows for field in row]
-    if not found:
-        raise cli.UserError(f"--decontaminate {folder}: no .tsv file there; it takes the folder of KoBEST")
-    return list(dict.fromkeys(variant for field in found for variant in (field, normalise(field)[0])))
+# ---- The benchmark's files ----------------------------------------------------------------------
 
 
 def detectable(folder: str | Path) -> dict[str, tuple[int, int]]:
-    """{table: (items of which some field is long enough to be found, items)}; the first row names the columns."""
-    return {name: (sum(any(len(squeeze(field)) >= WHOLE for field in row) for row in rows[1:]), len(rows[1:]))
-            for name, rows in tables(folder)}
+    """{table: (items of which some field is long enough to be looked for, items)}."""
+    counts: dict[str, tuple[int, int]] = {}
+    for path in benchmark_files(folder):
+        name = f"{path.parent.name}/{path.stem}"
+        seen, items = counts.get(name, (0, 0))
+        for fields_of_item in read_items(path):
+            items += 1
+            if any(len(squeeze(field)) >= WHOLE for field in fields_of_item):
+                seen += 1
+        counts[name] = (seen, items)
+    return counts
 
 
-def rolling(codes: np.ndarray, n: int) -> np.ndarray:
-    """A hash of every n code points in a row: uint64 (len(codes) - n + 1,). In log n steps, as one raises to a power:
-    the hash of 2k is made of two of k, which are all there already."""
-    hashes, size = codes, 1
-    for bit in bin(n)[3:]:
-        hashes = hashes[:-size] * np.uint64(pow(BASE, size, 2**64)) + hashes[size:]
-        size *= 2
-        if bit == "1":
-            hashes = hashes[:-1] * np.uint64(BASE) + codes[size:]
-            size += 1
-    return hashes
+def fields(folder: str | Path) -> list[str]:
+    """Every field of every item, as it is and as `normalise_text` leaves it, each once.
+
+    UserError if there is none."""
+    found: dict[str, None] = {}  # a set that keeps its order
+    for path in benchmark_files(folder):
+        for fields_of_item in read_items(path):
+            for field in fields_of_item:
+                found[field] = None
+                normalised, _ = normalise_text(field)
+                if normalised is not None:
+                    found[normalised] = None
+    if not found:
+        raise cli.UserError(f"--decontaminate {folder}: its files hold no items")
+    return list(found)
 
 
-class Hashes:
-    """A set of hashes, for asking which of many are in it."""
+def benchmark_files(folder: str | Path) -> list[Path]:
+    """The .tsv and .jsonl files under a folder: KoBEST as it was published (v1.0/BoolQ/dev.tsv), or
+    as on Hugging Face (boolq/validation.jsonl). UserError if there are none."""
+    folder = Path(folder)
+    found = []
+    for path in visible(folder):
+        is_table = path.suffix.lower() in (".tsv", ".jsonl")
+        if is_table and path.is_file():
+            found.append(path)
+    if not found:
+        raise cli.UserError(f"--decontaminate {folder}: no .tsv or .jsonl file there; it takes the "
+                            "folder of KoBEST, which holds v1.0/BoolQ/dev.tsv and others like it, "
+                            "or boolq/validation.jsonl and others")
+    return found
 
-    def __init__(self, parts: list[np.ndarray]):
-        self.sorted = np.unique(np.concatenate([np.zeros(0, np.uint64), *parts]))
-        self.top = np.zeros(2**22, bool)  # by their first 22 bits: this one look settles nearly all
-        self.top[self.sorted >> np.uint64(42)] = True
 
-    def find(self, hashes: np.ndarray) -> np.ndarray:
-        """The positions in `hashes` of those that are in the set."""
-        maybe = np.flatnonzero(self.top[hashes >> np.uint64(42)])
-        places = np.searchsorted(self.sorted, hashes[maybe])
-        return maybe[self.sorted.take(places, mode="wrap") == hashes[maybe]] if len(maybe) else maybe
+def read_items(path: Path) -> Iterator[list[str]]:
+    """The fields of each item of a file, without links and ids: a page that cites the same
+    dictionary gives nothing away."""
+    if path.suffix.lower() == ".tsv":
+        rows = read_tsv(path)
+    else:
+        rows = read_json_lines(path)
+    for row in rows:
+        yield [text for text in strings(row) if not LINK.match(text)]
 
 
-class Benchmark:
-    """The fields of a benchmark, ready to be looked for."""
+def strings(value) -> Iterator[str]:
+    """All strings in a JSON value, without ids.
 
-    def __init__(self, texts: Iterable[str]):
-        squeezed = [codes for codes in map(squeeze, texts) if len(codes) >= WHOLE]
-        self.runs = Hashes([rolling(codes, RUN) for codes in squeezed if len(codes) >= RUN])
-        whole = [codes for codes in squeezed if len(codes) < RUN]
-        self.heads = Hashes([rolling(codes[:WHOLE], WHOLE) for codes in whole])
-        self.whole: dict[bytes, list[bytes]] = {}  # {the first 12 code points: all of each field that begins so}
-        for codes in whole:
-            self.whole.setdefault(codes[:WHOLE].tobytes(), []).append(codes.tobytes())
+    >>> list(strings({"id": "a-7", "question": "왜?", "choices": ["비", "눈"], "label": 0}))
+    ['왜?', '비', '눈']
+    """
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for part in value:
+            yield from strings(part)
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            if not is_id(name):
+                yield from strings(part)
 
-    def check(self, text: str) -> tuple[bool, str]:
-        """(kept, reason).
 
-        >>> benchmark = Benchmark(["남자는 토스트기 전원을 껐다."])  # 'the man switched the toaster off': 13 letters
-        >>> benchmark.check("그래서 남자는 토스트기, 전원을 껐다!"), benchmark.check("남자는 토스트기 전원을 켰다")
-        ((False, 'benchmark_field'), (True, ''))
-        """
-        codes = squeeze(text)
-        if len(codes) >= RUN and len(self.runs.find(rolling(codes, RUN))):
-            return False, "benchmark_run"
-        for i in self.heads.find(rolling(codes, WHOLE)) if len(codes) >= WHOLE else ():
-            rest = codes[i:i + RUN].tobytes()
-            if any(rest.startswith(field) for field in self.whole.get(rest[:8 * WHOLE], ())):
-                return False, "benchmark_field"
-        return True, ""
+def is_id(name: str) -> bool:
+    """Whether a column or key of this name holds ids.
+
+    >>> [is_id(name) for name in ("ID", "question_id", "id", "paid", "idea")]
+    [True, True, True, False, False]
+    """
+    return re.search(r"(^|_)id$", name.strip().lower()) is not None
+
+
+def read_tsv(path: Path) -> Iterator[list[str]]:
+    """The rows below the first one, which names the columns, without the columns of ids."""
+    # csv sees the line ends itself: inside quotes they belong to the cell.
+    reader = csv.reader(read_lines(path), dialect="excel-tab")
+    names = None
+    ids: set[int] = set()
+    try:
+        for cells in reader:
+            if not cells:  # an empty line
+                continue
+            if names is None:
+                names = cells
+                ids = {column for column, name in enumerate(names) if is_id(name)}
+                continue
+            yield [cell for column, cell in enumerate(cells) if column not in ids]
+    except csv.Error as error:
+        raise unreadable(path, reader.line_num, error) from None
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a file, with their ends. UserError if one is not UTF-8."""
+    # Lines of bytes: in text mode Python decodes ahead, and the error would not know its line.
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield line.decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise unreadable(path, number, error) from None
+
+
+def read_json_lines(path: Path) -> Iterator[dict]:
+    """One JSON object per line."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.isspace():
+                continue
+            row, reason = parse_json(line)
+            if reason:
+                raise unreadable(path, number, reason)
+            if not isinstance(row, dict):
+                raise unreadable(path, number, "not a JSON object")
+            yield row
+
+
+def unreadable(path: Path, line: int, why: object) -> cli.UserError:
+    return cli.UserError(f"--decontaminate: cannot read {path}: {why} (line {line})")

@@ -1,25 +1,34 @@
-"""Steps 4 and 5, duplicates: exact copies by a hash of the text, near copies by MinHash and locality-sensitive hashing.
+"""Steps 4 and 5, duplicates: exact copies by a hash of the text, near copies by MinHash.
 
-Two documents are near copies when the Jaccard similarity of their sets of character 5-grams, |A ∩ B| / |A ∪ B|, is at
-least 0.7. (Characters, not eojeol: replacing 5 % of the eojeol leaves 0.85 of the one and 0.64 of the other.) All pairs
-are too many to compare, so (Broder 1997; Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", chapter 3):
+Two documents are near copies when the Jaccard similarity of their sets of character 5-grams,
+|A ∩ B| / |A ∪ B|, is at least 0.7. (Characters, not eojeol: replacing 5 % of the eojeol leaves a
+similarity of 0.85 by characters, and of 0.64 by eojeol.) Comparing all pairs of 35 million
+documents is out of the question, so (Broder 1997; Leskovec, Rajaraman and Ullman, "Mining of
+Massive Datasets", chapter 3):
 
-1. MinHash. Under a random order of all 5-grams, the first of A and the first of B are the same with a probability of
-   exactly their Jaccard similarity. 112 orders give a document 112 numbers.
-2. Bands. 14 groups of 8 numbers, each hashed into one: at similarity s two documents agree in one at least with
-   probability 1 - (1 - s^8)^14: 0.21 at 0.6, 0.92 at 0.8, 0.9996 at 0.9. Only the 14 hashes are kept: 112 bytes a
-   document, 3.9 GB for 35 million, where the 112 numbers would take 16 GB.
-3. Verify. Documents that share a band are read again and compared by their true similarity: no chance remains in what
-   is removed. Those that pass are joined into clusters (union-find), of which the longest document stays.
+1. MinHash. Put all 5-grams into a random order. The first one of A is also the first one of B with
+   a probability of exactly their Jaccard similarity. 112 orders give each document 112 numbers.
+2. Bands. The 112 numbers are divided into 14 bands of 8, and each band is hashed into one number.
+   At similarity s, two documents agree in at least one band with probability 1 - (1 - s^8)^14:
+   0.21 at 0.6, 0.92 at 0.8, 0.9996 at 0.9. Only the 14 hashes are kept: 112 bytes per document,
+   3.9 GB for 35 million, where the 112 numbers would take 16 GB.
+3. Verify. Documents that share a band are only candidates. They are read again and compared by
+   their true similarity, so nothing is removed by chance.
+4. Join. If a is a copy of b, and b of c, then all three are one cluster (union-find). The longest
+   document of a cluster stays.
 
-Under 50 characters only exact copies are removed: two short reviews share most 5-grams and mean different things.
+Of documents under 50 characters only exact copies are removed: two short reviews may share most of
+their 5-grams and yet mean different things.
 
-Worked by hand: A and B share two of four grams. Of their 24 orders 12 have the same first gram of both: the Jaccard
-similarity, 2/4. A band of 8 agrees with probability 0.5^8 = 1/256, one of 14 bands with 1 - (255/256)^14.
+Worked by hand: A and B share two of four grams. In 12 of their 24 orders both have the same first
+gram: the Jaccard similarity, 2/4. A band of 8 agrees with probability 0.5^8 = 1/256, and at least
+one of 14 bands with 1 - (255/256)^14.
 
->>> A, B = {"동해", "해물", "물과"}, {"해물", "물과", "과백"}  # of 동해물과백, how the national anthem begins
+>>> A = {"동해", "해물", "물과"}  # of 동해물과백, the first words of the national anthem
+>>> B = {"해물", "물과", "과백"}
 >>> orders = list(itertools.permutations(sorted(A | B)))
->>> len(orders), sum(min(A, key=order.index) == min(B, key=order.index) for order in orders)
+>>> same_first = [min(A, key=order.index) == min(B, key=order.index) for order in orders]
+>>> len(orders), sum(same_first)
 (24, 12)
 >>> round(1 - (1 - 0.5**ROWS) ** BANDS, 3)
 0.053
@@ -31,43 +40,129 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from cleaning.hashes import GOLDEN, SPLITMIX_1, batches, code_points, flatten, rolling
 from common import cli
 
-SHINGLE, BANDS, ROWS = 5, 14, 8
-MIN_CHARACTERS = 50
-THRESHOLD = 0.7
-BATCH = 65_536  # characters hashed at once: their 5-grams stay in the processor's cache for the 112 orders
-COMPARED = 16   # in a crowd that shares a band, a document is compared with so many clusters at most, the latest first
+# 5-grams and 14 bands of 8 are FineWeb's (2406.17557), but its 5-grams are of words.
+SHINGLE = 5           # characters of a gram
+BANDS = 14
+ROWS = 8              # minima that make a band
+# Ours: the three numbers that decide which documents are compared, and which are copies.
+MIN_CHARACTERS = 50   # in a document that is looked at for near copies
+THRESHOLD = 0.7       # the Jaccard similarity of near copies
+COMPARED = 16         # clusters of a crowd that a document is compared with at most, latest first
+# Memory.
+BATCH = 65_536        # characters hashed at once: their grams stay in the processor's cache
+CACHED = 8_000_000    # grams held in memory for comparing documents: 64 MB
 
-_random = np.random.default_rng(14 * 8)  # a fixed seed: the same corpus gives the same result on any machine
-ORDERS = _random.integers(0, 2**32, (2, BANDS * ROWS), np.uint32) | np.array([[1], [0]], np.uint32)
+# A fixed seed: the same corpus gives the same result on any machine.
+_random = np.random.default_rng(14 * 8)
+# The 112 orders: (2, 112), the a and the b of each. An odd a makes x → a·x a permutation.
+ORDERS = _random.integers(0, 2**32, (2, BANDS * ROWS), np.uint32)
+ORDERS[0] |= np.uint32(1)
+# What the 8 minima of each band are multiplied by before they are added up: (14, 8).
 MIX = _random.integers(0, 2**64, (BANDS, ROWS), np.uint64) | np.uint64(1)
 
 
-def flatten(text: str) -> str:
-    """What is compared: the text with every run of white space made one blank."""
-    return " ".join(text.split())
+# ---- Exact copies -------------------------------------------------------------------------------
 
 
 def exact_key(text: str) -> bytes:
-    """16 bytes that two texts share exactly if they are the same but for white space."""
+    """16 bytes that two texts share exactly if they differ in nothing but white space."""
     return hashlib.blake2b(flatten(text).encode(), digest_size=16).digest()
+
+
+def exact_duplicates(keys: np.ndarray) -> np.ndarray:
+    """For each row of keys, uint64 (n, 2), the first row that equals it: int64 (n,).
+
+    >>> exact_duplicates(np.array([[7, 7], [5, 1], [7, 7], [5, 2]], np.uint64)).tolist()
+    [0, 1, 0, 3]
+    """
+    # Sorted, equal keys are adjacent. The sort is stable, so the earliest document of a group comes
+    # first in it.
+    order = np.lexsort((keys[:, 1], keys[:, 0]))    # (n,): row numbers
+    ranked = keys[order]                            # (n, 2)
+    begins_group = np.ones(len(keys), bool)         # (n,): differs from the one before?
+    begins_group[1:] = (ranked[1:] != ranked[:-1]).any(axis=1)
+
+    # Counting the beginnings passed so far numbers the groups: 0, 0, 1, 2, 2, 2, ... (In place,
+    # because each array of this size takes 280 MB for 35 million documents.)
+    group = np.cumsum(begins_group)                 # (n,)
+    group -= 1
+    first_rows = order[begins_group]                # (groups,)
+    kept = np.empty(len(keys), np.int64)
+    kept[order] = first_rows[group]
+    return kept
+
+
+# ---- MinHash and bands --------------------------------------------------------------------------
 
 
 def shingles(text: str) -> np.ndarray:
     """A 64-bit hash of each 5-gram of characters: uint64 (len(text) - 4,)."""
-    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.uint64)
-    n = max(0, len(codes) - SHINGLE + 1)
-    grams = np.zeros(n, np.uint64)
-    for j in range(SHINGLE):
-        grams = (grams + codes[j:j + n]) * np.uint64(0x9E3779B97F4A7C15)  # wraps around at 2^64
-    grams ^= grams >> np.uint64(31)
-    grams *= np.uint64(0xBF58476D1CE4E5B9)  # or neighbours in the code chart would stay neighbours
-    return grams ^ (grams >> np.uint64(29))
+    # A gram's five characters as the digits of one number, modulo 2^64.
+    codes = code_points(text).astype(np.uint64)
+    grams = rolling(codes, SHINGLE)
+
+    # Neighbours in the code chart (각, 갂) still have similar hashes. Multiplying and shifting the
+    # high bits onto the low ones, as SplitMix64 does, scatters them.
+    grams *= GOLDEN
+    grams ^= grams >> 31
+    grams *= SPLITMIX_1
+    return grams ^ (grams >> 29)
+
+
+def bands_of(documents: list[np.ndarray]) -> np.ndarray:
+    """The band hashes of some documents, each given by its grams: uint64 (len(documents), 14)."""
+    # All grams in one array, and where each document's begin. The upper 32 bits of a hash are
+    # enough to put grams in order, and half the memory to read and write.
+    grams = (np.concatenate(documents) >> 32).astype(np.uint32)  # (all grams,)
+    lengths = [len(document) for document in documents]
+    starts = np.cumsum([0] + lengths[:-1])                                  # (documents,)
+
+    # An order of all 5-grams is x → (a·x) xor b in 32 bits: a gram's place in it is that number.
+    # reduceat takes the minimum over each document's part of the array.
+    places = np.empty_like(grams)
+    minima = np.empty((len(documents), BANDS * ROWS), np.uint32)            # (documents, 112)
+    for k, (a, b) in enumerate(ORDERS.T):
+        np.multiply(grams, a, out=places)
+        np.bitwise_xor(places, b, out=places)
+        minima[:, k] = np.minimum.reduceat(places, starts)
+
+    # Eight minima become one number: a sum of products with random odd numbers, modulo 2^64.
+    grouped = minima.reshape(-1, BANDS, ROWS)                               # (documents, 14, 8)
+    hashes = (grouped * MIX).sum(axis=2, dtype=np.uint64)                   # (documents, 14)
+    return hashes ^ (hashes >> 32)
+
+
+def band_hashes(texts: list[str]) -> np.ndarray:
+    """uint64 (len(texts), 14); zeros for a text under 50 characters.
+
+    >>> sea = "동해물과 백두산이 " * 8
+    >>> more_sea = "동해물과 백두산이 " * 9
+    >>> old = "마르고 닳도록 " * 8
+    >>> a, b, c = band_hashes([sea, more_sea, old])
+    >>> int((a == b).sum()), int((a == c).sum())  # a and b have the same 5-grams, c has others
+    (14, 0)
+    """
+    hashes = np.zeros((len(texts), BANDS), np.uint64)
+    rows = []
+    long_texts = []
+    for row, text in enumerate(map(flatten, texts)):
+        if len(text) >= MIN_CHARACTERS:
+            rows.append(row)
+            long_texts.append(text)
+
+    for batch in batches(long_texts, BATCH):
+        hashes[rows[batch]] = bands_of([shingles(text) for text in long_texts[batch]])
+    return hashes
+
+
+# ---- Candidates, compared and joined ------------------------------------------------------------
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two sets, as sorted arrays without repeats.
+    """The Jaccard similarity of two sets, given as sorted arrays without repeats.
 
     >>> jaccard(np.array([1, 2, 3]), np.array([2, 3, 4]))
     0.5
@@ -76,109 +171,141 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     return common / (len(a) + len(b) - common)
 
 
-def band_hashes(texts: list[str]) -> np.ndarray:
-    """uint64 (len(texts), 14); zeros for a text under 50 characters. Many texts at a time, for numpy's sake.
+def crowds(hashes: np.ndarray, documents: np.ndarray) -> Iterator[np.ndarray]:
+    """The groups of documents that share a hash: arrays of two or more numbers, ascending.
 
-    >>> a, b, c = band_hashes(["동해물과 백두산이 " * 8, "동해물과 백두산이 " * 9, "마르고 닳도록 " * 8])
-    >>> int((a == b).sum()), int((a == c).sum())  # a and b have the same 5-grams, c has others
-    (14, 0)
+    hashes: uint64 (n,), of one band; documents: (n,), their numbers.
+
+    >>> list(crowds(np.array([5, 8, 5, 3], np.uint64), np.array([10, 11, 12, 13])))
+    [array([10, 12])]
     """
-    texts = [flatten(text) for text in texts]
-    out, rows, size = np.zeros((len(texts), BANDS), np.uint64), [], 0
-    for i, text in enumerate(texts):
-        if len(text) >= MIN_CHARACTERS:
-            rows.append(i)
-            size += len(text)
-        if rows and (size >= BATCH or i == len(texts) - 1):
-            out[rows] = _bands([shingles(texts[row]) for row in rows])
-            rows, size = [], 0
-    return out
+    # Sorted, equal hashes are adjacent; the sort is stable, so documents stay in their order.
+    order = np.argsort(hashes, kind="stable")
+    ranked = hashes[order]
 
-
-def _bands(documents: list[np.ndarray]) -> np.ndarray:
-    """The band hashes of some documents' 5-grams. An order of all 5-grams is x -> a x xor b in 32 bits, a odd."""
-    grams = (np.concatenate(documents) >> np.uint64(32)).astype(np.uint32)
-    starts = np.cumsum([0] + [len(document) for document in documents[:-1]])
-    ordered, minima = np.empty_like(grams), np.empty((len(documents), BANDS * ROWS), np.uint32)
-    for k, (a, b) in enumerate(ORDERS.T):
-        np.multiply(grams, a, out=ordered)
-        np.bitwise_xor(ordered, b, out=ordered)
-        minima[:, k] = np.minimum.reduceat(ordered, starts)
-    hashes = (minima.reshape(-1, BANDS, ROWS) * MIX).sum(2, dtype=np.uint64)
-    return hashes ^ (hashes >> np.uint64(32))
-
-
-def exact_duplicates(keys: np.ndarray) -> np.ndarray:
-    """For each row of keys, uint64 (n, 2), the first row that equals it: int64 (n,)."""
-    order = np.lexsort((keys[:, 1], keys[:, 0]))  # stable: equal keys stay in the order of the documents
-    ranked = keys[order]
-    first = np.append(True, (ranked[1:] != ranked[:-1]).any(1))[:len(keys)]
-    kept = np.empty(len(keys), np.int64)
-    kept[order] = order[first][np.cumsum(first) - 1]
-    return kept
+    # `pairs` has every place whose right neighbour is equal. A crowd of m documents is m - 1 such
+    # places in a row. Nearly all documents are in no crowd, so the loop over pairs is short.
+    pairs = np.flatnonzero(ranked[1:] == ranked[:-1])
+    first = 0
+    for k, place in enumerate(pairs):
+        ends_here = k + 1 == len(pairs) or pairs[k + 1] != place + 1
+        if ends_here:
+            yield documents[order[pairs[first]:place + 2]]
+            first = k + 1
 
 
 class Grams:
-    """The sets of 5-grams of the documents looked at last, sorted: some 64 MB of them."""
+    """The 5-grams of the documents used most recently, so that few documents are read twice."""
 
-    def __init__(self, read: Callable[[int], str], room: int = 8_000_000):
-        self.read, self.room, self.held = read, room, OrderedDict()
+    def __init__(self, read: Callable[[int], str], room: int = CACHED):
+        self.read = read
+        self.room = room  # how many more grams fit
+        self.held: OrderedDict[int, np.ndarray] = OrderedDict()  # the last one used comes last
 
     def __call__(self, i: int) -> np.ndarray:
+        """The 5-grams of document i, sorted, each once: uint64."""
         if i not in self.held:
             self.held[i] = np.unique(shingles(flatten(self.read(i))))
             self.room -= len(self.held[i])
+            # A comparison needs two, however long they are.
             while self.room < 0 and len(self.held) > 2:
-                self.room += len(self.held.popitem(last=False)[1])
+                _, oldest = self.held.popitem(last=False)
+                self.room += len(oldest)
         self.held.move_to_end(i)
         return self.held[i]
 
 
-def crowds(hashes: np.ndarray, documents: np.ndarray) -> Iterator[np.ndarray]:
-    """Those of the documents that share a hash, together: arrays of two or more, in order."""
-    order = np.argsort(hashes, kind="stable")
-    ranked = hashes[order]
-    same = np.flatnonzero(ranked[1:] == ranked[:-1])  # these and the one behind each
-    first = np.append(True, np.diff(same) > 1)[:len(same)]
-    starts, ends = same[first], same[np.append(first[1:], True)[:len(same)]] + 2
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        yield documents[order[start:end]]
+class Clusters:
+    """Union-find: each document points at another of its cluster, or at itself if it is the root.
 
+    >>> clusters = Clusters(4)
+    >>> clusters.join(0, 1)
+    >>> clusters.join(1, 3)
+    >>> [clusters.root(i) for i in range(4)]
+    [3, 3, 2, 3]
+    """
 
-def near_duplicates(bands: np.ndarray, sizes: np.ndarray, read: Callable[[int], str],
-                    among: np.ndarray | None = None) -> np.ndarray:
-    """For each document the one that is kept in its place, itself if it is kept: int32 (n,).
+    def __init__(self, n: int):
+        # 4 bytes per document if their numbers fit.
+        number = np.int32
+        if n >= 2**31:
+            number = np.int64
+        self.parent = np.arange(n, dtype=number)
 
-    bands: uint64 (14, n), a row of `band_hashes` a column; sizes: the documents' lengths; read(i): the text of document
-    i; among: bool (n,), the documents that are looked at, if not all."""
-    n = len(sizes)
-    parent = np.arange(n, dtype=np.int32 if n < 2**31 else np.int64)
-    long = np.flatnonzero((bands[0] != 0) & (True if among is None else among)).astype(parent.dtype)
-    grams = Grams(read)
-
-    def root(i: int) -> int:
+    def root(self, i: int) -> int:
+        """The document at which the chain of parents that begins at i ends."""
+        parent = self.parent
         while parent[i] != i:
-            parent[i] = i = parent[parent[i]]  # halve the path on the way
+            # Point at the grandparent on the way, which halves the path for the next walk.
+            parent[i] = parent[parent[i]]
+            i = parent[i]
         return int(i)
 
+    def join(self, i: int, other: int) -> None:
+        """Make the clusters of two documents one, under the root of the second."""
+        self.parent[self.root(i)] = self.root(other)
+
+    def longest(self, sizes: np.ndarray) -> np.ndarray:
+        """For each document the longest of its cluster, of equally long ones the first: (n,)."""
+        parent = self.parent
+        numbers = np.arange(len(parent), dtype=parent.dtype)
+
+        # Only documents that were joined are looked at, and in most corpora they are few. From
+        # here on each of them points straight at its root.
+        joined = np.flatnonzero(parent != numbers)
+        for i in joined:
+            parent[i] = self.root(i)
+
+        # For each root, the longest document so far: at first the root itself.
+        longest = numbers
+        for i in joined:
+            best = longest[parent[i]]
+            is_longer = sizes[i] > sizes[best]
+            is_earlier = sizes[i] == sizes[best] and i < best
+            if is_longer or is_earlier:
+                longest[parent[i]] = i
+        return longest[parent]
+
+
+def join_copies(crowd: np.ndarray, clusters: Clusters, grams: Grams) -> None:
+    """Compare the documents of a crowd and join those that are near copies."""
+    # {root: a document of that cluster}, for the clusters met in this crowd. A document is compared
+    # with one document of each, and with 16 clusters at most: a crowd may be a million pages that
+    # share a template and nothing else.
+    met: OrderedDict[int, int] = OrderedDict()
+    for i in crowd.tolist():
+        if clusters.root(i) in met:
+            continue
+        latest_first = reversed(met.items())
+        for root, member in itertools.islice(latest_first, COMPARED):
+            if jaccard(grams(i), grams(member)) >= THRESHOLD:
+                clusters.join(i, member)
+                del met[root]  # it is put back below, as the latest one
+                break
+        met[clusters.root(i)] = i
+
+
+def near_duplicates(
+    bands: np.ndarray,
+    sizes: np.ndarray,
+    read: Callable[[int], str],
+    among: np.ndarray | None = None,
+) -> np.ndarray:
+    """For each document the one that is kept in its place, itself if it is kept: int32 (n,).
+
+    bands: uint64 (14, n), the rows of `band_hashes` as columns; sizes: (n,), the documents'
+    lengths; read(i): the text of document i; among: bool (n,), which documents are looked at, if
+    not all."""
+    # Documents under 50 characters have zeros for hashes: they are not compared.
+    is_candidate = bands[0] != 0
+    if among is not None:
+        is_candidate &= among
+    clusters = Clusters(len(sizes))
+    candidates = np.flatnonzero(is_candidate).astype(clusters.parent.dtype)
+
+    # One band at a time, so that only one has to be in memory.
+    grams = Grams(read)
     for band in cli.progress(range(BANDS), "near", "band"):
-        for crowd in crowds(bands[band][long], long):
-            clusters: OrderedDict[int, int] = OrderedDict()  # of the documents of the crowd: {root: one of the cluster}
-            for i in crowd.tolist():
-                if root(i) in clusters:
-                    continue
-                for other, member in itertools.islice(reversed(clusters.items()), COMPARED):
-                    if jaccard(grams(i), grams(member)) >= THRESHOLD:
-                        del clusters[other]
-                        parent[root(i)] = root(member)
-                        break
-                clusters[root(i)] = i
-    while (parent[parent] != parent).any():
-        parent = parent[parent]
-    joined = np.flatnonzero(parent != np.arange(n))
-    joined = np.union1d(joined, parent[joined])
-    # in each cluster the longest first, of these the earliest
-    order = joined[np.lexsort((joined, -sizes[joined].astype(np.int64), parent[joined]))]
-    longest = np.arange(n, dtype=parent.dtype)
-    longest[parent[order[::-1]]] = order[::-1]  # the last to be written is the first in the order
-    return longest[parent]
+        for crowd in crowds(bands[band][candidates], candidates):
+            join_copies(crowd, clusters, grams)
+    return clusters.longest(sizes)

@@ -1,222 +1,443 @@
-"""Step 7, perplexity: how much a document surprises a model of its language; both tails go.
+"""Step 7, perplexity: how much a document surprises a model of its language. Both tails go.
 
-An n-gram model of characters (Korean syllables, mostly), interpolated Kneser-Ney (Kneser and Ney 1995; Chen and
-Goodman 1999, section 2.7), in numpy. As in CCNet (Wenzek et al. 2020, section 4.3) the most surprising documents are
-word salad, lists, other languages; the least surprising are templates filled in by the thousand.
+The model predicts each character (a Korean syllable, mostly) from the four before it: an n-gram
+model with interpolated Kneser-Ney smoothing (Kneser and Ney 1995; Chen and Goodman 1999, section
+2.7), in numpy. As in CCNet (Wenzek et al. 2020, section 4.3), the most surprising documents are
+word salad, lists and other languages; the least surprising are templates filled in by the thousand.
 
-    p_n(w | h) = max(c(hw) - D, 0) / c(h) + D types(h) / c(h) p_{n-1}(w | h')        h' is h without its first character
+With h for the n - 1 characters before w, and h' for h without its first one:
 
-c counts occurrences for the longest n-grams; for shorter ones the different characters that occur before them: a
-character that follows only one other is likely behind that one and nowhere else. D is n1 / (n1 + 2 n2), of the n-grams
-seen once and twice. Below p_1 all characters are equally likely, one that was never seen among them: for any h all p
-add up to 1.
+    p_n(w | h) = max(c(hw) - D, 0) / c(h)  +  rest(h) · p_{n-1}(w | h')
+    rest(h)    = D · types(h) / c(h)
 
-Two traps. A document that the model was trained on surprises it less: without --reference two models are trained, each
-on half of a sample, and every document is scored by the one that has not seen it. And sources differ (a statute is
-half as surprising as a comment): a cut-off for all would remove a source, so each source has its own, by percentiles.
-But a percentile removes something from the best of sources. So a document has to lie far out, too: more than three
-times the distance of the quartiles beyond them (Tukey 1977, chapter 2). Of 36 documents of Korean sources that
-percentiles alone removed, two readers would have kept 28; six of the 36 lie far out: the readers would remove all six.
+Each n-gram that was seen gives up D of its count. What all n-grams that begin with h give up
+together, rest(h), is distributed by the model one shorter, so a character never seen after h has a
+probability too. types(h) is the number of different characters seen after h. D is n1 / (n1 + 2 n2),
+where n1 and n2 are the numbers of n-grams seen once and twice.
+
+For the longest n-grams c(hw) is how often hw occurs. Kneser and Ney's idea is what c is for shorter
+ones: the number of *different characters that occur before hw*. In 20,000 articles of the Korean
+Wikipedia 렇 and 곤 are equally frequent (1,118 and 1,112), but 렇 follows 이 or 그 in 1,098 cases
+(이렇다, 그렇다) and only 5 different characters in all, 곤 follows 97. So where the model does not
+know the characters in front, 곤 is far more likely.
+
+p_0 is the same for every character that was seen, and for one more, which stands for all others.
+For any h, the probabilities of all w add up to 1.
+
+Worked by hand, for n-grams of at most two characters, on the texts "ab" and "ac", each between END
+marks ⏎: the line is ⏎ab⏎ac⏎. Its pairs are ⏎a (twice), ab, b⏎, ac and c⏎ (once each), so n1 = 4,
+n2 = 1, D = 4/6. a is followed by b and by c, once each: c(a) = 2, types(a) = 2, and rest(a) =
+4/6 · 2 / 2 = 2/3. For single characters c counts the different ones before them: a 1 (⏎), b 1 (a),
+c 1 (a), ⏎ 2 (b and c). Three of these counts are 1 and one is 2, so D = 3/5; c() = 5, types() = 4,
+rest() = 3/5 · 4 / 5 = 0.48, p_0 = 1/5. Hence p_1(b) = (1 - 0.6) / 5 + 0.48 / 5 = 0.176 and
+p_2(b | a) = (1 - 2/3) / 2 + 2/3 · 0.176 = 0.284.
+
+>>> model = Model.train(["ab", "ac"], order=2)
+>>> [round(2.0 ** float(x), 3) for x in model.log2_p(*hash_characters(["ab"]))]  # a, b, ⏎
+[0.725, 0.284, 0.584]
+
+Two traps. A document that the model was trained on surprises it less: without --reference two
+models are trained, each on half of a sample, and every document is scored by the one that has not
+seen it. And sources differ (a statute is half as surprising as a comment): one cutoff for all would
+remove a whole source, so each source has its own, by percentiles. But a percentile takes something
+from even the best source. So what is removed has to be an outlier, too: beyond a quartile by more
+than three interquartile ranges (Tukey 1977, chapter 2). Of 36 documents of Korean sources that
+percentiles alone removed, two readers would have kept 28; six of the 36 are outliers, and the
+readers would remove all six.
 """
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from cleaning.duplicates import flatten
-from cleaning.work import new_array
+from cleaning.arrays import new_array
+from cleaning.hashes import (
+    SPLITMIX_1,
+    SPLITMIX_2,
+    Table,
+    batches,
+    code_points,
+    flatten,
+    rolling,
+)
 from common import cli
 
-ORDER = 5
-SAMPLE = 8_000_000  # bytes of text that a model is trained on; memory is some 12 times that
-FEWEST = 100        # documents a source must have: of fewer, a percentile says nothing (small sources are pooled)
-FAR = 3             # interquartile ranges beyond the quartiles: of a normal distribution 2 in a million lie there
-SHORTEST = 40       # characters a document must have: of fewer, the mean is chance, and both tails full of short ones
+# 5 is CCNet's, but its n-grams are of SentencePiece pieces.
+ORDER = 5           # characters of the longest n-grams
+# The numbers below are ours, except for Tukey's 3; so are the tails, 0.5 and 1 % by default, where
+# CCNet divides each language into thirds.
+SAMPLE = 8_000_000  # bytes of text that a model is trained on; the model takes 12 times that
+SHORTEST = 40       # characters of a document that is scored: a mean of fewer is mostly chance
 BATCH = 100_000     # characters scored at once
-END = "\n"          # before and behind each document; inside there is none, white space being one blank
-BASE = np.uint64(0x9E3779B97F4A7C15)
-BINS = np.arange(0, 20.5, 0.5)  # bits a character, for the histogram
+# Before and after each document. It cannot occur inside one, where all white space is spaces.
+END = "\n"
+
+# Documents that a source must have: of fewer, a percentile says nothing. Small sources are pooled.
+FEWEST = 100
+# Interquartile ranges beyond the quartiles: 2 in a million of a normal distribution are there.
+FAR = 3
+BINS = np.arange(0, 20.5, 0.5)  # bits per character, for the histogram
 
 
-def mixed(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The texts, flattened, one after another: (a 64-bit hash of each character, the place of each END)."""
-    text = END + "".join(flatten(text) + END for text in texts)
-    x = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    ends = np.flatnonzero(x == ord(END))
-    x = (x.astype(np.uint64) + np.uint64(1)) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(29))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(32)), ends
+# ---- The formula --------------------------------------------------------------------------------
 
 
-def longer(grams: np.ndarray, n: int, characters: np.ndarray) -> np.ndarray:
-    """Hashes of all n-grams, from those of all (n - 1)-grams; an n-gram has the place of its first character."""
-    return grams[:-1] * BASE + characters[n - 1:] if n > 1 else characters
+class Level(NamedTuple):
+    """All n-grams of one length n, over a text of N characters. Different n-grams are numbered in
+    the order of their hashes; there are `len(hashes)` of them."""
+    hashes: np.ndarray   # uint64 (different,), ascending
+    place: np.ndarray    # int64 (different,): a place where the n-gram begins
+    number: np.ndarray   # int64 (N - n + 1,): the number of the n-gram that begins at each place
+    counts: np.ndarray   # int64 (different,): how often it occurs
 
 
-def distinct(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(each gram once, sorted; a place where it stands; for each place its gram's number; how often it stands there).
-    np.unique's first place costs a stable sort, five times this; here all places of a gram serve alike."""
-    order = np.argsort(grams)
-    ranked = grams[order]
-    starts = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1])[:len(ranked)])
-    counts = np.diff(starts, append=len(ranked))
-    number = np.empty(len(grams), np.int64)
-    number[order] = np.repeat(np.arange(len(starts)), counts)
-    return ranked[starts], order[starts], number, counts
+def interpolate(
+    level: Level, shorter: Level, counts: np.ndarray, p_shorter: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The formula at the top, for all n-grams of a level: p_n of each one's last character,
+    (different,), and rest(h) of each (n - 1)-gram h, (different shorter,).
+
+    counts: c of each n-gram; p_shorter: p_{n-1} of each (n - 1)-gram's last character."""
+    # An n-gram hw contains two (n - 1)-grams: h, which begins where it begins, and h'w, which
+    # begins one character later.
+    context = shorter.number[level.place]                    # h:   (different,)
+    suffix = shorter.number[level.place + 1]                 # h'w: (different,)
+
+    # c(h) and types(h): the sum, and the number, of the n-grams that begin with h.
+    contexts = len(shorter.hashes)
+    total = np.bincount(context, weights=counts, minlength=contexts)
+    types = np.bincount(context, minlength=contexts)
+
+    # An h that nothing follows, at the very end of the text, leaves everything to h'.
+    discount = discount_of(counts)
+    is_followed = types > 0
+    rest = np.ones(contexts)
+    rest[is_followed] = discount * types[is_followed] / total[is_followed]
+
+    p = (counts - discount) / total[context] + rest[context] * p_shorter[suffix]
+    return p, rest
 
 
-class Table:
-    """Hashes -> places, by a sorted array and, for the first bits of a hash, where in it those begin."""
+def discount_of(counts: np.ndarray) -> float:
+    """D, what each n-gram gives up of its count.
 
-    def __init__(self, keys: np.ndarray):
-        self.keys = keys  # sorted, without repeats
-        bits = max(1, int(np.ceil(np.log2(len(keys) + 1))) + 1)
-        self.shift = np.uint64(64 - bits)
-        self.starts = np.searchsorted(keys >> self.shift, np.arange(2**bits, dtype=np.uint64)).astype(np.uint32)
+    >>> float(discount_of(np.array([1, 1, 2, 1])))  # n1 = 3, n2 = 1
+    0.6
+    """
+    n1 = (counts == 1).sum()
+    n2 = (counts == 2).sum()
+    # A text of a few characters may have neither.
+    if n1 == 0 or n2 == 0:
+        return 0.5
+    return n1 / (n1 + 2 * n2)
 
-    def find(self, hashes: np.ndarray) -> np.ndarray:
-        """The place of each hash, -1 for those that are not there. Most are settled by one look, all by a few."""
-        if not len(self.keys):
-            return np.full(len(hashes), -1)
-        last = len(self.keys) - 1
-        place = np.minimum(self.starts[hashes >> self.shift], last).astype(np.int64)
-        found = self.keys[place]
-        open_ = np.flatnonzero((found < hashes) & (place < last))
-        while len(open_):
-            place[open_] += 1
-            found[open_] = self.keys[place[open_]]
-            open_ = open_[(found[open_] < hashes[open_]) & (place[open_] < last)]
-        return np.where(found == hashes, place, -1)
+
+def different_before(shorter: Level, level: Level) -> np.ndarray:
+    """Kneser and Ney's count: for each n-gram of `shorter`, how many different characters occur
+    before it. int64 (different,)."""
+    # Each n-gram of `level` is one longer: a character, and a shorter n-gram that begins one place
+    # later. To count those endings is to count the different characters before them.
+    endings = shorter.number[level.place + 1]
+    counts = np.bincount(endings, minlength=len(shorter.hashes))
+    # The very first n-gram of the text has nothing before it. It counts once.
+    return np.maximum(1, counts)
+
+
+# ---- The model ----------------------------------------------------------------------------------
 
 
 class Model:
-    """Of every n-gram seen, log2 p of its last character, and log2 of what n-grams one longer leave to shorter ones."""
+    """An n-gram model: four arrays, in files that all processes share.
+
+    Rows are the n-grams seen, first all of one character, then all of two, and so on.
+
+        sizes      (order + 1,)        characters for p_0, then the number of n-grams of each length
+        keys       (n-grams,) uint64   their hashes, ascending within a length
+        log_p      (n-grams,) float32  log2 of p_n of the n-gram's last character
+        log_rest   (n-grams,) float32  log2 of rest(h), for the n-gram as the h of a longer one;
+                                       the last entry is that of the empty h
+    """
 
     ARRAYS = ("sizes", "keys", "log_p", "log_rest")
 
-    def __init__(self, sizes: np.ndarray, keys: np.ndarray, log_p: np.ndarray, log_rest: np.ndarray):
-        self.sizes, self.keys, self.log_p, self.log_rest = sizes, keys, log_p, log_rest
-        ends = np.cumsum(sizes[1:])
-        self.tables = [Table(keys[end - size:end]) for size, end in zip(sizes[1:], ends, strict=True)]
-        self.firsts = (ends - sizes[1:]).tolist()
+    def __init__(
+        self, sizes: np.ndarray, keys: np.ndarray, log_p: np.ndarray, log_rest: np.ndarray
+    ):
+        self.sizes = sizes
+        self.keys = keys
+        self.log_p = log_p
+        self.log_rest = log_rest
+        # For each length, the first of its rows and a table of its keys.
+        self.firsts = []
+        self.tables = []
+        first = 0
+        for size in sizes[1:].tolist():
+            self.firsts.append(first)
+            self.tables.append(Table(keys[first:first + size]))
+            first += size
+        # A character that was never seen: rest() · p_0.
         self.unknown = float(log_rest[-1] - np.log2(sizes[0]))
 
     @classmethod
     def train(cls, texts: Iterable[str], order: int = ORDER) -> "Model":
-        characters, _ = mixed(cli.progress(texts, "read", " documents"))
-        grams, found = None, []
+        """Count the n-grams of some texts and compute their probabilities."""
+        # The empty n-gram, of length 0, is the context of single characters. There is one, and it
+        # is everywhere: before each of the N characters and after the last. (As a broadcast zero
+        # these N + 1 numbers take no memory.)
+        characters, _ = hash_characters(cli.progress(texts, "read", " documents"))
+        everywhere = np.broadcast_to(np.int64(0), len(characters) + 1)
+        empty = Level(np.zeros(1, np.uint64), np.zeros(1, np.int64), everywhere, everywhere[:1])
+
+        levels = [empty]
         for n in cli.progress(range(1, order + 1), "count n-grams"):
-            grams = longer(grams, n, characters)
-            found.append(distinct(grams))
-        unique, place, number, raw = zip(*found, strict=True)
-        p = np.full(1, 1 / (len(unique[0]) + 1))  # p_0: all characters that were seen, and one that was not
-        log_p, rest = [], []
-        for n in cli.progress(range(1, order + 1), "their chances"):
-            size, at = len(unique[n - 1]), place[n - 1]
-            # different characters before it; the document's first, which has none before it, counts once
-            count = raw[-1] if n == order else np.maximum(1, np.bincount(number[n - 1][place[n] + 1], minlength=size))
-            n1, n2 = (count == 1).sum(), (count == 2).sum()
-            discount = n1 / (n1 + 2 * n2) if n1 and n2 else 0.5
-            context = number[n - 2][at] if n > 1 else np.zeros(size, int)
-            shorter = number[n - 2][at + 1] if n > 1 else np.zeros(size, int)
-            contexts = len(unique[n - 2]) if n > 1 else 1
-            total = np.maximum(1, np.bincount(context, count, contexts))
-            types = np.bincount(context, minlength=contexts)
-            left = np.where(types, discount * types / total, 1)
-            p = (count - discount) / total[context] + left[context] * p[shorter]
+            levels.append(distinct(rolling(characters, n)))
+
+        # From p_0 upwards: all characters that were seen, and one that was not, are equally likely.
+        n_characters = len(levels[1].hashes) + 1
+        p = np.full(1, 1 / n_characters)
+        log_p = []
+        log_rest = []
+        for n in cli.progress(range(1, order + 1), "their probabilities"):
+            if n == order:
+                counts = levels[n].counts
+            else:
+                counts = different_before(levels[n], levels[n + 1])
+            p, rest = interpolate(levels[n], levels[n - 1], counts, p)
             log_p.append(np.log2(p))
-            rest.append(np.log2(left))
-        rest = [*rest[1:], np.zeros(len(unique[-1])), rest[0]]
-        return cls(np.array([len(unique[0]) + 1, *map(len, unique)]), np.concatenate(unique),
-                   np.concatenate(log_p).astype(np.float32), np.concatenate(rest).astype(np.float32))
+            log_rest.append(np.log2(rest))
 
-    def save(self, stem: Path) -> None:
-        for name, array in ((name, getattr(self, name)) for name in self.ARRAYS):
-            with cli.new_file(f"{stem}.{name}.npy") as temporary:
-                new_array(temporary, array.dtype, array.shape)[:] = array
-
-    @classmethod
-    def load(cls, stem: Path) -> "Model":
-        return cls(*(np.load(f"{stem}.{name}.npy", mmap_mode="r") for name in cls.ARRAYS))  # shared by all processes
+        # A level's rest belongs to the n-grams one shorter. The longest ones are the context of
+        # nothing; the rest of the empty one, which has no row, comes last.
+        longest = np.zeros(len(levels[order].hashes))
+        log_rest = log_rest[1:] + [longest] + log_rest[:1]
+        sizes = [n_characters] + [len(level.hashes) for level in levels[1:]]
+        return cls(
+            np.array(sizes),
+            np.concatenate([level.hashes for level in levels[1:]]),
+            np.concatenate(log_p).astype(np.float32),
+            np.concatenate(log_rest).astype(np.float32),
+        )
 
     def log2_p(self, characters: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """log2 p of each character but the first, given those before it back to the last END: float32."""
-        log_p = np.full(len(characters), self.unknown, np.float32)
-        room = np.arange(len(characters)) - np.repeat(np.append(0, ends[:-1]), np.diff(ends, prepend=-1))
-        at = np.arange(1, len(characters))    # the places of characters whose context of n - 1 characters was seen
-        grams, context = None, None
-        for n, (table, start) in enumerate(zip(self.tables, self.firsts, strict=True), 1):
-            grams = longer(grams, n, characters)
+        """log2 p of each character but the first, given those before it back to the last END.
+
+        The two arrays of `hash_characters` → float32 (characters - 1,)."""
+        # From short n-grams to long ones. `at` has the places of the characters whose context of
+        # n - 1 characters was seen in training: longer n-grams improve on these alone.
+        # `ending[i]` is the row of the n-gram that ends at place i, -1 if it was never seen.
+        n_characters = len(characters)
+        history = history_of(ends)
+        log_p = np.full(n_characters, self.unknown, np.float32)
+        at = np.arange(n_characters)
+        ending = None
+        for n in range(1, len(self.sizes)):
+            grams = rolling(characters, n)
+
+            # So far log_p is log2 p_{n-1}(w | h'). If hw is not there: p_n = rest(h) · p_{n-1}.
             if n > 1:
-                at = at[(room[at] >= n - 1) & (context[at - 1] >= 0)]
-                log_p[at] += self.log_rest[context[at - 1]]
-            found = table.find(grams[at - n + 1])
-            log_p[at[found >= 0]] = self.log_p[start + found[found >= 0]]
-            context = np.full(len(characters), -1)
-            context[at] = np.where(found >= 0, start + found, -1)
-            if n == 1:  # a document's END before its first character is a context, too
-                context[0] = start + table.find(characters[:1])[0]
+                has_history = history[at] >= n - 1
+                context_is_known = ending[at - 1] >= 0
+                at = at[has_history & context_is_known]
+                log_p[at] += self.log_rest[ending[at - 1]]
+
+            # If hw is there, its row has all of p_n(w | h).
+            ending = np.full(n_characters, -1)
+            ending[at] = self.rows_of(grams[at - (n - 1)], n)
+            is_known = ending >= 0
+            log_p[is_known] = self.log_p[ending[is_known]]
         return log_p[1:]
 
+    def rows_of(self, grams: np.ndarray, n: int) -> np.ndarray:
+        """The rows of some n-grams, given by their hashes; -1 for those that were never seen."""
+        # The table counts from the first row of this length.
+        rows = self.tables[n - 1].find(grams)
+        rows[rows >= 0] += self.firsts[n - 1]
+        return rows
+
     def bits(self, texts: list[str]) -> np.ndarray:
-        """Bits a character of each text, its end included (the logarithm of its perplexity): float32 (len(texts),).
+        """Bits per character of each text, its END included: the logarithm of its perplexity.
+        float32 (texts,).
 
         >>> model = Model.train(["가나다라 가나다마", "가나다라 가나다바"])
         >>> model.bits(["가나다라 가나다"]) < model.bits(["라다나가 다나가"])
         array([ True])
         """
-        out, rows, size = np.zeros(len(texts), np.float32), [], 0
-        for i, text in enumerate(texts):
-            rows.append(i)
-            size += len(text)
-            if size >= BATCH or i == len(texts) - 1:
-                characters, ends = mixed([texts[row] for row in rows])
-                sums = np.add.reduceat(self.log2_p(characters, ends).astype(np.float64), ends[:-1])
-                out[rows] = -sums / np.diff(ends)
-                rows, size = [], 0
-        return out
+        bits = np.zeros(len(texts), np.float32)
+        for batch in batches(texts, BATCH):
+            characters, ends = hash_characters(texts[batch])
+            log_p = self.log2_p(characters, ends).astype(np.float64)
+            # log_p has no entry for the first END, so that of a document's first character is at
+            # the place of the END before it.
+            sums = np.add.reduceat(log_p, ends[:-1])
+            bits[batch] = -sums / np.diff(ends)
+        return bits
+
+    def save(self, stem: Path) -> None:
+        """STEM.keys.npy and so on, each whole or not at all."""
+        for name in self.ARRAYS:
+            array = getattr(self, name)
+            with cli.new_file(f"{stem}.{name}.npy") as temporary:
+                new_array(temporary, array.dtype, array.shape)[:] = array
+
+    @classmethod
+    def load(cls, stem: Path) -> "Model":
+        """The model that `save` wrote, left on disk and read where needed."""
+        arrays = [np.load(f"{stem}.{name}.npy", mmap_mode="r") for name in cls.ARRAYS]
+        return cls(*arrays)
 
 
-def some(n: int, sizes: np.ndarray, kept: np.ndarray, room: int) -> Iterator[int]:
-    """Documents of `kept` in an order that looks random and is the same each time, until they are `room` bytes."""
-    for i in np.random.default_rng(n).permutation(np.flatnonzero(kept)).tolist():
+# ---- N-grams as numbers -------------------------------------------------------------------------
+
+
+def hash_characters(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The texts, flattened, one after another as ⏎first⏎second⏎: a 64-bit hash of each character,
+    uint64 (characters,), and the places of the ENDs, (texts + 1,)."""
+    line = END + "".join(flatten(text) + END for text in texts)
+    codes = code_points(line)
+    ends = np.flatnonzero(codes == ord(END))
+
+    # SplitMix64's mixing: multiply, and shift the high bits onto the low ones. Without it the
+    # hashes of n-grams would collide, because code points are small and close together.
+    x = (codes.astype(np.uint64) + 1) * SPLITMIX_1
+    x = (x ^ (x >> 29)) * SPLITMIX_2
+    return x ^ (x >> 32), ends
+
+
+def history_of(ends: np.ndarray) -> np.ndarray:
+    """How many characters before each one may be its context: those back to the END before its
+    document, which is one of them, and none of another document. int64 (characters,).
+
+    >>> history_of(np.array([0, 3, 5])).tolist()  # of ⏎ab⏎c⏎
+    [0, 1, 2, 3, 1, 2]
+    """
+    end_before = np.append(0, ends[:-1])          # (texts + 1,): of each END, the one before
+    length = np.diff(ends, prepend=-1)            # (texts + 1,): characters from one to the next
+    return np.arange(ends[-1] + 1) - np.repeat(end_before, length)
+
+
+def distinct(grams: np.ndarray) -> Level:
+    """Number and count the n-grams whose hashes are `grams`, (N - n + 1,).
+
+    `np.unique` would find the *first* place of each, with a stable sort that takes five times as
+    long. Here any place will do."""
+    # Sorted, equal n-grams are adjacent: `starts` is where each group begins.
+    order = np.argsort(grams)
+    ranked = grams[order]
+    begins_group = np.ones(len(ranked), bool)
+    begins_group[1:] = ranked[1:] != ranked[:-1]
+    starts = np.flatnonzero(begins_group)                 # (different,)
+    counts = np.diff(starts, append=len(ranked))
+
+    # Group k's places all get the number k.
+    number = np.empty(len(grams), np.int64)
+    number[order] = np.repeat(np.arange(len(starts)), counts)
+    return Level(ranked[starts], order[starts], number, counts)
+
+
+# ---- Which documents are removed, and which are trained on --------------------------------------
+
+
+def check(text: str, score: float, low: float, high: float) -> tuple[str | None, str]:
+    """(text, "") if it stays, (None, reason) if not. One without a score (nan) stays.
+
+    low, high: the cutoffs of its source.
+
+    >>> check("가나다", 0.9, 1.0, 6.0), check("가나다", 3.0, 1.0, 6.0)
+    ((None, 'too_predictable'), ('가나다', ''))
+    """
+    if score < low:
+        return None, "too_predictable"
+    if score > high:
+        return None, "too_surprising"
+    return text, ""
+
+
+def cutoffs_of(scores: np.ndarray, tails: tuple[float, float]) -> tuple[float, float]:
+    """The lowest and the highest score that stays, of scores that are judged together.
+
+    What is removed has to be in a tail, and an outlier as well:
+
+    >>> scores = np.append(np.linspace(1, 3, 199), 12)
+    >>> low, high = cutoffs_of(scores, (2.0, 2.0))
+    >>> round(float(low), 1), round(float(high), 1)  # the quartiles are 1.5 and 2.5
+    (-1.5, 5.5)
+    """
+    scores = scores[~np.isnan(scores)]
+    if len(scores) < FEWEST:
+        return -np.inf, np.inf
+    low_tail, high_tail = tails
+    percents = [low_tail, 25, 75, 100 - high_tail]
+    low, first_quartile, third_quartile, high = np.percentile(scores, percents)
+    far = FAR * (third_quartile - first_quartile)
+    return min(low, first_quartile - far), max(high, third_quartile + far)
+
+
+def cutoffs_by_source(
+    scores: np.ndarray, sources: np.ndarray, n_sources: int, tails: tuple[float, float]
+) -> np.ndarray:
+    """The lowest and the highest score that stays, for each source: float64 (n_sources, 2).
+
+    scores: float32 (n,), nan for a document that has none; sources: (n,), ascending; tails: the
+    percentages, low and high, of which no more is removed."""
+    # Sources are ascending, so the documents of each are a stretch.
+    bounds = np.searchsorted(sources, np.arange(n_sources + 1))
+    is_small = np.diff(bounds) < FEWEST                    # (n_sources,)
+    cutoffs = np.empty((n_sources, 2))
+    for source in np.flatnonzero(~is_small):
+        own = scores[bounds[source]:bounds[source + 1]]
+        cutoffs[source] = cutoffs_of(own, tails)
+
+    # The small sources are judged together, as one.
+    pooled = scores[is_small[sources]]
+    cutoffs[is_small] = cutoffs_of(pooled, tails)
+    return cutoffs
+
+
+def draw(seed: int, sizes: np.ndarray, kept: np.ndarray, n_bytes: int) -> Iterator[int]:
+    """Yield numbers of documents in random order, until they have `n_bytes` together. The order
+    depends on the seed and on which documents are kept.
+
+    sizes: (n,), the documents' bytes; kept: bool (n,), which of them to draw from."""
+    shuffled = np.random.default_rng(seed).permutation(np.flatnonzero(kept))
+    for i in shuffled.tolist():
         yield i
-        room -= int(sizes[i])
-        if room <= 0:
+        n_bytes -= int(sizes[i])
+        if n_bytes <= 0:
             return
 
 
-def cuts(scores: np.ndarray, sources: np.ndarray, n_sources: int, tails: tuple[float, float]) -> np.ndarray:
-    """The lowest and the highest score that stays, for each source: float64 (n_sources, 2).
-
-    scores: float32 (n,), nan for a document that has none; sources: (n,), ascending; tails: percent, low and high, that
-    go at most."""
-    bounds = np.searchsorted(sources, np.arange(n_sources + 1))
-    small, out = np.diff(bounds) < FEWEST, np.tile([-np.inf, np.inf], (n_sources, 1))
-    groups = [(k, scores[bounds[k]:bounds[k + 1]]) for k in np.flatnonzero(~small).tolist()]
-    for group, own in [*groups, (small, scores[small[sources]])]:
-        own = own[~np.isnan(own)]
-        if len(own) >= FEWEST:
-            low, first, third, high = np.percentile(own, [tails[0], 25, 75, 100 - tails[1]])
-            out[group] = min(low, first - FAR * (third - first)), max(high, third + FAR * (third - first))
-    return out
+# ---- The report ---------------------------------------------------------------------------------
 
 
-def verdict(score: float, low: float, high: float) -> tuple[bool, str]:
-    """(kept, reason). A document without a score (nan) stays."""
-    reason = "too_predictable" if score < low else "too_surprising" if score > high else ""
-    return not reason, reason
+def histograms(
+    scores: np.ndarray, sources: np.ndarray, names: list[str], cutoffs: np.ndarray
+) -> dict:
+    """{source: its documents by bits per character, in bins, and its cutoffs}.
 
-
-def histograms(scores: np.ndarray, sources: np.ndarray, names: list[str], limits: np.ndarray) -> dict:
-    """{source: its documents by bits a character, in bins, and the cut-offs}; above 20 bits counts as 20."""
-    out, bounds = {}, np.searchsorted(sources, np.arange(len(names) + 1))
+    scores and sources: as for `cutoffs_by_source`, which returned the cutoffs; names: of the
+    sources."""
+    result = {}
+    bounds = np.searchsorted(sources, np.arange(len(names) + 1))
     for k, name in enumerate(names):
         own = scores[bounds[k]:bounds[k + 1]]
         own = own[~np.isnan(own)]
-        if len(own):
-            counts, _ = np.histogram(np.minimum(own, BINS[-1]), BINS)
-            low, high = (round(float(cut), 3) if np.isfinite(cut) else None for cut in limits[k])
-            out[name] = {"from": low, "to": high, "median": round(float(np.median(own)), 3), "counts": counts.tolist()}
-    return out
+        if len(own) == 0:
+            continue
+        # Above 20 bits counts as 20.
+        counts, _ = np.histogram(np.minimum(own, BINS[-1]), BINS)
+        low, high = cutoffs[k].tolist()
+        result[name] = {
+            "from": rounded(low),
+            "to": rounded(high),
+            "median": rounded(float(np.median(own))),
+            "counts": counts.tolist(),
+        }
+    return result
 
+
+def rounded(score: float) -> float | None:
+    """For JSON, which has no infinity: None where nothing is cut."""
+    if not np.isfinite(score):
+        return None
+    return round(score, 3)

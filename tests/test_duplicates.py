@@ -109,8 +109,18 @@ def test_lines_of_many_documents_are_cut_and_code_is_not(tmp_path):
     text, reason = sketch.check(texts[3])
     first, _, body, *rest = texts[3].split("\n")
     assert reason == "repeated_lines_cut" and text == "\n".join([first, body, *rest[:-1]])
-    assert sketch_of(texts[:9], tmp_path / "few").check(texts[3]) == (True, "")
-    assert sketch.check("\n".join(texts[3].split("\n")[1:2]), 5) == (False, "only_repeated_lines")
+    assert sketch_of(texts[:9], tmp_path / "few").check(texts[3]) == (texts[3], "")
+    assert sketch.check("\n".join(texts[3].split("\n")[1:2]), 5) == (None, "only_repeated_lines")
+
+
+def test_code_between_either_kind_of_fence_is_kept():
+    command = "import numpy as np, torch"
+    for fence in ("```", "~~~"):
+        found = lines.hash_lines([fence + "python", command, fence, command])
+        assert [line_hash != 0 for line_hash in found] == [False, False, False, True]
+    # A compiler marks an error with ~~~, which ends no code.
+    found = lines.hash_lines(["```", "~~~", command, "```", command])
+    assert [line_hash != 0 for line_hash in found] == [False, False, False, False, True]
 
 
 def test_the_sketch_never_counts_too_little(tmp_path):
@@ -120,6 +130,6 @@ def test_the_sketch_never_counts_too_little(tmp_path):
     true = {line: sum(line in text.split("\n") for text in texts) for line in vocabulary}
     for width, exact in ((2**20, True), (64, False)):
         sketch = sketch_of(texts, tmp_path / str(width), width)
-        found = sketch.find(np.array(lines.hashes(vocabulary), np.uint64))
+        found = sketch.find(np.array(lines.hash_lines(vocabulary), np.uint64))
         expected = np.array([true[line] for line in vocabulary])
         assert (found == expected).all() if exact else (found >= expected).all()

@@ -43,7 +43,7 @@ def oracle(texts: list[str], order: int):
 
 
 def log2_p(model: perplexity.Model, text: str) -> np.ndarray:
-    return model.log2_p(*perplexity.mixed([text]))
+    return model.log2_p(*perplexity.hash_characters([text]))
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
@@ -85,15 +85,6 @@ def test_bits_do_not_depend_on_the_batch_and_order_documents_rightly(tmp_path, m
     assert together[:3].max() < together[4:].min()
 
 
-def test_a_table_finds_what_is_there():
-    rng = np.random.default_rng()
-    for n in (0, 1, 2, 1000):
-        keys = np.unique(rng.integers(0, 2**64, n, np.uint64))
-        asked = np.concatenate([keys, rng.integers(0, 2**64, 500, np.uint64), np.array([0, 2**64 - 1], np.uint64)])
-        expected = [keys.tolist().index(h) if h in keys else -1 for h in asked.tolist()]
-        assert perplexity.Table(keys).find(asked).tolist() == expected
-
-
 def test_each_source_loses_what_lies_far_out_and_no_more_than_its_tails():
     rng = np.random.default_rng()
     sources = np.repeat([0, 1, 2, 3], [1000, 400, 60, 70])
@@ -103,17 +94,19 @@ def test_each_source_loses_what_lies_far_out_and_no_more_than_its_tails():
     scores[1000:1040] = 12 + np.arange(40)    # a tenth of source 1: only 2 % of it do
     scores[1040:1042] = -9
     scores[1529] = 20                         # in a small source: these are cut together
-    limits = perplexity.cuts(scores, sources, 4, (1.0, 2.0))
-    low, high = np.flatnonzero(scores < limits[sources, 0]), np.flatnonzero(scores > limits[sources, 1])
+    cutoffs = perplexity.cutoffs_by_source(scores, sources, 4, (1.0, 2.0))
+    low, high = np.flatnonzero(scores < cutoffs[sources, 0]), np.flatnonzero(scores > cutoffs[sources, 1])
     assert low.tolist() == [1040, 1041] and high.tolist() == [*range(100, 105), *range(1032, 1040), 1529]
-    assert (limits[2] == limits[3]).all()
-    none = perplexity.cuts(scores[-130:][:90], np.zeros(90, int), 1, (1.0, 2.0))
+    assert (cutoffs[2] == cutoffs[3]).all()
+    none = perplexity.cutoffs_by_source(scores[-130:][:90], np.zeros(90, int), 1, (1.0, 2.0))
     assert none.tolist() == [[-np.inf, np.inf]]
-    assert perplexity.verdict(np.nan, 1, 2) == (True, "") and perplexity.verdict(3, 1, 2)[1] == "too_surprising"
+    assert perplexity.check("가", np.nan, 1, 2) == perplexity.check("가", 2, 1, 2) == ("가", "")
+    assert perplexity.check("가", 3, 1, 2) == (None, "too_surprising")
+    assert perplexity.check("가", 0.5, 1, 2) == (None, "too_predictable")
 
 
 def test_documents_are_drawn_at_random_but_always_the_same():
     sizes, kept = np.full(1000, 10), np.arange(1000) % 3 > 0
-    drawn = list(perplexity.some(0, sizes, kept, 500))
-    assert drawn == list(perplexity.some(0, sizes, kept, 500)) != list(perplexity.some(1, sizes, kept, 500))
+    drawn = list(perplexity.draw(0, sizes, kept, 500))
+    assert drawn == list(perplexity.draw(0, sizes, kept, 500)) != list(perplexity.draw(1, sizes, kept, 500))
     assert len(set(drawn)) == 50 and all(kept[drawn]) and max(drawn) > 700
