@@ -1,0 +1,111 @@
+"""Markup that is not text: wiki source, chat exports and subtitles.
+
+Such a file is mostly Korean words, so it passes every rule about characters and words, and a model
+trained on it writes [[links]] and time stamps. These formats have parsers of their own, which give
+better text than a guess here would: hence the document is refused, under a name that tells its
+owner what to convert first.
+
+One piece of markup proves nothing. A manual explains it, an article from a wiki has two links left,
+a report quotes a chat. So what counts is how much of the document it is, and code does not count at
+all: rules.check takes it out first.
+"""
+import re
+
+# ---- Wiki source --------------------------------------------------------------------------------
+
+# Wiki source has some of these, and few other texts do. (To look for strings is many times faster
+# than to look for patterns.)
+WIKI_SIGNS = ("[[", "{{", "||", "'''", "{|", "<ref", "[include(")
+
+# A piece of namuwiki's or MediaWiki's source:
+WIKI = re.compile(
+    # a link; not [[1, 2], [3, 4]], which is an array, nor a category, which extractors leave at the
+    # end of good text;
+    r"\[\[(?!분류:|[Cc]ategory:)[:~]?(?:[^\W\d_]|\d+[가-힣])[^\[\]\n]*\]\]"
+    # {{정보상자}} or {{Infobox|…; not {{ user.name }}, which other templates have;
+    r"|\{\{[가-힣][^{}\n]*|\{\{[^\W\d_][^{}\n|]*\|"
+    # an Infobox's line, | name = value, without a bar at its end, as Markdown's tables have it;
+    r"|^\|[^|=\n]{1,40}=(?!.*\|$)"
+    # {{{#!wiki, {{{+1 large}}}, {{{#red red}}};
+    r"|\{\{\{[#+-]\S"
+    # a macro: include, table of contents, footnotes;
+    r"|\[include\(|\[목차\]|\[각주\]|\[\[TOC\]\]"
+    # '''bold''';
+    r"|'''[^'\n]+'''"
+    # a line of a table: ||…||, and {| |- |} on lines of their own;
+    r"|^ *\|\|.*\|\|$"
+    r"|^ *(?:\{\||\|-|\|\})(?: .*)?$"
+    # a footnote.
+    r"|\[\* [^\[\]\n]|<ref[ >/]",
+    re.MULTILINE,
+)
+
+# Ours: one piece for every twenty words, and three different ones. Of 55,835 articles of Wikipedia
+# whose source was turned into text, 75 have a piece left, and 5 as many as that.
+WIKI_PIECES_PER_WORD = 0.05
+DIFFERENT_WIKI_PIECES = 3
+
+# ---- Chats and subtitles ------------------------------------------------------------------------
+
+TIME = r"(?:(?:오전|오후) )?\d{1,2}:\d\d(?: [AP]M)?"
+DATE = r"\d{4}(?:년|\.) \d{1,2}(?:월|\.) \d{1,2}(?:일|\.)"
+ENGLISH_DATE = r"[A-Z][a-z]+ \d{1,2}, \d{4}(?: at)?"
+
+CHAT_SIGNS = ("] [", " : ", "-----", ',"')
+
+# What KakaoTalk exports: from a computer, from a telephone (in Korean or English), as a table.
+CHAT_LINE = re.compile(
+    rf"^\[[^\[\]\n]+\] \[{TIME}\] "
+    rf"|^-{{5,}} {DATE} .요일 -{{5,}}$"
+    rf"|^(?:{DATE}|{ENGLISH_DATE}) {TIME}(?:, [^:\n]+ : |$)"
+    r"|^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\"",
+    re.MULTILINE,
+)
+
+CUE_SIGNS = ("-->", "<sync", "<Sync", "<SYNC", "Dialogue:")
+
+# A cue of SubRip (.srt) or WebVTT, of SAMI (.smi), and of SubStation Alpha (.ass).
+CUE = re.compile(
+    r"\d\d:\d\d[.,]\d{1,3} --> (?:\d+:)?\d\d:\d\d[.,]\d{1,3}"
+    r"|<SYNC\s+Start="
+    r"|^Dialogue: \d+,\d+:\d\d:\d\d\.\d\d,",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+# Ours: one line in five. A cue of SubRip is a number, a time, and up to three lines of text; a
+# message in a chat is seldom longer.
+SHARE_OF_LINES = 0.2
+
+
+def markup_of(text: str) -> str:
+    """"wiki_markup", "chat_export" or "subtitles", or "" for a text. Its code is out already.
+
+    >>> markup_of("[민지] [오후 3:12] 뭐 해?\\n[하준] [오후 3:13] 밥")  # 'what's up?', 'rice'
+    'chat_export'
+    >>> markup_of("1\\n00:00:01,000 --> 00:00:04,000\\n안녕하세요?")  # 'hello'
+    'subtitles'
+    >>> markup_of("'''고래'''는 [[바다]]에 사는 [[포유류]]이다.")  # 'whales are mammals of the sea'
+    'wiki_markup'
+    """
+    if any(sign in text for sign in WIKI_SIGNS):
+        pieces = WIKI.findall(text)
+        words = text.split()
+        enough = len(pieces) >= WIKI_PIECES_PER_WORD * len(words)
+        if enough and len(set(pieces)) >= DIFFERENT_WIKI_PIECES:
+            return "wiki_markup"
+
+    if any(sign in text for sign in CHAT_SIGNS):
+        if share_of_lines(CHAT_LINE, text) >= SHARE_OF_LINES:
+            return "chat_export"
+
+    if any(sign in text for sign in CUE_SIGNS):
+        if share_of_lines(CUE, text) >= SHARE_OF_LINES:
+            return "subtitles"
+
+    return ""
+
+
+def share_of_lines(pattern: re.Pattern, text: str) -> float:
+    """How often the pattern occurs, per line that is not empty."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    return len(pattern.findall(text)) / max(1, len(lines))
