@@ -1,136 +1,191 @@
-"""The documents between the passes: on disk the texts, in memory a few numbers a document.
+"""The documents between the passes: on disk the texts, in memory a few numbers for each.
 
-The first pass leaves for each unit the documents that it kept, one JSON line each, and their columns: source, line,
-place, size, and the hashes that find duplicates. A document's number is its place among all of them, so `kept.npy`,
-one byte a document, says which are still there.
+The first pass leaves one file per unit with the documents that it kept, one line each: source, line
+in the source, and the document as JSON. A document's number is its place among all of them.
+`starts.npy` holds the number of each unit's first document, `kept.npy` one byte per document: is it
+still there?
 
-Bytes a document in memory, and the most at a time for 35 million (bench/cleaning.py measures the growth):
+Memory of the main process: what is held for each document, and the most at any one time for 35
+million (bench/cleaning.py measures the growth):
 
-    step           held for each document                                    at the peak    35 million
-    always         source 4, line 8, place 8, size 4, kept 1                           25        0.9 GB
-    exact          and a key of 16, twice, its order 8, sorted 16, workspace 4,        93        3.3 GB
-                   what stays 4 + 8
-    near           and parent 4, long 4, one band 8, twice, its order 8, sorted 8,     73        2.6 GB
-                   workspace 4, masks 4; the other 13 bands wait on disk (112)
-    perplexity     and scores 4, twice; the order in which a sample is drawn, 16       41        1.4 GB
+    step         bytes per document                                         at most   35 million
+    always       source 4, offset 8, size 4, kept 1                              17       0.6 GB
+    exact        and a key 16, the order of the keys 8, the keys in order        90       3.2 GB
+                 16, what stays 8, workspace 25
+    near         and parent 4, candidate 4, a band 8 twice, its order 8,         60       2.1 GB
+                 sorted 8, workspace 3; the other bands wait on disk (112)
+    perplexity   and a score 4 twice, workspace 9                                34       1.2 GB
 
-The rest does not grow with the corpus: for each process a unit (8 MB of text, some 200 MB while it is worked on) and
-the benchmark (20 MB); the models (2 x 100 MB, shared; 600 MB while one is trained, in the first process); the sketch of
-lines (512 MB at most, shared).
+The rest does not grow with the documents: for each process a unit (8 MB of text, some 200 MB while
+it is worked on) and the benchmark (20 MB); the models (2 × 100 MB, shared; 600 MB while one is
+trained, in the main process); the sketch of lines (512 MB at most, shared). An input file costs
+some 7 KB, for its counts and its row in the report: put a million small files into one. The disk
+holds the corpus up to three times: between the passes, cleaned, and being put together.
 """
 import bisect
-import functools
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from cleaning import duplicates
-from cleaning.report import Tally
-from cleaning.work import new_array
+from cleaning.arrays import new_array
+from cleaning.work import load
 from common import cli
 
+BATCH = 2**20  # characters that numpy is given at once: it is slow on one short text
 
-def load(stem: str | Path, *names: str) -> list[np.ndarray]:
-    """Arrays that a task has left."""
-    with np.load(f"{stem}.npz") as arrays:
-        return [arrays[name] for name in names]
+# ---- A document ---------------------------------------------------------------------------------
 
 
-def place(source: str, number: int, document: dict) -> dict:
-    """How records name a document: its file, its line and its id, which is file:line where it has none."""
+def where_from(source: str, line: int, document: dict) -> dict:
+    """How records name a document: its file, its line, and its id, which is file:line where it has
+    none."""
     id = document.get("id")
-    return {"file": source, "line": number, "id": f"{source}:{number}" if id is None else id}
+    if id is None:
+        id = f"{source}:{line}"
+    return {"file": source, "line": line, "id": id}
 
 
-def write_index(path: Path, stems: list[Path], sources: list[str]) -> list[dict[str, int]]:
-    """What a Corpus has to know of the first pass's units. -> for each unit, the lines of its files that earlier units
-    hold: a unit counts a file's lines from its own first one."""
-    starts, before, seen = [0], [], dict.fromkeys(sources, 0)
-    for stem in stems:
-        size, spans = load(stem, "size", "spans")
-        starts.append(starts[-1] + len(size))
-        spans = [(sources[source], n) for source, n in spans.tolist()]
-        before.append({source: seen[source] for source, _ in spans})
-        seen |= {source: seen[source] + n for source, n in spans}
-    cli.write_json(path, {"stems": list(map(str, stems)), "sources": sources, "starts": starts, "before": before})
-    return before
+def write_document(file: IO[bytes], source: int, line: int, document: dict) -> int:
+    """Write a document, with the number of its source and its line there; returns the bytes."""
+    text = json.dumps(document, ensure_ascii=False)
+    return file.write(f"{source}\t{line}\t{text}\n".encode())
+
+
+def parse_document(sources: list[str], line: bytes) -> tuple[dict, dict]:
+    """What write_document wrote: (the document, where it came from)."""
+    source, number, text = line.split(b"\t", 2)
+    document = json.loads(text)
+    return document, where_from(sources[int(source)], int(number), document)
+
+
+def in_batches(items: Iterable[tuple[int, dict, dict]]) -> Iterator[list[tuple[int, dict, dict]]]:
+    """Yield the items in lists of about BATCH characters. In each of them the document comes
+    second, see read_kept."""
+    batch = []
+    n_characters = 0
+    for item in items:
+        batch.append(item)
+        _, document, _ = item
+        n_characters += len(document["text"])
+        if n_characters >= BATCH:
+            yield batch
+            batch = []
+            n_characters = 0
+    if batch:
+        yield batch
+
+
+# ---- A unit's documents, for every process ------------------------------------------------------
+
+
+def number_documents(folder: Path, stems: list[Path]) -> None:
+    """Number the documents of all units: write starts.npy."""
+    counts = [len(load(stem, "size")) for stem in stems]
+    np.save(folder / "starts.npy", np.cumsum([0, *counts]))
+
+
+def numbers_of(folder: Path, unit: int) -> range:
+    """The numbers of a unit's documents."""
+    starts = np.load(folder / "starts.npy", mmap_mode="r")
+    return range(int(starts[unit]), int(starts[unit + 1]))
+
+
+def read_kept(folder: Path, unit: int, sources: list[str]) -> Iterator[tuple[int, dict, dict]]:
+    """Yield (number, document, where it came from) of the documents of a unit that are kept."""
+    kept = np.load(folder / "kept.npy", mmap_mode="r")
+    numbers = numbers_of(folder, unit)
+    with open(folder / "first" / f"{unit:06}.documents", "rb") as file:
+        for number, line in zip(numbers, file, strict=True):
+            if kept[number]:
+                yield number, *parse_document(sources, line)
+
+
+# ---- All documents, for the main process --------------------------------------------------------
 
 
 class Corpus:
-    """The documents that the first pass kept, by their number."""
+    """All documents that the first pass kept, by number (n of them).
 
-    def __init__(self, index: Path):
-        value = cli.read_json(index).get
-        self.stems, self.sources, self.starts, self.before = map(value, ("stems", "sources", "starts", "before"))
+    Columns: source (n,), a place in `sources`; size (n,), bytes of text; offset (n,), where its
+    line begins in the file of its unit."""
+
+    def __init__(self, folder: Path, stems: list[Path], sources: list[str]):
+        self.folder = folder
+        self.stems = stems
+        self.sources = sources
+        self.starts = np.load(folder / "starts.npy").tolist()
+        self.source = self._column("source")
+        self.size = self._column("size")
+        self.offset = self._column("offset")
 
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def columns(self, unit: int) -> dict[str, np.ndarray]:
-        """source, number (of the line), offset and size of a unit's documents."""
-        names = ("source", "number", "offset", "size")
-        columns = dict(zip(names, load(self.stems[unit], *names), strict=True))
-        before = {self.sources.index(source): n for source, n in self.before[unit].items() if n}
-        for source, n in before.items():  # of one file at most: the others begin in this unit
-            columns["number"][columns["source"] == source] += n
-        return columns
-
-    @functools.cached_property
-    def all(self) -> dict[str, np.ndarray]:
-        """The columns of all documents, 24 bytes for each; only the first process needs them."""
-        out = {name: np.empty(len(self), column.dtype) for name, column in self.columns(0).items()}
-        for unit, start in enumerate(self.starts[:-1]):
-            for name, column in self.columns(unit).items():
-                out[name][start:start + len(column)] = column
-        return out
-
-    def read(self, unit: int, kept: np.ndarray) -> Iterator[tuple[int, dict, dict]]:
-        """(number, where it came from, the document) of those of a unit's documents that are `kept`, a mask of all."""
-        columns, start = self.columns(unit), self.starts[unit]
-        with open(f"{self.stems[unit]}.docs", "rb") as file:
-            rows = zip(file, columns["source"].tolist(), columns["number"].tolist(), strict=True)
-            for i, (line, source, number) in enumerate(rows, start):
-                if kept[i]:
-                    document = json.loads(line)
-                    yield i, place(self.sources[source], number, document), document
-
-    def document(self, i: int) -> tuple[dict, dict]:
-        """(where it came from, the document) of number i."""
-        unit = bisect.bisect_right(self.starts, i) - 1
-        with open(f"{self.stems[unit]}.docs", "rb") as file:
-            file.seek(self.all["offset"][i])
-            document = json.loads(file.readline())
-        return place(self.sources[self.all["source"][i]], int(self.all["number"][i]), document), document
-
-    def duplicates(self, step: str, kept: np.ndarray, folder: Path) -> np.ndarray:
-        """For each document of `kept` (bool) the one that stays in its place after `step`, "exact" or "near"."""
-        if step == "exact":
-            among, keys = np.flatnonzero(kept), np.empty((len(self), 2), np.uint64)
-            for stem, start, end in zip(self.stems, self.starts, self.starts[1:], strict=False):
-                keys[start:end], = load(stem, "keys")
-            keys = keys[among]  # those of the others need not be held meanwhile
-            by = np.arange(len(self), dtype=np.int32 if len(self) < 2**31 else np.int64)
-            by[among] = among[duplicates.exact_duplicates(keys)]
-            return by
-        # a row a band, so that each can be read by itself; a file, so that they need not all be in memory
-        bands = new_array(folder / "bands.npy", np.uint64, (duplicates.BANDS, len(self)))
+    def _column(self, name: str) -> np.ndarray:
+        """An array of all units, one behind another."""
+        first = load(self.stems[0], name)
+        column = np.empty((len(self), *first.shape[1:]), first.dtype)
         for unit, stem in enumerate(self.stems):
-            bands[:, self.starts[unit]:self.starts[unit + 1]] = load(stem, "bands")[0].T
-        return duplicates.near_duplicates(bands, self.all["size"], lambda i: self.document(i)[1]["text"], kept)
+            column[self.starts[unit] : self.starts[unit + 1]] = load(stem, name)
+        return column
 
-    def remove_duplicates(self, step: str, kept: np.ndarray, tally: Tally, folder: Path) -> np.ndarray:
-        """`kept` without the duplicates, which are recorded with the one that stays."""
-        by = self.duplicates(step, kept, folder)
-        stays = kept & (by == np.arange(len(by)))
-        for side, mask in (("in", kept), ("out", stays)):
-            counts = np.bincount(self.all["source"][mask], minlength=len(self.sources))
-            sizes = np.bincount(self.all["source"][mask], self.all["size"][mask], len(self.sources))
-            for source in np.flatnonzero(counts).tolist():
-                tally.passed(self.sources[source], step, side, int(sizes[source]), int(counts[source]))
-        for i in cli.progress(np.flatnonzero(kept & ~stays).tolist(), f"{step} copies"):
-            where, document = self.document(i)
-            other, _ = self.document(int(by[i]))
-            tally.record("removed.jsonl", step, f"{step}_duplicate", where, document["text"], duplicate_of=other["id"])
-        return stays
+    def document(self, number: int) -> tuple[dict, dict]:
+        """(the document, where it came from)."""
+        unit = bisect.bisect_right(self.starts, number) - 1
+        with open(f"{self.stems[unit]}.documents", "rb") as file:
+            file.seek(self.offset[number])
+            return parse_document(self.sources, file.readline())
+
+    def text(self, number: int) -> str:
+        """The text of a document."""
+        document, _ = self.document(number)
+        return document["text"]
+
+    def exact_duplicates(self) -> np.ndarray:
+        """For each document the one that stays in its place: int (n,)."""
+        return duplicates.exact_duplicates(self._column("keys"))
+
+    def near_duplicates(self, kept: np.ndarray) -> np.ndarray:
+        """The same for near copies among those that are kept, bool (n,): int (n,)."""
+        # A row for each band, so that each can be read by itself; in a file, so that they need not
+        # all be in memory.
+        shape = (duplicates.BANDS, len(self))
+        bands = new_array(self.folder / "bands.npy", np.uint64, shape)
+        for unit, stem in enumerate(self.stems):
+            bands[:, self.starts[unit] : self.starts[unit + 1]] = load(stem, "bands").T
+        return duplicates.near_duplicates(bands, self.size, self.text, kept)
+
+    def by_source(self, chosen: np.ndarray) -> Iterator[tuple[str, int, int]]:
+        """Yield (source, bytes, documents) of the chosen documents, bool (n,)."""
+        sources = self.source[chosen]
+        n_documents = np.bincount(sources, minlength=len(self.sources))
+        n_bytes = np.bincount(sources, self.size[chosen], len(self.sources))
+        for number in np.flatnonzero(n_documents).tolist():
+            yield self.sources[number], int(n_bytes[number]), int(n_documents[number])
+
+
+# ---- The end ------------------------------------------------------------------------------------
+
+
+def put_documents_together(stems: list[Path], folder: Path, outputs: list[str]) -> None:
+    """The documents of the last pass in one file for each source."""
+    for name in outputs:
+        (folder / name).touch()
+    for stem in cli.progress(stems, "put together", "unit"):
+        with open(f"{stem}.documents", "rb") as found:
+            # Documents of a source stand together: open its output once for all of them.
+            for source, own in itertools.groupby(found, key=source_of):
+                with open(folder / outputs[source], "ab") as file:
+                    for line in own:
+                        _, _, document = line.split(b"\t", 2)
+                        file.write(document)
+
+
+def source_of(line: bytes) -> int:
+    """The source at the start of a line that write_document wrote."""
+    return int(line.partition(b"\t")[0])

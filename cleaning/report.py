@@ -1,122 +1,337 @@
-"""What a run leaves behind for a person: counts by step, reason and source, examples, tables.
+"""What a run leaves for a person: counts by step, source and reason, examples, and the tables.
 
-A threshold is judged by looking: every reason comes with three documents that it met, drawn by a hash of their text and
-not the first three, which would all stand in one file. Records of single documents (removed.jsonl and its like) go to
-disk as they come: a corpus may lose millions.
+A threshold is judged by looking at what it removed. So every reason comes with three of the
+documents that it applied to. They are drawn by a hash of their text: the first three would all
+stand in the same file. The full lists (removed.jsonl and the like) go to the disk as they arise,
+for a corpus may lose millions.
 """
+import contextlib
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
-# A step answers to each text: (True, "") keeps it, (False or "", reason) removes it, (new text, what) changes it.
-Step = Callable[[list[str]], Iterable[tuple[bool | str, str]]]
-EXAMPLES, EXAMPLE_CHARACTERS, SCREEN_CHARACTERS = 3, 300, 90
+from common import cli
+from common.documents import RECORDS
+
+# A step looks at one document's text and returns (text, reason); the text is None if the document
+# goes, and the reason is "" if there is nothing to record: (text, ""), (text, "phone"),
+# (None, "too_short").
+Step = Callable[[str], tuple[str | None, str]]
+
+# Lines that are no document; documents that a step took out; documents that a step changed, such as
+# those with masked numbers.
+REJECTED, REMOVED, CHANGED = RECORDS
+
+EXAMPLES = 3               # documents shown for each reason
+EXAMPLE_CHARACTERS = 300   # of each, in report.json
+SCREEN_CHARACTERS = 90     # of each, on the screen
 SOURCES_ON_SCREEN = 20
+
+# ---- Counting -----------------------------------------------------------------------------------
+
+
+def no_counts() -> dict:
+    """What is counted of one step and one source."""
+    return {
+        "documents_in": 0,
+        "bytes_in": 0,
+        "documents_out": 0,
+        "bytes_out": 0,
+        "reasons": {},  # {reason: documents removed or changed for it}
+    }
+
+
+def add_counts(total: dict, more: dict) -> None:
+    """Add the counts `more` to `total`."""
+    for key, value in more.items():
+        if key == "reasons":
+            for reason, n in value.items():
+                total["reasons"][reason] = total["reasons"].get(reason, 0) + n
+        else:
+            total[key] += value
 
 
 class Tally:
-    """What happened to some documents: counts, examples, and a log of records, "name<tab>JSON" a line."""
+    """What happened to some documents: counts, examples, and a file of records.
 
-    def __init__(self, log: IO[str] | None = None):
-        self.log = log
-        self.counts: Counter = Counter()  # of (source, step, "documents_in" or the like) and (source, step, "", reason)
-        self.examples: dict[tuple[str, str], list[tuple]] = {}  # of (step, reason): (hash, file, line, id, text)
+    counts: {source: {step: counts}}, with "read" and "write" for what came in and went out.
+    examples: {(step, reason): [[hash, example], ...]}, the EXAMPLES with the lowest hashes."""
 
-    def passed(self, source: str, step: str, side: str, size: int, documents: int = 1) -> None:
-        """Documents of `size` bytes in all came "in" to a step or went "out" of it."""
-        self.counts[source, step, f"documents_{side}"] += documents
-        self.counts[source, step, f"bytes_{side}"] += size
+    def __init__(self, records: IO[str] | None = None):
+        self.records = records
+        self.counts: dict[str, dict[str, dict]] = {}
+        self.examples: dict[tuple[str, str], list] = {}
 
-    def record(self, name: str, step: str, reason: str, where: dict, text: str, **more) -> None:
-        """A document that was removed, masked or rejected."""
-        self.log.write(f"{name}\t{json.dumps(where | {'step': step, 'reason': reason} | more, ensure_ascii=False)}\n")
-        self.counts[where["file"], step, "", reason] += 1
-        key = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-        self._example((step, reason), [(key, where["file"], where["line"], where.get("id"), text[:EXAMPLE_CHARACTERS])])
+    def of(self, source: str, step: str) -> dict:
+        """The counts of a step for the documents of a source."""
+        steps = self.counts.setdefault(source, {})
+        if step not in steps:
+            steps[step] = no_counts()
+        return steps[step]
 
-    def _example(self, key: tuple[str, str], examples: list) -> None:
-        self.examples[key] = sorted(self.examples.get(key, []) + examples, key=lambda e: e[:3])[:EXAMPLES]
+    def came_in(self, source: str, step: str, n_bytes: int, n_documents: int = 1) -> None:
+        """Documents of `n_bytes` in all came to a step."""
+        counts = self.of(source, step)
+        counts["documents_in"] += n_documents
+        counts["bytes_in"] += n_bytes
 
-    def take(self, texts: list[str], steps: dict[str, Step], where: list[dict]) -> list[str]:
-        """Run the steps on some documents; their texts at the end, "" where one of them removed it."""
-        texts, sizes, left, records = [*texts], [len(text.encode()) for text in texts], range(len(texts)), []
+    def went_out(self, source: str, step: str, n_bytes: int, n_documents: int = 1) -> None:
+        """Documents of `n_bytes` in all left a step."""
+        counts = self.of(source, step)
+        counts["documents_out"] += n_documents
+        counts["bytes_out"] += n_bytes
+
+    def apply(self, steps: dict[str, Step], text: str, where: dict) -> str | None:
+        """Run the steps on a document. Returns its text at the end, None if one removed it.
+
+        where: {"file", "line", "id"}, by which records name the document."""
+        source = where["file"]
+        size = len(text.encode())
         for name, step in steps.items():
-            tried, left = left, []
-            for i, (answer, reason) in zip(tried, step([texts[i] for i in tried]), strict=True):
-                self.passed(where[i]["file"], name, "in", sizes[i])
-                if answer and answer is not True:
-                    texts[i], sizes[i] = answer, len(answer.encode())
-                if reason:  # an example of what was masked shows the mask, not what is under it
-                    records.append((i, "masked.jsonl" if answer else "removed.jsonl", name, reason, where[i], texts[i]))
-                if answer:
-                    self.passed(where[i]["file"], name, "out", sizes[i])
-                    left.append(i)
-                else:
-                    texts[i] = ""
-        for _, *record in sorted(records, key=lambda record: record[0]):  # a document after another
-            self.record(*record)
-        return texts
+            self.came_in(source, name, size)
+            before = text
+            text, reason = step(before)
+            if text is None:
+                self.record(REMOVED, name, reason, where, before)
+                return None
+            if text is not before:
+                size = len(text.encode())
+            if reason:
+                # The example is the text as it is now: it shows the mask, not what is under it.
+                self.record(CHANGED, name, reason, where, text)
+            self.went_out(source, name, size)
+        return text
 
-    def add(self, other: "Tally", lines_before: dict[str, int]) -> None:
-        """Add the counts and examples of another, in which a file's lines are counted from after `lines_before`."""
-        self.counts.update(other.counts)
-        for key, examples in other.examples.items():
-            self._example(key, [(rank, file, line + lines_before.get(file, 0), *rest)
-                                for rank, file, line, *rest in examples])
+    def record(
+        self,
+        file: str,
+        step: str,
+        reason: str,
+        where: dict,
+        text: str,
+        more: dict | None = None,
+    ) -> None:
+        """Count a document that was removed, changed or rejected; write its line for `file`, with
+        `more` fields at the end."""
+        record = {**where, "step": step, "reason": reason, **(more or {})}
+        self.records.write(f"{file}\t{json.dumps(record, ensure_ascii=False)}\n")
+        reasons = self.of(where["file"], step)["reasons"]
+        reasons[reason] = reasons.get(reason, 0) + 1
+
+        key = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        example = {"step": step, **where, "text": text[:EXAMPLE_CHARACTERS]}
+        self._add_examples((step, reason), [[key, example]])
+
+    def _add_examples(self, key: tuple[str, str], examples: list) -> None:
+        """Of the examples so far and these, keep the ones with the lowest hashes."""
+        candidates = self.examples.get(key, []) + examples
+        candidates.sort(key=example_order)
+        self.examples[key] = candidates[:EXAMPLES]
 
     def to_json(self) -> dict:
-        return {"counts": [[*key, n] for key, n in self.counts.items()],
-                "examples": [[*key, examples] for key, examples in self.examples.items()]}
+        """The counts and examples, for `add` in another process."""
+        examples = [[*key, found] for key, found in self.examples.items()]
+        return {"counts": self.counts, "examples": examples}
 
-    @classmethod
-    def from_json(cls, value: dict) -> "Tally":
-        tally = cls()
-        tally.counts = Counter({tuple(key): n for *key, n in value["counts"]})
-        tally.examples = {(step, reason): [tuple(e) for e in examples] for step, reason, examples in value["examples"]}
-        return tally
-
-    def report(self, steps: list[str], sources: list[str]) -> dict:
-        """The whole, each step, and each source, with the reasons of what was removed or masked."""
-        def line(counts: Counter, first: str, last: str, steps: list[str]) -> dict:
-            reasons: Counter = Counter()
-            for (step, what, *reason), n in counts.items():
-                if not what and step in steps:
-                    reasons[reason[0]] += n
-            ends = {f"{what}_{side}": counts[step, f"{what}_{side}"]
-                    for side, step in (("in", first), ("out", last)) for what in ("documents", "bytes")}
-            return ends | {"reasons": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0])))}
-
-        whole, of_source = Counter(), {source: Counter() for source in sources}
-        for (source, *key), n in self.counts.items():
-            whole[tuple(key)] += n
-            of_source[source][tuple(key)] += n
-        total = line(whole, "read", "write", [])
-        return {"input": {what: total[f"{what}_in"] for what in ("documents", "bytes")},
-                "output": {what: total[f"{what}_out"] for what in ("documents", "bytes")},
-                "rejected": line(whole, "read", "read", ["read"])["reasons"],
-                "steps": [{"step": step} | line(whole, step, step, [step]) for step in steps],
-                "sources": {source: line(counts, "read", "write", ["read", *steps]) | {
-                    "steps": {step: line(counts, step, step, [step]) for step in steps}}
-                    for source, counts in of_source.items()},
-                "examples": {reason: [{"step": step, "file": file, "line": line, "id": id, "text": text}
-                                      for _, file, line, id, text in examples]
-                             for (step, reason), examples in sorted(self.examples.items())}}
+    def add(self, other: dict) -> None:
+        """Add what another tally's `to_json` gave."""
+        for source, steps in other["counts"].items():
+            for step, more in steps.items():
+                add_counts(self.of(source, step), more)
+        for step, reason, found in other["examples"]:
+            self._add_examples((step, reason), found)
 
 
-def merge_log(log: Path, files: dict[str, IO[str]], lines_before: dict[str, int]) -> None:
-    """Append the records of a log to their files. The first pass counts lines from the first one of a unit's span: here
-    they get their place in the whole file, and documents without an id the name file:line."""
-    with open(log, encoding="utf-8") as file:
-        for line in file:
+def example_order(entry: list) -> tuple:
+    """By the hash of the text; the same text may stand in several places."""
+    key, example = entry
+    return key, example["file"], example["line"]
+
+
+# ---- Putting together ---------------------------------------------------------------------------
+
+
+def put_records_together(stems: list[Path], folder: Path) -> Tally:
+    """removed.jsonl, masked.jsonl and rejected.jsonl from the records of all tasks; returns the sum
+    of their counts."""
+    total = Tally()
+    with contextlib.ExitStack() as stack:
+        outputs = {}
+        for name in RECORDS:
+            file = open(folder / name, "w", encoding="utf-8")
+            outputs[name] = stack.enter_context(file)
+        for stem in cli.progress(stems, "report", "unit"):
+            total.add(cli.read_json(f"{stem}.json"))
+            split_records(Path(f"{stem}.records"), outputs)
+    return total
+
+
+def split_records(file: Path, outputs: dict[str, IO[str]]) -> None:
+    """Append each record that a tally wrote to the output of its name."""
+    with open(file, encoding="utf-8") as lines:
+        for line in lines:
             name, _, record = line.partition("\t")
-            record = json.loads(record)
-            record["line"] += lines_before.get(record["file"], 0)
-            if record.get("id", "") is None:
-                record["id"] = f"{record['file']}:{record['line']}"
-            files[name].write(json.dumps(record, ensure_ascii=False) + "\n")
+            outputs[name].write(record)
+
+
+# ---- report.json --------------------------------------------------------------------------------
+
+
+def summary(tally: Tally, steps: list[str], sources: list[str]) -> dict:
+    """The content of report.json: the whole, each step, each source, and examples."""
+    # Every step over all sources.
+    whole: dict[str, dict] = {}
+    for name in ("read", *steps, "write"):
+        whole[name] = no_counts()
+        for source in sources:
+            add_counts(whole[name], tally.of(source, name))
+
+    step_rows = []
+    for name in steps:
+        step_rows.append({"step": name, **sorted_reasons(whole[name])})
+    source_rows = {}
+    for source in sources:
+        source_rows[source] = source_row(tally, source, steps)
+
+    examples: dict[str, list] = {}
+    for (_, reason), found in sorted(tally.examples.items()):
+        examples.setdefault(reason, [])
+        examples[reason] += [example for _, example in found]
+    return {
+        "input": {
+            "documents": whole["read"]["documents_in"],
+            "bytes": whole["read"]["bytes_in"],
+        },
+        "output": {
+            "documents": whole["write"]["documents_out"],
+            "bytes": whole["write"]["bytes_out"],
+        },
+        "rejected": sorted_reasons(whole["read"])["reasons"],
+        "steps": step_rows,
+        "sources": source_rows,
+        "examples": examples,
+    }
+
+
+def source_row(tally: Tally, source: str, steps: list[str]) -> dict:
+    """A source's totals, then its counts per step."""
+    read = tally.of(source, "read")
+    written = tally.of(source, "write")
+    total = {
+        "documents_in": read["documents_in"],
+        "bytes_in": read["bytes_in"],
+        "documents_out": written["documents_out"],
+        "bytes_out": written["bytes_out"],
+        "reasons": {},
+    }
+    for name in ("read", *steps):
+        add_counts(total, {"reasons": tally.of(source, name)["reasons"]})
+    total = sorted_reasons(total)
+    total["steps"] = {name: sorted_reasons(tally.of(source, name)) for name in steps}
+    return total
+
+
+def sorted_reasons(counts: dict) -> dict:
+    """The counts, with the most frequent reason first."""
+    reasons = sorted(counts["reasons"].items(), key=frequent_first)
+    return {**counts, "reasons": dict(reasons)}
+
+
+def frequent_first(item: tuple[str, int]) -> tuple[int, str]:
+    """Of (reason, documents): by documents, then by name."""
+    reason, n = item
+    return -n, reason
+
+
+# ---- On the screen ------------------------------------------------------------------------------
+
+
+def table(result: dict) -> str:
+    """The steps as a table, like the paper's 121.6 GB to 43.9 GB; then the sources, the histograms
+    of perplexity, and examples of each reason."""
+    whole = result["input"]["bytes"]
+    rows = [header("step")]
+    rows.append(row("input", read_counts(result), whole))
+    for step in result["steps"]:
+        rows.append(row(step["step"], step, whole))
+
+    rows.append("")
+    rows.append(header("source"))
+    sources = list(result["sources"].items())
+    for source, counts in sources[:SOURCES_ON_SCREEN]:
+        rows.append(row(short_name(source), counts, counts["bytes_in"]))
+    n_more = len(sources) - SOURCES_ON_SCREEN
+    if n_more > 0:
+        rows.append(f"and {n_more} more sources, in report.json")
+
+    if "perplexity" in result:
+        rows += histogram_rows(result["perplexity"])
+    rows += example_rows(result["examples"])
+    return "\n".join(rows)
+
+
+def columns(name: str, cells: Iterable[str], last: str) -> str:
+    """One line of the table."""
+    documents, megabytes, share, removed = cells
+    line = f"{name:28}{documents:>12}{megabytes:>12}{share:>8}{removed:>9}  {last}"
+    return line.rstrip()
+
+
+def header(what: str) -> str:
+    """The line above a table."""
+    titles = ("documents", "MB", "share", "removed")
+    return columns(what, titles, "removed, changed or rejected for")
+
+
+def row(name: str, counts: dict, whole: int) -> str:
+    """What left a step: documents, megabytes, share of the `whole` bytes, share removed by it."""
+    removed = 1 - counts["documents_out"] / max(1, counts["documents_in"])
+    cells = (
+        f"{counts['documents_out']:,}",
+        f"{counts['bytes_out'] / 1e6:,.1f}",
+        f"{counts['bytes_out'] / max(1, whole):.1%}",
+        f"{removed:.2%}",
+    )
+    reasons = [f"{reason} {n:,}" for reason, n in counts["reasons"].items()]
+    return columns(name, cells, ", ".join(reasons))
+
+
+def read_counts(result: dict) -> dict:
+    """The input as a row of the table: all that could be read leaves it."""
+    n_documents = result["input"]["documents"]
+    n_bytes = result["input"]["bytes"]
+    return {
+        "documents_in": n_documents,
+        "documents_out": n_documents,
+        "bytes_out": n_bytes,
+        "reasons": result["rejected"],
+    }
+
+
+def short_name(source: str) -> str:
+    """The end of a file's name, as much as the first column holds."""
+    return Path(source).name[-27:]
+
+
+def histogram_rows(histograms: dict[str, dict]) -> list[str]:
+    """For each source, the limits of perplexity and how its documents lie around them."""
+    title = f"{'bits per character':28}{'from':>8}{'to':>8}{'median':>8}"
+    rows = ["", f"{title}  documents at 0 ... 20 bits"]
+    for source, histogram in list(histograms.items())[:SOURCES_ON_SCREEN]:
+        low = shown_cutoff(histogram["from"])
+        high = shown_cutoff(histogram["to"])
+        numbers = f"{low:>8}{high:>8}{histogram['median']:>8}"
+        rows.append(f"{short_name(source):28}{numbers}  |{bars(histogram['counts'])}|")
+    return rows
+
+
+def shown_cutoff(cutoff: float | None) -> str:
+    """A cut-off as it is printed; None if nothing goes on that side."""
+    if cutoff is None:
+        return "-"
+    return str(cutoff)
 
 
 def bars(counts: list[int]) -> str:
@@ -126,35 +341,19 @@ def bars(counts: list[int]) -> str:
     ' ▁▄█'
     """
     most = max(counts)
-    return "".join(" ▁▂▃▄▅▆▇█"[-(-8 * count // most)] for count in counts)
+    line = ""
+    for count in counts:
+        height = -(-8 * count // most)  # rounded up: one document is seen
+        line += " ▁▂▃▄▅▆▇█"[height]
+    return line
 
 
-def table(report: dict) -> str:
-    """The steps as a table, like the paper's 121.6 GB -> 43.9 GB; then the sources, then examples of each reason."""
-    def row(name: str, line: dict, whole: int) -> tuple:
-        removed = 1 - line["documents_out"] / max(1, line["documents_in"])
-        return (name, f"{line['documents_out']:,}", f"{line['bytes_out'] / 1e6:,.1f}",
-                f"{line['bytes_out'] / max(1, whole):.1%}", f"{removed:.2%}",
-                ", ".join(f"{reason} {n:,}" for reason, n in line["reasons"].items()))
-
-    first, title = report["input"], ("documents", "MB", "share", "removed", "removed, masked or rejected for")
-    first = {f"{key}_{side}": first[key] for key in first for side in ("in", "out")} | {"reasons": report["rejected"]}
-    rows = [("step", *title), row("input", first, report["input"]["bytes"])]
-    rows += [row(step["step"], step, report["input"]["bytes"]) for step in report["steps"]]
-    sources = list(report["sources"].items())
-    rows += [("",) * 6, ("source", *title)]
-    rows += [row(Path(source).name[-27:], line, line["bytes_in"]) for source, line in sources[:SOURCES_ON_SCREEN]]
-    text = "\n".join(f"{a:28}{b:>12}{c:>12}{d:>8}{e:>9}  {f}".rstrip() for a, b, c, d, e, f in rows)
-    if len(sources) > SOURCES_ON_SCREEN:
-        text += f"\nand {len(sources) - SOURCES_ON_SCREEN} more sources, in report.json"
-    if "perplexity" in report:
-        text += f"\n\n{'bits a character':28}{'from':>8}{'to':>8}{'median':>8}  documents at 0 ... 20 bits"
-    for source, line in list(report.get("perplexity", {}).items())[:SOURCES_ON_SCREEN]:
-        low, high = (line[key] or "-" for key in ("from", "to"))
-        text += f"\n{Path(source).name[-27:]:28}{low:>8}{high:>8}{line['median']:>8}  |{bars(line['counts'])}|"
-    for reason, examples in report["examples"].items():
-        text += f"\n\n{examples[0]['step']}: {reason}"
-        for example in examples:
+def example_rows(examples: dict[str, list[dict]]) -> list[str]:
+    """Each reason with the documents that it met."""
+    rows = []
+    for reason, found in examples.items():
+        rows += ["", f"{found[0]['step']}: {reason}"]
+        for example in found:
             snippet = " ".join(example["text"].split())[:SCREEN_CHARACTERS]
-            text += f"\n    {Path(example['file']).name}:{example['line']} {snippet}"
-    return text
+            rows.append(f"    {Path(example['file']).name}:{example['line']} {snippet}")
+    return rows

@@ -1,160 +1,224 @@
-"""Many processes, and a run that can be killed: the work folder, in which each finished task leaves its result.
+"""The work folder: many processes, and a run that can be killed and started again.
 
-A step over a corpus is a list of tasks, one for each unit. A task reads files and writes files, `000007.*`, and last
-of all `000007.json` by a rename: when that is there the task is done, whatever happens later. A run that finds the
-work folder of an earlier one with the same settings, inputs and code does what is left to do. So
+A pass over a corpus is a list of tasks, one per unit of documents (about 8 MB). A task leaves its
+result in files, `first/000007.*`, and last of all the marker `first/000007.json`, by a rename: when
+that is there the task is done, whatever happens later. A run that finds the work folder of an
+earlier one with the same fingerprint (settings, inputs, code) does only what is left to do.
 
-- results cannot depend on which process did what, or on how many there are: they are put together in the tasks' order;
-- what goes between processes is a number and a few paths, never documents;
-- the disk holds the corpus up to three times while it is cleaned: between the passes, cleaned, and being put together.
+Two things follow. The result cannot depend on which process did what or on how many there are,
+because results are put together in the order of the tasks. And what travels between processes is a
+number per task, never documents.
 """
 import contextlib
-import copy
 import fcntl
-import hashlib
+import functools
 import json
 import multiprocessing
 import os
 import shutil
 import signal
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from tqdm import tqdm
 
 from cleaning.report import Tally
-from common import cli, documents
+from common import cli
 
-PARTS = (".log", ".docs", ".npz")
-_job = None  # what the tasks of this process have in common, sent to it once
+FILES = ("documents", "records", "npz")  # what a task leaves beside its marker
 
-
-def _start(job, lock: Path) -> None:
-    """Make a process ready. It ends when the one that started it does, be it by kill -9."""
-    global _job
-    _job = job
-
-    def follow():
-        connection.wait([multiprocessing.parent_process().sentinel])
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's business
-    fcntl.flock(os.open(lock, os.O_RDONLY), fcntl.LOCK_SH)  # until it is gone: see Work
+# ---- One task -----------------------------------------------------------------------------------
 
 
-def _do(function: Callable, task, stem: Path) -> None:
-    """One task: function(job, task, tally, out) -> arrays; `out` takes the lines of documents."""
-    with open(f"{stem}.log", "w", encoding="utf-8") as log, open(f"{stem}.docs", "wb") as out:
-        tally = Tally(log)
-        np.savez(f"{stem}.npz", **function(_job, task, tally, out))
+class Result:
+    """What a task fills in, and what it leaves in the work folder."""
+
+    def __init__(self, documents: IO[bytes], records: IO[str]):
+        self.documents = documents                 # documents, one line each
+        self.tally = Tally(records)                # what happened to them
+        self.arrays: dict[str, np.ndarray] = {}
+
+
+def do_task(task: Callable[[Result], None], stem: Path) -> None:
+    """Run a task; leave its documents, records, arrays and at last its marker."""
+    with (
+        open(f"{stem}.documents", "wb") as documents,
+        open(f"{stem}.records", "w", encoding="utf-8") as records,
+    ):
+        result = Result(documents, records)
+        task(result)
+    np.savez(f"{stem}.npz", **result.arrays)
+
+    # Nothing is synced to the disk, which would cost more than a task done twice. After a power cut
+    # a file may be shorter than it was: so the marker says how long each of them is.
+    marker = {"sizes": sizes_of(stem), **result.tally.to_json()}
     with open(f"{stem}.json.part", "w", encoding="utf-8") as file:
-        json.dump(tally.to_json() | {"sizes": _sizes(stem)}, file, ensure_ascii=False)
+        json.dump(marker, file, ensure_ascii=False)
     os.replace(f"{stem}.json.part", f"{stem}.json")
 
 
-def _sizes(stem: Path) -> list[int]:
-    """The bytes of what a task has left."""
-    return [os.path.getsize(f"{stem}{suffix}") for suffix in PARTS]
+def is_done(stem: Path) -> bool:
+    """Whether a task has left everything."""
+    try:
+        marker = json.loads(Path(f"{stem}.json").read_bytes())
+        return marker["sizes"] == sizes_of(stem)
+    except (OSError, ValueError):
+        return False  # a file is gone, or the marker itself was cut short
 
 
-def _done(stem: Path) -> bool:
-    """Whether a task has left everything. Nothing is synced to the disk on the way, which would cost more than it is
-    worth: after a power cut, a file that is gone or shorter than it was shows, and so does a marker cut short."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(Path(f"{stem}.json").read_bytes())["sizes"] == _sizes(stem)
-    return False
+def sizes_of(stem: Path) -> list[int]:
+    """The bytes of each of a task's files."""
+    return [os.path.getsize(f"{stem}.{name}") for name in FILES]
 
 
-def new_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-    """An array in a .npy file. The disk is asked for all of its room now: were it to run out while memory is written,
-    the process would be killed by a signal (SIGBUS); and np.save does not say what went wrong."""
-    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
-    with open(path, "r+b") as file:
-        getattr(os, "posix_fallocate", lambda *_: None)(file.fileno(), 0, os.path.getsize(path))  # macOS has none
-    return array
+def load(stem: Path, name: str) -> np.ndarray:
+    """One of the arrays that a task has left."""
+    with np.load(f"{stem}.npz") as arrays:
+        return arrays[name]
 
 
-class Work:
-    """The work folder `.NAME.work` beside an output folder: made, or taken over if it is of the same run."""
+@contextlib.contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Processes that are started inside never see Ctrl-C: it is for the main process, which stops
+    the others in an orderly way. If it comes inside, the main process sees it at the end."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
-    def __init__(self, out: Path, settings: dict, workers: int):
-        self.folder, self.workers, self.pool = out.parent / f".{out.name}.work", workers, None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+
+# ---- In a process of the pool -------------------------------------------------------------------
+
+_job = None  # what the tasks of this process have in common; it is sent only once
+
+
+def start_process(job) -> None:
+    """Prepare the process."""
+    global _job
+    _job = job
+    # If the main process is killed (-9) it cannot stop the others: each ends when it sees it go.
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    """Wait until the process that started this one has ended, then end this one."""
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def do_task_in_pool(task: Callable, unit: int, stem: Path) -> None:
+    """Run the task of a pass for one unit."""
+    do_task(functools.partial(task, _job, unit), stem)
+
+
+# ---- The folder ---------------------------------------------------------------------------------
+
+
+class WorkFolder:
+    """`.NAME.work` beside the output folder NAME: made, or taken over from a run that was stopped.
+
+    Inside it lies one folder, named after the fingerprint of the run, so that what another run has
+    left cannot be mistaken for this one's. UserError if another process is at work there."""
+
+    def __init__(self, out: Path, fingerprint: str, workers: int):
+        self.outer = out.parent / f".{out.name}.work"
+        self.folder = self.outer / fingerprint
+        self.workers = workers
+        self.pool: ProcessPoolExecutor | None = None
+        self.outer.mkdir(parents=True, exist_ok=True)
+        self.lock = self._lock(out)
+
+        self.resumes = self.folder.exists()
+        for other in self.outer.iterdir():
+            if other.is_dir() and other != self.folder:
+                shutil.rmtree(other)
+        self.folder.mkdir(exist_ok=True)
+
+    def _lock(self, out: Path) -> int:
+        """Hold the folder as long as this process lives. The system lets go of it even after a
+        kill, which a file that merely exists would survive."""
+        lock = os.open(self.outer / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.stat(self.folder / "lock")  # one that has just finished takes the folder away
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.stat(self.outer / "lock")  # gone, if a run has just finished and removed the folder
         except (BlockingIOError, FileNotFoundError):
-            os.close(self.lock)
-            raise cli.UserError(f"another process is writing {out}; wait for it, or name another --out") from None
-        self.held = os.open(self.folder / "held", os.O_RDWR | os.O_CREAT, 0o666)
-        fcntl.flock(self.held, fcntl.LOCK_EX)  # processes that a killed run has left behind are about to end
-        fcntl.flock(self.held, fcntl.LOCK_UN)
-        sources = [*sorted(Path(__file__).parent.glob("*.py")), Path(documents.__file__)]
-        code = b"".join(path.read_bytes() for path in sources)
-        settings = json.loads(json.dumps(settings | {"code": hashlib.sha256(code).hexdigest()}, default=str))
-        old = self.folder / "settings.json"
-        if old.exists() and cli.read_json(old) == settings:
-            print(f"going on with the run that left {self.folder}")
-        else:
-            for path in {*self.folder.iterdir()} - {self.folder / "lock", self.folder / "held"}:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            cli.write_json(old, settings)
+            os.close(lock)
+            raise cli.UserError(
+                f"another process is writing {out}; wait for it, or name another --out"
+            ) from None
+        return lock
 
-    def run(self, name: str, function: Callable, tasks: Sequence, sizes: Sequence[int], job) -> list[Path]:
-        """Do the tasks that are not done yet; the stems of all results, in order. sizes: the tasks' bytes."""
-        global _job
+    def run_pass(self, name: str, task: Callable, job, sizes: list[int]) -> list[Path]:
+        """Do task(job, unit, result) for every unit for which it is not done yet. `sizes` are the
+        units' bytes, for the progress bar. Returns the stems of all results, in order."""
         (self.folder / name).mkdir(exist_ok=True)
-        stems = [self.folder / name / f"{i:06}" for i in range(len(tasks))]
-        open_tasks = [i for i, stem in enumerate(stems) if not _done(stem)]
-        with tqdm(total=sum(sizes), initial=sum(sizes) - sum(sizes[i] for i in open_tasks), desc=f"{name:10}", unit="B",
-                  unit_scale=True) as bar:
+        stems = [self.folder / name / f"{unit:06}" for unit in range(len(sizes))]
+        missing = [unit for unit, stem in enumerate(stems) if not is_done(stem)]
+        to_do = sum(sizes[unit] for unit in missing)
+        total = sum(sizes)
+        with tqdm(
+            total=total, initial=total - to_do, desc=f"{name:10}", unit="B", unit_scale=True
+        ) as bar:
             if self.workers == 1:
-                _job = job
-                for i in open_tasks:
-                    _do(function, tasks[i], stems[i])
-                    bar.update(sizes[i])
-            else:
-                # spawn: a forked copy of a process that has threads (PyTorch's, in the tests) may hang
-                # copy: a process that starts late does not need what this one has read into the job since
-                self.pool = self.pool or ProcessPoolExecutor(
-                    self.workers, multiprocessing.get_context("spawn"), _start, (copy.copy(job), self.folder / "held"))
-                waiting: deque = deque()
-                for i in open_tasks:
-                    waiting.append((i, self.pool.submit(_do, function, tasks[i], stems[i])))
-                    while len(waiting) > (2 * self.workers if i != open_tasks[-1] else 0):
-                        done, future = waiting.popleft()
-                        future.result()
-                        bar.update(sizes[done])
+                for unit in missing:
+                    do_task(functools.partial(task, job, unit), stems[unit])
+                    bar.update(sizes[unit])
+                return stems
+
+            pool = self._start_pool(job)
+            futures = {}
+            with without_interrupts():
+                for unit in missing:
+                    futures[unit] = pool.submit(do_task_in_pool, task, unit, stems[unit])
+            for unit, future in futures.items():
+                future.result()
+                bar.update(sizes[unit])
         return stems
+
+    def run_alone(self, name: str, task: Callable[[Result], None]) -> Path:
+        """Do task(result) in this process, unless it is done. Returns the stem of its result."""
+        stem = self.folder / name
+        if not is_done(stem):
+            do_task(task, stem)
+        return stem
+
+    def _start_pool(self, job) -> ProcessPoolExecutor:
+        """The processes; the same ones serve every pass."""
+        if self.pool is None:
+            # "spawn", because a forked copy of a process that has threads (PyTorch's) may hang.
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(self.workers, context, start_process, (job,))
+        return self.pool
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """What stops a run from outside becomes one line that says how to go on; what was done stays."""
-        hint = f"; what is done lies in {self.folder}: the same command goes on from there"
+        """Whatever stops a run from outside becomes one line that says how to resume it; what has
+        been done stays."""
+        hint = f"; what is done lies in {self.outer}: the same command resumes from there"
         try:
             yield
         except KeyboardInterrupt:
             raise cli.UserError(f"stopped{hint}") from None
         except BrokenProcessPool:
-            raise cli.UserError(f"a process was killed, perhaps for want of memory: fewer --workers{hint}") from None
+            raise cli.UserError(
+                f"a process was killed, perhaps out of memory: try fewer --workers{hint}"
+            ) from None
         except OSError as error:
             if error.errno not in cli.FROM_OUTSIDE:
                 raise
-            raise cli.UserError(f"{error.filename or self.folder}: {error.strerror}{hint}") from None
+            raise cli.UserError(f"{error.filename or self.outer}: {error.strerror}{hint}") from None
         finally:
-            if self.pool:
+            if self.pool is not None:
                 self.pool.shutdown(cancel_futures=True)
-            os.close(self.held)
             os.close(self.lock)
 
-    def finish(self) -> None:
-        """Remove the folder: the output is whole, or there will be none."""
-        shutil.rmtree(self.folder)
+    def remove(self) -> None:
+        """The output is whole, or there will be none: nothing here is needed any more."""
+        shutil.rmtree(self.outer)

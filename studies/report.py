@@ -103,7 +103,7 @@ def found(planted: dict, removed: list[dict], masked: list[dict]) -> dict:
         "near": ids_removed_by(removed, "near"),
         "junk": ids_removed_by(removed, "rules"),
         "leaked": ids_removed_by(removed, "decontaminate"),
-        "personal": {record["id"] for record in masked},
+        "personal": {record["id"] for record in masked if record["step"] == "mask"},
     }
     result = {}
     for kind, hits in caught.items():

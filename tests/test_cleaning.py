@@ -12,6 +12,7 @@ from sentences import edited, korean
 from test_decontaminate import kobest
 
 import data
+from cleaning import pipeline
 from common.cli import UserError
 
 LEAKED = "고양이가 기차를 타고 바다로 갔다"  # 'the cat took a train to the sea'
@@ -33,7 +34,7 @@ def corpus(tmp_path):
     a[3]["text"] += " 전화 010-1234-5678."                          # a phone number
     a[7]["text"] = "<html><nav>메뉴</nav><p>" + a[7]["text"] + "</p></html>"
     b = [{"text": korean(rng, 12)} for _ in range(20)]
-    b += [{"id": "copy", "text": a[5]["text"]}, {"id": "near", "text": edited(rng, a[6]["text"], 0.02) + " 끝."},
+    b += [{"id": "copy", "text": a[5]["text"]}, {"id": "near", "text": edited(rng, a[6]["text"], 0.02) + " 그리고 끝."},
           {"id": "short", "text": "짧다"}, {"id": "leak", "text": korean(rng, 9) + f" {LEAKED}. 끝."}]
     b += ["", "{broken", "[1]", '{"text": 5}', '{"text": "\\ud800"}', '{"text": "  "}']
     write(tmp_path / "raw" / "a.jsonl", a)
@@ -151,3 +152,40 @@ def test_malformed_inputs_never_stop_a_run(tmp_path, profile):
     spec = importlib.util.spec_from_file_location("fuzz", Path(__file__).parent / "stress" / "fuzz_cleaning.py")
     spec.loader.exec_module(fuzz := importlib.util.module_from_spec(spec))
     fuzz.check(folder, fuzz.write(folder, random.Random(seed), 300), "--profile", profile)
+
+
+def test_what_happens_while_reading_is_counted(tmp_path):
+    """Broken bytes, private-use characters, a nested field, and files that nothing can read."""
+    rng = random.Random()
+    texts = [korean(rng, 9) for _ in range(4)]
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    novel = bytearray(korean(rng, 30).encode())
+    novel[300] = 0xFF
+    (folder / "novel.txt").write_bytes(novel)
+    write(folder / "a.JSONL", [{"id": i, "page": {"body": text, "year": 1931}} for i, text in enumerate(texts[:3])]
+          + [{"page": {"body": texts[3] + " \ue123"}}])
+    (folder / "b.pdf").touch()
+    data.main(["clean", "--input", str(folder), "--out", str(tmp_path / "out"), "--text_field", "page.body",
+               "--profile", "formal"])
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["left_out"] == [str(folder / "b.pdf")]
+    assert report["sources"][str(folder / "novel.txt")]["reasons"] == {"broken_bytes": 1}
+    assert report["steps"][0]["reasons"] == {"private_use": 1}
+    changed = lines(tmp_path / "out" / "masked.jsonl")
+    assert sorted((record["step"], record["reason"]) for record in changed) == [
+        ("normalise", "private_use"), ("read", "broken_bytes")]
+    kept = lines(tmp_path / "out" / "a.jsonl")
+    assert kept[0] == {"id": 0, "page": {"year": 1931}, "text": texts[0]}  # nothing uncleaned travels along
+    assert "\ufffd" in lines(tmp_path / "out" / "novel.jsonl")[0]["text"]
+    assert report["input"]["documents"] == report["output"]["documents"] == 5
+
+
+def test_a_run_that_resumes_does_not_count_lines_again(corpus, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "last_pass", None)
+    with pytest.raises(TypeError):
+        clean(corpus, "out")
+    monkeypatch.undo()
+    monkeypatch.setattr(pipeline.documents, "units", None)  # would fail if it were called
+    clean(corpus, "out")
+    assert "resuming" in capsys.readouterr().out

@@ -42,7 +42,8 @@ def test_a_pair_counts_as_found_whichever_copy_went():
                "personal": ["p"], "leaked": ["l", "m"]}
     by_step = {"exact": ["a1", "x"], "near": ["c2", "m"], "rules": ["j"], "decontaminate": ["l"]}
     removed = [{"id": i, "step": step} for step, ids in by_step.items() for i in ids]
-    found = report.found(planted, removed, [{"id": "p"}, {"id": "q"}])
+    masked = [{"id": "p", "step": "mask"}, {"id": "q", "step": "mask"}, {"id": "r", "step": "normalise"}]
+    found = report.found(planted, removed, masked)
     assert found["exact"] == {
         "planted": 2, "found": 1, "recall": 0.5, "precision": 0.5, "removed": 2}
     assert found["near"]["recall"] == 1 and found["near"]["precision"] == 0.5  # m is no copy

@@ -1,5 +1,4 @@
 """A run of `data.py clean` that is killed, joined by another, or let down by its disk or its input."""
-import argparse
 import json
 import os
 import random
@@ -7,14 +6,14 @@ import signal
 import subprocess
 import sys
 import time
-import tracemalloc
 from pathlib import Path
 
 import pytest
 from sentences import edited, korean
 
 import data
-from cleaning import duplicates, passes, work
+from cleaning import corpus as corpus_files
+from cleaning import duplicates, pipeline, work
 from common import documents
 from common.cli import UserError
 
@@ -45,32 +44,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-def test_spans_hold_every_line_once(corpus):
-    for path in documents.files([corpus / "raw"]):
-        whole = [raw for _, raw in documents.lines(path) if raw is not None]
-        for size in (1, 7, 600, 5_000):
-            cuts = [*range(0, path.stat().st_size, size), path.stat().st_size] if size > 1 else [0, 1, 2, 10**9]
-            parts = [list(documents.lines(path, a, b)) for a, b in zip(cuts, cuts[1:], strict=False)]
-            assert [raw for part in parts for _, raw in part[:-1]] == whole
-            assert sum(part[-1][0] for part in parts) == 2 * (len(whole) - 1) + 1
-
-
-def test_a_span_within_a_long_line_reads_no_more_than_itself(tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(b"x" * 3_000_000 + b"\nlast")
-    tracemalloc.start()
-    assert [*documents.lines(path, 1_000, 9_000)] == [(0, None)]
-    assert tracemalloc.get_traced_memory()[1] < 500_000
-    tracemalloc.stop()
-    assert [*documents.lines(path, 1_000, 3_000_001)] == [(0, None)]
-    assert [*documents.lines(path, 1_000, 3_000_002)] == [(1, b"last"), (1, None)]
-
-
 def test_long_documents_do_not_wait_for_others(corpus, monkeypatch):
     data.main(argv(corpus, "whole"))
     together, band_hashes = [], duplicates.band_hashes
     monkeypatch.setattr(duplicates, "band_hashes", lambda texts: [together.append(len(texts)), band_hashes(texts)][1])
-    monkeypatch.setattr(passes, "LONG", 100)
+    monkeypatch.setattr(corpus_files, "BATCH", 500)
     data.main(argv(corpus, "out"))
     assert max(together) < 5 and contents(corpus / "out") == contents(corpus / "whole")
 
@@ -78,7 +56,7 @@ def test_long_documents_do_not_wait_for_others(corpus, monkeypatch):
 def test_units_do_not_change_the_result(corpus, monkeypatch):
     data.main(argv(corpus, "small"))
     monkeypatch.setattr(documents, "UNIT", 10**9)
-    monkeypatch.setattr(passes, "AT_ONCE", 7)
+    monkeypatch.setattr(corpus_files, "BATCH", 2_000)
     data.main(argv(corpus, "large"))
     assert contents(corpus / "small") == contents(corpus / "large")
     record = json.loads((corpus / "small" / "rejected.jsonl").read_text().splitlines()[0])
@@ -87,34 +65,34 @@ def test_units_do_not_change_the_result(corpus, monkeypatch):
 
 def test_what_is_finished_is_not_done_again(corpus, monkeypatch, capsys):
     data.main(argv(corpus, "whole"))
-    done, last_pass = [], passes.last_pass
+    done, last_pass = [], pipeline.last_pass
 
-    def stopped(job, unit, tally, out):
+    def stopped(job, unit, result):
         done.append(unit)
         if len(done) == 4:
             raise KeyboardInterrupt
-        return last_pass(job, unit, tally, out)
+        return last_pass(job, unit, result)
 
-    monkeypatch.setattr(passes, "last_pass", stopped)
-    with pytest.raises(UserError, match="stopped.*goes on from there"):
+    monkeypatch.setattr(pipeline, "last_pass", stopped)
+    with pytest.raises(UserError, match="stopped.*resumes from there"):
         data.main(argv(corpus, "out"))
     assert not (corpus / "out").exists()
-    monkeypatch.setattr(passes, "first_pass", None)   # would fail if it were called
-    monkeypatch.setattr(passes, "score_pass", None)
+    monkeypatch.setattr(pipeline, "first_pass", None)   # would fail if it were called
+    monkeypatch.setattr(pipeline, "score_pass", None)
     data.main(argv(corpus, "out"))
-    assert done == [0, 1, 2, 3, *range(3, len(done) - 1)] and "going on" in capsys.readouterr().out
+    assert done == [0, 1, 2, 3, *range(3, len(done) - 1)] and "resuming" in capsys.readouterr().out
     assert contents(corpus / "out") == contents(corpus / "whole")
     assert not list(corpus.glob(".*"))
 
 
 def test_other_settings_start_anew(corpus, monkeypatch, capsys):
-    monkeypatch.setattr(passes, "last_pass", None)
+    monkeypatch.setattr(pipeline, "last_pass", None)
     with pytest.raises(TypeError):
         data.main(argv(corpus, "out"))
     monkeypatch.undo()
     data.main(argv(corpus, "out", "--sample", "0.5"))
     data.main(argv(corpus, "half", "--sample", "0.5"))
-    assert "going on" not in capsys.readouterr().out and contents(corpus / "out") == contents(corpus / "half")
+    assert "resuming" not in capsys.readouterr().out and contents(corpus / "out") == contents(corpus / "half")
 
 
 def test_killed_and_started_again(corpus):
@@ -122,7 +100,7 @@ def test_killed_and_started_again(corpus):
     command = [sys.executable, "-c", DRIVER.format(str(Path(data.__file__).parent), argv(corpus, "out"))]
     for phase in ("first", "last"):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and len(list(corpus.glob(f".out.work/{phase}/*.json"))) < 2:
+        while process.poll() is None and len(list(corpus.glob(f".out.work/*/{phase}/*.json"))) < 2:
             time.sleep(0.002)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -132,8 +110,26 @@ def test_killed_and_started_again(corpus):
     assert [p.name for p in corpus.glob(".*")] == []
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.2])
+def test_ctrl_c_while_processes_start(corpus, seconds):
+    """A terminal sends SIGINT to all processes; only the main one has something to say."""
+    driver = DRIVER.replace("data.main({})", "sys.argv[1:] = {}; data.cli.run(data.main)")
+    driver = driver.format(str(Path(data.__file__).parent), argv(corpus, "out", "--workers", "3"))
+    command = [sys.executable, "-c", driver]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
+    while process.poll() is None and not list(corpus.glob(".out.work/*/first")):
+        time.sleep(0.002)
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate()
+    assert "Traceback" not in errors
+    if process.returncode != 0:  # 0: it was too late
+        assert "the same command resumes from there" in errors
+
+
 def test_one_run_at_a_time(corpus):
-    first = work.Work(corpus / "out", {}, 1)
+    first = work.WorkFolder(corpus / "out", "0123", 1)
     with pytest.raises(UserError, match="another process is writing"):
         data.main(argv(corpus, "out"))
     with first.guarded():
@@ -142,18 +138,18 @@ def test_one_run_at_a_time(corpus):
 
 
 def test_an_input_that_changes_or_vanishes(corpus, monkeypatch):
-    parse = documents.parse
+    parse_json = documents.parse_json
 
     def meanwhile(change):
         def wrapped(*args):
             change(corpus / "raw" / "c.jsonl")
-            return parse(*args)
+            return parse_json(*args)
         return wrapped
 
-    monkeypatch.setattr(documents, "parse", meanwhile(lambda path: path.write_text('{"text": "다른 글"}\n')))
+    monkeypatch.setattr(documents, "parse_json", meanwhile(lambda path: path.write_text('{"text": "다른 글"}\n')))
     with pytest.raises(UserError, match="c.jsonl was changed while it was read"):
         data.main(argv(corpus, "out"))
-    monkeypatch.setattr(documents, "parse", meanwhile(lambda path: path.unlink(missing_ok=True)))
+    monkeypatch.setattr(documents, "parse_json", meanwhile(lambda path: path.unlink(missing_ok=True)))
     with pytest.raises(UserError, match="cannot read .*c.jsonl: No such file"):
         data.main(argv(corpus, "out"))
     assert not (corpus / "out").exists()
@@ -183,7 +179,8 @@ def test_a_disk_that_is_full(corpus, profile, kilobytes):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("lost", ["first/000001.json", "first/000002.npz", "score/000000.json", "last/000001.docs"])
+@pytest.mark.parametrize("lost", ["first/000001.json", "first/000002.npz", "score/000000.json", "duplicates.records",
+                                  "models.json", "last/000001.documents"])
 @pytest.mark.parametrize("size", [None, 0, 100])
 def test_a_power_cut_between(corpus, monkeypatch, lost, size):
     """Whatever file of a finished task is gone, empty or short: the task is done again, and the result is the same."""
@@ -194,18 +191,10 @@ def test_a_power_cut_between(corpus, monkeypatch, lost, size):
         data.main(argv(corpus, "out"))
     monkeypatch.undo()
     monkeypatch.setattr(documents, "UNIT", 6_000)
-    path = corpus / ".out.work" / lost
+    path, = corpus.glob(f".out.work/*/{lost}")
     path.unlink() if size is None else os.truncate(path, size)
     data.main(argv(corpus, "out"))
     assert contents(corpus / "out") == contents(corpus / "whole")
-
-
-def test_a_process_that_starts_late_gets_the_job_as_it_was(tmp_path):
-    job, several = argparse.Namespace(names=["near"]), work.Work(tmp_path / "out", {}, 2)
-    several.run("first", print, [], [], job)
-    job.corpus = "all that the first process has read since"
-    with several.guarded():
-        assert several.pool._initargs[0] == argparse.Namespace(names=["near"])
 
 
 def test_the_folder_that_one_stands_in(corpus, monkeypatch):

@@ -3,12 +3,14 @@
     python -m tests.stress.fuzz_cleaning              # ten thousand inputs and a line of 200 MB, a few minutes
     python -m tests.stress.fuzz_cleaning --inputs 500 --seed 3 --long_line 0
 
-Lines go into .jsonl, .jsonl.gz and .txt files, among them empty ones, broken archives, and a folder where a file should
-be. How many documents there are is counted apart from the program: by splitting the bytes at line ends.
+Lines go into .jsonl, .json, .jsonl.gz, .jsonl.xz and .txt files and into arrays, among them empty ones, broken archives,
+and a folder where a file should be. How many documents there are is counted apart from the program: by splitting the
+bytes at line ends.
 """
 import argparse
 import gzip
 import json
+import lzma
 import random
 import re
 import subprocess
@@ -97,12 +99,17 @@ def write(folder: Path, rng: random.Random, inputs: int) -> int:
     (folder / "sound.jsonl").write_text(json.dumps({"text": sound(rng)}, ensure_ascii=False) + "\n", encoding="utf-8")
     expected, made = 3, 5  # an empty .txt is a document without text
     while made < inputs:
-        kind = rng.choice(["jsonl", "jsonl", "jsonl", "jsonl.gz", "broken.jsonl.gz", "txt"])
+        kind = rng.choice(["jsonl", "jsonl", "JSONL", "jsonl.gz", "jsonl.xz", "broken.jsonl.gz", "array.json", "txt"])
         path = folder / f"{made:06}.{kind}"
         lines = [KINDS[rng.choice(list(KINDS))](rng) for _ in range(1 if kind == "txt" else rng.randrange(1, 80))]
         made += len(lines)
         raw = rng.choice([b"\n", b"\n", b"\r\n"]).join(lines) + rng.choice([b"", b"\n"])
-        if kind == "broken.jsonl.gz":
+        if kind == "array.json":  # of documents whose half surrogate pairs are spelled with escapes
+            values = [{"id": i, "text": text(rng)} for i in range(len(lines))]
+            path.write_text(json.dumps(values), encoding="utf-8")
+            expected += len(values)
+        elif kind == "broken.jsonl.gz":
+            raw = raw.lstrip(b"\xff\xfe")  # lines are counted as bytes below
             packed = gzip.compress(raw)
             packed = packed[:rng.randrange(1, len(packed))] if rng.random() < 0.7 else rng.randbytes(20) + packed
             path.write_bytes(packed)
@@ -112,9 +119,17 @@ def write(folder: Path, rng: random.Random, inputs: int) -> int:
                 raw = b""
             expected += sum(bool(line.strip()) for line in raw.split(b"\n")[:-1]) + 1
         else:
-            path.write_bytes(gzip.compress(raw) if kind == "jsonl.gz" else raw)
-            expected += 1 if kind == "txt" else sum(bool(line.strip()) for line in raw.split(b"\n"))
+            pack = {"jsonl.gz": gzip.compress, "jsonl.xz": lzma.compress}.get(kind, bytes)
+            path.write_bytes(pack(raw))
+            expected += 1 if kind == "txt" else filled_lines(raw)
     return expected
+
+
+def filled_lines(raw: bytes) -> int:
+    """How many lines are not blank. A byte order mark at the start makes the whole file UTF-16."""
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return sum(bool(line.strip()) for line in raw.decode("utf-16", "replace").split("\n"))
+    return sum(bool(line.strip()) for line in raw.split(b"\n"))
 
 
 def check(folder: Path, expected: int, *flags: str) -> dict[str, int]:
