@@ -26,15 +26,18 @@ from common import cli  # noqa: E402
 
 WEEKS: dict[int, dict[str, dict[str, str]]] = {  # {week: {file: {function or Class.method: what is to be written}}}
     1: {"cleaning/normalise.py": {
-            "unicode_to_nfc": "NFC; then jamo that stand alone, whatever their encoding, as compatibility jamo"},
+            "unicode_to_nfc": "NFC; then jamo that stand alone, whatever their encoding, as compatibility jamo",
+            "spell_jamo": "a block as it is; letters as compatibility jamo; fillers alone as a space"},
         "cleaning/rules.py": {
-            "check": "measure each text in the order of Limits; (False, reason) of the first limit that it breaks"},
+            "check": "measure the text in the order of the table; (None, reason) of the first limit that it breaks",
+            "is_other_language": "too few letters of the language among all letters, or hanja without Hangul",
+            "check_lines": "too few lines that end like text, or too many that occurred before"},
         "cleaning/duplicates.py": {
             "jaccard": "the size of the intersection over the size of the union",
-            "_bands": "112 minima a document, one for each of ORDERS; hash 14 groups of 8"},
+            "bands_of": "112 minima per document, one for each of ORDERS; hash 14 bands of 8"},
         "cleaning/decontaminate.py": {
-            "Benchmark.check": "25 characters in a row of any field, or a whole field of 12 to 24",
-            "detectable": "for each file, the items with a field that the check can find, and all items"}},
+            "Benchmark.check": "(None, reason) for 25 characters in a row of any field, or a whole field of 12 to 24",
+            "detectable": "for each table, the items with a field that the check can find, and all items"}},
     2: {"tokenizer.py": {
             "hangul_counts": "count the Hangul runs, each with the space before it",
             "truncated": "drop the last merges, keep the characters",

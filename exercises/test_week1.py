@@ -33,8 +33,10 @@ def test_laughter_stays_laughter():
 
 
 def test_other_encodings_of_laughter_become_the_one_that_people_type():
-    for raw in ("\u110f\u110f\u110f", "\uffbb\uffbb\uffbb"):  # conjoining; half-width
+    with_fillers = "\u110f\u1160" * 3  # each with a filler in the place of its vowel
+    for raw in ("\u110f\u110f\u110f", "\uffbb\uffbb\uffbb", with_fillers):  # conjoining; half-width
         assert unicode_to_nfc(f"웃겨 {raw}") == "웃겨 ㅋㅋㅋ"  # 'funny, hahaha'
+    assert unicode_to_nfc("웃겨\u115f\u1160") == "웃겨 "  # fillers alone
 
 
 def test_what_only_looks_alike_is_left_alone():
@@ -44,23 +46,25 @@ def test_what_only_looks_alike_is_left_alone():
 
 def test_a_syllable_of_old_korean_stays_whole():
     assert unicode_to_nfc("\u1112\u119e\u11ab") == "\u1112\u119e\u11ab"  # a vowel that no modern syllable has
+    assert unicode_to_nfc("셔\u11f0") == "셔\u11f0"  # a last consonant that none has
 
 
 # --------------------------------------------------------------------------------------------------------- 2. check
 
-def verdict(text: str, limits=KO, lang: str = "ko") -> tuple[bool, str]:
-    """`check` of one document, between two others."""
-    others = prose(lang == "en", 2)
-    return check([others[0], text, others[1]], limits, lang)[1]
+def reason(text: str, limits=KO, lang: str = "ko") -> str:
+    """Why `check` removes the text, "" if it keeps it."""
+    kept, why = check(text, limits, lang)
+    assert kept == (None if why else text)
+    return why
 
 
 def test_korean_rules_keep_korean():
-    assert check(prose(0), KO) == [(True, "")] * 60 and check([], KO) == []
+    assert {reason(text) for text in prose(0)} == {""}
 
 
 def test_english_rules_keep_english_and_no_korean():
-    assert sum(kept for kept, _ in check(prose(1), EN, "en")) >= 57
-    assert set(check(prose(0), EN, "en")) == {(False, "too_short"), (False, "wrong_language")}
+    assert [reason(text, EN, "en") for text in prose(1)].count("") >= 57
+    assert {reason(text, EN, "en") for text in prose(0)} == {"too_short", "wrong_language"}
 
 
 NOISE = random.Random(1)
@@ -71,7 +75,7 @@ LINES = "\n".join(f"{a}에서 본 {b} 그리고 {a}" for a, b in zip(WORDS, WORD
 JUNK = {
     "too_short": "바 다\n\n" * 24,  # 48 characters: white space does not count
     "wrong_language": "Nobody in this town could say when the boats would be back. " * 3,
-    "word_length": "와".join(WORDS * 3),  # without a blank
+    "word_length": "와".join(WORDS * 3),  # without a space
     "symbols": "나무 ★◆※ 바다 ◇◈☆ 하늘 ※※★ 기차 ☆☆◆ " * 3,
     "no_letters": "나무 12 바다 345 하늘 6789 기차 10 학생 112 친구 " * 3,
     "garbled": " ".join("".join(NOISE.choices(SYLLABLES, k=4)) for _ in range(60)),
@@ -81,23 +85,25 @@ JUNK = {
     "repeated_ngrams": prose(0, 1)[0] + " 지금 바로 클릭하면 사은품을 드립니다." * 30}  # 'click now for a free gift'
 
 
-@pytest.mark.parametrize("reason", JUNK)
-def test_each_limit_has_its_reason(reason):
-    assert verdict(JUNK[reason]) == (False, reason)
+@pytest.mark.parametrize("name", JUNK)
+def test_each_limit_has_its_reason(name):
+    assert reason(JUNK[name]) == name
 
 
 def test_none_switches_a_rule_off():
-    assert verdict(LINES, KO._replace(line_ends=None)) == (True, "")
+    assert reason(LINES, KO._replace(line_ends=None)) == ""
 
 
 def test_code_and_addresses_are_set_aside():
     code = "```\n" + "for i in range(10): print(i)  # {}[]()\n" * 40 + "```"
-    assert verdict(prose(0, 1)[0] + "\n" + code + "\nhttps://example.com/a?b=c&d=e") == (True, "")
+    assert reason(prose(0, 1)[0] + "\n" + code + "\nhttps://example.com/a?b=c&d=e") == ""
 
 
-def test_hanja_is_korean():
-    assert verdict("어제 先生이 東海에서 音樂을 들었다. 오늘 學生이 都市에서 册床을 샀다. " * 2,
-                   KO._replace(same_ngrams={})) == (True, "")
+def test_hanja_is_korean_beside_hangul_only():
+    limits = KO._replace(repeated_ngrams={})
+    text = "어제 先生이 東海에서 音樂을 들었다. 오늘 學生이 都市에서 册床을 샀다. " * 2
+    assert reason(text, limits) == ""
+    assert reason("昨天老师在东海听了音乐。今天学生在城市买了书桌。" * 4, limits) == "wrong_language"
 
 
 # ------------------------------------------------------------------------------------------------------- 3. MinHash
@@ -117,7 +123,7 @@ def test_jaccard_by_hand():
 def test_bands_depend_on_the_set_alone():
     a, b = pair(np.random.default_rng(2), 30, 30)
     shuffled = np.random.default_rng(3).permutation(np.concatenate([a, a[:10]]))  # another order, some 5-grams twice
-    together, alone = duplicates._bands([b, a, shuffled]), duplicates._bands([a])
+    together, alone = duplicates.bands_of([b, a, shuffled]), duplicates.bands_of([a])
     assert together.shape == (3, 14) and together.dtype == np.uint64
     assert (together[1] == alone[0]).all() and (together[2] == alone[0]).all() and (together[0] != alone[0]).any()
 
@@ -125,7 +131,7 @@ def test_bands_depend_on_the_set_alone():
 @pytest.mark.parametrize("common, own", [(60, 20), (80, 10), (90, 5)])  # similarities 0.6, 0.8 and 0.9
 def test_two_documents_share_a_band_as_often_as_the_formula_says(common, own):
     rng, s = np.random.default_rng(common), common / 100
-    bands = duplicates._bands([grams for _ in range(400) for grams in pair(rng, common, own)])
+    bands = duplicates.bands_of([grams for _ in range(400) for grams in pair(rng, common, own)])
     agree = bands[::2] == bands[1::2]
     assert float(agree.mean()) == pytest.approx(s ** 8, abs=0.04)
     assert float(agree.any(axis=1).mean()) == pytest.approx(1 - (1 - s ** 8) ** 14, abs=0.08)
@@ -154,25 +160,28 @@ def test_25_characters_in_a_row_give_an_item_away():
     benchmark = decontaminate.Benchmark([LONG])
     squeezed = letters(LONG)
     for start in range(len(squeezed) - 24):
-        assert benchmark.check(f"앞 {squeezed[start:start + 25]} 뒤") == (False, "benchmark_run")   # 'before', 'behind'
-        assert benchmark.check(f"앞 {squeezed[start:start + 24]} 뒤") == (True, "")
+        assert benchmark.check(f"앞 {squeezed[start:start + 25]} 뒤") == (None, "benchmark_run")   # 'before', 'behind'
+        shorter = f"앞 {squeezed[start:start + 24]} 뒤"
+        assert benchmark.check(shorter) == (shorter, "")
 
 
 def test_a_short_field_counts_only_as_a_whole():
     benchmark = decontaminate.Benchmark([LONG, SHORT])
-    assert benchmark.check(f"그리고 {SHORT} 끝") == (False, "benchmark_field")
-    assert benchmark.check("남자는 토스트기 전원을 켰다.") == (True, "")  # 'on', not 'off': one letter differs
+    assert benchmark.check(f"그리고 {SHORT} 끝") == (None, "benchmark_field")
+    other = "남자는 토스트기 전원을 켰다."  # 'on', not 'off': one letter differs
+    assert benchmark.check(other) == (other, "")
 
 
-def test_blanks_and_punctuation_hide_nothing():
+def test_spaces_and_punctuation_hide_nothing():
     benchmark = decontaminate.Benchmark([LONG, SHORT])
-    assert benchmark.check("-".join(letters(LONG))) == (False, "benchmark_run")
-    assert benchmark.check(" ".join(letters(SHORT)) + "!") == (False, "benchmark_field")
+    assert benchmark.check("-".join(letters(LONG))) == (None, "benchmark_run")
+    assert benchmark.check(" ".join(letters(SHORT)) + "!") == (None, "benchmark_field")
 
 
 def test_what_the_check_cannot_see():
     benchmark = decontaminate.Benchmark([TINY])
-    assert benchmark.check(f"{TINY} {TINY}") == (True, "") and benchmark.check("") == (True, "")
+    twice = f"{TINY} {TINY}"
+    assert benchmark.check(twice) == (twice, "") and benchmark.check("") == ("", "")
 
 
 def test_items_that_can_be_found_are_counted(tmp_path):
