@@ -1,13 +1,13 @@
 """What cleaning costs and what it finds, on documents of your own.
 
-    python -m bench.cleaning speed    --input RAW/ko                  # MB a second a core, beside datatrove's filters
+    python -m bench.cleaning speed    --input RAW/ko                  # MB/s per core, beside datatrove's filters
     python -m bench.cleaning near     --input RAW/ko                  # recall of planted near duplicates by similarity
     python -m bench.cleaning personal --input RAW/ko                  # recall of planted personal data; what is masked
     python -m bench.cleaning kobest   --input RAW/ko --kobest KOBEST  # hits against an independent brute force
     python -m bench.cleaning memory   --input RAW/ko                  # bytes a document at 10,000 ... 1,000,000
 
-Every oracle here is written with strings and sets, apart from the program. datatrove (pip install datatrove "xxhash<4")
-splits words at blanks here, as the rules do; its word tokenizers for Korean would be many times slower.
+Every oracle here is written with strings and sets, apart from the program. datatrove (pip install datatrove tokenizers
+"xxhash<4") splits words at spaces here, as the rules do; its word tokenizers for Korean would be many times slower.
 """
 import collections
 import csv
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +33,11 @@ def texts_of(paths: list[str], room: float, seed: int = 0) -> dict[str, list[str
     found = {}
     for path in documents.files(paths):
         texts = [d["text"] for d in documents.read_documents([path])]
-        texts = texts or [d["text"] for d in documents.read_documents([path], "cp949")]
+        texts = texts or [d["text"] for d in documents.read_documents([path], documents.Reading("cp949"))]
         random.Random(seed).shuffle(texts)
         sizes = np.cumsum([len(text.encode()) for text in texts])
-        found[path.name] = [normalise.normalise(text)[0] for text in texts[:np.searchsorted(sizes, room) + 1]]
+        drawn = [normalise.normalise_text(text)[0] for text in texts[:np.searchsorted(sizes, room) + 1]]
+        found[path.name] = [text for text in drawn if text is not None]
     return found
 
 
@@ -43,18 +45,26 @@ def megabytes(texts: list[str]) -> float:
     return sum(len(text.encode()) for text in texts) / 1e6
 
 
-# ---------------------------------------------------------------------------------------------------------- speed
+# ---- Speed --------------------------------------------------------------------------------------
 
-OFF = rules.KO_WEB._replace(characters=0, share=0, word=(0, 1e9), symbols=1, no_letters=1, garbled=None,
-                            function_words=None, line_ends=None, same_lines=None, top_ngrams=None, same_ngrams={})
-QUALITY = rules.KO_WEB._replace(line_ends=None, same_lines=None, top_ngrams=None)
-GOPHER = rules.EN_WEB  # its limits for repetition
-REPETITION = OFF._replace(same_lines=0.3, top_ngrams=GOPHER.top_ngrams, same_ngrams=GOPHER.same_ngrams)
-LINES = OFF._replace(line_ends=0.12, same_lines=0.3)
+# The rules in parts, as datatrove's filters divide them. What GopherQualityFilter looks at:
+# characters and words.
+QUALITY = rules.KO_WEB._replace(line_ends=None, repeated_lines=None, frequent_ngrams=None)
+# What GopherRepetitionFilter looks at, with its limits.
+REPETITION = rules.EN_WEB._replace(line_ends=None)
+# What FineWebQualityFilter looks at, with its limits.
+LINES = rules.KO_WEB._replace(line_ends=0.12, repeated_lines=0.3)
+
+THREE_FILTERS = ("quality", "repetition", "lines")
 
 
-def datatrove() -> dict:
-    """Its filters and MinHash, splitting at blanks; {} where it is not installed."""
+def each(function: Callable[[str], object]) -> Callable[[list[str]], list]:
+    """The function of many texts that calls `function` for each."""
+    return lambda texts: [function(text) for text in texts]
+
+
+def datatrove() -> dict[str, Callable[[list[str]], list]]:
+    """Its filters and MinHash, splitting at spaces; {} where it is not installed."""
     try:
         import datatrove.pipeline.filters.fineweb_quality_filter as fineweb
         import datatrove.pipeline.filters.gopher_quality_filter as quality
@@ -64,80 +74,145 @@ def datatrove() -> dict:
     except ImportError as error:
         print(f"without datatrove ({error})")
         return {}
+
+    class SplitAtSpaces:
+        word_tokenize = staticmethod(str.split)
+
     for module in (fineweb, quality, repetition):
         module.split_into_words = lambda text, language: text.split()
-    minhash.load_word_tokenizer = lambda language: type("Blanks", (), {"word_tokenize": staticmethod(str.split)})
-    filters = {"quality": quality.GopherQualityFilter(min_stop_words=0), "repetition":
-               repetition.GopherRepetitionFilter(), "lines": fineweb.FineWebQualityFilter()}
-    signature = minhash.MinhashDedupSignature(tempfile.mkdtemp(), minhash.MinhashConfig(5, 14, 8))
+    minhash.load_word_tokenizer = lambda language: SplitAtSpaces
 
-    def filtered(name, texts):
-        return [filters[name].filter(Document(text=text, id="")) for text in texts]
+    filters = {
+        "quality": quality.GopherQualityFilter(min_stop_words=0),
+        "repetition": repetition.GopherRepetitionFilter(),
+        "lines": fineweb.FineWebQualityFilter(),
+    }
+    config = minhash.MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8)
+    signature = minhash.MinhashDedupSignature(tempfile.mkdtemp(), config)
 
-    def hashed(texts):
-        shingles = map(signature.get_shingles, texts)
-        return [signature.get_signature(s) for s in shingles if s.size]
+    def filtered(name: str, text: str):
+        return filters[name].filter(Document(text=text, id=""))
 
-    return {name: functools.partial(filtered, name) for name in filters} | {"minhash": hashed}
+    def hashed(text: str):
+        shingles = signature.get_shingles(text)
+        if shingles.size:
+            return signature.get_signature(shingles)
+        return None
+
+    calls = {name: each(functools.partial(filtered, name)) for name in filters}
+    calls["minhash"] = each(hashed)
+    return calls
+
+
+def our_steps(texts: list[str], folder: Path, kobest: str | None) -> dict[str, Callable]:
+    """{step: function of many texts}; those that need a model or counts get them from `texts`."""
+    raw = [json.dumps({"text": text}, ensure_ascii=False).encode() for text in texts]
+    model = perplexity.Model.train(texts[::4])
+    sketch = lines.Sketch(folder / "sketch", "w+", 2**22)
+    steps = {
+        "read": lambda texts: [documents.parse_json(line) for line in raw],
+        "normalise": each(normalise.normalise_text),
+        "mask": each(mask.mask_personal_data),
+        "rules": each(functools.partial(rules.check, limits=rules.KO_WEB)),
+        "exact": each(duplicates.exact_key),
+        "near": duplicates.band_hashes,
+        "lines: count": lines.count,
+        "lines: cut": each(sketch.check),
+        "perplexity: train": lambda texts: perplexity.Model.train(texts[::4]),
+        "perplexity: score": model.bits,
+    }
+    if kobest:
+        benchmark = decontaminate.Benchmark(decontaminate.fields(kobest))
+        steps["decontaminate"] = each(benchmark.check)
+    return steps
+
+
+def check_repetition(text: str) -> str:
+    return rules.check_lines(text, REPETITION) or rules.check_ngrams(text.split(), REPETITION)
+
+
+def our_filters() -> dict[str, Callable[[list[str]], list]]:
+    """What is timed beside datatrove's calls of the same names."""
+    return {
+        "quality": each(functools.partial(rules.check, limits=QUALITY)),
+        "repetition": each(check_repetition),
+        # datatrove's FineWeb filter looks at lines and sets no code aside; nor does this.
+        "lines": each(functools.partial(rules.check_lines, limits=LINES)),
+        "minhash": duplicates.band_hashes,
+        "three filters": each(functools.partial(rules.check, limits=rules.KO_WEB)),
+    }
+
+
+def timed(function: Callable, texts: list[str]) -> float:
+    """Megabytes per second of processor time."""
+    start = time.process_time()
+    function(texts)
+    # Before the bytes are counted, which takes longer than some rules.
+    seconds = time.process_time() - start
+    return megabytes(texts) / seconds
+
+
+def in_a_row(figures: dict, source: str) -> list[float]:
+    """The speed of datatrove's three filters one after another, in each turn."""
+    speeds = []
+    columns = [figures[source, name, "datatrove"] for name in THREE_FILTERS]
+    for turn in zip(*columns, strict=True):
+        seconds_per_megabyte = sum(1 / speed for speed in turn)
+        speeds.append(1 / seconds_per_megabyte)
+    return speeds
 
 
 def speed(args) -> None:
-    """Megabytes a second a core of each step, and beside datatrove of what both do."""
+    """Megabytes per second and core of each step, and beside datatrove of what both do."""
     sources = texts_of(args.input, args.megabytes * 1e6)
     everything = [text for texts in sources.values() for text in texts]
-    raw = [json.dumps({"text": text}, ensure_ascii=False).encode() for text in everything]
-    model = perplexity.Model.train(everything[::4])
-    def check(limits):
-        return lambda texts: rules.check(texts, limits)
+    theirs = datatrove()
+    ours = our_filters()
+    corpora = {}
+    if theirs:
+        corpora = {"all": everything, **sources}
+
     with tempfile.TemporaryDirectory() as folder:
-        sketch = lines.Sketch(Path(folder) / "sketch", "w+", 2**22)
-        steps = {
-            "read": lambda texts: [documents.parse(line, Path("a.jsonl")) for line in raw],
-            "normalise": lambda texts: list(map(normalise.normalise, texts)),
-            "mask": lambda texts: list(map(mask.mask, texts)), "rules": check(rules.KO_WEB),
-            "exact": lambda texts: list(map(duplicates.exact_key, texts)), "near": duplicates.band_hashes,
-            "lines: count": lines.count, "lines: cut": lambda texts: list(map(sketch.check, texts)),
-            "perplexity: train": lambda texts: perplexity.Model.train(texts[::4]), "perplexity: score": model.bits}
-        if args.kobest:
-            benchmark = decontaminate.Benchmark(decontaminate.fields(args.kobest))
-            steps["decontaminate"] = lambda texts: list(map(benchmark.check, texts))
-        theirs = datatrove()
-        # datatrove's FineWeb filter looks at lines and sets no code aside: so ours does here
-        pairs = {"quality": check(QUALITY), "repetition": check(REPETITION), "minhash": duplicates.band_hashes,
-                 "lines": lambda texts: rules.line_rules(texts, LINES)} if theirs else {}
-
-        def timed(function, texts):
-            start = time.process_time()
-            function(texts)
-            seconds = time.process_time() - start  # before the bytes are counted, which takes longer than some rules
-            return megabytes(texts) / seconds
-
-        calls = {("step", name): functools.partial(timed, step, everything) for name, step in steps.items()}
-        for source, texts in {"all": everything, **sources}.items():
-            for name in pairs:
-                calls[source, name, "ours"] = functools.partial(timed, pairs[name], texts)
-                calls[source, name, "datatrove"] = functools.partial(timed, theirs[name], texts)
-            if theirs:
-                calls[source, "three filters", "ours"] = functools.partial(timed, check(rules.KO_WEB), texts)
+        calls = {}
+        for name, step in our_steps(everything, Path(folder), args.kobest).items():
+            calls["step", name] = functools.partial(timed, step, everything)
+        for source, texts in corpora.items():
+            for name, function in ours.items():
+                calls[source, name, "ours"] = functools.partial(timed, function, texts)
+            for name, function in theirs.items():
+                calls[source, name, "datatrove"] = functools.partial(timed, function, texts)
         figures = measure.interleaved(calls, args.runs)
+
     rows = []
-    for name in steps:
-        middle, low, high = measure.quantiles(figures["step", name])
-        rows.append({"step": name, "MB a second a core": middle, "20 %": low, "80 %": high})
+    for key, values in figures.items():
+        if key[0] == "step":
+            middle, low, high = measure.quantiles(values)
+            rows.append({"step": key[1], "MB/s per core": middle, "20 %": low, "80 %": high})
+
     versus = []
-    for source in ["all", *sources] if theirs else []:
-        three = [1 / sum(1 / x for x in turn) for turn in
-                 zip(*(figures[source, name, "datatrove"] for name in ("quality", "repetition", "lines")), strict=True)]
-        figures[source, "three filters", "datatrove"] = three
-        for name in (*pairs, "three filters"):
-            own, other = figures[source, name, "ours"], figures[source, name, "datatrove"]
+    for source in corpora:
+        figures[source, "three filters", "datatrove"] = in_a_row(figures, source)
+        for name in ours:
+            own = figures[source, name, "ours"]
+            other = figures[source, name, "datatrove"]
             ratio, low, high = measure.quantiles(np.divide(own, other).tolist())
-            versus.append({"documents": source, "what": name, "ours, MB/s": measure.quantiles(own)[0],
-                           "datatrove, MB/s": measure.quantiles(other)[0], "ratio": ratio, "20 %": low, "80 %": high})
+            versus.append({
+                "documents": source,
+                "what": name,
+                "ours, MB/s": measure.quantiles(own)[0],
+                "datatrove, MB/s": measure.quantiles(other)[0],
+                "ratio": ratio,
+                "20 %": low,
+                "80 %": high,
+            })
     if versus:
         print(measure.table(versus))
-    measure.report("cleaning-speed", rows, measure.machine("datatrove", "numpy") | {
-        "documents": len(everything), "megabytes": megabytes(everything), "runs": args.runs}, versus=versus)
+    conditions = measure.machine("datatrove", "numpy") | {
+        "documents": len(everything),
+        "megabytes": megabytes(everything),
+        "runs": args.runs,
+    }
+    measure.report("cleaning-speed", rows, conditions, versus=versus)
 
 
 # -------------------------------------------------------------------------------------------------------- recall
@@ -151,187 +226,416 @@ def jaccard(a: set[str], b: set[str]) -> float:
     return len(a & b) / max(1, len(a | b))
 
 
+def with_replaced_words(rng: random.Random, text: str, share: float, words: list[str]) -> str | None:
+    """The text with that share of its eojeol replaced, one at least; None if it is too short."""
+    eojeol = text.split(" ")
+    if share * len(eojeol) < 0.5:
+        return None
+    n = max(1, round(share * len(eojeol)))
+    for k in rng.sample(range(len(eojeol)), n):
+        eojeol[k] = rng.choice(words)
+    return " ".join(eojeol)
+
+
 def near(args) -> None:
-    """Copies with replaced eojeol among real documents: how many are found, by band of true Jaccard similarity."""
+    """Copies with replaced eojeol among real documents: how many are found, by band of true Jaccard
+    similarity."""
+    # Real documents, and behind them the copies: `pairs` has (original, copy), as numbers.
     rng = random.Random(args.seed)
-    real = [text for texts in texts_of(args.input, 2e6).values() for text in texts if 60 <= len(text) <= 20_000]
+    real = []
+    for of_file in texts_of(args.input, 2e6).values():
+        real += [text for text in of_file if 60 <= len(text) <= 20_000]
     real = rng.sample(real, min(len(real), args.documents))
-    words = [word for text in real for word in text.split()]
-    texts, pairs = list(real), []
+    words = " ".join(real).split()
+    texts = list(real)
+    pairs = []
     for i, text in enumerate(real):
         for share in (0.01, 0.02, 0.03, 0.05, 0.1):
-            eojeol = text.split(" ")
-            if share * len(eojeol) < 0.5:
-                continue
-            for k in rng.sample(range(len(eojeol)), max(1, round(share * len(eojeol)))):
-                eojeol[k] = rng.choice(words)
-            pairs.append((i, len(texts), share))
-            texts.append(" ".join(eojeol))
+            copy = with_replaced_words(rng, text, share, words)
+            if copy is not None:
+                pairs.append((i, len(texts)))
+                texts.append(copy)
     sizes = np.array([len(text.encode()) for text in texts])
     hashes = duplicates.band_hashes(texts)
     sets = [grams(text) for text in texts]
-    # each pair by itself: together, a pair would also be found by way of its sisters
-    bands = collections.defaultdict(list)
-    for a, b, share in pairs:
-        kept = duplicates.near_duplicates(hashes[[a, b]].T, sizes[[a, b]], lambda i, ab=(a, b): texts[ab[i]])
-        bands[min(19, int(20 * jaccard(sets[a], sets[b])))].append((kept[0] == kept[1], share))
+
+    # Each pair by itself: together, a pair would also be found by way of its sisters.
+    found_in_band = collections.defaultdict(list)
+    for pair in map(list, pairs):
+        pair_texts = [texts[i] for i in pair]
+        kept = duplicates.near_duplicates(hashes[pair].T, sizes[pair], pair_texts.__getitem__)
+        similarity = jaccard(*[sets[i] for i in pair])
+        band = min(19, int(20 * similarity))
+        found_in_band[band].append(bool(kept[0] == kept[1]))
+
+    # Beside the recall of each band, what MinHash promises, averaged over the band.
     rows = []
-    for band, found in sorted(bands.items(), reverse=True):
-        s = np.linspace(band / 20, band / 20 + 0.05, 50)
-        rows.append({"true Jaccard": f"{band / 20:.2f} - {band / 20 + 0.05:.2f}", "pairs": len(found),
-                     "recall": float(np.mean([f for f, _ in found])),
-                     "share a band: 1-(1-s^8)^14": float((1 - (1 - s**8)**14).mean())})
-    kept = duplicates.near_duplicates(hashes.T, sizes, texts.__getitem__)
+    for band, found in sorted(found_in_band.items(), reverse=True):
+        low = band / 20
+        s = np.linspace(low, low + 0.05, 50)
+        promised = 1 - (1 - s**8)**14
+        rows.append({
+            "true Jaccard": f"{low:.2f} - {low + 0.05:.2f}",
+            "pairs": len(found),
+            "recall": float(np.mean(found)),
+            "share a band: 1-(1-s^8)^14": float(promised.mean()),
+        })
+
+    # All together, for precision: each removed document must have a near copy in its cluster.
+    kept = duplicates.near_duplicates(hashes.T, sizes, texts.__getitem__).tolist()
     members = collections.defaultdict(list)
-    for i, by in enumerate(kept.tolist()):
+    for i, by in enumerate(kept):
         members[by].append(i)
-    removed = [i for i, by in enumerate(kept.tolist()) if i != by]
-    right = sum(any(jaccard(sets[i], sets[j]) >= duplicates.THRESHOLD for j in members[kept[i]] if j != i)
-                for i in removed)
+    removed = 0
+    right = 0
+    for i, by in enumerate(kept):
+        if i == by:
+            continue
+        removed += 1
+        others = [j for j in members[by] if j != i]
+        if any(jaccard(sets[i], sets[j]) >= duplicates.THRESHOLD for j in others):
+            right += 1
     measure.report("cleaning-near", rows, measure.machine("numpy") | {
-        "documents": len(real), "pairs": len(pairs), "removed, all together": len(removed),
-        "of these with a true near copy in their cluster": right, "seed": args.seed})
+        "documents": len(real),
+        "pairs": len(pairs),
+        "removed, all together": removed,
+        "of these with a true near copy in their cluster": right,
+        "seed": args.seed,
+    })
+
+
+def digits(rng: random.Random, n: int) -> str:
+    return "".join(rng.choices("0123456789", k=n))
+
+
+def resident_number(rng: random.Random, hyphen: str) -> str:
+    """A date of birth, and a check digit that is right."""
+    number = f"{rng.randrange(100):02}{rng.randrange(1, 13):02}{rng.randrange(1, 29):02}"
+    number += f"{rng.randrange(1, 9)}{digits(rng, 5)}"
+    weights = (2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5)
+    total = sum(int(d) * w for d, w in zip(number, weights, strict=True))
+    return f"{number[:6]}{hyphen}{number[6:]}{(11 - total % 11) % 10}"
+
+
+def card_number(rng: random.Random, separator: str) -> str:
+    """An issued prefix, and a last digit by Luhn."""
+    number = rng.choice(["4", "51", "9410", "3560"])
+    number += digits(rng, 15 - len(number))
+    total = sum(sum(divmod(int(d) * (2 - i % 2), 10)) for i, d in enumerate(number))
+    number += str(-total % 10)
+    return separator.join(number[i:i + 4] for i in range(0, 16, 4))
 
 
 def planted(rng: random.Random) -> dict[str, list[str]]:
-    """Personal data in its usual spellings, made at random: {kind: items}."""
-    def digits(n):
-        return "".join(rng.choice("0123456789") for _ in range(n))
+    """Personal data in the spellings people use, made at random: {kind: items}.
 
-    def resident(hyphen: str) -> str:
-        number = f"{rng.randrange(100):02}{rng.randrange(1, 13):02}{rng.randrange(1, 29):02}"
-        number += f"{rng.randrange(1, 9)}{digits(5)}"
-        total = sum(int(d) * w for d, w in zip(number, (2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5), strict=True))
-        return f"{number[:6]}{hyphen}{number[6:]}{(11 - total % 11) % 10}"
+    What is evidence by itself is planted by itself, the rest with its word in front."""
+    return {
+        "resident_number": planted_resident_numbers(rng),
+        "phone": planted_phones(rng),
+        "email": planted_addresses(rng),
+        "card": [
+            card_number(rng, "-"),
+            card_number(rng, " "),
+            card_number(rng, ""),
+            full_width(card_number(rng, "-")),
+        ],
+        "account": planted_accounts(rng),
+    }
 
-    def card(prefix: str, separator: str) -> str:
-        number = prefix + digits(15 - len(prefix))
-        total = sum(sum(divmod(int(d) * (2 - i % 2), 10)) for i, d in enumerate(number))
-        number += str(-total % 10)
-        return separator.join(number[i:i + 4] for i in range(0, 16, 4))
 
-    area, name = rng.choice(["02", "031", "032", "051", "053", "062", "064"]), rng.choice(["kim", "lee.jh", "park_01"])
+def planted_resident_numbers(rng: random.Random) -> list[str]:
+    hyphens = ["-", " - ", "", "–", "ㅡ", "ー", "~", "·"]
+    found = [resident_number(rng, hyphen) for hyphen in hyphens]
+    found.append(full_width(resident_number(rng, "-")))
+    found.append(resident_number(rng, "-")[:8] + "******")
+    return found
+
+
+def planted_phones(rng: random.Random) -> list[str]:
+    area = rng.choice(["02", "031", "032", "051", "053", "062", "064"])
     mobile = rng.choice(["010", "011", "016", "019"])
+    word = rng.choice(["전화", "연락처", "문의", "Tel.", "☎"])  # telephone, contact, enquiries
+    three = digits(rng, 3)
+    middle = digits(rng, 4)
+    last = digits(rng, 4)
+    return [
+        f"{mobile}-{middle}-{last}",
+        f"{mobile} {middle} {last}",
+        f"{mobile}{middle}{last}",
+        f"{mobile}.{middle}.{last}",
+        f"{area}-{three}-{last}",
+        f"{area}){three}-{last}",
+        f"({area}) {middle}-{last}",
+        f"+82-10-{middle}-{last}",
+        f"070-{middle}-{last}",
+        full_width(f"{mobile}-{middle}-{last}"),
+        f"{mobile}ㅡ{middle}ㅡ{last}",
+        f"{mobile}~{middle}~{last}",
+        f"{mobile}·{middle}—{last}",
+        f"{mobile} - {middle} - {last}",
+        f"{mobile}-{middle}{last}",
+        f"{mobile}){middle}-{last}",
+        f"({mobile}){middle}-{last}",
+        f"{mobile}/{middle}/{last}",
+        f"0507-{middle}-{last}",
+        f"0082-10-{middle}-{last}",
+        f"+82(0)10-{middle}-{last}",
+        f"(+82) 10 {middle} {last}",
+        f"+82 {area[1:]} {middle} {last}",
+        full_width(f"{area}-{three}-{last}"),
+        f"{word} {area}{middle}{last}",
+        f"{word} {area} {middle} {last}",
+    ]
+
+
+def planted_addresses(rng: random.Random) -> list[str]:
+    name = rng.choice(["kim", "lee.jh", "park_01"])
     host = rng.choice(["naver.com", "gmail.com", "snu.ac.kr", "korea.kr"])
-    bank = rng.choice(["국민은행", "신한은행", "농협", "우리은행", "카카오뱅크", "계좌번호"])  # banks; account number
-    return {"resident_number": [resident("-"), resident(" - "), resident(""), resident("–")],
-            "phone": [f"{mobile}-{digits(4)}-{digits(4)}", f"{mobile} {digits(4)} {digits(4)}", f"{mobile}{digits(8)}",
-                      f"{mobile}.{digits(4)}.{digits(4)}", f"{area}-{digits(3)}-{digits(4)}",
-                      f"{area}){digits(3)}-{digits(4)}", f"({area}) {digits(4)}-{digits(4)}",
-                      f"+82-10-{digits(4)}-{digits(4)}", f"070-{digits(4)}-{digits(4)}"],
-            "email": [f"{name}@{host}", f"{name}{digits(3)}@mail.{host}", f"{name}[at]{host}",
-                      f"{name.upper()}@{host}"],
-            "card": [card(rng.choice(["4", "51", "9410", "3560"]), s) for s in ("-", " ", "")],
-            "account": [f"{bank} {digits(6)}-{digits(2)}-{digits(6)}", f"{bank} {digits(3)}-{digits(3)}-{digits(6)}",
-                        f"{bank}: {digits(4)}-{digits(2)}-{digits(7)}"]}
+    service = rng.choice(["naver", "daum", "hanmail", "gmail"])
+    top = rng.choice(["company", "online", "museum", "photography", "site", "studio"])
+    return [
+        f"{name}@{host}",
+        f"{name}{digits(rng, 3)}@mail.{host}",
+        f"{name}[at]{host}",
+        f"{name.upper()}@{host}",
+        full_width(f"{name}@{host}"),
+        f"{name} @ {service}.com",
+        f"{name} @ {service} . com",
+        f"{name}(at){host}",
+        f"{name} [at] {service} [dot] com",
+        f"{name}골뱅이{host}",
+        f"{name}@{service}.{top}",
+    ]
+
+
+def planted_accounts(rng: random.Random) -> list[str]:
+    # Banks by their full names, or "account number"; banks by their short names.
+    bank = rng.choice(["국민은행", "신한은행", "농협", "우리은행", "카카오뱅크", "계좌번호"])
+    short = rng.choice(["국민", "신한", "우리", "하나", "기업", "카뱅", "토스", "부산"])
+    return [
+        f"{bank} {digits(rng, 6)}-{digits(rng, 2)}-{digits(rng, 6)}",
+        f"{bank} {digits(rng, 3)}-{digits(rng, 3)}-{digits(rng, 6)}",
+        f"{bank}: {digits(rng, 4)}-{digits(rng, 2)}-{digits(rng, 7)}",
+        f"{short} {digits(rng, 6)}-{digits(rng, 2)}-{digits(rng, 6)}",
+        f"{short}{digits(rng, 3)}-{digits(rng, 3)}-{digits(rng, 6)}",
+        f"{short} {digits(rng, 4)}ㅡ{digits(rng, 2)}ㅡ{digits(rng, 7)}",
+    ]
+
+
+def full_width(ascii_text: str) -> str:
+    return "".join(chr(ord(character) + 0xFEE0) for character in ascii_text)
 
 
 def personal(args) -> None:
-    """Planted items in their usual spellings, and every mask in the real documents."""
+    """Planted items in the spellings people use, and every mask in the real documents."""
     rng = random.Random(args.seed)
     sources = texts_of(args.input, 1e12)
-    documents = [text for texts in sources.values() for text in texts if len(text) > 30]
-    rows, counts = [], collections.defaultdict(list)
+    everything = [text for texts in sources.values() for text in texts if text and len(text) > 30]
+
+    # Each item among the words of a real document: is its number gone?
+    counts = collections.defaultdict(list)
     for _ in range(args.items):
         for kind, items in planted(rng).items():
             for spelling, item in enumerate(items):
-                words = rng.choice(documents)[:400].split(" ")
+                words = rng.choice(everything)[:400].split(" ")
                 at = rng.randrange(len(words) + 1)
-                text = " ".join([*words[:at], item + rng.choice(["", ".", "로", "입니다", ")", ","]), *words[at:]])
-                masked, _ = mask.mask(text)
-                number = item.split(" ", 1)[1] if kind == "account" else item
+                behind = rng.choice(["", ".", "로", "입니다", ")", ","])
+                text = " ".join([*words[:at], item + behind, *words[at:]])
+                masked, _ = mask.mask_personal_data(text)
+                number = item
+                if " " in item and kind in ("account", "phone"):
+                    number = item.split(" ", 1)[1]  # without the word in front
                 counts[kind, spelling].append((number not in masked, item))
+    rows = []
     for (kind, _), found in counts.items():
-        spelling = "".join("0" if c.isdigit() else c for c in found[0][1])
-        rows.append({"kind": kind, "spelling": spelling, "items": len(found), "recall": np.mean([f for f, _ in found])})
-    every = [f for found in counts.values() for f, _ in found]
+        example = found[0][1]
+        rows.append({
+            "kind": kind,
+            "spelling": "".join("0" if c.isdigit() else c for c in example),
+            "items": len(found),
+            "recall": float(np.mean([is_masked for is_masked, _ in found])),
+        })
+    every = [is_masked for found in counts.values() for is_masked, _ in found]
+
     real = []
     for source, texts in sources.items():
-        for text in texts:
-            spans = [(kind, match) for kind, pattern, _, is_one in mask.KINDS for match in pattern.finditer(text)
-                     if is_one(match, text)] if mask.mask(text)[1] else []
-            real += [(source, kind, m[0], text[max(0, m.start() - 25):m.end() + 15]) for kind, m in spans]
+        for text in filter(None, texts):
+            for start, end, kind in mask.find_personal_data(text):
+                around = " ".join(text[max(0, start - 25):end + 15].split())
+                real.append((source, kind.name, text[start:end], around))
     print(f"masked in all {sum(map(len, sources.values())):,} real documents, for you to judge:")
     for source, kind, found, around in sorted(set(real)):
-        print(f"  {source} {kind}: {found}    ... {' '.join(around.split())} ...")
+        print(f"  {source} {kind}: {found}    ... {around} ...")
+    in_real = collections.Counter(f"{source} {kind}" for source, kind, _, _ in real)
     measure.report("cleaning-personal", rows, measure.machine("regex") | {
-        "items": len(every), "recall of all": sum(every) / len(every), "seed": args.seed,
-        "masked in the real documents": dict(collections.Counter(f"{source} {kind}" for source, kind, _, _ in real))})
+        "items": len(every),
+        "recall of all": sum(every) / len(every),
+        "seed": args.seed,
+        "masked in the real documents": dict(in_real),
+    })
+
+
+def letters_of(text: str) -> str:
+    return "".join(c for c in text if c.isalnum())
+
+
+def benchmark_tables(folder: str) -> dict[str, list[list[str]]]:
+    """{table: the fields of each item} of KoBEST's .tsv or .jsonl files, but for links."""
+    tables = {}
+    for path in sorted(Path(folder).rglob("*.*")):
+        if path.suffix == ".tsv":
+            with open(path, encoding="utf-8", newline="") as file:
+                items = list(csv.reader(file, delimiter="\t"))[1:]
+        elif path.suffix == ".jsonl":
+            lines_of_file = path.read_text(encoding="utf-8").split("\n")
+            items = [list(json.loads(line).values()) for line in lines_of_file if line]
+        else:
+            continue
+        fields = [[str(f) for f in item if not str(f).startswith("http")] for item in items]
+        tables[f"{path.parent.name}/{path.stem}"] = fields
+    return tables
+
+
+class BruteForce:
+    """The rules of decontaminate.py with strings and sets: runs of 25, whole fields of 12 to 24."""
+
+    def __init__(self, fields: set[str]):
+        self.runs = set()
+        self.whole = collections.defaultdict(set)  # {first 12 letters: fields that begin so}
+        for field in fields:
+            letters = letters_of(field)
+            for i in range(len(letters) - 24):
+                self.runs.add(letters[i:i + 25])
+            if 12 <= len(letters) < 25:
+                self.whole[letters[:12]].add(letters)
+
+    def finds(self, text: str) -> bool:
+        letters = letters_of(text)
+        for i in range(len(letters) - 11):
+            if letters[i:i + 25] in self.runs:
+                return True
+            fields = self.whole.get(letters[i:i + 12], ())
+            if any(letters.startswith(field, i) for field in fields):
+                return True
+        return False
 
 
 def kobest(args) -> None:
-    """What an independent brute force finds of the benchmark, before and after; items that can be found at all."""
-    def squeeze(text):
-        return "".join(c for c in text if c.isalnum())
-    long, short, rows = set(), collections.defaultdict(set), []
-    for path in sorted(Path(args.kobest).rglob("*.tsv")):
-        with open(path, encoding="utf-8", newline="") as file:
-            table = list(csv.reader(file, delimiter="\t"))
-        for field in {field for row in table for field in row if not field.startswith("http")}:
-            for text in {squeeze(field), squeeze(normalise.normalise(field)[0])}:
-                long |= {text[i:i + 25] for i in range(len(text) - 24)}
-                if 12 <= len(text) < 25:
-                    short[text[:12]].add(text)
-        visible = sum(any(len(squeeze(f)) >= 12 and not f.startswith("http") for f in row) for row in table[1:])
-        rows.append({"task": f"{path.parent.name}/{path.stem}", "items": len(table) - 1, "can be found": visible})
-    def found(text: str) -> bool:
-        letters = squeeze(text)
-        return any(letters[i:i + 25] in long for i in range(len(letters) - 24)) or any(
-            letters.startswith(field, i) for i in range(len(letters) - 11)
-            for field in short.get(letters[i:i + 12], ()))
+    """What an independent brute force finds of the benchmark, before and after; items that can be
+    found at all."""
+    rows = []
+    every_field = set()
+    for name, items in benchmark_tables(args.kobest).items():
+        visible = 0
+        for fields in items:
+            every_field.update(fields)
+            every_field.update(normalise.normalise_text(field)[0] or "" for field in fields)
+            if any(len(letters_of(field)) >= 12 for field in fields):
+                visible += 1
+        rows.append({"task": name, "items": len(items), "can be found": visible})
+    brute_force = BruteForce(every_field)
 
     benchmark = decontaminate.Benchmark(decontaminate.fields(args.kobest))
-    hits, wrong, n = collections.Counter(), 0, 0
+    hits = collections.Counter()
+    differs = 0
+    n = 0
     for source, texts in texts_of(args.input, 1e12).items():
         for text in texts:
-            hit = found(text)
-            hits[source] += hit
-            wrong += benchmark.check(text)[0] == hit
+            expected = brute_force.finds(text)
+            kept, _ = benchmark.check(text)
+            if expected:
+                hits[source] += 1
+            if expected != (kept is None):
+                differs += 1
             n += 1
-    left = sum(found(d["text"]) for d in documents.read_documents(args.clean)) if args.clean else None
+
+    left = None
+    if args.clean:
+        cleaned = documents.read_documents(args.clean)
+        left = len([1 for document in cleaned if brute_force.finds(document["text"])])
     measure.report("cleaning-kobest", rows, measure.machine("numpy") | {
-        "documents": n, "hits by brute force": dict(+hits),
-        "documents on which the program differs": wrong, "cleaned folders": len(args.clean), "hits left in them": left})
+        "documents": n,
+        "hits by brute force": dict(hits),
+        "documents on which the program differs": differs,
+        "cleaned folders": len(args.clean),
+        "hits left in them": left,
+    })
 
 
 # -------------------------------------------------------------------------------------------------------- memory
 
+def write_documents(path: Path, n: int, real: list[str], characters: int, rng: random.Random) -> None:
+    """n documents of so many characters: stretches of real ones with up to nine eojeol replaced, so
+    that some stay near copies of others."""
+    words = " ".join(real).split()[:2_000_000]
+    with open(path, "w", encoding="utf-8") as file:
+        for _ in range(n):
+            text = rng.choice(real)
+            start = rng.randrange(len(text) - characters)
+            eojeol = text[start:start + characters].split(" ")
+            for _ in range(rng.randrange(10)):
+                eojeol[rng.randrange(len(eojeol))] = rng.choice(words)
+            line = json.dumps({"text": " ".join(eojeol)}, ensure_ascii=False)
+            file.write(line + "\n")
+
+
+def peak_of(command: list[str]) -> int:
+    """The most bytes of its own that a process held (RssAnon: not the files it maps), by looking
+    fifty times per second."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    peak = 0
+    while process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        for line in status.split("\n"):
+            if line.startswith("RssAnon"):
+                peak = max(peak, int(line.split()[1]) * 1024)
+        time.sleep(0.02)
+    assert process.returncode == 0
+    return peak
+
+
 def memory(args) -> None:
-    """The first process's own memory (RssAnon: not the files it maps), by which the corpus's size is limited."""
-    rng, rows = random.Random(args.seed), []
-    real = [text for texts in texts_of(args.input, 5e6).values() for text in texts if len(text) > args.characters]
-    words = [word for text in real for word in text.split()][:2_000_000]
+    """The first process's own memory, by which the corpus's size is limited."""
+    rng = random.Random(args.seed)
+    real = []
+    for texts in texts_of(args.input, 5e6).values():
+        real += [text for text in texts if len(text) > args.characters]
+    rows = []
     for n in args.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            with open(f"{folder}/a.jsonl", "w", encoding="utf-8") as file:
-                for _ in range(n):
-                    text = rng.choice(real)
-                    start = rng.randrange(len(text) - args.characters)
-                    part = text[start:start + args.characters].split(" ")
-                    for _ in range(rng.randrange(10)):  # some stay near copies of others
-                        part[rng.randrange(len(part))] = rng.choice(words)
-                    file.write(json.dumps({"text": " ".join(part)}, ensure_ascii=False) + "\n")
-            start, peak = time.time(), 0
-            process = subprocess.Popen(
-                [sys.executable, str(measure.ROOT / "data.py"), "clean", "--input", f"{folder}/a.jsonl", "--out",
-                 f"{folder}/out", "--profile", "formal", "--workers", str(args.workers)],
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            while process.poll() is None:
-                status = Path(f"/proc/{process.pid}/status").read_text().split("\n")
-                peak = max([peak, *(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))])
-                time.sleep(0.02)
-            assert process.returncode == 0
+            write_documents(Path(folder) / "a.jsonl", n, real, args.characters, rng)
+            start = time.time()
+            peak = peak_of([
+                sys.executable, str(measure.ROOT / "data.py"), "clean",
+                "--input", f"{folder}/a.jsonl", "--out", f"{folder}/out",
+                "--profile", "formal", "--workers", str(args.workers),
+            ])
+            seconds = time.time() - start
             report = cli.read_json(f"{folder}/out/report.json")
-            print(f"{n:,} documents: {peak / 1e6:.0f} MB")
-            rows.append({"documents": n, "MB": report["input"]["bytes"] / 1e6, "kept": report["output"]["documents"],
-                         "near duplicates": report["steps"][4]["documents_in"] - report["steps"][4]["documents_out"],
-                         "peak MB": peak / 1e6, "seconds": time.time() - start})
-    before, last = rows[-2:]  # the first ones still grow with the sample that the models are trained on
-    growth = (last["peak MB"] - before["peak MB"]) * 1e6 / (last["documents"] - before["documents"])
+        print(f"{n:,} documents: {peak / 1e6:.0f} MB")
+        near_step = next(step for step in report["steps"] if step["step"] == "near")
+        rows.append({
+            "documents": n,
+            "MB": report["input"]["bytes"] / 1e6,
+            "kept": report["output"]["documents"],
+            "near duplicates": near_step["documents_in"] - near_step["documents_out"],
+            "peak MB": peak / 1e6,
+            "seconds": seconds,
+        })
+
+    # Between the last two: the first ones still grow with the sample that the models are trained
+    # on.
+    before, last = rows[-2:]
+    more_documents = last["documents"] - before["documents"]
+    growth = (last["peak MB"] - before["peak MB"]) * 1e6 / more_documents
+    at_35_million = last["peak MB"] * 1e6 + growth * (35e6 - last["documents"])
     measure.report("cleaning-memory", rows, measure.machine("numpy") | {
-        "workers": args.workers, "characters a document": args.characters,
+        "workers": args.workers,
+        "characters a document": args.characters,
         "bytes a document, between the last two": growth,
-        "35 million documents, GB": (last["peak MB"] * 1e6 + growth * (35e6 - last["documents"])) / 1e9})
+        "35 million documents, GB": at_35_million / 1e9,
+    })
 
 
 def main(argv: list[str] | None = None) -> None:
