@@ -283,6 +283,19 @@ def near(args) -> None:
 
     # All together, for precision: each removed document must have a near copy in its cluster.
     kept = duplicates.near_duplicates(hashes.T, sizes, texts.__getitem__).tolist()
+    removed, right = removed_and_right(kept, sets)
+    measure.report("cleaning-near", rows, measure.machine("numpy") | {
+        "documents": len(real),
+        "pairs": len(pairs),
+        "removed, all together": removed,
+        "of these with a true near copy in their cluster": right,
+        "seed": args.seed,
+    })
+
+
+def removed_and_right(kept: list[int], sets: list[set[str]]) -> tuple[int, int]:
+    """(documents removed, those of them that have a true near copy in their cluster). kept: for
+    each document the one that stays in its place; sets: its grams."""
     members = collections.defaultdict(list)
     for i, by in enumerate(kept):
         members[by].append(i)
@@ -295,13 +308,7 @@ def near(args) -> None:
         others = [j for j in members[by] if j != i]
         if any(jaccard(sets[i], sets[j]) >= duplicates.THRESHOLD for j in others):
             right += 1
-    measure.report("cleaning-near", rows, measure.machine("numpy") | {
-        "documents": len(real),
-        "pairs": len(pairs),
-        "removed, all together": removed,
-        "of these with a true near copy in their cluster": right,
-        "seed": args.seed,
-    })
+    return removed, right
 
 
 def digits(rng: random.Random, n: int) -> str:
@@ -353,6 +360,7 @@ def planted_resident_numbers(rng: random.Random) -> list[str]:
 
 
 def planted_phones(rng: random.Random) -> list[str]:
+    """A telephone number in each spelling."""
     area = rng.choice(["02", "031", "032", "051", "053", "062", "064"])
     mobile = rng.choice(["010", "011", "016", "019"])
     word = rng.choice(["전화", "연락처", "문의", "Tel.", "☎"])  # telephone, contact, enquiries
@@ -390,6 +398,7 @@ def planted_phones(rng: random.Random) -> list[str]:
 
 
 def planted_addresses(rng: random.Random) -> list[str]:
+    """An e-mail address in each spelling."""
     name = rng.choice(["kim", "lee.jh", "park_01"])
     host = rng.choice(["naver.com", "gmail.com", "snu.ac.kr", "korea.kr"])
     service = rng.choice(["naver", "daum", "hanmail", "gmail"])
@@ -410,6 +419,7 @@ def planted_addresses(rng: random.Random) -> list[str]:
 
 
 def planted_accounts(rng: random.Random) -> list[str]:
+    """A bank account in each spelling."""
     # Banks by their full names, or "account number"; banks by their short names.
     bank = rng.choice(["국민은행", "신한은행", "농협", "우리은행", "카카오뱅크", "계좌번호"])
     short = rng.choice(["국민", "신한", "우리", "하나", "기업", "카뱅", "토스", "부산"])
@@ -511,6 +521,7 @@ class BruteForce:
                 self.whole[letters[:12]].add(letters)
 
     def finds(self, text: str) -> bool:
+        """Whether the text holds 25 characters in a row of a field, or a whole short one."""
         letters = letters_of(text)
         for i in range(len(letters) - 11):
             if letters[i:i + 25] in self.runs:

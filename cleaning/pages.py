@@ -318,6 +318,7 @@ class Parser(HTMLParser):
         self.formula: Element | None = None     # the last <math>
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Open an element (html.parser calls this)."""
         attributes = dict(attrs)
         in_code = self.open_tags["pre"] > 0
         if tag == "a":
@@ -376,6 +377,7 @@ class Parser(HTMLParser):
         return None
 
     def handle_endtag(self, tag: str) -> None:
+        """Close the innermost open element of this tag, if there is one."""
         if tag in AFTER or tag == "a":
             self.in_link = False  # a link that nothing closes ends with its block
         if self.open_tags[tag] and (tag not in INLINE or self.open[-1].tag == tag):
@@ -420,6 +422,7 @@ class Parser(HTMLParser):
         self.weight = element.weight_before
 
     def handle_data(self, data: str) -> None:
+        """Collect text, and weigh it."""
         # Ours, chosen by hand: a character in a link counts a hundredth. That is next to nothing,
         # and still something on a page that is nothing but links.
         characters = len(data.strip())

@@ -62,6 +62,7 @@ def clean(args: argparse.Namespace) -> dict:
     or could not be read. A run that was stopped resumes when the same command is given again.
 
         python data.py clean --input wiki.jsonl rulings/ --profile formal --out clean/formal"""
+    # What can be checked is checked before anything is written.
     steps = choose_steps(args)
     check_flags(args, steps)
     paths = documents.files(args.input)
@@ -69,6 +70,7 @@ def clean(args: argparse.Namespace) -> dict:
     reading = documents.reading_of(args)
     benchmark = read_benchmark(args.decontaminate)
 
+    # The work folder stays until the output is whole, or until it is clear that there will be none.
     out = Path(args.out).absolute()
     work = WorkFolder(out, fingerprint(args, paths), args.workers)
     with work.guarded():
@@ -183,6 +185,8 @@ def first_pass(job: Job, unit: int, result: Result) -> None:
     Arrays: the columns of the n documents that are kept, "source", "offset" and "size" (n,), see
     Corpus; and the hashes by which duplicates are found, "keys" (n, 2) and "bands" (n, 14)."""
     steps = first_steps(job)
+
+    # One entry for each document that is kept.
     sources = []
     offsets = []
     sizes = []

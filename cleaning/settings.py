@@ -75,9 +75,12 @@ def read_benchmark(folder: str | None) -> decontaminate.Benchmark | None:
 def fingerprint(args: argparse.Namespace, paths: list[Path]) -> str:
     """A hash of all that the result depends on: the flags, the inputs by size and time of their
     last change, and the code."""
+    # What the result does not depend on is left out: a run may resume with other --workers.
     settings = dict(vars(args))
     for name in ("workers", "run", "out"):
         settings.pop(name, None)
+
+    # Everything that is read. Hashing it all would take minutes at every start; stamps do not.
     inputs = list(paths)
     if args.reference:
         inputs += documents.files(args.reference)
@@ -85,6 +88,7 @@ def fingerprint(args: argparse.Namespace, paths: list[Path]) -> str:
         inputs += decontaminate.benchmark_files(args.decontaminate)
     stamps = [[str(path), *documents.stamp(path)] for path in inputs]
 
+    # The code that turns the one into the other.
     code = sorted(Path(__file__).parent.glob("*.py"))
     code += [Path(documents.__file__), Path(compressed.__file__)]
     digest = hashlib.sha256(json.dumps([settings, stamps], default=str).encode())

@@ -32,6 +32,7 @@ def run_for(command: list[str], seconds: float | None) -> bool:
     try:
         _, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
+        # Not communicate(), which would wait for the workers: the next run may begin before they end.
         process.send_signal(signal.SIGKILL)
         process.wait()
         return False
