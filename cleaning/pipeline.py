@@ -58,7 +58,7 @@ from common import cli, documents
 
 def clean(args: argparse.Namespace) -> dict:
     """Clean documents: one output file for each input file, and beside them report.json, and a line
-    in removed.jsonl, masked.jsonl or rejected.jsonl for each document that was taken out, changed,
+    in removed.jsonl, changed.jsonl or rejected.jsonl for each document that was taken out, changed,
     or could not be read. A run that was stopped resumes when the same command is given again.
 
         python data.py clean --input wiki.jsonl rulings/ --profile formal --out clean/formal"""

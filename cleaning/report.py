@@ -16,8 +16,8 @@ from common import cli
 from common.documents import RECORDS
 
 # A step looks at one document's text and returns (text, reason); the text is None if the document
-# goes, and the reason is "" if there is nothing to record: (text, ""), (text, "phone"),
-# (None, "too_short").
+# goes, and the reason is "" if there is nothing to record: (text, ""), (text, "phone"). Behind a
+# colon stands what was measured and the limit: (None, "too_short: 3 characters < 50").
 Step = Callable[[str], tuple[str | None, str]]
 
 # Lines that are no document; documents that a step took out; documents that a step changed, such as
@@ -115,7 +115,12 @@ class Tally:
     ) -> None:
         """Count a document that was removed, changed or rejected; write its line for `file`, with
         `more` fields at the end."""
-        record = {**where, "step": step, "reason": reason, **(more or {})}
+        # What was measured differs from document to document. It is not counted.
+        reason, _, measured = reason.partition(": ")
+        record = {**where, "step": step, "reason": reason}
+        if measured:
+            record["measured"] = measured
+        record |= more or {}
         self.records.write(f"{file}\t{json.dumps(record, ensure_ascii=False)}\n")
         reasons = self.of(where["file"], step)["reasons"]
         reasons[reason] = reasons.get(reason, 0) + 1
@@ -154,8 +159,8 @@ def example_order(entry: list) -> tuple:
 
 
 def put_records_together(stems: list[Path], folder: Path) -> Tally:
-    """removed.jsonl, masked.jsonl and rejected.jsonl from the records of all tasks; returns the sum
-    of their counts."""
+    """removed.jsonl, changed.jsonl and rejected.jsonl from the records of all tasks; returns the
+    sum of their counts."""
     total = Tally()
     with contextlib.ExitStack() as stack:
         outputs = {}

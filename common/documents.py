@@ -37,7 +37,7 @@ from common import cli, compressed
 from common.compressed import first_bytes, open_bytes
 
 KINDS = ".jsonl, .json, .txt (each also .gz, .bz2, .xz, .zst) or .parquet"
-RECORDS = ("rejected.jsonl", "removed.jsonl", "masked.jsonl")  # what `clean` writes beside them
+RECORDS = ("rejected.jsonl", "removed.jsonl", "changed.jsonl")  # what `clean` writes beside them
 OURS = (*RECORDS, "report.json")
 UNIT = 8_000_000      # bytes of work for one process
 LONGEST = 32_000_000  # bytes of a document: ten long novels. Whatever is longer is a mistake

@@ -83,12 +83,12 @@ def cleaning_report(out: Path, language: str) -> dict:
     planted = cli.read_json(out / "world" / "planted.json")[language]
     report = cli.read_json(folder / "report.json")
     removed = read_jsonl(folder / "removed.jsonl")
-    masked = read_jsonl(folder / "masked.jsonl")
-    report["planted"] = found(planted, removed, masked)
+    changed = read_jsonl(folder / "changed.jsonl")
+    report["planted"] = found(planted, removed, changed)
     return report
 
 
-def found(planted: dict, removed: list[dict], masked: list[dict]) -> dict:
+def found(planted: dict, removed: list[dict], changed: list[dict]) -> dict:
     """Precision and recall of each kind of planted fault:
     {kind: {"planted", "found", "recall", "precision", "removed"}}.
 
@@ -103,7 +103,7 @@ def found(planted: dict, removed: list[dict], masked: list[dict]) -> dict:
         "near": ids_removed_by(removed, "near"),
         "junk": ids_removed_by(removed, "rules"),
         "leaked": ids_removed_by(removed, "decontaminate"),
-        "personal": {record["id"] for record in masked if record["step"] == "mask"},
+        "personal": {record["id"] for record in changed if record["step"] == "mask"},
     }
     result = {}
     for kind, hits in caught.items():

@@ -54,13 +54,13 @@ def test_clean_finds_what_was_planted_and_loses_nothing(corpus, capsys):
     report = clean(corpus, "out")
     out = corpus / "out"
     assert sorted(file.name for file in out.iterdir()) == [
-        "a-2.jsonl", "a.jsonl", "c.jsonl", "masked.jsonl", "rejected.jsonl", "removed.jsonl", "report.json"]
+        "a-2.jsonl", "a.jsonl", "c.jsonl", "changed.jsonl", "rejected.jsonl", "removed.jsonl", "report.json"]
     removed = {r["id"]: r for r in lines(out / "removed.jsonl")}
     assert {i: (r["step"], r["reason"]) for i, r in removed.items() if not i.startswith("a")} == {
         "copy": ("exact", "exact_duplicate"), "short": ("rules", "too_short"),
         "leak": ("decontaminate", "benchmark_field")}
     assert (removed["a6"]["duplicate_of"], removed["copy"]["duplicate_of"]) == ("near", "a5")  # longer, first
-    assert [(r["id"], r["reason"], r["line"]) for r in lines(out / "masked.jsonl")] == [("a3", "phone", 4)]
+    assert [(r["id"], r["reason"], r["line"]) for r in lines(out / "changed.jsonl")] == [("a3", "phone", 4)]
     assert [(Path(r["file"]).name, r["line"], r["reason"]) for r in lines(out / "rejected.jsonl")] == [
         ("c.jsonl.gz", 1, "broken gzip"), ("a.jsonl", 26, "broken JSON"), ("a.jsonl", 27, "no text field"),
         ("a.jsonl", 28, "no text field"), ("a.jsonl", 29, "lone surrogate"), ("a.jsonl", 30, "empty text")]
@@ -172,7 +172,7 @@ def test_what_happens_while_reading_is_counted(tmp_path):
     assert report["left_out"] == [str(folder / "b.pdf")]
     assert report["sources"][str(folder / "novel.txt")]["reasons"] == {"broken_bytes": 1}
     assert report["steps"][0]["reasons"] == {"private_use": 1}
-    changed = lines(tmp_path / "out" / "masked.jsonl")
+    changed = lines(tmp_path / "out" / "changed.jsonl")
     assert sorted((record["step"], record["reason"]) for record in changed) == [
         ("normalise", "private_use"), ("read", "broken_bytes")]
     kept = lines(tmp_path / "out" / "a.jsonl")

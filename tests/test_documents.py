@@ -391,7 +391,7 @@ def test_a_file_that_is_gone(tmp_path):
 
 def test_hidden_files_and_what_clean_writes_are_no_documents(tmp_path):
     hidden = [".git/a.jsonl", ".ipynb_checkpoints/a.jsonl", "._a.jsonl", "__MACOSX/a.jsonl", "b/.c/a.jsonl"]
-    for name in ["b/a.jsonl", *hidden, "removed.jsonl", "masked.jsonl", "rejected.jsonl", "report.json"]:
+    for name in ["b/a.jsonl", *hidden, "removed.jsonl", "changed.jsonl", "rejected.jsonl", "report.json"]:
         path = tmp_path / ".home" / name  # a hidden folder that is asked for by name is read
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json_lines(TEXTS))
@@ -530,7 +530,7 @@ def test_a_record_that_may_be_somebody_elses_is_named(tmp_path):
         (tmp_path / name).write_text('{"text": "가나다"}\n', encoding="utf-8")
     assert [path.name for path in files([tmp_path])] == ["a.jsonl"]
     assert [path.name for path in documents.left_out([tmp_path])] == ["removed.jsonl", "report.json"]
-    for name in ("masked.jsonl", "rejected.jsonl"):
+    for name in ("changed.jsonl", "rejected.jsonl"):
         (tmp_path / name).touch()
     assert [path.name for path in files([tmp_path])] == ["a.jsonl"]
     assert documents.left_out([tmp_path]) == []

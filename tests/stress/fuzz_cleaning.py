@@ -139,7 +139,7 @@ def check(folder: Path, expected: int, *flags: str) -> dict[str, int]:
                           capture_output=True, text=True)
     assert "Traceback" not in done.stderr and done.returncode == 0, (flags, done.stderr[-3000:])
     files = {name: (out / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-             for name in ("removed", "rejected", "masked")}
+             for name in ("removed", "rejected", "changed")}
     kept = [json.loads(line)["text"] for file in out.glob("*.jsonl") if file.stem not in files
             for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
     counts = {"kept": len(kept), "removed": len(files["removed"]), "rejected": len(files["rejected"])}
