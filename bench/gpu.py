@@ -10,6 +10,7 @@ r"""What only a GPU can prove, part by part, in the order of worth.
     kernels     each of kernels/ against float64, beside eager, torch.compile and Liger
     steps       training steps of the 10.7B shape: time, utilisation, memory beside the plan
     train       train.py on four layers of that shape: stopped, resumed, and the same bits
+    sharded     train.py under FSDP against one process without it
     recipe      the whole of speedrun.sh
 
 GPU time comes in short pieces, so nothing may be lost. Each part runs in a process of its own with
@@ -37,11 +38,12 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kernels
@@ -80,6 +82,8 @@ class Sizes:
     repeats: int                 # timed calls of each operation
     adamw_parameters: int
     train_steps: int             # of each stage of the part `train`
+    sharded_shape: str           # of bench.train_step's SHAPES, in the part `sharded`
+    sharded_steps: int           # of each of its stages
     cases: tuple[Case, ...]
 
 
@@ -101,6 +105,8 @@ GPU = Sizes(
     repeats=50,
     adamw_parameters=2**30,
     train_steps=40,
+    sharded_shape="base-en",
+    sharded_steps=40,
     cases=(
         Case("odd"),
         Case("embed"),
@@ -133,6 +139,8 @@ TRIAL = Sizes(
     repeats=5,
     adamw_parameters=2**14,
     train_steps=100,
+    sharded_shape="tiny",
+    sharded_steps=4,
     cases=(
         Case("odd"),
         Case("embed", accumulation=2),
@@ -515,14 +523,7 @@ def train_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
     """train.py as a user runs it, on four layers of the recipe's shape: from random weights,
     stopped by SIGTERM in its second stage and resumed; then --deterministic, once undisturbed and
     once stopped, which must give the same bits."""
-    inputs = [args.tokenizer]
-    for entry in args.data:
-        folder, _, _ = entry.partition("=")
-        inputs.append(folder)
-    for path in inputs:
-        if not Path(path).exists():
-            raise cli.UserError(f"{path} is missing: bash speedrun.sh --prepare makes it")
-
+    check_inputs(args)
     steps = sizes.train_steps
     tokens = steps * sizes.seq_len
     stages = [f"{what}:{tokens}:{LEARNING_RATE}" for what in ("embed", "odd", "lora")]
@@ -555,6 +556,17 @@ def train_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
         )
 
 
+def check_inputs(args: argparse.Namespace) -> None:
+    """UserError if the shards or the tokenizer are missing."""
+    inputs = [args.tokenizer]
+    for entry in args.data:
+        folder, _, _ = entry.partition("=")
+        inputs.append(folder)
+    for path in inputs:
+        if not Path(path).exists():
+            raise cli.UserError(f"{path} is missing: bash speedrun.sh --prepare makes it")
+
+
 def write_config(file: Path, sizes: Sizes) -> Path:
     """config.json of four layers of the recipe's shape, in bfloat16."""
     shape = dict(train_step.SHAPES[sizes.shape])
@@ -564,12 +576,17 @@ def write_config(file: Path, sizes: Sizes) -> Path:
     return file
 
 
-def train(flags: list[str], stop_when: Callable[[], bool] | None = None) -> None:
-    """Run train.py to its end, or send it SIGTERM as soon as `stop_when()` is true.
+def train(
+    flags: list[str],
+    stop_when: Callable[[], bool] | None = None,
+    program: Sequence[str] = (str(measure.ROOT / "train.py"),),
+) -> None:
+    """Run train.py, or another program with its flags, to its end, or send it SIGTERM as soon as
+    `stop_when()` is true.
 
     RuntimeError if it does not end with status 0. What it says is in this part's log.
     """
-    command = [sys.executable, str(measure.ROOT / "train.py"), *flags]
+    command = [sys.executable, *program, *flags]
     process = subprocess.Popen(command, stdout=sys.stderr, stderr=sys.stderr)
     if stop_when:
         while process.poll() is None and not stop_when():
@@ -621,6 +638,68 @@ def stage_figures(run: Path, stages: list[str]) -> list[dict]:
             "peak_gb": mine[-1]["peak_memory"] / 1e9,
         })
     return found
+
+
+# ------------------------------------------------------------------------------------- sharded
+
+
+def sharded_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
+    """train.py under FSDP: how far its losses, gradient norms and weights are from those of one
+    process without it. Float32, so that a difference is a mistake and not a rounding."""
+    check_inputs(args)
+    tokens = sizes.sharded_steps * 2048
+    stages = [f"{what}:{tokens}:{LEARNING_RATE}" for what in ("embed", "odd", "lora")]
+    common = "--seq_len 128 --batch_tokens 2048 --micro_batch 8 --dtype float32 --optimizer adamw"
+    common += f" --device {sizes.device} --eval_bytes 20000"
+    flags = [*common.split(), "--data", *args.data, "--stages", *stages]
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "config.json"
+        shape = {**train_step.SHAPES[sizes.sharded_shape], "vocab_size": 8192}
+        cli.write_json(config, {"architectures": ["LlamaForCausalLM"], **shape})
+        alone = Path(folder) / "alone"
+        train(["--config", str(config), "--tokenizer", args.tokenizer, "--out", str(alone), *flags])
+
+        # The others begin with the same random weights.
+        start = ["--model", str(alone / "stages" / "0-random")]
+        for number, (what, ranks, program) in enumerate(ways_to_shard(sizes.device)):
+            run = Path(folder) / str(number)
+            launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
+            train(["--out", str(run), *start, *flags], program=[*launcher, *program])
+            rows.add(what=what, stages=stages, **largest_differences(run, alone))
+
+
+def ways_to_shard(device: str) -> list[tuple[str, int, list[str]]]:
+    """(what it is called, the number of ranks, the program that they run) for this machine."""
+    program = [str(measure.ROOT / "train.py")]
+    if device == "cpu":
+        return [("two ranks over gloo", 2, program)]
+    n_gpus = torch.cuda.device_count()
+    if n_gpus > 1:
+        return [(f"{n_gpus} ranks over NCCL", n_gpus, program)]
+    return [
+        ("one rank over NCCL", 1, ["-m", "bench.sharded", "nccl"]),
+        ("two ranks on one GPU, over gloo", 2, ["-m", "bench.sharded", "gloo"]),
+    ]
+
+
+def largest_differences(run: Path, other: Path) -> dict:
+    """Of two finished runs: the steps, and the largest differences of a loss, of a gradient norm
+    (relative) and of a weight."""
+    loss = 0.0
+    grad_norm = 0.0
+    steps = measure.steps(run)
+    for mine, theirs in zip(steps, measure.steps(other), strict=True):
+        mine = dict(zip(measure.KEYS, mine, strict=True))
+        theirs = dict(zip(measure.KEYS, theirs, strict=True))
+        loss = max(loss, abs(mine["loss"] - theirs["loss"]))
+        change = abs(mine["grad_norm"] - theirs["grad_norm"]) / theirs["grad_norm"]
+        grad_norm = max(grad_norm, change)
+
+    weight = 0.0
+    weights = load_file(run / "model" / "model.safetensors")
+    for name, theirs in load_file(other / "model" / "model.safetensors").items():
+        weight = max(weight, (weights[name] - theirs).abs().max().item())
+    return {"steps": len(steps), "loss": loss, "grad_norm": grad_norm, "weight": weight}
 
 
 # -------------------------------------------------------------------------------------- recipe
@@ -727,6 +806,7 @@ PARTS = {
     "kernels": (kernels_part, 240),
     "steps": (steps_part, 540),
     "train": (train_part, 400),
+    "sharded": (sharded_part, 240),
     "recipe": (recipe_part, 580),
 }
 
