@@ -1,6 +1,6 @@
 """train.py under FSDP on a machine that has one GPU: what the part `sharded` of bench/gpu.py starts.
 
-    torchrun --nproc_per_node=1 -m bench.sharded nccl FLAGS OF train.py
+    python -m bench.sharded nccl FLAGS OF train.py
     torchrun --nproc_per_node=2 -m bench.sharded gloo FLAGS OF train.py
 
 train.py does not shard a single process, and NCCL refuses two ranks on one GPU. So `nccl` shards the
@@ -8,7 +8,7 @@ model of one rank, whose weights, gradients and moments take every path of FSDP 
 there is no one to exchange them with; `gloo` lets several ranks share the GPU and exchange through
 the host.
 """
-import sys
+import argparse
 
 import torch
 import torch.distributed as dist
@@ -34,7 +34,7 @@ def shard_one_rank() -> None:
     # dtype_of("") is the compute type: no stage trains a parameter of that name.
     model.load = load_sharded
     torch.cuda.set_device(0)
-    dist.init_process_group("cpu:gloo,cuda:nccl")
+    dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
 
 
 def share_one_gpu() -> None:
@@ -63,12 +63,15 @@ def gather_through_host(x: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     """The backend, then train.py's flags."""
-    backend = sys.argv.pop(1)
-    if backend == "nccl":
+    parser = cli.Parser(description=__doc__, prog="bench.sharded")
+    parser.add_argument("backend", choices=["nccl", "gloo"], help="how ranks exchange tensors")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, help="of train.py")
+    args = parser.parse_args()
+    if args.backend == "nccl":
         shard_one_rank()
     else:
         share_one_gpu()
-    train.main()
+    train.main(args.flags)
 
 
 if __name__ == "__main__":
