@@ -3,8 +3,9 @@
 A pattern alone is not enough: Korean rulings and statutes are full of numbers that look like
 somebody's. So each kind asks for evidence besides its shape:
 
-    resident number  a date of birth that exists, a seventh digit 1-8, and a hyphen or hidden
-                     digits; else the check digit or 주민 (resident) in front
+    resident number  a date of birth that exists, a seventh digit 1-8 (5-8 are foreigners), and a
+                     hyphen or hidden digits; else the check digit or 주민 (resident) in front; and
+                     nothing that calls it a company's, whose numbers have the same shape
     card             Luhn's check, a prefix that is issued, and not four years in a row
     phone            a mobile prefix, or an area code in brackets, or with hyphens or dots; an area
                      code with spaces or without separators only beside a word such as 전화
@@ -15,8 +16,14 @@ somebody's. So each kind asks for evidence besides its shape:
     e-mail           a real top-level domain; no git@host:path, user@host in a URL or method of a
                      matrix product (a@b.sum()); with spaces around the @ only at a mail service
 
-Left as they are: 1588-1234 and 080 numbers, which belong to businesses; numbers spelled as words
-(공일공 일이삼사); foreign numbers; an area code that is left out (123-4567).
+Left as they are:
+
+    of a person      names, addresses, dates of birth, numbers of passports, driver's licences and
+                     vehicles, a user's @name; 123-4567 without its area code; an account beside no
+                     bank; foreign telephones; what is spelled as words (공일공 일이삼사)
+    of a business    1588-1234 and 080 numbers; registration numbers, a company's (110111-1234567)
+                     where its label says so, and a business's (123-45-67890)
+    of a machine     IP and MAC addresses, URLs
 """
 import datetime
 from collections.abc import Callable
@@ -135,7 +142,8 @@ RESIDENT_PATTERN = regex.compile(
     """,
     regex.VERBOSE,
 )
-CHECK_WEIGHTS = (2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5)
+# Resident, foreigner, residence (of a Korean from abroad): the words for their numbers.
+RESIDENT_WORD = regex.compile("주민|외국인|거소")
 
 
 def is_resident(match: regex.Match) -> bool:
@@ -149,17 +157,40 @@ def is_resident(match: regex.Match) -> bool:
         datetime.date(century + int(match["year"]), int(match["month"]), int(match["day"]))
     except ValueError:
         return False
+    if is_company(match):
+        return False
 
     is_hidden = not match["rest"].isdecimal()
-    if "-" in match["separator"] or is_hidden or "주민" in words_before(match):
+    is_named = RESIDENT_WORD.search(words_before(match)) is not None
+    if "-" in match["separator"] or is_hidden or is_named:
         return True
     if match["separator"] == ".":  # else a decimal fraction
         return False
-    digits = digits_of(match)
+    return has_resident_check(digits_of(match))
+
+
+RESIDENT_WEIGHTS = (2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5)
+
+
+def has_resident_check(digits: str) -> bool:
+    """Whether the last of thirteen digits is the check digit of a resident number.
+
+    >>> has_resident_check("9001011234568"), has_resident_check("9001011234567")
+    (True, False)
+    """
+    check = (11 - weighted_sum(digits[:12], RESIDENT_WEIGHTS) % 11) % 10
+    last = int(digits[12])
+    if last == check:
+        return True
+    # Foreigners' numbers (the seventh digit is 5-8) mostly end in two more.
+    return digits[6] in "5678" and last == (check + 2) % 10
+
+
+def weighted_sum(digits: str, weights: tuple[int, ...]) -> int:
     total = 0
-    for digit, weight in zip(digits[:12], CHECK_WEIGHTS, strict=True):
+    for digit, weight in zip(digits, weights, strict=True):
         total += int(digit) * weight
-    return (11 - total % 11) % 10 == int(digits[12])
+    return total
 
 
 # A token is said in the language of the corpus: [주민번호] in an English one would be the only
@@ -170,6 +201,107 @@ RESIDENT_NUMBER = Kind(
     is_resident,
     {"ko": "[주민번호]", "en": "[resident number]"},
 )
+
+# ---- A company's number is no resident's --------------------------------------------------------
+
+# The number of a corporation (법인등록번호) has the same shape: four digits for its court, two
+# for its kind, a serial number, a check digit. 110111, a stock company in Seoul, is a date as well.
+# The number is public and stays as it is, but only where it is said to be one. In doubt it is
+# masked: that harms no company, and a number that is not masked may harm a person.
+
+# How many characters in front of a number are searched for its label, and for the head of a table
+# that it stands in. Ours, chosen by hand: a label with bars and spaces behind it; some twenty rows.
+LABEL_BEFORE = 60
+HEAD_BEFORE = 1000
+
+# A number, or the token that has taken the place of one.
+NUMBER_BEFORE = regex.compile(
+    r"""
+    [0-9*xX○●]{5,}
+    | \[ (?: (?:주민|카드|전화|계좌)번호 | 이메일 ) \]
+    | \[ (?: (?:resident|card|phone|account)[ ]number | e-mail ) \]
+    """,
+    regex.VERBOSE,
+)
+WORD = regex.compile(r"\w")
+# Resident, foreigner, individual, date of birth. Some forms ask for either: 주민(법인)등록번호.
+PERSON = regex.compile("주민|외국인|개인|생년월일")
+# Corporation's (registration) number, in forms with a space between the syllables.
+COMPANY_NUMBER = r"""
+    (?: 법 \s? 인 \s? \(? (?: 등 \s? [록기] \s? )? \)? \s? 번 \s? 호 | 등록번호 [ ]? \(법인\)
+      | corporat(?:e|ion) [ ] (?: registration [ ] )? (?: number | no\b )
+    )
+"""
+COMPANY_LABEL = regex.compile(
+    rf"""
+    (?: {COMPANY_NUMBER} [은는이가]?                # with a particle, perhaps
+      | (?<!비) 법인                               # not 비법인, 'unincorporated'
+    )
+    [^가-힣A-Za-z0-9]{{0,20}} $
+    """,
+    regex.VERBOSE | regex.IGNORECASE,
+)
+COMPANY_HEAD = regex.compile(COMPANY_NUMBER, regex.VERBOSE | regex.IGNORECASE)
+# (주)한빛, 한빛 주식회사 and the like: the kind of company, before or behind its name.
+COMPANY_NAME = regex.compile(
+    r"""
+    (?: \((?:주|유|재|사)\) | [㈜㈲] | (?:주식|유한|합자|합명)회사 | (?:재단|사단)법인 )
+    [ ]? [^\s0-9]{0,20}
+    [^가-힣A-Za-z0-9]{0,20} $
+    """,
+    regex.VERBOSE,
+)
+
+
+def is_company(match: regex.Match) -> bool:
+    """Whether a number of this shape is called a corporation's.
+
+    Behind a company's name, or below a label in the head of a table, it may still be a person's, of
+    the staff perhaps. There the check digits have to agree."""
+    label = label_of(match)
+    if PERSON.search(label):
+        return False
+    if COMPANY_LABEL.search(label):
+        return True
+
+    digits = digits_of(match)
+    is_hidden = len(digits) < 13
+    # Whoever was born since October 2020 has a number without a check digit.
+    is_child = match["seventh"] in "3478" and int(match["year"]) >= 20
+    if is_hidden or is_child:
+        return False
+    if has_resident_check(digits) or not has_company_check(digits):
+        return False
+    start = max(0, match.start() - HEAD_BEFORE)
+    head = match.string[start:match.start()]
+    return COMPANY_NAME.search(label) is not None or COMPANY_HEAD.search(head) is not None
+
+
+def label_of(match: regex.Match) -> str:
+    """The words that may name a number: those in front of it on its line, else the line above."""
+    start = max(0, match.start() - LABEL_BEFORE)
+    before = match.string[start:match.start()]
+    # What is in front of another number names that one.
+    words = NUMBER_BEFORE.split(before)[-1]
+    lines = [line for line in words.split("\n") if WORD.search(line)]
+    # In a narrow cell a label is broken at its brackets: 주민등록번호⏎(법인등록번호).
+    if len(lines) > 1 and lines[-1].lstrip().startswith("("):
+        lines.append(lines[-2] + lines[-1])
+    return lines[-1] if lines else ""
+
+
+COMPANY_WEIGHTS = (1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2)
+
+
+def has_company_check(digits: str) -> bool:
+    """Whether the last of thirteen digits is the check digit of a corporation's number. The rule is
+    in the annex to 법인 및 재외국민의 부동산등기용등록번호 부여에 관한 규칙 (Supreme Court).
+
+    >>> has_company_check("1101111234569"), has_company_check("1101111234567")
+    (True, False)
+    """
+    total = weighted_sum(digits[:12], COMPANY_WEIGHTS)
+    return (10 - total % 10) % 10 == int(digits[12])
 
 
 # ---- Cards --------------------------------------------------------------------------------------

@@ -18,8 +18,26 @@ def resident(rng: random.Random, hyphen: str, check: bool) -> str:
     digits += "".join(rng.choice("0123456789") for _ in range(5))
     total = sum(int(d) * w for d, w in zip(digits, [2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5], strict=True))
     last = (11 - total % 11) % 10
-    digits += str(last if check else (last + 1 + rng.randrange(9)) % 10)
+    wrong = set("0123456789") - {str(last)}
+    if digits[6] in "5678":  # a foreigner's may end in two more
+        wrong.discard(str((last + 2) % 10))
+    digits += str(last) if check else rng.choice(sorted(wrong))
     return digits[:6] + hyphen + digits[6:]
+
+
+def company(rng: random.Random, check: bool = True) -> str:
+    """The number of a stock company in Seoul, whose first six digits are a date."""
+    while True:
+        digits = f"110111{rng.randrange(1, 9)}" + "".join(rng.choices("0123456789", k=5))
+        total = sum(int(d) * (1 + i % 2) for i, d in enumerate(digits))
+        last = -total % 10
+        of_resident = sum(int(d) * w for d, w in zip(digits, [2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5], strict=True))
+        of_resident = (11 - of_resident % 11) % 10
+        if not check:
+            last = (last + 1) % 10
+        # A tenth of them is right as a resident number as well.
+        if last not in (of_resident, (of_resident + 2) % 10):
+            return f"{digits[:6]}-{digits[6:]}{last}"
 
 
 def card(rng: random.Random, prefix: str, passes: bool = True) -> str:
@@ -102,6 +120,63 @@ def test_resident_numbers_of_foreigners_and_hidden_ones():
         dotted = resident(rng, ".", False)
         assert mask_personal_data(f"주민번호 {dotted}")[0] == "주민번호 [주민번호]"
         assert mask_personal_data(f"값은 {dotted}") == (f"값은 {dotted}", "")
+
+
+@pytest.mark.parametrize("before", [
+    "법인등록번호: ", "법인등록번호 ", "법인 등록번호는 ", "법인등록번호가 '", "법인번호 : ", "법인등기번호 ", "법인 ", "법인: ",
+    "법 인 등 록 번 호 : ", "법인(등록)번호 ", "등록번호(법인) ", "[법인번호] ", "법인등록번호（", "사단법인 ○○회[법인등록번호: ",
+    "| 법인등록번호 | ", "법인등록번호\t", "법인등록번호\n", "법인등록번호\n\n| ", "Corporate registration number: ",
+    "사업자등록번호 123-45-67890, 법인등록번호 ", "대표자 홍길동, 법인등록번호 ", "주민등록번호 없음\n법인등록번호 ",
+])
+def test_a_number_that_is_called_a_companys_is_no_residents(before):
+    rng = random.Random()
+    for number in (company(rng), company(rng, False), company(rng)[:8] + "******", company(rng).replace("-", " - ")):
+        text = f"{before}{number}, 끝"
+        assert mask_personal_data(text) == (text, "")
+    # The label names one number, and not that of the person behind it.
+    person = resident(rng, "-", True)
+    text = f"{before}{number}, 대표 홍길동 "
+    assert mask_personal_data(text + person) == (text + "[주민번호]", "resident_number")
+    # And masked once more, nothing changes: the token ends what names the number behind it.
+    masked, _ = mask_personal_data(f"주민등록번호 {person} {text}")
+    assert masked == f"주민등록번호 [주민번호] {text}"
+    assert mask_personal_data(masked) == (masked, "")
+
+
+@pytest.mark.parametrize("before", [
+    "주식회사 한빛(", "(주)한빛 ", "㈜ 한빛: ", "한빛(주) | ", "한빛 주식회사 ", "（주）한빛 | ", "재단법인 한빛재단 (",
+    "| 상호 | 법인등록번호 |\n|---|---|\n| 한빛 | ", "법인등록번호 목록\n1. 한빛상사 ", "법인등록번호 110111-1234569, ",
+])
+def test_behind_a_companys_name_or_below_a_label_the_check_digits_decide(before):
+    rng = random.Random()
+    number = company(rng)
+    assert mask_personal_data(before + number) == (before + number, "")
+    # A resident number, one without a check digit, a child's.
+    child = f"21010{rng.randrange(1, 9)}-3{digits(rng, 6)}"
+    for person in (resident(rng, "-", True), company(rng, False), child):
+        assert mask_personal_data(before + person) == (before + "[주민번호]", "resident_number")
+
+
+@pytest.mark.parametrize("before", [
+    "", "번호 ", "주민등록번호 ", "주민(법인)등록번호: ", "법인(주민)등록번호: ", "주민등록번호(법인등록번호) ", "개인/법인 등록번호 ",
+    "주민등록번호\n(법인등록번호)\n", "법인등록번호\n(주민등록번호)\n", "생년월일(법인등록번호) ", "법인 대표 홍길동(", "비법인 ", "법인카드 ",
+    "(주)한빛 대표이사 홍길동 ", "법인등록번호가 없는 단체의 대표 홍길동 ", "법인이 ", "법인 현황\n홍길동 ", "외국인등록번호 ",
+])
+def test_in_doubt_it_is_a_residents(before):
+    rng = random.Random()
+    for number in (resident(rng, "-", True), company(rng, False), resident(rng, "-", False)[:8] + "******"):
+        assert mask_personal_data(before + number) == (before + "[주민번호]", "resident_number")
+
+
+def test_numbers_of_foreigners_without_a_hyphen():
+    rng = random.Random()
+    for _ in range(20):
+        number = f"9001{rng.randrange(10, 29)}{rng.randrange(5, 9)}{digits(rng, 5)}"
+        total = sum(int(d) * w for d, w in zip(number, [2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5], strict=True))
+        last = (11 - total % 11) % 10
+        assert_masked(rng, f"{number}{(last + 2) % 10}", "[주민번호]")
+        for word in ("외국인등록번호 ", "국내거소신고번호: "):
+            assert mask_personal_data(f"{word}{number}{(last + 5) % 10}")[0] == f"{word}[주민번호]"
 
 
 def test_telephones_as_people_write_them():
@@ -211,6 +286,12 @@ def test_numbers_of_rulings_and_code_are_not_masked():
     # books, products, versions, addresses of machines
     "ISBN 0198534531", "ISBN 0201633612", "0-201-63361-2", "978-0-201-63361-2", "제품 0312345678", "제품 0262033844",
     "192.168.0.10:8080", "v1.10.1234.5678", "uuid 0a1b2c3d-0212-4567-8901-021234567890", "/img/0212345678.jpg",
+    # what README says is not masked: of persons, of machines, from abroad
+    "홍길동, 1990년 1월 2일생, 서울시 중구 세종대로 110, 101동 1203호", "생년월일 900101", "1990-01-02", "여권번호 M12345678",
+    "여권 M123A4567", "운전면허 11-12-345678-90", "면허번호 서울 12-345678-90", "운전면허 111234567890", "차량 12가 3456", "123나4567",
+    "사업자등록번호 1234567890", "전화 123-4567", "공일공 일이삼사 오육칠팔", "010101-0101010", "110-123-456789",
+    "199.86.94.82", "2001:db8::1:ab", "00:1A:2B:3C:4D:5E", "https://blog.example.com/kim", "카톡 아이디 kim123",
+    "+1 212-555-0123", "(212) 555-0123", "+81-3-1234-5678", "+44 20 7946 0123",
     # what has an @
     "@app.route('/')", "@staticmethod", "트위터 @kim.kr", "npm i @scope/pkg@1.2.3 lodash@latest.js", "icon@2x.png",
     "y = x@w.mT", "q@k.at[0]", "self.q@self.k", "x@self.to", "h = self.w@x.io", "y = a @ b.to", "a@b.sum()",
@@ -231,7 +312,9 @@ def test_kinds_are_named_once_and_in_order():
 
 @pytest.mark.parametrize("piece", [
     "1", "0", "１", "@", "-", "－", "ㅡ", " ", "a", "a.", "a@", "a@a.", "1-", "12-", "010-", "010-1234-", "0 1",
-    "1234 ", "(02)", "+82 ", "900101-1", "a(at)", "a@b.kr:", "a골뱅이", "a(dot)", "naver . ", "은행 1234567890 ",
+    "1234 ", "(02)", "+82 ", "900101-1", "900101-1234567 ", "110111-1234569 ", "법인110111-1234567 ", "(주)110111-1234569 ",
+    "(주)(주)(주)(주)(주)(주)(주)(주)-------------------- 110111-1234569 ", "법인등록번호" + " " * 50 + "110111-1234569",
+    "\n(\n(\n(110111-1234569", "a(at)", "a@b.kr:", "a골뱅이", "a(dot)", "naver . ", "은행 1234567890 ",
 ])
 def test_no_text_takes_long(piece):
     """These 100,000 characters take less than 0.1 s. A pattern that backtracks from each of them over
