@@ -78,29 +78,32 @@ SHARE_OF_LINES = 0.2
 
 
 def markup_of(text: str) -> str:
-    """"wiki_markup", "chat_export" or "subtitles", or "" for a text. Its code is out already.
+    """"wiki_markup", "chat_export" or "subtitles" with what was measured and the limit, or "" for a
+    text. Its code is out already.
 
     >>> markup_of("[민지] [오후 3:12] 뭐 해?\\n[하준] [오후 3:13] 밥")  # 'what's up?', 'rice'
-    'chat_export'
+    'chat_export: 1 of the lines >= 0.2'
     >>> markup_of("1\\n00:00:01,000 --> 00:00:04,000\\n안녕하세요?")  # 'hello'
-    'subtitles'
+    'subtitles: 0.333 cues per line >= 0.2'
     >>> markup_of("'''고래'''는 [[바다]]에 사는 [[포유류]]이다.")  # 'whales are mammals of the sea'
-    'wiki_markup'
+    'wiki_markup: 0.75 pieces per word >= 0.05'
     """
     if any(sign in text for sign in WIKI_SIGNS):
         pieces = WIKI.findall(text)
-        words = text.split()
-        enough = len(pieces) >= WIKI_PIECES_PER_WORD * len(words)
-        if enough and len(set(pieces)) >= DIFFERENT_WIKI_PIECES:
-            return "wiki_markup"
+        per_word = len(pieces) / max(1, len(text.split()))
+        are_different = len(set(pieces)) >= DIFFERENT_WIKI_PIECES
+        if are_different and per_word >= WIKI_PIECES_PER_WORD:
+            return f"wiki_markup: {per_word:.3g} pieces per word >= {WIKI_PIECES_PER_WORD}"
 
     if any(sign in text for sign in CHAT_SIGNS):
-        if share_of_lines(CHAT_LINE, text) >= SHARE_OF_LINES:
-            return "chat_export"
+        share = share_of_lines(CHAT_LINE, text)
+        if share >= SHARE_OF_LINES:
+            return f"chat_export: {share:.3g} of the lines >= {SHARE_OF_LINES}"
 
     if any(sign in text for sign in CUE_SIGNS):
-        if share_of_lines(CUE, text) >= SHARE_OF_LINES:
-            return "subtitles"
+        share = share_of_lines(CUE, text)
+        if share >= SHARE_OF_LINES:
+            return f"subtitles: {share:.3g} cues per line >= {SHARE_OF_LINES}"
 
     return ""
 

@@ -1,150 +1,20 @@
-"""Step 3, rules: measure a document, and remove it if a measurement exceeds its limit.
+"""Step 4, rules: measure a document, and remove it if a measurement exceeds its limit.
 
 The measurements are Gopher's (Rae et al. 2021, arXiv 2112.11446, table A1), FineWeb's (arXiv
-2406.17557) and FineWeb-2's (arXiv 2506.20920). Their limits do not fit Korean as they are. A Korean
-word here is an *eojeol*, a noun with its particles, which holds about as much as two English words;
-FineWeb-2 counts morphemes instead. Limits for English therefore remove most Korean text, and some
-of FineWeb-2's Korean limits have to be looser here. Where a limit is ours, the comment says what it
-was measured on: Wikipedia, court rulings, statutes, reviews, comments, manuals, and periodicals of
-the 1920s.
+2406.17557) and FineWeb-2's (arXiv 2506.20920). Their limits do not fit Korean as they are: those
+used here, and the source of each, are in limits.py.
 
-Hanja (Chinese characters) counts as Korean: a third of the letters in a periodical of 1925 is
-hanja.
-
-There are three profiles. `web` is for pages nobody vouches for. `formal` is for edited text, whose
-tables, headings and repeated clauses a web filter takes for menus. `short` is for reviews and
-comments, which are short by nature.
+A Korean word here is an *eojeol*, a noun with its particles. Hanja (Chinese characters) counts as
+Korean: a third of the letters in a periodical of 1925 is hanja.
 """
 import re
 from collections import Counter
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from cleaning.code import without_code
+from cleaning.limits import KO_WEB, Limits
 from cleaning.markup import markup_of
 from cleaning.normalise import CONJOINING
-
-# ---- The limits ---------------------------------------------------------------------------------
-
-
-class Limits(NamedTuple):
-    """The limits of a language and a profile. Shares lie between 0 and 1; None turns a rule off."""
-    # Characters, not counting white space, at least.
-    characters: int
-    # Letters of the language among all letters, at least.
-    own_letters: float
-    # Mean characters per word, punctuation included: from, to.
-    word_length: tuple[float, float]
-    # Characters that are neither letter nor digit among all, at most.
-    symbols: float
-    # Words of digits without a letter among all words that have either, at most.
-    no_letters: float
-    # Syllables that no Korean word uses among all Hangul, at most.
-    garbled: float | None
-    # Korean: words that end in a particle or a verb ending. English: function words. At least.
-    function_words: float | None
-    # Lines that end in a full stop or the like, at least.
-    line_ends: float | None
-    # Lines that occurred before, at most.
-    repeated_lines: float | None
-    # Characters in the most frequent 2-, 3- and 4-gram of words, at most; None: no n-grams at all.
-    frequent_ngrams: tuple[float, float, float] | None
-    # {n: characters in n-grams of words that occurred before, at most}.
-    repeated_ngrams: dict[int, float]
-
-
-KO_WEB = Limits(
-    # Polyglot-Ko's cleaner: 50 characters.
-    characters=50,
-    # Ours: 99 % of Wikipedia is above 0.5, manuals without code above 0.26. Polyglot-Ko: 0.25.
-    own_letters=0.3,
-    # Ours: all sources lie between 2.4 and 8.8. Polyglot-Ko: 3-10; FineWeb-2: 1-6 (morphemes).
-    word_length=(1.5, 12),
-    # Ours: 99 % of every source but comments is below 0.34.
-    symbols=0.4,
-    # FineWeb-2 for Korean: 0.791 of the words have a letter.
-    no_letters=0.209,
-    # Ours: 99.9 % of the documents are below 0.05; text read in a wrong encoding is above 0.5.
-    garbled=0.2,
-    # Ours: 99.5 % of every source is above 0.3, random syllables are at 0.02.
-    function_words=0.15,
-    # FineWeb-2 for Korean, like the rest.
-    line_ends=0.062,
-    repeated_lines=0.374,
-    frequent_ngrams=(0.282, 0.228, 0.185),
-    repeated_ngrams={5: 0.201, 6: 0.184, 7: 0.168, 8: 0.154, 9: 0.14, 10: 0.127},
-)
-
-KO_FORMAL = KO_WEB._replace(
-    # Ours: a table of figures may have a number for every word.
-    no_letters=0.5,
-    # Tables have no full stops.
-    line_ends=None,
-    # Ours: statutes repeat up to 0.41 of their lines.
-    repeated_lines=0.5,
-    # Ours: rulings repeat their holdings word for word, 0.46 of the characters in 5-grams.
-    repeated_ngrams={10: 0.5},
-)
-
-KO_SHORT = KO_FORMAL._replace(
-    # A review may be 재밌어요 ("it's fun") and nothing else,
-    characters=4,
-    # have no spaces (1 % have a mean above 20),
-    word_length=(1.5, 25),
-    # be half ㅋㅋ!!!,
-    symbols=0.5,
-    # and be no sentence.
-    function_words=None,
-    repeated_lines=None,
-    # What repetition can mean there is one phrase over and over.
-    frequent_ngrams=(0.5, 0.5, 0.5),
-    repeated_ngrams={},
-)
-
-EN_WEB = Limits(
-    # Gopher: 50 words, of about four characters.
-    characters=200,
-    # Ours: Latin letters. Other languages in Latin letters fail at function_words.
-    own_letters=0.8,
-    # Gopher.
-    word_length=(3, 10),
-    # Ours: Gopher limits # and ... to 0.1 per word.
-    symbols=0.3,
-    # Gopher: 80 % of the words have a letter.
-    no_letters=0.2,
-    garbled=None,
-    # Ours: Gopher asks for two of its eight words in a document, however long.
-    function_words=0.1,
-    # FineWeb.
-    line_ends=0.12,
-    # Gopher, like the rest.
-    repeated_lines=0.3,
-    frequent_ngrams=(0.20, 0.18, 0.16),
-    repeated_ngrams={5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10},
-)
-
-# As for Korean.
-EN_FORMAL = EN_WEB._replace(
-    characters=50,
-    no_letters=0.5,
-    line_ends=None,
-    repeated_lines=0.5,
-    repeated_ngrams={10: 0.5},
-)
-
-EN_SHORT = EN_FORMAL._replace(
-    characters=8,
-    symbols=0.5,
-    function_words=None,
-    repeated_lines=None,
-    frequent_ngrams=(0.5, 0.5, 0.5),
-    repeated_ngrams={},
-)
-
-LIMITS = {
-    "ko": {"web": KO_WEB, "formal": KO_FORMAL, "short": KO_SHORT},
-    "en": {"web": EN_WEB, "formal": EN_FORMAL, "short": EN_SHORT},
-}
 
 # ---- The rules ----------------------------------------------------------------------------------
 
@@ -179,11 +49,11 @@ STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
 STOP_WORDS |= {"a", "in", "is", "was", "for", "on", "as", "it"}
 
 
-def check(text: str, limits: Limits, lang: str = "ko") -> tuple[str | None, str]:
-    """(text, "") if the document passes every rule, else (None, the name of the first it breaks).
+def check(text: str, limits: Limits = KO_WEB, lang: str = "ko") -> tuple[str | None, str]:
+    """(text, "") if the document passes every rule, else (None, the first it breaks, as measured).
 
-    >>> check("짧다", LIMITS["ko"]["formal"])  # 'it is short'
-    (None, 'too_short')
+    >>> check("짧다")  # 'it is short'
+    (None, 'too_short: 2 characters < 50')
     """
     # Ours. It comes first: markup shows in tags that prose() sets aside (<SYNC Start=...>, <ref>).
     no_code = without_code(text)
@@ -196,96 +66,128 @@ def check(text: str, limits: Limits, lang: str = "ko") -> tuple[str | None, str]
     words = text_only.split()
     visible = count_characters(words)
     if visible < limits.characters:
-        return None, "too_short"
+        return None, f"too_short: {visible} characters < {limits.characters}"
 
-    # Ours.
+    # Ours; then FineWeb-2, which asks a classifier. The script says enough about Korean.
     shape = text_only.translate(KIND_OF)
     kinds = count_kinds(shape)
-    if is_misread(text_only, kinds):
-        return None, "garbled"
-
-    # FineWeb-2 asks a classifier; the script says enough about Korean.
-    if is_other_language(kinds, limits, lang):
-        return None, "wrong_language"
+    reason = is_misread(text_only, kinds) or is_other_language(kinds, limits, lang)
+    if reason:
+        return None, reason
 
     # Gopher. Long "words" are addresses, tables or text without spaces; short ones lone letters.
-    length = visible / max(1, len(words))
-    if not limits.word_length[0] <= length <= limits.word_length[1]:
-        return None, "word_length"
+    reason = check_word_length(visible / len(words), limits)
+    if reason:
+        return None, reason
 
     # Gopher counts # and ... only.
-    if kinds[SYMBOL] > limits.symbols * visible:
-        return None, "symbols"
+    share = kinds[SYMBOL] / visible
+    if is_above(share, limits.symbols):
+        return None, f"symbols: {too_high(share, 'of the characters', limits.symbols)}"
 
     # Gopher. A lone | or - is not a word.
     without_letter = WITHOUT_LETTER.findall(shape)
     numbers = [word for word in without_letter if DIGIT in word]
     either = len(words) - len(without_letter) + len(numbers)
-    if len(numbers) > limits.no_letters * either:
-        return None, "no_letters"
+    share = len(numbers) / max(1, either)
+    if is_above(share, limits.no_letters):
+        return None, f"no_letters: {too_high(share, 'of the words', limits.no_letters)}"
 
     # Ours. A single 뷁 is a joke.
-    if limits.garbled is not None:
-        if kinds[RARE] > limits.garbled * count_hangul(kinds) + 1:
-            return None, "garbled"
+    share = (kinds[RARE] - 1) / max(1, count_hangul(kinds))
+    if is_above(share, limits.garbled):
+        return None, f"garbled: rare syllables {too_high(share, 'of the Hangul', limits.garbled)}"
 
     # Gopher.
-    if limits.function_words is not None and len(words) >= FEW:
+    if len(words) >= FEW:
         found, among = count_function_words(shape, text_only, lang)
-        if among >= FEW and found / among < limits.function_words:
-            return None, "function_words"
+        share = found / max(1, among)
+        if among >= FEW and is_below(share, limits.function_words):
+            return None, f"function_words: {too_low(share, 'of the words', limits.function_words)}"
 
-    reason = check_lines(text_only, limits) or check_ngrams(words, limits)
+    reason = check_lines(text_only, limits) or check_ngrams(text_only, words, limits, lang)
     if reason:
         return None, reason
     return text, ""
 
 
-def is_misread(text: str, kinds: dict[str, int]) -> bool:
-    """Was the text read in a wrong encoding? (UTF-8 Korean read as CP949 has RARE syllables
-    instead.)
+def is_misread(text: str, kinds: dict[str, int]) -> str:
+    """The reason if the text was read in a wrong encoding, else "". (UTF-8 Korean read as CP949 has
+    RARE syllables instead.)
 
     >>> text = "안녕하세요".encode("cp949").decode("latin-1")
     >>> text, is_misread(text, count_kinds(text.translate(KIND_OF)))
-    ('¾È³çÇÏ¼¼¿ä', True)
+    ('¾È³çÇÏ¼¼¿ä', 'garbled: accented 1 of the letters > 0.3')
     """
     broken = sum(text.count(mark) for mark in BROKEN)
     if broken > FEW_BROKEN + SHARE_BROKEN * len(text):
-        return True
+        share = broken / len(text)
+        return f"garbled: broken {too_high(share, 'of the characters', SHARE_BROKEN)}"
+
     # + 1, because a text may be a name: 2 of the 5 letters of Péléa are accented.
-    return kinds[ACCENTED] > SHARE_ACCENTED * count_letters(kinds) + 1
-
-
-def is_other_language(kinds: dict[str, int], limits: Limits, lang: str) -> bool:
-    """Are too few of the letters Hangul and hanja, or Latin in English?
-
-    >>> web = LIMITS["ko"]["web"]
-    >>> korean = count_kinds("鄕歌 14首를 數하고".translate(KIND_OF))  # 'counting 14 poems'
-    >>> japanese = count_kinds("新しい本を買った".translate(KIND_OF))  # 'I bought a new book'
-    >>> is_other_language(korean, web, "ko"), is_other_language(japanese, web, "ko")
-    (False, True)
-    """
     letters = count_letters(kinds)
+    if kinds[ACCENTED] > SHARE_ACCENTED * letters + 1:
+        share = kinds[ACCENTED] / letters
+        return f"garbled: accented {too_high(share, 'of the letters', SHARE_ACCENTED)}"
+    return ""
+
+
+def is_other_language(kinds: dict[str, int], limits: Limits, lang: str) -> str:
+    """The reason if too few of the letters are Hangul and hanja, or Latin in English, else "".
+
+    >>> korean = count_kinds("鄕歌 14首를 數하고".translate(KIND_OF))  # 'counting 14 poems'
+    >>> is_other_language(korean, KO_WEB, "ko")
+    ''
+    >>> japanese = count_kinds("新しい本を買った".translate(KIND_OF))  # 'I bought a new book'
+    >>> is_other_language(japanese, KO_WEB, "ko")
+    'wrong_language: Hangul 0 of Hangul and hanja < 0.05'
+    """
+    limit = limits.own_letters
+    if limit is None:
+        return ""
+    letters = max(1, count_letters(kinds))
     if lang == "en":
         own = kinds[LATIN] + kinds[ACCENTED]
-        return own == 0 or own < limits.own_letters * letters
+        share = own / letters
+        if own == 0 or share < limit:
+            return f"wrong_language: Latin {too_low(share, 'of the letters', limit)}"
+        return ""
 
     # Without Hangul, hanja is Chinese.
     hangul = count_hangul(kinds)
     own = hangul + kinds[HANJA]
-    if own == 0 or hangul < HANGUL_BESIDE_HANJA * own:
-        return True
+    share = hangul / max(1, own)
+    if share < HANGUL_BESIDE_HANJA:
+        what = too_low(share, "of Hangul and hanja", HANGUL_BESIDE_HANJA)
+        return f"wrong_language: Hangul {what}"
     if hangul >= MUCH_HANGUL:
-        return own < SHARE_BESIDE_MUCH_HANGUL * letters
-    return own < limits.own_letters * letters
+        limit = min(limit, SHARE_BESIDE_MUCH_HANGUL)
+    share = own / letters
+    if share < limit:
+        return f"wrong_language: Hangul and hanja {too_low(share, 'of the letters', limit)}"
+    return ""
+
+
+def check_word_length(length: float, limits: Limits) -> str:
+    """The reason if words are too short or too long in the mean, else "".
+
+    >>> check_word_length(31.25, KO_WEB)
+    'word_length: 31.2 characters per word > 12'
+    """
+    shortest, longest = limits.word_length
+    if is_below(length, shortest):
+        return f"word_length: {too_low(length, 'characters per word', shortest)}"
+    if is_above(length, longest):
+        return f"word_length: {too_high(length, 'characters per word', longest)}"
+    return ""
 
 
 def check_lines(text: str, limits: Limits) -> str:
     """The first rule about lines that the text breaks, or "".
 
-    >>> limits = LIMITS["en"]["web"]._replace(line_ends=0.5)
+    >>> limits = KO_WEB._replace(line_ends=0.5)
     >>> check_lines("메뉴\\n홈\\n글이다.", limits)  # 'menu, home, this is text.'
-    'line_ends'
+    'line_ends: 0.333 of the lines < 0.5'
     """
     lines = [line.strip() for line in text.split("\n")]
     lines = [line for line in lines if line]
@@ -293,14 +195,16 @@ def check_lines(text: str, limits: Limits) -> str:
     # FineWeb. Menus, lists and tables have no full stops.
     if limits.line_ends is not None:
         ended = sum(1 for line in lines if line[-1] in ENDS)
-        if ended < limits.line_ends * len(lines):
-            return "line_ends"
+        share = ended / max(1, len(lines))
+        if share < limits.line_ends:
+            return f"line_ends: {too_low(share, 'of the lines', limits.line_ends)}"
 
     # Gopher.
     if limits.repeated_lines is not None:
         repeated = len(lines) - len(set(lines))
-        if repeated > limits.repeated_lines * len(lines):
-            return "repeated_lines"
+        share = repeated / max(1, len(lines))
+        if share > limits.repeated_lines:
+            return f"repeated_lines: {too_high(share, 'of the lines', limits.repeated_lines)}"
 
     return ""
 
@@ -333,55 +237,117 @@ def count_stop_words(text: str) -> tuple[int, int]:
     return sum(1 for word in words if word in STOP_WORDS), len(words)
 
 
+# ---- Limits, and how a measurement is told ------------------------------------------------------
+
+
+def is_above(value: float, limit: float | None) -> bool:
+    """Is the value above the limit, if there is one?"""
+    return limit is not None and value > limit
+
+
+def is_below(value: float, limit: float | None) -> bool:
+    """Is the value below the limit, if there is one?"""
+    return limit is not None and value < limit
+
+
+def too_high(value: float, unit: str, limit: float) -> str:
+    """
+    >>> too_high(0.5, "of the characters", 0.4)
+    '0.5 of the characters > 0.4'
+    """
+    return f"{shown(value, limit)} {unit} > {limit}"
+
+
+def too_low(value: float, unit: str, limit: float) -> str:
+    """
+    >>> too_low(0.12, "of the letters", 0.3)
+    '0.12 of the letters < 0.3'
+    """
+    return f"{shown(value, limit)} {unit} < {limit}"
+
+
+def shown(value: float, limit: float) -> str:
+    """A measured value in three digits, or in as many as tell it from its limit.
+
+    >>> shown(0.12345, 0.1), shown(0.12704, 0.127)
+    ('0.123', '0.12704')
+    """
+    for digits in range(3, 16):
+        rounded = float(f"{value:.{digits}g}")
+        if rounded != limit:
+            break
+    return f"{rounded:.15g}"
+
+
 # ---- n-grams of words ---------------------------------------------------------------------------
 
-# Ours: an n-gram that occurs less often than this is not frequent. A stub names its subject twice.
-REPEATS = 3
+# Ours: a text may name its subject as often as this before the name counts. Of 55,835 articles of
+# Wikipedia, 250 would go for their most frequent n-gram, 213 of them because it stands there three
+# times: '2010년 동계 올림픽' ("Winter Olympics"). Now 11 go; one says the same 52 times.
+NAMED = 2
+
+# Ours: a letter of a Korean word. Commands, tables of figures and the like have lines without any.
+KOREAN = re.compile("[가-힣\u3131-\u318e\u3400-\u9fff]")
 
 
-def check_ngrams(words: list[str], limits: Limits) -> str:
-    """"repeated_ngrams" if n-grams of words that occur again and again cover too much of the text,
-    else "". What they cover is counted in characters, a word that several of them cover once."""
-    if limits.frequent_ngrams is None or len(words) < FEW:
+def check_ngrams(text: str, words: list[str], limits: Limits, lang: str = "ko") -> str:
+    """The rule about n-grams of its words that the text breaks, or "". What n-grams cover is
+    counted in characters, a word that several of them cover once.
+
+    >>> text = "지금 바로 클릭하세요. " * 9  # 'click right now'
+    >>> check_ngrams(text, text.split(), KO_WEB)
+    'repeated_ngrams: most frequent 2-gram 0.622 > 0.282'
+    """
+    reason = check_words(words, limits)
+    # Ours. Manuals give the same commands again and again, not always between fences. If most of a
+    # Korean text stands in lines with Korean, it is judged by these.
+    if reason and lang == "ko":
+        lines = [line for line in text.split("\n") if KOREAN.search(line)]
+        korean = " ".join(lines).split()
+        if count_characters(korean) > count_characters(words) / 2:
+            return check_words(korean, limits)
+    return reason
+
+
+def check_words(words: list[str], limits: Limits) -> str:
+    """The same for the words of a text."""
+    if len(words) < FEW:
         return ""
-    if has_frequent_ngram(words, limits) or has_repeated_ngrams(words, limits):
-        return "repeated_ngrams"
-    return ""
+    return frequent_ngram(words, limits) or repeated_ngrams(words, limits)
 
 
-def has_frequent_ngram(words: list[str], limits: Limits) -> bool:
+def frequent_ngram(words: list[str], limits: Limits) -> str:
     """Gopher: does the most frequent 2-, 3- or 4-gram cover too much?
 
-    For each n: covered(where it starts, n, words) / total > limit."""
+    For each n: covered(where it starts, from the third time on, n, words) / total > limit."""
     longest = max(map(len, words))
     total = count_characters(words)
 
     # No n-gram occurs more often than the most frequent word, or the most frequent shorter n-gram.
     most_possible = max(Counter(words).values())
-    for n, limit in zip((2, 3, 4), limits.frequent_ngrams, strict=True):
-        if most_possible < REPEATS:
-            return False
+    for n, limit in limits.frequent_ngrams.items():
         # Shortcut: same result, all rules together 1.6 times faster (measured, with the ones below,
         # profile web). N-grams as rare as this cover too little even if each of their words were
         # as long as the longest.
-        if most_possible * n * longest <= limit * total:
+        if (most_possible - NAMED) * n * longest <= limit * total:
             continue
 
         grams = ngrams(words, n)
         counts = Counter(grams)
-        most = max(counts.values())
-        if most >= REPEATS:
-            # Of several that are equally frequent, the longest.
-            equally_frequent = (gram for gram in counts if counts[gram] == most)
-            top = max(equally_frequent, key=count_characters)
-            starts = [i for i, gram in enumerate(grams) if gram == top]
-            if covered(starts, n, words) / total > limit:
-                return True
-        most_possible = most
-    return False
+        most_possible = max(counts.values(), default=0)
+        if most_possible <= NAMED:
+            return ""
+        # Of several that are equally frequent, the longest.
+        equally_frequent = (gram for gram in counts if counts[gram] == most_possible)
+        top = max(equally_frequent, key=count_characters)
+        starts = [i for i, gram in enumerate(grams) if gram == top]
+        share = covered(starts[NAMED:], n, words) / total
+        if share > limit:
+            return f"repeated_ngrams: most frequent {n}-gram {shown(share, limit)} > {limit}"
+    return ""
 
 
-def has_repeated_ngrams(words: list[str], limits: Limits) -> bool:
+def repeated_ngrams(words: list[str], limits: Limits) -> str:
     """Gopher: do the 5- to 10-grams that occurred before cover too much?
 
     For each n: covered(where those start, n, words) / total > limit."""
@@ -396,15 +362,18 @@ def has_repeated_ngrams(words: list[str], limits: Limits) -> bool:
         # these cannot cover more than the strictest limit, no longer ones need be looked at.
         repeats = len(grams) - len(set(grams))
         if repeats * n * longest <= strictest * total:
-            return False
+            return ""
 
-        share = covered(starts_of_repeats(grams), n, words) / total
-        if share > limit:
-            return True
+        starts = starts_of_repeats(grams)
+        share = covered(starts, n, words) / total
+        # Ours: of 376 articles of Wikipedia above a limit, 221 repeat fewer words than FEW: a name,
+        # or a sentence that stands twice in a short text.
+        if share > limit and len(positions(starts, n)) >= FEW:
+            return f"repeated_ngrams: repeated {n}-grams {shown(share, limit)} > {limit}"
         # Shortcut: the same, now that what they cover is known.
         if share <= strictest:
-            return False
-    return False
+            return ""
+    return ""
 
 
 def ngrams(words: list[str], n: int) -> list[tuple[str, ...]]:
@@ -435,16 +404,25 @@ def starts_of_repeats(grams: list[tuple[str, ...]]) -> list[int]:
     return starts
 
 
+def positions(starts: list[int], n: int) -> set[int]:
+    """Where the words of n-grams stand that start there.
+
+    >>> positions([0, 1], 2)
+    {0, 1, 2}
+    """
+    found = set()
+    for start in starts:
+        found.update(range(start, start + n))
+    return found
+
+
 def covered(starts: list[int], n: int, words: list[str]) -> int:
     """The characters of all words in n-grams that start there, each word once.
 
     >>> covered([0, 1], 2, ["a", "bb", "ccc", "dddd"])
     6
     """
-    positions = set()
-    for start in starts:
-        positions.update(range(start, start + n))
-    return sum(len(words[position]) for position in positions)
+    return sum(len(words[position]) for position in positions(starts, n))
 
 
 # ---- Characters ---------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from cleaning import decontaminate, duplicates
+from cleaning.limits import LIMITS
 from cleaning.normalise import unicode_to_nfc
-from cleaning.rules import LIMITS, check
+from cleaning.rules import check
 from toy import world as toy
 
 KO, EN = LIMITS["ko"]["web"], LIMITS["en"]["web"]
@@ -52,10 +53,11 @@ def test_a_syllable_of_old_korean_stays_whole():
 # --------------------------------------------------------------------------------------------------------- 2. check
 
 def reason(text: str, limits=KO, lang: str = "ko") -> str:
-    """Why `check` removes the text, "" if it keeps it."""
+    """The name of the rule by which `check` removes the text, "" if it keeps it."""
     kept, why = check(text, limits, lang)
     assert kept == (None if why else text)
-    return why
+    name, _, _ = why.partition(":")
+    return name
 
 
 def test_korean_rules_keep_korean():
@@ -148,7 +150,7 @@ def test_a_near_copy_goes_and_the_longer_one_stays():
 # ------------------------------------------------------------------------------------------------- 4. decontaminate
 
 LONG = "어제 저녁에 수빈이 접시를 바닥에 떨어뜨렸다. 그래서 접시가 산산이 깨졌다."  # 'Subin dropped a plate; it broke'
-SHORT = "남자는 토스트기 전원을 껐다."  # 'the man switched the toaster off': 13 letters
+SHORT = "남자는 토스트기 전원을 껐다."  # 'the man switched the toaster off': 12 letters
 TINY = "커피가 식었다."                # 'the coffee went cold': 6
 
 
@@ -156,26 +158,32 @@ def letters(text: str) -> str:
     return "".join(c for c in text if c.isalnum())
 
 
+def verdict(benchmark: decontaminate.Benchmark, text: str) -> tuple[str | None, str]:
+    """What `check` returns, without what it measured: behind ": " anything may stand, or nothing."""
+    kept, reason = benchmark.check(text)
+    return kept, reason.partition(": ")[0]
+
+
 def test_25_characters_in_a_row_give_an_item_away():
     benchmark = decontaminate.Benchmark([LONG])
     squeezed = letters(LONG)
     for start in range(len(squeezed) - 24):
-        assert benchmark.check(f"앞 {squeezed[start:start + 25]} 뒤") == (None, "benchmark_run")   # 'before', 'behind'
+        assert verdict(benchmark, f"앞 {squeezed[start:start + 25]} 뒤") == (None, "benchmark_run")   # 'before', 'behind'
         shorter = f"앞 {squeezed[start:start + 24]} 뒤"
         assert benchmark.check(shorter) == (shorter, "")
 
 
 def test_a_short_field_counts_only_as_a_whole():
     benchmark = decontaminate.Benchmark([LONG, SHORT])
-    assert benchmark.check(f"그리고 {SHORT} 끝") == (None, "benchmark_field")
+    assert verdict(benchmark, f"그리고 {SHORT} 끝") == (None, "benchmark_field")
     other = "남자는 토스트기 전원을 켰다."  # 'on', not 'off': one letter differs
     assert benchmark.check(other) == (other, "")
 
 
 def test_spaces_and_punctuation_hide_nothing():
     benchmark = decontaminate.Benchmark([LONG, SHORT])
-    assert benchmark.check("-".join(letters(LONG))) == (None, "benchmark_run")
-    assert benchmark.check(" ".join(letters(SHORT)) + "!") == (None, "benchmark_field")
+    assert verdict(benchmark, "-".join(letters(LONG))) == (None, "benchmark_run")
+    assert verdict(benchmark, " ".join(letters(SHORT)) + "!") == (None, "benchmark_field")
 
 
 def test_what_the_check_cannot_see():

@@ -1,4 +1,4 @@
-"""Step 3, rules: what they keep, what they remove, and under which name."""
+"""Step 4, rules: what they keep, what they remove, and under which name."""
 import itertools
 import random
 
@@ -6,23 +6,31 @@ import pytest
 from sentences import NOUNS, korean
 
 from cleaning import rules
+from cleaning.limits import LIMITS
 from cleaning.normalise import unicode_to_nfc
 
 EVERY_PROFILE = list(itertools.product(("ko", "en"), ("web", "formal", "short")))
-WEB, FORMAL, SHORT = (rules.LIMITS["ko"][profile] for profile in ("web", "formal", "short"))
+WEB, FORMAL, SHORT = (LIMITS["ko"][profile] for profile in ("web", "formal", "short"))
 ENGLISH = ("The harbour was quiet when Anna came down to the boats. Her brother had gone out before "
            "dawn, and nobody in the town could say with certainty that he would be back for supper. "
            "She sat on a crate, counted 14 gulls, and wondered whether it had been wise to have let "
            "him take their only lamp.")
 
 
+def name_of(text: str, limits, lang: str = "ko") -> str:
+    """The name of the rule that the text breaks, "" if it is kept."""
+    kept, reason = rules.check(text, limits, lang)
+    assert kept == (None if reason else text)
+    name, _, measured = reason.partition(": ")
+    assert bool(name) == bool(measured)
+    return name
+
+
 def reasons(text: str, lang: str = "ko") -> set[str]:
     """The reasons for which the profiles remove the text, "" where one keeps it."""
     found = set()
-    for limits in rules.LIMITS[lang].values():
-        kept, reason = rules.check(text, limits, lang)
-        assert kept == (None if reason else text)
-        found.add(reason)
+    for limits in LIMITS[lang].values():
+        found.add(name_of(text, limits, lang))
     return found
 
 
@@ -66,8 +74,8 @@ def test_rules_name_what_is_wrong():
         "repeated_ngrams": prose + " 지금 바로 클릭하면 사은품을 드립니다." * 30,
     }
     for reason, text in junk.items():
-        assert rules.check(text, WEB) == (None, reason)
-    assert rules.check("ㅋ!", SHORT) == (None, "too_short")
+        assert name_of(text, WEB) == reason
+    assert name_of("ㅋ!", SHORT) == "too_short"
     assert rules.check(junk["line_ends"], FORMAL) == (junk["line_ends"], "")
 
 
@@ -88,11 +96,11 @@ def test_every_text_has_an_answer():
 
 def test_english_rules():
     rng = random.Random()
-    limits = rules.LIMITS["en"]["web"]
+    limits = LIMITS["en"]["web"]
     assert rules.check(ENGLISH, limits, "en") == (ENGLISH, "")
-    assert rules.check(korean(rng, 30), limits, "en") == (None, "wrong_language")
+    assert name_of(korean(rng, 30), limits, "en") == "wrong_language"
     words = ["".join(rng.choices("bcdfghjklmnprstvw", k=5)) for _ in range(100)]
-    assert rules.check(" ".join(words) + ".", limits, "en") == (None, "function_words")
+    assert name_of(" ".join(words) + ".", limits, "en") == "function_words"
 
 
 # ---- Text read in a wrong encoding --------------------------------------------------------------
@@ -175,3 +183,154 @@ def test_old_hangul_is_korean():
     old = "나랏말\u110a\u119e미 듕귁에 달아 문\u110d\u119e와로 서르 \u1109\u119e\u1106\u119e디 아니\u1112\u119e\u11af\u110a\u1175 "
     assert "wrong_language" not in reasons(unicode_to_nfc(old * 3))
     assert rules.kind_of("\ua964") == rules.kind_of("\ud7b0") == rules.HANGUL
+
+
+# ---- What was measured --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text, limits, reason", [
+    ("바 다\n", WEB, "too_short: 2 characters < 50"),
+    ("바다를 보았다. " * 9 + "\ufffd" * 9, WEB, "garbled: broken 0.1 of the characters > 0.01"),
+    # 'Hello' in UTF-8, read as Latin-1: a third of its characters are no letters
+    ("¾È³çÇÏ¼¼¿ä" * 9, WEB, "garbled: accented 1 of the letters > 0.3"),
+    ("뷁뷁뷁 " * 30, WEB, "garbled: rare syllables 0.989 of the Hangul > 0.2"),
+    ("Nobody saw the sea today. " * 3, WEB,
+     "wrong_language: Hangul 0 of Hangul and hanja < 0.05"),
+    ("Nobody saw the 바다 today. " * 3, WEB,
+     "wrong_language: Hangul and hanja 0.105 of the letters < 0.3"),
+    ("나무바다" * 15, WEB, "word_length: 60 characters per word > 12"),
+    ("나 무 " * 30, WEB, "word_length: 1 characters per word < 1.5"),
+    ("나무 ★◆※ 바다 ◇◈☆ " * 6, WEB, "symbols: 0.6 of the characters > 0.4"),
+    ("나무 12 바다 345 하늘 6789 " * 5, WEB, "no_letters: 0.5 of the words > 0.209"),
+    ("나무 바위 구름 " * 9, WEB, "function_words: 0 of the words < 0.15"),
+    ("나무가 바다에\n" * 9, WEB, "line_ends: 0 of the lines < 0.062"),
+    ("나무가 바다에.\n" * 9, WEB, "repeated_lines: 0.889 of the lines > 0.374"),
+    ("나무가 바다에 산다. " * 9, WEB, "repeated_ngrams: most frequent 2-gram 0.519 > 0.282"),
+])
+def test_a_reason_says_what_was_measured_and_the_limit(text, limits, reason):
+    assert rules.check(text, limits) == (None, reason)
+
+
+def test_repeated_ngrams_say_of_which_length():
+    text = korean(random.Random(1), 12)
+    assert rules.check(f"{text} {text}", WEB)[1] == "repeated_ngrams: repeated 5-grams 0.5 > 0.201"
+    limits = WEB._replace(repeated_ngrams={10: 0.3})
+    assert rules.check(f"{text} {text}", limits)[1] == "repeated_ngrams: repeated 10-grams 0.5 > 0.3"
+
+
+def test_a_measurement_is_never_shown_as_its_limit():
+    assert rules.shown(0.12704, 0.127) == "0.12704"
+    assert rules.shown(12.0001, 12) == "12.0001"
+    assert rules.shown(1234.5, 12) == "1230"
+
+
+def test_none_turns_any_rule_off():
+    off = LIMITS["ko"]["web"]._replace(
+        characters=1, own_letters=None, word_length=(None, None), symbols=None, no_letters=None,
+        garbled=None, function_words=None, line_ends=None, repeated_lines=None, frequent_ngrams={},
+        repeated_ngrams={},
+    )
+    rng = random.Random(1)
+    for text in ("a", "뷁", "★", "1 2 3", "Nobody saw it.", "나무" * 99, "나무 " * 99, korean(rng, 2) * 30):
+        assert name_of(text, off) == name_of(text, off, "en") == ""
+    assert rules.check("", off) == (None, "too_short: 0 characters < 1")
+
+
+# ---- What only looks repetitive -----------------------------------------------------------------
+
+# A long name in short articles: 'The Duchy of Upper Danmore is a duchy on the shore of the lake ...'
+STUBS = [
+    "2031년 동계 대회 북아리아 공화국 선수단\n\n2031년 동계 대회 북아리아 공화국 선수단은 남해에서 열린 2031년 동계 "
+    "대회에 참가한 동계 대회 북아리아 공화국 선수단이다.",
+    "윗단모어 호숫가 자치 공국\n\n윗단모어 호숫가 자치 공국은 1920년에 세워진 나라이다. 1923년에 윗단모어 인민국은 "
+    "윗단모어 호숫가 자치 공국으로 이름을 바꾸었다. 윗단모어 호숫가 자치 공국은 한 해 동안 있었고 사람들은 물고기를 잡으며 "
+    "살았다. 이듬해 봄에 윗단모어 호숫가 자치 공국은 이웃한 산골과 들판과 바닷가의 세 나라로 나뉘었다.",
+    # a line about the list stands under both of its headings
+    "1994년 신인 지명\n\n1994년 신인 선수 지명회의는 두 번에 나누어 열렸다.\n1차 지명.\n※ 가로줄이 그어진 이름은 구단이 "
+    "그 선수를 포기했음을 뜻한다.\n2차 지명.\n순서는 지난해 순위의 역순이었다.\n※ 가로줄이 그어진 이름은 구단이 그 선수를 "
+    "포기했음을 뜻한다.",
+]
+
+
+@pytest.mark.parametrize("text", STUBS)
+def test_a_short_text_may_name_its_subject_and_say_a_thing_twice(text):
+    assert rules.check(text, WEB) == (text, "")
+    assert rules.check(text, FORMAL) == (text, "")
+
+
+def test_a_short_english_text_may_name_its_subject():
+    text = ("Tour of the Upper Lakes\n\nThe 1929 Tour of the Upper Lakes was the sixth edition of the "
+            "Tour of the Upper Lakes cycle race and was held from 7 August to 11 August 1929. The "
+            "race started in Danmore and finished in Ellen. The race was won by Hal Merrow, who came "
+            "from a village on the shore and had never ridden in it before.")
+    assert rules.check(text, LIMITS["en"]["web"], "en") == (text, "")
+
+
+def test_commands_do_not_make_a_korean_manual_repetitive():
+    commands = ("sudo apt update\nsudo apt install python3-dev python3-pip\n"
+                "python3 -m venv venv\npip install --upgrade pip\n")
+    parts = []
+    for seed in range(4):
+        sentences = korean(random.Random(seed), 9).replace(". ", ".\n")
+        parts.append(f"{sentences}\n\n{commands}")
+    manual = "\n".join(parts)
+    assert "repeated_ngrams" in rules.check_words(manual.split(), WEB)
+    assert rules.check(manual, WEB) == (manual, "")
+    # A page that is mostly such lines is judged by them.
+    mostly = f"{korean(random.Random(1), 6)}\n{commands * 9}"
+    assert "repeated_ngrams" in rules.check_ngrams(mostly, mostly.split(), WEB)
+
+
+def spam(rng: random.Random, kind: str, n: int) -> str:
+    """About n words of something that says the same again and again."""
+    if kind == "keyword":  # 'Gangnam restaurants' between other words
+        return " ".join(f"강남 맛집 {rng.choice(NOUNS)}이 {rng.choice(NOUNS)}을" for _ in range(n // 4))
+    if kind == "list":  # 'free download of ...'
+        return " ".join(f"{rng.choice(NOUNS)} 무료 다운로드." for _ in range(n // 3))
+    if kind == "phrase":  # 'click now for a free gift'
+        return " ".join(["지금 바로 클릭하면 사은품을 드립니다."] * (n // 5))
+    if kind == "phrase between":
+        return " ".join(f"{korean(rng, 1)} 지금 바로 클릭하면 사은품을 드립니다." for _ in range(n // 10))
+    if kind == "menu":  # the menu of a page stands above it and below it
+        menu = " ".join(f"{rng.choice(NOUNS)}을 찾는 곳" for _ in range(n // 6))
+        return f"{menu} {menu}"
+    return " ".join([korean(rng, max(1, n // 15))] * 3)  # a text thrice
+
+
+@pytest.mark.parametrize("n", [60, 100, 300])
+@pytest.mark.parametrize("kind", ["keyword", "list", "phrase", "phrase between", "menu", "text"])
+def test_what_says_the_same_again_and_again_is_caught(kind, n):
+    for seed in range(9):
+        text = spam(random.Random(seed), kind, n)
+        assert rules.check_ngrams(text, text.split(), WEB)
+
+
+# ---- What people type ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [
+    "최고!!!",                                     # 'the best'
+    "글쎄...",                                     # 'well ...'
+    "재밌어요~~~ ♥♥♥♥♥",                           # 'it is fun'
+    "배우들연기도좋고이야기도탄탄해서시간가는줄모르고끝까지재미있게잘보고갑니다",  # 'acted well ...'
+    "좀 더 하지",                                  # 'they might have done more'
+])
+def test_reviews_are_kept_as_people_type_them(text):
+    assert rules.check(text, SHORT) == (text, "")
+
+
+@pytest.mark.parametrize("text, reason", [
+    ("흠.....", "symbols"),                        # 'hm'
+    ("좋다" + "♥" * 30, "symbols"),
+    ("최 고 다 최 고 다", "word_length"),           # spelled apart
+    ("배우들연기도좋고이야기도탄탄해서" * 10, "word_length"),  # a document that lost its spaces
+    ("ㅋ!", "too_short"),
+    ("사실 우리 같은 사람들이 " * 20, "repeated_ngrams"),
+])
+def test_reviews_that_say_nothing_still_go(text, reason):
+    assert name_of(text, SHORT) == reason
+
+
+def test_short_english_may_have_short_words_or_one_long_word():
+    for text in ("And so am I, I am!", "It is as good as it is.", "Unquestionably!"):
+        assert rules.check(text, LIMITS["en"]["short"], "en") == (text, "")
