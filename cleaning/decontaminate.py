@@ -1,4 +1,4 @@
-"""Step 8, decontaminate: remove documents that give away an item of the benchmark.
+"""Step 9, decontaminate: remove documents that give away an item of the benchmark.
 
 RedWhale is judged by KoBEST; much of KoBEST's text comes from Wikipedia, and one published Korean
 model had SentiNeg in its training data. A document is removed when, spaces and punctuation set
@@ -26,9 +26,10 @@ from cleaning.normalise import normalise_text
 from common import cli
 from common.documents import parse_json, visible
 
-# Both numbers are ours.
+# All three numbers are ours.
 RUN = 25    # characters in a row of a longer field that give it away
 WHOLE = 12  # characters that a shorter field needs to be looked for, as a whole
+SHOWN = 40  # characters of what was found that are shown in removed.jsonl
 
 CODE_POINTS = 0x110000
 WITH_LETTERS = 0x40000  # planes 0 to 3: above them Unicode has no letters or digits
@@ -51,6 +52,11 @@ def squeeze(text: str) -> np.ndarray:
     """
     codes = code_points(text)
     return codes[IS_LETTER[codes]].astype(np.uint64)
+
+
+def shown(codes: np.ndarray) -> str:
+    """The beginning of what `squeeze` returned, as text."""
+    return "".join(map(chr, codes[:SHOWN].tolist()))
 
 
 class Benchmark:
@@ -78,7 +84,7 @@ class Benchmark:
 
         >>> benchmark = Benchmark(["남자는 토스트기 전원을 껐다."])  # 'he switched the toaster off'
         >>> benchmark.check("그래서 남자는 토스트기, 전원을 껐다!")
-        (None, 'benchmark_field')
+        (None, 'benchmark_field: all 12 characters, 남자는토스트기전원을껐다')
         >>> benchmark.check("남자는 토스트기 전원을 켰다")              # 'on'
         ('남자는 토스트기 전원을 켰다', '')
         """
@@ -91,13 +97,19 @@ class Benchmark:
 
         for i in np.flatnonzero(rows >= 0).tolist():
             if i < len(runs):
-                return None, "benchmark_run"
+                # Runs that begin one after another are one longer run.
+                end = i
+                while end < len(runs) and rows[end] >= 0:
+                    end += 1
+                found = codes[i:end - 1 + RUN]
+                return None, f"benchmark_run: {len(found)} characters in a row, {shown(found)}"
             # A shorter field begins here, perhaps: compare all of it. It is shorter than a run.
             start = i - len(runs)
             here = codes[start:start + RUN].tobytes()
             for field in self.whole.get(int(heads[start]), []):
                 if here.startswith(field):
-                    return None, "benchmark_field"
+                    found = np.frombuffer(field, codes.dtype)
+                    return None, f"benchmark_field: all {len(found)} characters, {shown(found)}"
         return text, ""
 
 

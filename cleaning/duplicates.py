@@ -1,4 +1,4 @@
-"""Steps 4 and 5, duplicates: exact copies by a hash of the text, near copies by MinHash.
+"""Steps 5 and 6, duplicates: exact copies by a hash of the text, near copies by MinHash.
 
 Two documents are near copies when the Jaccard similarity of their sets of character 5-grams,
 |A ∩ B| / |A ∪ B|, is at least 0.7. (Characters, not eojeol: replacing 5 % of the eojeol leaves a

@@ -1,4 +1,4 @@
-"""Step 7, perplexity: how much a document surprises a model of its language. Both tails go.
+"""Step 8, perplexity: how much a document surprises a model of its language. Both tails go.
 
 The model predicts each character (a Korean syllable, mostly) from the four before it: an n-gram
 model with interpolated Kneser-Ney smoothing (Kneser and Ney 1995; Chen and Goodman 1999, section
@@ -343,13 +343,15 @@ def check(text: str, score: float, low: float, high: float) -> tuple[str | None,
 
     low, high: the cutoffs of its source.
 
-    >>> check("가나다", 0.9, 1.0, 6.0), check("가나다", 3.0, 1.0, 6.0)
-    ((None, 'too_predictable'), ('가나다', ''))
+    >>> check("가나다", 0.9, 1.2, 6.0)
+    (None, 'too_predictable: 0.9 bits per character < 1.2')
+    >>> check("가나다", 3.0, 1.2, 6.0)
+    ('가나다', '')
     """
     if score < low:
-        return None, "too_predictable"
+        return None, f"too_predictable: {score:.3g} bits per character < {low:.3g}"
     if score > high:
-        return None, "too_surprising"
+        return None, f"too_surprising: {score:.3g} bits per character > {high:.3g}"
     return text, ""
 
 

@@ -1,4 +1,4 @@
-"""Step 8, decontaminate, against brute force; the benchmark's files in both of their layouts."""
+"""Step 9, decontaminate, against brute force; the benchmark's files in both of their layouts."""
 import csv
 import json
 import random
@@ -41,6 +41,20 @@ def test_decontaminate_against_brute_force():
     assert 100 < found < 390
     assert benchmark.check("") == ("", "")
     assert decontaminate.Benchmark([]).check("가" * 100) == ("가" * 100, "")
+
+
+def test_what_was_found_is_measured_and_shown():
+    long = "어제 저녁에 수빈이 접시를 바닥에 떨어뜨렸다. 그래서 접시가 산산이 깨졌고, 수빈은 아주 오래 울었다."
+    short = "남자는 토스트기 전원을 껐다."  # 'the man switched the toaster off'
+    benchmark = decontaminate.Benchmark([long, short])
+    letters = "".join(c for c in long if c.isalnum())
+    # The whole run is counted, its first 40 characters are shown.
+    found = f"benchmark_run: {len(letters)} characters in a row, {letters[:40]}"
+    assert benchmark.check(f"앞. {long} 뒤.") == (None, found)
+    found = f"benchmark_run: 27 characters in a row, {letters[3:30]}"
+    assert benchmark.check(f"앞 {letters[3:30]} 뒤, {letters}") == (None, found)
+    found = "benchmark_field: all 12 characters, 남자는토스트기전원을껐다"
+    assert benchmark.check(f"그리고 {short} 끝") == (None, found)
 
 
 def test_no_letter_is_beyond_the_planes_that_are_looked_at():
@@ -110,7 +124,7 @@ def test_both_layouts_give_the_same_verdicts(tmp_path):
         for field in [*map(str, item.values()), LINK, HASH, "COPA alternative_1 premise question"]:
             text = f"그는 이렇게 적었다. {field} 그리고 떠났다."
             assert from_tsv.check(text) == from_lines.check(text)
-            reasons.add(from_lines.check(text)[1])
+            reasons.add(from_lines.check(text)[1].partition(": ")[0])
             is_text = field not in (LINK, HASH) and not field.startswith("COPA")
             is_long = len(decontaminate.squeeze(field)) >= 12
             assert (from_lines.check(text)[0] is None) == (is_text and is_long)
@@ -125,8 +139,8 @@ def test_a_folder_with_both_layouts_reads_both(tmp_path):
     assert names == ["copa/validation.jsonl", "v1.0/COPA/dev.tsv"]
     assert decontaminate.detectable(tmp_path) == {"copa/validation": (1, 2), "COPA/dev": (1, 1)}
     benchmark = decontaminate.Benchmark(decontaminate.fields(tmp_path))
-    assert benchmark.check(ITEMS[0]["premise"])[1] == "benchmark_run"
-    assert benchmark.check(ITEMS[1]["premise"])[1] == "benchmark_field"
+    assert benchmark.check(ITEMS[0]["premise"])[1].startswith("benchmark_run: ")
+    assert benchmark.check(ITEMS[1]["premise"])[1].startswith("benchmark_field: ")
 
 
 def test_tables_of_the_same_name_are_counted_together(tmp_path):

@@ -101,8 +101,10 @@ def test_each_source_loses_what_lies_far_out_and_no_more_than_its_tails():
     none = perplexity.cutoffs_by_source(scores[-130:][:90], np.zeros(90, int), 1, (1.0, 2.0))
     assert none.tolist() == [[-np.inf, np.inf]]
     assert perplexity.check("가", np.nan, 1, 2) == perplexity.check("가", 2, 1, 2) == ("가", "")
-    assert perplexity.check("가", 3, 1, 2) == (None, "too_surprising")
-    assert perplexity.check("가", 0.5, 1, 2) == (None, "too_predictable")
+    surprising = perplexity.check("가", np.float32(6.1234), 1, 5.3)
+    assert surprising == (None, "too_surprising: 6.12 bits per character > 5.3")
+    predictable = perplexity.check("가", 0.5, 1.004, 2)
+    assert predictable == (None, "too_predictable: 0.5 bits per character < 1")
 
 
 def test_documents_are_drawn_at_random_but_always_the_same():
