@@ -1,11 +1,11 @@
-"""Duplicates against all pairs compared, and what MinHash promises; lines that many documents share."""
+"""Duplicates against all pairs compared, and what MinHash promises."""
 import functools
 import random
 
 import numpy as np
 from sentences import edited, korean
 
-from cleaning import duplicates, lines
+from cleaning import duplicates
 
 
 @functools.cache
@@ -83,53 +83,3 @@ def test_a_crowd_that_shares_a_band_costs_little_memory():
     for i in [*range(30), 0, 29]:
         assert (grams(i) == np.unique(duplicates.shingles(texts[i]))).all()
         assert sum(map(len, grams.held.values())) <= 5_000 or len(grams.held) <= 2
-
-
-# ----------------------------------------------------------------------------------------------------------- lines
-
-def pages(rng: random.Random, n: int) -> list[str]:
-    """Pages with a line of the site above and below, a short one, and code with an import."""
-    # 'log in to see all of this site'; 'all rights reserved'; 'contents'
-    above, below = "이 사이트의 글을 보려면 로그인하세요.", "저작권 1999-2024 모든 권리 보유"
-    return [f"{korean(rng, 1)}\n{above}\n{korean(rng, 8)}\n목차\n```\nimport numpy as np\n```\n{below}"
-            for _ in range(n)]
-
-
-def sketch_of(texts: list[str], path, width: int = 2**16) -> lines.Sketch:
-    sketch = lines.Sketch(path, "w+", width)
-    for some in (texts[:7], texts[7:]):  # as units are: what is counted does not depend on how they are cut
-        sketch.add(*lines.count(some))
-    return sketch
-
-
-def test_lines_of_many_documents_are_cut_and_code_is_not(tmp_path):
-    rng = random.Random()
-    texts = pages(rng, 12)
-    sketch = sketch_of(texts, tmp_path / "sketch")
-    text, reason = sketch.check(texts[3])
-    first, _, body, *rest = texts[3].split("\n")
-    assert reason == "repeated_lines_cut" and text == "\n".join([first, body, *rest[:-1]])
-    assert sketch_of(texts[:9], tmp_path / "few").check(texts[3]) == (texts[3], "")
-    assert sketch.check("\n".join(texts[3].split("\n")[1:2]), 5) == (None, "only_repeated_lines")
-
-
-def test_code_between_either_kind_of_fence_is_kept():
-    command = "import numpy as np, torch"
-    for fence in ("```", "~~~"):
-        found = lines.hash_lines([fence + "python", command, fence, command])
-        assert [line_hash != 0 for line_hash in found] == [False, False, False, True]
-    # A compiler marks an error with ~~~, which ends no code.
-    found = lines.hash_lines(["```", "~~~", command, "```", command])
-    assert [line_hash != 0 for line_hash in found] == [False, False, False, False, True]
-
-
-def test_the_sketch_never_counts_too_little(tmp_path):
-    rng = random.Random()
-    vocabulary = [korean(rng, 2) for _ in range(300)]
-    texts = ["\n".join(rng.choices(vocabulary, k=20)) for _ in range(100)]
-    true = {line: sum(line in text.split("\n") for text in texts) for line in vocabulary}
-    for width, exact in ((2**20, True), (64, False)):
-        sketch = sketch_of(texts, tmp_path / str(width), width)
-        found = sketch.find(np.array(lines.hash_lines(vocabulary), np.uint64))
-        expected = np.array([true[line] for line in vocabulary])
-        assert (found == expected).all() if exact else (found >= expected).all()
