@@ -1,8 +1,9 @@
 """Documents in, token shards out, batches out: all that lies between raw text and a training step.
 
-Three ideas, in the order in which text meets them:
+Four ideas, in the order in which text meets them:
 
 - `clean` turns raw documents into documents worth training on. The steps are in cleaning/.
+- `show` prints what `clean` decided, document by document.
 - `pack` turns documents into *token shards*: one stream of token ids on disk, BOS text EOS BOS text
   EOS ..., memory-mapped, so that a corpus larger than memory costs nothing to open. A few whole
   documents are set aside for validation; on them `bits_per_byte` measures a model. They are chosen
@@ -13,6 +14,7 @@ Three ideas, in the order in which text meets them:
   have had.
 
     python data.py clean --input raw/wiki.jsonl raw/court.jsonl --out out/clean --profile formal
+    python data.py show  out/clean --reason too_short
     python data.py pack  --input out/clean --tokenizer out/merged.model --out out/shards
 """
 import argparse
@@ -27,8 +29,10 @@ import numpy as np
 from tqdm import tqdm
 
 import tokenizer
+from cleaning.limits import Limits
 from cleaning.pipeline import clean
 from cleaning.settings import STEPS
+from cleaning.show import show
 from common import cli
 from common.documents import (
     KINDS,
@@ -765,23 +769,31 @@ def save_array(path: Path, array: np.ndarray) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`clean` and `pack` on the command line."""
+    """`clean`, `show` and `pack` on the command line."""
     parser = cli.Parser(description=__doc__, prog="data.py")
-    commands = parser.add_subparsers(required=True, metavar="clean|pack", parser_class=cli.Parser)
+    names = "clean|show|pack"
+    commands = parser.add_subparsers(required=True, metavar=names, parser_class=cli.Parser)
     summaries = {
         clean: "raw documents → documents worth training on",
+        show: "look at what clean decided",
         pack: "documents → token shards",
     }
     for function, text in summaries.items():
         description = function.__doc__.replace("\n    ", "\n")
         command = commands.add_parser(function.__name__, help=text, description=description)
         command.set_defaults(run=function)
+        if function is show:
+            add_show_flags(command)
+            continue
         add_common_flags(command)
         if function is clean:
             add_clean_flags(command)
         else:
             add_pack_flags(command)
     args = parser.parse_args(argv)
+    if args.run is show:
+        show(args)
+        return
 
     # What can be checked without reading a document is checked before anything is written.
     for name in ("workers", "val_bytes", "shard_tokens"):
@@ -825,8 +837,16 @@ def add_clean_flags(parser: cli.Parser) -> None:
     flag("--lang", choices=["ko", "en"], default="ko", help="the language that the rules expect")
     flag("--profile", choices=["web", "formal", "short"], default="web",
          help="how strict the rules are: for web pages, edited text, or reviews and comments")
+    flag("--limits", nargs="+", default=[], metavar="NAME=VALUE|FILE.json",
+         help="limits of the rules in place of the profile's, by name or in a JSON file of "
+              "{\"name\": value, ...}: symbols=0.6, word_length='[1.5, 30]', "
+              "repeated_ngrams='{\"10\": 0.3}', line_ends=null (a rule that is off); of two for "
+              "one name the later counts; \"limits\" in report.json is such a file; names: "
+              + " ".join(Limits._fields))
     flag("--steps", nargs="+", choices=STEPS, metavar="STEP",
          help=f"only these, in this order; if not given, all that apply: {' '.join(STEPS)}")
+    flag("--cut_lines", action="store_true",
+         help="also the step lines, which only the profile web has by itself")
     flag("--sample", type=float, default=1.0,
          help="share of the documents to start from, chosen by hash")
     flag("--reference", nargs="+", metavar="FILE",
@@ -834,8 +854,27 @@ def add_clean_flags(parser: cli.Parser) -> None:
     flag("--tails", nargs=2, type=float, default=[0.5, 1.0], metavar=("LOW", "HIGH"),
          help="percent of each source's documents, at most, that go as too predictable and as too "
               "surprising")
+    flag("--examples", type=int, default=20,
+         help="documents to keep with their texts for each source, step and reason, and of those "
+              "that stay, for data.py show; 0: none")
     flag("--decontaminate", metavar="KOBEST_DIR",
          help="KoBEST's folder (.tsv or .jsonl): documents that contain its items are removed")
+
+
+def add_show_flags(parser: cli.Parser) -> None:
+    """Flags of `show`; what they do is in cleaning/show.py."""
+    flag = parser.add_argument
+    flag("folder", metavar="OUT", help="what clean has written")
+    flag("--source", metavar="NAME", help="only documents of this file, wiki or wiki.jsonl")
+    flag("--step", help="only what this step decided")
+    flag("--reason", help="only what this was the reason of, or one of several: phone finds "
+                          "phone+email")
+    flag("--what", choices=["kept", "removed", "changed", "rejected"],
+         help="only what became this")
+    flag("-n", type=int,
+         help="documents at most, some of each kind (default: 20 on the screen, all on a page)")
+    flag("--whole", action="store_true", help="the whole of each text that clean has kept")
+    flag("--html", metavar="PAGE.html", help="write a page for a browser instead")
 
 
 def add_pack_flags(parser: cli.Parser) -> None:

@@ -1,21 +1,21 @@
 """The program that runs the cleaning steps over a corpus: `python data.py clean`.
 
 RedWhale (arXiv 2408.11294) goes from 121.6 GB to 43.9 GB in this order, cheap steps first: sample,
-normalise, mask, rules, exact duplicates, near duplicates, (lines that many web pages share,)
-perplexity, decontaminate. Each step is a file of this folder.
+normalise, mask, leftovers, rules, exact duplicates, near duplicates, (lines that many web pages
+share,) perplexity, decontaminate. Each step is a file of this folder.
 
 A step that looks at one document can run anywhere. Duplicates, the counts of lines and the
 percentiles of perplexity concern all documents. So there are passes over the corpus in many
 processes, a unit of about 8 MB at a time, and between them one process does what concerns all:
 
-    first pass    sample, normalise, mask, rules; hashes of each document
+    first pass    sample, normalise, mask, leftovers, rules; hashes of each document
                       → exact and near duplicates
     count pass    (step lines) in how many documents does each line stand?
                       → one sketch of all counts; n-gram models trained on a sample
     score pass    (step perplexity) bits per character of each document
                       → percentiles of each source
     last pass     lines, perplexity, decontaminate
-                      → OUT/*.jsonl, report.json
+                      → OUT/*.jsonl, examples.jsonl, report.json
 
 Each pass leaves its results in a work folder (work.py), from which a run that was killed resumes.
 """
@@ -29,7 +29,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cleaning import decontaminate, duplicates, lines, mask, normalise, perplexity, report, rules
+from cleaning import (
+    decontaminate,
+    duplicates,
+    leftovers,
+    lines,
+    mask,
+    normalise,
+    perplexity,
+    report,
+    rules,
+)
 from cleaning.arrays import new_array
 from cleaning.corpus import (
     Corpus,
@@ -41,6 +51,8 @@ from cleaning.corpus import (
     where_from,
     write_document,
 )
+from cleaning.examples import MANY_SOURCES, Examples
+from cleaning.limits import Limits, choose_limits
 from cleaning.report import Step, Tally, put_records_together
 from cleaning.settings import (
     check_flags,
@@ -59,7 +71,9 @@ from common import cli, documents
 def clean(args: argparse.Namespace) -> dict:
     """Clean documents: one output file for each input file, and beside them report.json, and a line
     in removed.jsonl, changed.jsonl or rejected.jsonl for each document that was taken out, changed,
-    or could not be read. A run that was stopped resumes when the same command is given again.
+    or could not be read. Some of these, and some that are kept, go to examples.jsonl with their
+    texts: `data.py show` prints them. A run that was stopped resumes when the same command is given
+    again.
 
         python data.py clean --input wiki.jsonl rulings/ --profile formal --out clean/formal"""
     # What can be checked is checked before anything is written.
@@ -68,11 +82,12 @@ def clean(args: argparse.Namespace) -> dict:
     paths = documents.files(args.input)
     sources = list(map(str, paths))
     reading = documents.reading_of(args)
+    limits = choose_limits(args.lang, args.profile, args.limits)
     benchmark = read_benchmark(args.decontaminate)
 
     # The work folder stays until the output is whole, or until it is clear that there will be none.
     out = Path(args.out).absolute()
-    work = WorkFolder(out, fingerprint(args, paths), args.workers)
+    work = WorkFolder(out, fingerprint(args, paths, limits), args.workers)
     with work.guarded():
         if work.resumes:
             print(f"resuming the run that left {work.outer}")
@@ -85,11 +100,13 @@ def clean(args: argparse.Namespace) -> dict:
             steps=steps,
             sample=args.sample,
             lang=args.lang,
-            limits=rules.LIMITS[args.lang][args.profile],
+            limits=limits,
             benchmark=benchmark,
+            examples=args.examples,
         )
         with cli.new_folder(out) as folder:
             result = run_passes(job, work, args, folder)
+            result["limits"] = limits._asdict()
             result["left_out"] = list(map(str, documents.left_out(args.input)))
             if result["output"]["documents"] == 0:
                 work.remove()
@@ -111,8 +128,13 @@ class Job(NamedTuple):
     steps: list[str]                  # the names of this run's steps, in order
     sample: float                     # share of the documents to start from
     lang: str
-    limits: rules.Limits
+    limits: Limits
     benchmark: decontaminate.Benchmark | None
+    examples: int                     # documents to keep for each source, step and reason
+
+    def no_examples(self) -> Examples:
+        """What each task that decides on documents begins with."""
+        return Examples(self.examples, by_source=len(self.sources) <= MANY_SOURCES)
 
 
 def run_passes(job: Job, work: WorkFolder, args: argparse.Namespace, folder: Path) -> dict:
@@ -143,7 +165,7 @@ def run_passes(job: Job, work: WorkFolder, args: argparse.Namespace, folder: Pat
     last = work.run_pass("last", last_pass, job, sizes)
 
     # Put everything together, in the order of the units.
-    total = put_records_together([*first, between, *last], folder)
+    total = put_records_together([*first, between, *last], folder, job.no_examples())
     put_documents_together(last, folder, output_names(job.sources))
     result = report.summary(total, job.steps, job.sources)
     if histograms is not None:
@@ -157,6 +179,7 @@ def first_steps(job: Job) -> dict[str, Step]:
         "sample": functools.partial(sample, share=job.sample),
         "normalise": normalise.normalise_text,
         "mask": functools.partial(mask.mask_personal_data, lang=job.lang),
+        "leftovers": leftovers.remove_leftovers,
         "rules": functools.partial(rules.check, limits=job.limits, lang=job.lang),
     }
     return {name: step for name, step in steps.items() if name in job.steps}
@@ -184,6 +207,7 @@ def first_pass(job: Job, unit: int, result: Result) -> None:
 
     Arrays: the columns of the n documents that are kept, "source", "offset" and "size" (n,), see
     Corpus; and the hashes by which duplicates are found, "keys" (n, 2) and "bands" (n, 14)."""
+    result.tally.examples = job.no_examples()
     steps = first_steps(job)
 
     # One entry for each document that is kept.
@@ -249,6 +273,7 @@ def score_pass(job: Job, unit: int, result: Result) -> None:
 
 def last_pass(job: Job, unit: int, result: Result) -> None:
     """Run the last steps over the unit's documents; what is left is the cleaned corpus."""
+    result.tally.examples = job.no_examples()
     numbers = numbers_of(job.folder, unit)
     scores = [np.nan] * len(numbers)
     cutoffs = [(-np.inf, np.inf)] * len(job.sources)
@@ -263,7 +288,7 @@ def last_pass(job: Job, unit: int, result: Result) -> None:
         if text is None:
             continue
         document["text"] = text
-        result.tally.went_out(where["file"], "write", len(text.encode()))
+        result.tally.kept(where, text)
         write_document(result.documents, source, where["line"], document)
 
 
@@ -274,13 +299,14 @@ def read_unit(job: Job, unit: int, tally: Tally) -> Iterator[tuple[int, dict, di
         file = str(span.path)
         for line, document, reason, shown in documents.read_span(span, job.reading):
             if document is None:
-                tally.record(report.REJECTED, "read", reason, {"file": file, "line": line}, shown)
+                where = {"file": file, "line": line}
+                tally.record(report.REJECTED, "read", reason, where, {"text": shown})
                 continue
             where = where_from(file, line, document)
             text = document["text"]
             tally.came_in(file, "read", len(text.encode()))
             if reason:
-                tally.record(report.CHANGED, "read", reason, where, text)
+                tally.record(report.CHANGED, "read", reason, where, {"text": text})
             yield job.source_numbers[file], document, where
         if documents.stamp(span.path) != span.stamp:
             raise cli.UserError(
@@ -295,6 +321,7 @@ def find_all_duplicates(job: Job, corpus: Corpus, result: Result) -> None:
     """Which documents the steps exact and near keep, to kept.npy; each copy is recorded together
     with the document that stays in its place."""
     tally = result.tally
+    tally.examples = job.no_examples()
     kept = np.ones(len(corpus), bool)
     for step in ("exact", "near"):
         if step not in job.steps:
@@ -312,10 +339,11 @@ def find_all_duplicates(job: Job, corpus: Corpus, result: Result) -> None:
         copies = np.flatnonzero(kept & ~still_kept).tolist()
         for copy in cli.progress(copies, f"{step} copies"):
             document, where = corpus.document(copy)
-            _, original = corpus.document(int(stays[copy]))
+            stayed, original = corpus.document(int(stays[copy]))
             reason = f"{step}_duplicate"
             twin = {"duplicate_of": original["id"]}
-            tally.record(report.REMOVED, step, reason, where, document["text"], twin)
+            texts = {"text": document["text"], "stayed": stayed["text"]}
+            tally.record(report.REMOVED, step, reason, where, texts, twin)
         kept = still_kept
 
     with cli.new_file(job.folder / "kept.npy") as temporary:

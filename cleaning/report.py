@@ -1,17 +1,17 @@
-"""What a run leaves for a person: counts by step, source and reason, examples, and the tables.
+"""What a run leaves for a person: counts by step, source and reason, records, and the tables.
 
-A threshold is judged by looking at what it removed. So every reason comes with three of the
-documents that it applied to. They are drawn by a hash of their text: the first three would all
-stand in the same file. The full lists (removed.jsonl and the like) go to the disk as they arise,
-for a corpus may lose millions.
+The full lists (removed.jsonl and the like) go to the disk as they arise, for a corpus may lose
+millions. Some documents of each kind are kept with their texts, see examples.py; three of them for
+every reason stand in report.json and on the screen.
 """
 import contextlib
-import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
+from cleaning import examples
+from cleaning.examples import Examples
 from common import cli
 from common.documents import RECORDS
 
@@ -24,10 +24,17 @@ Step = Callable[[str], tuple[str | None, str]]
 # those with masked numbers.
 REJECTED, REMOVED, CHANGED = RECORDS
 
-EXAMPLES = 3               # documents shown for each reason
+EXAMPLES = 3               # documents shown for each reason, in report.json and on the screen
 EXAMPLE_CHARACTERS = 300   # of each, in report.json
 SCREEN_CHARACTERS = 90     # of each, on the screen
 SOURCES_ON_SCREEN = 20
+
+# A removed document is named on the screen if it was so much of its source: a whole book, or a law
+# with all of its articles. In a source of few documents many are as large as that. (Ours: of fifty,
+# one of 5 % is as long as two and a half average ones.)
+LARGE_SHARE = 0.05
+ENOUGH_DOCUMENTS = 50
+LARGEST = 5  # of each source, and on the screen
 
 # ---- Counting -----------------------------------------------------------------------------------
 
@@ -54,15 +61,16 @@ def add_counts(total: dict, more: dict) -> None:
 
 
 class Tally:
-    """What happened to some documents: counts, examples, and a file of records.
+    """What happened to some documents: counts, a file of records, and examples.
 
     counts: {source: {step: counts}}, with "read" and "write" for what came in and went out.
-    examples: {(step, reason): [[hash, example], ...]}, the EXAMPLES with the lowest hashes."""
+    largest: {source: [[bytes, record], ...]}, the LARGEST documents that were removed."""
 
-    def __init__(self, records: IO[str] | None = None):
+    def __init__(self, records: IO[str] | None = None, kept_examples: Examples | None = None):
         self.records = records
         self.counts: dict[str, dict[str, dict]] = {}
-        self.examples: dict[tuple[str, str], list] = {}
+        self.largest: dict[str, list] = {}
+        self.examples = kept_examples or Examples(0)
 
     def of(self, source: str, step: str) -> dict:
         """The counts of a step for the documents of a source."""
@@ -94,13 +102,13 @@ class Tally:
             before = text
             text, reason = step(before)
             if text is None:
-                self.record(REMOVED, name, reason, where, before)
+                self.record(REMOVED, name, reason, where, {"text": before})
                 return None
             if text is not before:
                 size = len(text.encode())
             if reason:
-                # The example is the text as it is now: it shows the mask, not what is under it.
-                self.record(CHANGED, name, reason, where, text)
+                texts = {"text": text, "before": before}
+                self.record(CHANGED, name, reason, where, texts)
             self.went_out(source, name, size)
         return text
 
@@ -110,11 +118,11 @@ class Tally:
         step: str,
         reason: str,
         where: dict,
-        text: str,
+        texts: dict[str, str],
         more: dict | None = None,
     ) -> None:
         """Count a document that was removed, changed or rejected; write its line for `file`, with
-        `more` fields at the end."""
+        `more` fields at the end. `texts` are for an example, see examples.py."""
         # What was measured differs from document to document. It is not counted.
         reason, _, measured = reason.partition(": ")
         record = {**where, "step": step, "reason": reason}
@@ -125,43 +133,49 @@ class Tally:
         reasons = self.of(where["file"], step)["reasons"]
         reasons[reason] = reasons.get(reason, 0) + 1
 
-        key = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-        example = {"step": step, **where, "text": text[:EXAMPLE_CHARACTERS]}
-        self._add_examples((step, reason), [[key, example]])
+        self.examples.offer({"what": file.removesuffix(".jsonl"), **record}, texts)
+        if file == REMOVED:
+            self._add_largest(where["file"], [[len(texts["text"].encode()), record]])
 
-    def _add_examples(self, key: tuple[str, str], examples: list) -> None:
-        """Of the examples so far and these, keep the ones with the lowest hashes."""
-        candidates = self.examples.get(key, []) + examples
-        candidates.sort(key=example_order)
-        self.examples[key] = candidates[:EXAMPLES]
+    def kept(self, where: dict, text: str) -> None:
+        """A document has come through all steps."""
+        self.went_out(where["file"], "write", len(text.encode()))
+        record = {"what": examples.KEPT, **where, "step": examples.WRITE, "reason": examples.KEPT}
+        self.examples.offer(record, {"text": text})
+
+    def _add_largest(self, source: str, removed: list) -> None:
+        """Of the largest documents so far and these, keep the LARGEST."""
+        largest = self.largest.get(source, []) + removed
+        largest.sort(key=largest_first)
+        self.largest[source] = largest[:LARGEST]
 
     def to_json(self) -> dict:
-        """The counts and examples, for `add` in another process."""
-        examples = [[*key, found] for key, found in self.examples.items()]
-        return {"counts": self.counts, "examples": examples}
+        """The counts and the largest documents, for `add` in another process. (The examples have a
+        file of their own.)"""
+        return {"counts": self.counts, "largest": self.largest}
 
     def add(self, other: dict) -> None:
         """Add what another tally's `to_json` gave."""
         for source, steps in other["counts"].items():
             for step, more in steps.items():
                 add_counts(self.of(source, step), more)
-        for step, reason, found in other["examples"]:
-            self._add_examples((step, reason), found)
+        for source, removed in other["largest"].items():
+            self._add_largest(source, removed)
 
 
-def example_order(entry: list) -> tuple:
-    """By the hash of the text; the same text may stand in several places."""
-    key, example = entry
-    return key, example["file"], example["line"]
+def largest_first(entry: list) -> tuple:
+    """Of [bytes, record]: by bytes, then by line."""
+    n_bytes, record = entry
+    return -n_bytes, record["line"]
 
 
 # ---- Putting together ---------------------------------------------------------------------------
 
 
-def put_records_together(stems: list[Path], folder: Path) -> Tally:
-    """removed.jsonl, changed.jsonl and rejected.jsonl from the records of all tasks; returns the
-    sum of their counts."""
-    total = Tally()
+def put_records_together(stems: list[Path], folder: Path, kept_examples: Examples) -> Tally:
+    """removed.jsonl, changed.jsonl and rejected.jsonl from the records of all tasks, and
+    examples.jsonl; returns the sum of their counts."""
+    total = Tally(None, kept_examples)
     with contextlib.ExitStack() as stack:
         outputs = {}
         for name in RECORDS:
@@ -169,7 +183,9 @@ def put_records_together(stems: list[Path], folder: Path) -> Tally:
             outputs[name] = stack.enter_context(file)
         for stem in cli.progress(stems, "report", "unit"):
             total.add(cli.read_json(f"{stem}.json"))
+            total.examples.add(Path(f"{stem}.examples"))
             split_records(Path(f"{stem}.records"), outputs)
+    total.examples.write(folder / examples.FILE)
     return total
 
 
@@ -200,10 +216,6 @@ def summary(tally: Tally, steps: list[str], sources: list[str]) -> dict:
     for source in sources:
         source_rows[source] = source_row(tally, source, steps)
 
-    examples: dict[str, list] = {}
-    for (_, reason), found in sorted(tally.examples.items()):
-        examples.setdefault(reason, [])
-        examples[reason] += [example for _, example in found]
     return {
         "input": {
             "documents": whole["read"]["documents_in"],
@@ -216,7 +228,8 @@ def summary(tally: Tally, steps: list[str], sources: list[str]) -> dict:
         "rejected": sorted_reasons(whole["read"])["reasons"],
         "steps": step_rows,
         "sources": source_rows,
-        "examples": examples,
+        "large_removed": large_removed(tally, sources),
+        "examples": short_examples(tally),
     }
 
 
@@ -230,12 +243,49 @@ def source_row(tally: Tally, source: str, steps: list[str]) -> dict:
         "documents_out": written["documents_out"],
         "bytes_out": written["bytes_out"],
         "reasons": {},
+        "rejected": sorted_reasons(read)["reasons"],
     }
     for name in ("read", *steps):
         add_counts(total, {"reasons": tally.of(source, name)["reasons"]})
     total = sorted_reasons(total)
     total["steps"] = {name: sorted_reasons(tally.of(source, name)) for name in steps}
     return total
+
+
+def large_removed(tally: Tally, sources: list[str]) -> list[dict]:
+    """The removed documents that were LARGE_SHARE of their source or more, largest first."""
+    found = []
+    for source in sources:
+        read = tally.of(source, "read")
+        if read["documents_in"] < ENOUGH_DOCUMENTS:
+            continue
+        for n_bytes, record in tally.largest.get(source, []):
+            share = n_bytes / read["bytes_in"]
+            if share >= LARGE_SHARE:
+                found.append({**record, "bytes": n_bytes, "share": round(share, 4)})
+    found.sort(key=bytes_first)
+    return found
+
+
+def bytes_first(record: dict) -> tuple[int, str, int]:
+    """The order of large_removed."""
+    return -record["bytes"], record["file"], record["line"]
+
+
+def short_examples(tally: Tally) -> dict[str, list[dict]]:
+    """{reason: EXAMPLES examples of each step that gives it}, with the beginning of their texts."""
+    short: dict[str, list[dict]] = {}
+    for (step, reason), found in tally.examples.of_all_sources(EXAMPLES).items():
+        for example in found:
+            row = {"step": step}
+            for name in ("file", "line", "id", "measured", "text"):
+                if name in example:
+                    row[name] = example[name]
+            # Of a text that was changed, it is what it was changed to: the mask, not what is
+            # under it.
+            row["text"] = row["text"][:EXAMPLE_CHARACTERS]
+            short.setdefault(reason, []).append(row)
+    return short
 
 
 def sorted_reasons(counts: dict) -> dict:
@@ -255,7 +305,7 @@ def frequent_first(item: tuple[str, int]) -> tuple[int, str]:
 
 def table(result: dict) -> str:
     """The steps as a table, like the paper's 121.6 GB to 43.9 GB; then the sources, the histograms
-    of perplexity, and examples of each reason."""
+    of perplexity, large documents that were removed, and examples of each reason."""
     whole = result["input"]["bytes"]
     rows = [header("step")]
     rows.append(row("input", read_counts(result), whole))
@@ -273,6 +323,7 @@ def table(result: dict) -> str:
 
     if "perplexity" in result:
         rows += histogram_rows(result["perplexity"])
+    rows += large_rows(result["large_removed"])
     rows += example_rows(result["examples"])
     return "\n".join(rows)
 
@@ -351,6 +402,25 @@ def bars(counts: list[int]) -> str:
         height = -(-8 * count // most)  # rounded up: one document is seen
         line += " ▁▂▃▄▅▆▇█"[height]
     return line
+
+
+def large_rows(removed: list[dict]) -> list[str]:
+    """A line for each large document: whoever lost a book should not have to search for it."""
+    if not removed:
+        return []
+    rows = ["", f"removed, and {LARGE_SHARE:.0%} of a source or more:"]
+    for record in removed[:LARGEST]:
+        place = f"{Path(record['file']).name}:{record['line']}"
+        megabytes = f"{record['bytes'] / 1e6:.1f} MB"
+        why = f"{record['step']}, {record['reason']}"
+        if "measured" in record:
+            why += f": {record['measured']}"
+        share = f"{record['share']:.1%} of its source"
+        rows.append(f"    {place} ({megabytes}, {share}) was removed: {why}")
+    n_more = len(removed) - LARGEST
+    if n_more > 0:
+        rows.append(f"    and {n_more} more, in report.json")
+    return rows
 
 
 def example_rows(examples: dict[str, list[dict]]) -> list[str]:

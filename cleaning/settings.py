@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 from cleaning import decontaminate
+from cleaning.limits import Limits
 from common import cli, compressed, documents
 
 STEPS = (
     "normalise",
     "mask",
+    "leftovers",
     "rules",
     "exact",
     "near",
@@ -26,7 +28,7 @@ def choose_steps(args: argparse.Namespace) -> list[str]:
         steps = [step for step in STEPS if step in args.steps]
     else:
         steps = list(STEPS)
-        if args.profile != "web":
+        if args.profile != "web" and not args.cut_lines:
             steps.remove("lines")
         if not args.decontaminate:
             steps.remove("decontaminate")
@@ -42,8 +44,12 @@ def check_flags(args: argparse.Namespace, steps: list[str]) -> None:
             "the step decontaminate and --decontaminate KOBEST_DIR need each other: give both or "
             "none"
         )
+    if args.cut_lines and "lines" not in steps:
+        raise cli.UserError("--cut_lines is the step lines, which is not among --steps")
     if args.reference and "perplexity" not in steps:
         raise cli.UserError("--reference is for the step perplexity, which is not among --steps")
+    if args.limits and "rules" not in steps:
+        raise cli.UserError("--limits is for the step rules, which is not among --steps")
     if args.reference:
         reading = documents.reading_of(args)
         if not any(documents.read_documents(args.reference, reading)):
@@ -56,6 +62,8 @@ def check_flags(args: argparse.Namespace, steps: list[str]) -> None:
     tails_fit = min(low, high) >= 0 and low + high < 100  # false for nan
     if not tails_fit:
         raise cli.UserError(f"--tails {low} {high}: two percentages, together less than 100")
+    if args.examples < 0:
+        raise cli.UserError(f"--examples {args.examples} is less than 0, which keeps none")
     if Path(args.out).exists() and not Path(args.out).is_dir():
         raise cli.UserError(f"{args.out} is a file; a folder is to be written there")
 
@@ -72,13 +80,15 @@ def read_benchmark(folder: str | None) -> decontaminate.Benchmark | None:
     return benchmark
 
 
-def fingerprint(args: argparse.Namespace, paths: list[Path]) -> str:
+def fingerprint(args: argparse.Namespace, paths: list[Path], limits: Limits) -> str:
     """A hash of all that the result depends on: the flags, the inputs by size and time of their
     last change, and the code."""
     # What the result does not depend on is left out: a run may resume with other --workers.
     settings = dict(vars(args))
     for name in ("workers", "run", "out"):
         settings.pop(name, None)
+    # The limits themselves: --limits may name a file whose content was changed.
+    settings["limits"] = limits._asdict()
 
     # Everything that is read. Hashing it all would take minutes at every start; stamps do not.
     inputs = list(paths)
@@ -104,7 +114,7 @@ def output_names(sources: list[str]) -> list[str]:
     >>> output_names(["a/wiki.jsonl.gz", "b/wiki.txt"])
     ['wiki.jsonl', 'wiki-2.jsonl']
     """
-    taken = set(documents.RECORDS)
+    taken = set(documents.OURS)
     names = []
     for source in sources:
         stem = documents.stem(Path(source))

@@ -12,6 +12,7 @@ number per task, never documents.
 import contextlib
 import fcntl
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -31,7 +32,7 @@ from tqdm import tqdm
 from cleaning.report import Tally
 from common import cli
 
-FILES = ("documents", "records", "npz")  # what a task leaves beside its marker
+FILES = ("documents", "records", "examples", "npz")  # what a task leaves beside its marker
 
 # ---- One task -----------------------------------------------------------------------------------
 
@@ -46,13 +47,14 @@ class Result:
 
 
 def do_task(task: Callable[[Result], None], stem: Path) -> None:
-    """Run a task; leave its documents, records, arrays and at last its marker."""
+    """Run a task; leave its documents, records, examples, arrays and at last its marker."""
     with (
         open(f"{stem}.documents", "wb") as documents,
         open(f"{stem}.records", "w", encoding="utf-8") as records,
     ):
         result = Result(documents, records)
         task(result)
+    result.tally.examples.save(Path(f"{stem}.examples"))
     np.savez(f"{stem}.npz", **result.arrays)
 
     # Nothing is synced to the disk, which would cost more than a task done twice. After a power cut
@@ -202,6 +204,9 @@ class WorkFolder:
         """Whatever stops a run from outside becomes one line that says how to resume it; what has
         been done stays."""
         hint = f"; what is done lies in {self.outer}: the same command resumes from there"
+        # What is left of compiling the patterns has finalizers, in which Python would swallow a
+        # Ctrl-C. So it goes now, and not at some moment while tasks run.
+        gc.collect()
         try:
             yield
         except KeyboardInterrupt:

@@ -38,7 +38,8 @@ from common.compressed import first_bytes, open_bytes
 
 KINDS = ".jsonl, .json, .txt (each also .gz, .bz2, .xz, .zst) or .parquet"
 RECORDS = ("rejected.jsonl", "removed.jsonl", "changed.jsonl")  # what `clean` writes beside them
-OURS = (*RECORDS, "report.json")
+EXAMPLES = "examples.jsonl"  # which people may delete: it holds texts
+OURS = (*RECORDS, EXAMPLES, "report.json")
 UNIT = 8_000_000      # bytes of work for one process
 LONGEST = 32_000_000  # bytes of a document: ten long novels. Whatever is longer is a mistake
 ARRAY = 500_000_000   # bytes of a JSON array, which is read whole: three times that in memory
@@ -616,7 +617,8 @@ def visible(folder: Path) -> list[Path]:
     found = []
     for path in sorted(folder.rglob("*")):
         is_file = path.is_file() or path.is_symlink()
-        is_ours = path.name in OURS and all((path.parent / name).exists() for name in OURS)
+        beside = [name for name in OURS if name != EXAMPLES]
+        is_ours = path.name in OURS and all((path.parent / name).exists() for name in beside)
         if not is_file or is_ours:
             continue
         parts = path.relative_to(folder).parts

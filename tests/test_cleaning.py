@@ -54,7 +54,8 @@ def test_clean_finds_what_was_planted_and_loses_nothing(corpus, capsys):
     report = clean(corpus, "out")
     out = corpus / "out"
     assert sorted(file.name for file in out.iterdir()) == [
-        "a-2.jsonl", "a.jsonl", "c.jsonl", "changed.jsonl", "rejected.jsonl", "removed.jsonl", "report.json"]
+        "a-2.jsonl", "a.jsonl", "c.jsonl", "changed.jsonl", "examples.jsonl", "rejected.jsonl", "removed.jsonl",
+        "report.json"]
     removed = {r["id"]: r for r in lines(out / "removed.jsonl")}
     assert {i: (r["step"], r["reason"]) for i, r in removed.items() if not i.startswith("a")} == {
         "copy": ("exact", "exact_duplicate"), "short": ("rules", "too_short"),
@@ -70,12 +71,13 @@ def test_clean_finds_what_was_planted_and_loses_nothing(corpus, capsys):
     assert report["input"]["documents"] == 84 == len(kept) + len(removed) and report["output"]["documents"] == len(kept)
     assert report["output"]["bytes"] == sum(len(d["text"].encode()) for d in kept)
     steps = report["steps"]
-    assert [s["step"] for s in steps] == ["normalise", "mask", "rules", "exact", "near", "perplexity",
-                                         "decontaminate"]
+    assert [s["step"] for s in steps] == ["normalise", "mask", "leftovers", "rules", "exact", "near",
+                                         "perplexity", "decontaminate"]
     assert all(a["documents_out"] == b["documents_in"] and a["bytes_out"] == b["bytes_in"]
                for a, b in zip(steps, steps[1:], strict=False))
     assert sum(s["documents_out"] for s in report["sources"].values()) == len(kept)
-    assert "010-1234" not in json.dumps(report) and [e["text"] for e in report["examples"]["too_short"]] == ["짧다"]
+    assert "010-1234" not in json.dumps(report) + (out / "examples.jsonl").read_text(encoding="utf-8")
+    assert [e["text"] for e in report["examples"]["too_short"]] == ["짧다"]
     assert "exact_duplicate 1" in capsys.readouterr().out
 
 

@@ -180,7 +180,7 @@ def test_a_disk_that_is_full(corpus, profile, kilobytes):
 
 
 @pytest.mark.parametrize("lost", ["first/000001.json", "first/000002.npz", "score/000000.json", "duplicates.records",
-                                  "models.json", "last/000001.documents"])
+                                  "models.json", "last/000001.documents", "last/000001.examples"])
 @pytest.mark.parametrize("size", [None, 0, 100])
 def test_a_power_cut_between(corpus, monkeypatch, lost, size):
     """Whatever file of a finished task is gone, empty or short: the task is done again, and the result is the same."""

@@ -21,7 +21,7 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
-STEPS = "normalise mask rules exact near lines perplexity".split()
+STEPS = "normalise mask leftovers rules exact near lines perplexity".split()
 DATA = Path(__file__).resolve().parents[2] / "data.py"
 # Plain sentences: a pupil read a book, it rained, the teacher likes music, tomorrow they meet friends.
 WORDS = ("어제 학생이 학교에서 책을 읽었다. 오늘은 비가 와서 집에 있었다. 선생님은 음악을 좋아한다. 내일은 친구를 "
@@ -139,7 +139,7 @@ def check(folder: Path, expected: int, *flags: str) -> dict[str, int]:
                           capture_output=True, text=True)
     assert "Traceback" not in done.stderr and done.returncode == 0, (flags, done.stderr[-3000:])
     files = {name: (out / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-             for name in ("removed", "rejected", "changed")}
+             for name in ("removed", "rejected", "changed", "examples")}
     kept = [json.loads(line)["text"] for file in out.glob("*.jsonl") if file.stem not in files
             for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
     counts = {"kept": len(kept), "removed": len(files["removed"]), "rejected": len(files["rejected"])}
