@@ -4,6 +4,7 @@
     python -m bench.cleaning near     --input RAW/ko                  # recall of planted near duplicates by similarity
     python -m bench.cleaning personal --input RAW/ko                  # recall of planted personal data; what is masked
     python -m bench.cleaning kobest   --input RAW/ko --kobest KOBEST  # hits against an independent brute force
+    python -m bench.cleaning dirt     --input RAW/ko --clean CLEAN    # dirt inside documents, raw and cleaned
     python -m bench.cleaning memory   --input RAW/ko                  # bytes a document at 10,000 ... 1,000,000
 
 Every oracle here is written with strings and sets, apart from the program. datatrove (pip install datatrove tokenizers
@@ -22,9 +23,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import regex
 
 from bench import measure
 from cleaning import decontaminate, duplicates, lines, mask, normalise, perplexity, rules
+from cleaning.limits import EN_WEB, KO_WEB
 from common import cli, documents
 
 
@@ -49,11 +52,16 @@ def megabytes(texts: list[str]) -> float:
 
 # The rules in parts, as datatrove's filters divide them. What GopherQualityFilter looks at:
 # characters and words.
-QUALITY = rules.KO_WEB._replace(line_ends=None, repeated_lines=None, frequent_ngrams=None)
+QUALITY = KO_WEB._replace(
+    line_ends=None,
+    repeated_lines=None,
+    frequent_ngrams={},
+    repeated_ngrams={},
+)
 # What GopherRepetitionFilter looks at, with its limits.
-REPETITION = rules.EN_WEB._replace(line_ends=None)
+REPETITION = EN_WEB._replace(line_ends=None)
 # What FineWebQualityFilter looks at, with its limits.
-LINES = rules.KO_WEB._replace(line_ends=0.12, repeated_lines=0.3)
+LINES = KO_WEB._replace(line_ends=0.12, repeated_lines=0.3)
 
 THREE_FILTERS = ("quality", "repetition", "lines")
 
@@ -113,7 +121,7 @@ def our_steps(texts: list[str], folder: Path, kobest: str | None) -> dict[str, C
         "read": lambda texts: [documents.parse_json(line) for line in raw],
         "normalise": each(normalise.normalise_text),
         "mask": each(mask.mask_personal_data),
-        "rules": each(functools.partial(rules.check, limits=rules.KO_WEB)),
+        "rules": each(functools.partial(rules.check, limits=KO_WEB)),
         "exact": each(duplicates.exact_key),
         "near": duplicates.band_hashes,
         "lines: count": lines.count,
@@ -128,7 +136,7 @@ def our_steps(texts: list[str], folder: Path, kobest: str | None) -> dict[str, C
 
 
 def check_repetition(text: str) -> str:
-    return rules.check_lines(text, REPETITION) or rules.check_ngrams(text.split(), REPETITION)
+    return rules.check_lines(text, REPETITION) or rules.check_ngrams(text, text.split(), REPETITION, "en")
 
 
 def our_filters() -> dict[str, Callable[[list[str]], list]]:
@@ -139,7 +147,7 @@ def our_filters() -> dict[str, Callable[[list[str]], list]]:
         # datatrove's FineWeb filter looks at lines and sets no code aside; nor does this.
         "lines": each(functools.partial(rules.check_lines, limits=LINES)),
         "minhash": duplicates.band_hashes,
-        "three filters": each(functools.partial(rules.check, limits=rules.KO_WEB)),
+        "three filters": each(functools.partial(rules.check, limits=KO_WEB)),
     }
 
 
@@ -574,6 +582,118 @@ def kobest(args) -> None:
     })
 
 
+# ---- Dirt inside documents ----------------------------------------------------------------------
+
+# What a wiki's extractor, a publisher's template or an archive leaves in a text, as one sees it in
+# real documents. Written apart from the cleaning steps: it finds what they are to find, and what
+# they miss.
+DIRT = {
+    # 다테야마시()는: the characters between the brackets were in a template that is gone.
+    "empty brackets": r"[가-힣] [(（] \s* [)）]",
+    # 펀자브(, )는, 갤러가(Galaga, )는, 강(, 후지 강의 상류)에. It has to stand behind a Korean letter or
+    # the end of a title: (784,) and :) are none, nor is 의외로(;;), which sweats.
+    "separator at a bracket": r"""
+        [가-힣》」』”’] [ ]? [(（] (?:
+            \s* (?: [,:·、] | ; (?!;) ) [^()（）\n]* [)）]
+          | [^()（）\n]* (?: [,·、] \s* | \s ; \s* | [가-힣] : \s+ ) [)）]
+        )
+    """,
+    "formula_N": r"\b formula_ [0-9]+",
+    "codice_N": r"\b codice_ [0-9]+",
+    "[[분류:, [[파일:": r"\[\[ \s* (?: 분류 | 파일 | 그림 | category | file | image ) \s* :",
+    # --- at the very beginning, and a key behind it.
+    "YAML front matter": r"\A \s* --- [ ]* \n [^\n:]+ :",
+    # At the very beginning lines of a name, a tab and a value, of which one may be missing.
+    "tab-separated header": r"""
+        \A \s* [^\t\n]{1,10} \t [^\n]+ \n (?: [^\t\n]{1,10} \n )? [^\t\n]{1,10} \t [^\n]+ \n
+    """,
+    "page mark ＜44＞": r"＜ \s* [0-9０-９]+ (?: \s* [-~,] \s* [0-9０-９]+ )* \s* ＞",
+    "Apache licence": r"Licensed [ ] under [ ] the [ ] Apache [ ] License",
+    # 수비수 || 12 || 1988, ! colspan="9": a wiki's table; but not a || b of a program, nor HTML.
+    "double bars, colspan": r"""
+        ^ [^\n|<]* \|\| [^\n|]* \|\| [^\n]* $
+      | ^ [!|] [^\n]* (?: \|\| | (?:col|row)span \s* = )
+    """,
+}
+FLAGS = regex.VERBOSE | regex.MULTILINE | regex.IGNORECASE
+PATTERNS = {kind: regex.compile(pattern, FLAGS) for kind, pattern in DIRT.items()}
+TABLE_TAG = regex.compile("<(/?)table\\b", regex.IGNORECASE)
+
+
+def dirt_of(text: str) -> dict[str, int]:
+    """How often each kind of dirt stands in a text.
+
+    >>> found = dirt_of("다테야마시()는 시이다. formula_1와 formula_2, 펀자브(, )는")
+    >>> {kind: number for kind, number in found.items() if number}
+    {'empty brackets': 1, 'separator at a bracket': 1, 'formula_N': 2}
+    """
+    found = {}
+    for kind, pattern in PATTERNS.items():
+        found[kind] = len(pattern.findall(text))
+    found["<table> or </table> alone"] = tags_alone(text)
+    return found
+
+
+def tags_alone(text: str) -> int:
+    """How many tags of tables have no partner.
+
+    >>> tags_alone("<table><tr></table>"), tags_alone("</td></table> <table>")
+    (0, 2)
+    """
+    is_open = 0
+    alone = 0
+    for slash in TABLE_TAG.findall(text):
+        if not slash:
+            is_open += 1
+        elif is_open:
+            is_open -= 1
+        else:
+            alone += 1
+    return alone + is_open
+
+
+def dirt(args) -> None:
+    """Each kind of dirt in the raw documents, normalised, and in cleaned folders side by side: documents
+    that have it, and how often it stands in all of them."""
+    corpora = {"raw": texts_of(args.input, 1e12)}
+    for folder in args.clean:
+        corpora[Path(folder).name] = cleaned_texts(folder)
+
+    # {(source, kind): {corpus: [documents, number]}}
+    counts = collections.defaultdict(lambda: {name: [0, 0] for name in corpora})
+    for corpus, sources in corpora.items():
+        for source, texts in sources.items():
+            for text in texts:
+                for kind, number in dirt_of(text).items():
+                    for row in ("all", source):
+                        counts[row, kind][corpus][0] += min(1, number)
+                        counts[row, kind][corpus][1] += number
+
+    rows = []
+    for (source, kind), of_corpus in sorted(counts.items()):
+        if not any(number for _, number in of_corpus.values()):
+            continue
+        row = {"source": source, "dirt": kind}
+        for corpus, (documents_with, number) in of_corpus.items():
+            row[f"{corpus}: documents"] = documents_with
+            row[f"{corpus}: number"] = number
+        rows.append(row)
+    sizes = {}
+    for corpus, sources in corpora.items():
+        sizes[corpus] = {source: len(texts) for source, texts in sources.items()}
+    measure.report("cleaning-dirt", rows, measure.machine("regex") | {"documents": sizes})
+
+
+def cleaned_texts(folder: str) -> dict[str, list[str]]:
+    """{file: its documents} of a folder that data.py clean wrote."""
+    found = {}
+    for path in documents.files([folder]):
+        texts = [document["text"] for document in documents.read_documents([path])]
+        if texts:
+            found[path.name] = texts
+    return found
+
+
 # -------------------------------------------------------------------------------------------------------- memory
 
 def write_documents(path: Path, n: int, real: list[str], characters: int, rng: random.Random) -> None:
@@ -653,10 +773,10 @@ def main(argv: list[str] | None = None) -> None:
     """Run the measurement that is asked for."""
     parser = cli.Parser(description=__doc__, prog="bench.cleaning")
     flag = parser.add_argument
-    flag("what", choices=["speed", "near", "personal", "kobest", "memory"], help="what to measure")
+    flag("what", choices=["speed", "near", "personal", "kobest", "dirt", "memory"], help="what to measure")
     flag("--input", nargs="+", required=True, help="files or folders of real documents")
     flag("--kobest", help="folder of KoBEST")
-    flag("--clean", nargs="*", default=[], help="kobest: cleaned folders, to look for hits that are left")
+    flag("--clean", nargs="*", default=[], help="kobest, dirt: cleaned folders, to look for what is left")
     flag("--megabytes", type=float, default=2, help="speed: of each file")
     flag("--runs", type=int, default=5, help="speed: turns")
     flag("--documents", type=int, default=2000, help="near: real documents to plant copies of")
