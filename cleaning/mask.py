@@ -26,6 +26,7 @@ Left as they are:
     of a machine     IP and MAC addresses, URLs
 """
 import datetime
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -80,10 +81,22 @@ def fold_match(match: regex.Match) -> str:
 
 
 class Kind(NamedTuple):
-    name: str                # in the report
+    name: str                # in the report, and in TOKENS
     pattern: regex.Pattern   # where to look
     is_one: Callable[[regex.Match], bool]  # the evidence besides the shape
-    tokens: dict[str, str]   # what replaces it, by language of the corpus
+
+
+# What replaces each kind, in the language of the corpus: [주민번호] in an English one would be the
+# only Korean there, and teach the wrong thing.
+TOKENS = {
+    "resident_number": {"ko": "[주민번호]", "en": "[resident number]"},
+    "card": {"ko": "[카드번호]", "en": "[card number]"},
+    "phone": {"ko": "[전화번호]", "en": "[phone number]"},
+    "account": {"ko": "[계좌번호]", "en": "[account number]"},
+    "email": {"ko": "[이메일]", "en": "[e-mail]"},
+}
+ALL_TOKENS = [*itertools.chain(*(tokens.values() for tokens in TOKENS.values()))]
+ANY_TOKEN = "|".join(map(regex.escape, ALL_TOKENS))
 
 
 # Patterns are written with regex.VERBOSE: spaces and lines in them mean nothing; a space that is
@@ -118,6 +131,18 @@ def digits_of(match: regex.Match) -> str:
     return regex.sub(r"[^0-9]", "", match[0])
 
 
+def weighted_sum(digits: str, weights: tuple[int, ...]) -> int:
+    """What check digits are computed from: each digit times the weight of its place.
+
+    >>> weighted_sum("305", (1, 2, 3))
+    18
+    """
+    total = 0
+    for digit, weight in zip(digits, weights, strict=True):
+        total += int(digit) * weight
+    return total
+
+
 def are_years(groups: list[str]) -> bool:
     """Whether all groups of digits may be years."""
     # Ours: of 60,830 years with 년 (year) behind them, 95 % are among these.
@@ -144,6 +169,7 @@ RESIDENT_PATTERN = regex.compile(
 )
 # Resident, foreigner, residence (of a Korean from abroad): the words for their numbers.
 RESIDENT_WORD = regex.compile("주민|외국인|거소")
+RESIDENT_WEIGHTS = (2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5)
 
 
 def is_resident(match: regex.Match) -> bool:
@@ -169,9 +195,6 @@ def is_resident(match: regex.Match) -> bool:
     return has_resident_check(digits_of(match))
 
 
-RESIDENT_WEIGHTS = (2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5)
-
-
 def has_resident_check(digits: str) -> bool:
     """Whether the last of thirteen digits is the check digit of a resident number.
 
@@ -186,111 +209,95 @@ def has_resident_check(digits: str) -> bool:
     return digits[6] in "5678" and last == (check + 2) % 10
 
 
-def weighted_sum(digits: str, weights: tuple[int, ...]) -> int:
-    total = 0
-    for digit, weight in zip(digits, weights, strict=True):
-        total += int(digit) * weight
-    return total
-
-
-# A token is said in the language of the corpus: [주민번호] in an English one would be the only
-# Korean there, and teach the wrong thing.
-RESIDENT_NUMBER = Kind(
-    "resident_number",
-    RESIDENT_PATTERN,
-    is_resident,
-    {"ko": "[주민번호]", "en": "[resident number]"},
-)
+RESIDENT_NUMBER = Kind("resident_number", RESIDENT_PATTERN, is_resident)
 
 # ---- A company's number is no resident's --------------------------------------------------------
 
-# The number of a corporation (법인등록번호) has the same shape: four digits for its court, two
-# for its kind, a serial number, a check digit. 110111, a stock company in Seoul, is a date as well.
-# The number is public and stays as it is, but only where it is said to be one. In doubt it is
-# masked: that harms no company, and a number that is not masked may harm a person.
+# A corporation's registration number (법인등록번호) has the same shape: four digits for its court,
+# two for its kind, a serial number, a check digit. That of a stock company in Seoul begins with
+# 110111, which is a date as well. These numbers are public and stay, but only where the text says
+# what they are. In doubt a number is masked: that harms no company, and not masking it may harm a
+# person.
 
 # How many characters in front of a number are searched for its label, and for the head of a table
 # that it stands in. Ours, chosen by hand: a label with bars and spaces behind it; some twenty rows.
 LABEL_BEFORE = 60
 HEAD_BEFORE = 1000
 
-# A number, or the token that has taken the place of one.
-NUMBER_BEFORE = regex.compile(
-    r"""
-    [0-9*xX○●]{5,}
-    | \[ (?: (?:주민|카드|전화|계좌)번호 | 이메일 ) \]
-    | \[ (?: (?:resident|card|phone|account)[ ]number | e-mail ) \]
-    """,
-    regex.VERBOSE,
-)
-WORD = regex.compile(r"\w")
+# The label of one number ends where another one stands, or the token in its place.
+NUMBER_OR_TOKEN = regex.compile(rf"[0-9*xX○●]{{5,}}|{ANY_TOKEN}")
+HAS_WORD = regex.compile(r"\w")
 # Resident, foreigner, individual, date of birth. Some forms ask for either: 주민(법인)등록번호.
 PERSON = regex.compile("주민|외국인|개인|생년월일")
-# Corporation's (registration) number, in forms with a space between the syllables.
+
 COMPANY_NUMBER = r"""
-    (?: 법 \s? 인 \s? \(? (?: 등 \s? [록기] \s? )? \)? \s? 번 \s? 호 | 등록번호 [ ]? \(법인\)
+    (?: 법\s?인 \s? \(? (?: 등\s?[록기] \s? )? \)? \s? 번\s?호   # 법인(등록)번호, 법 인 등 기 번 호
+      | 등록번호 [ ]? \(법인\)
       | corporat(?:e|ion) [ ] (?: registration [ ] )? (?: number | no\b )
     )
 """
+# Between a label or a name and its number: spaces, colons, brackets, the bars of a table.
+UP_TO_NUMBER = r"[^가-힣A-Za-z0-9]{0,20} $"
+COMPANY_FLAGS = regex.VERBOSE | regex.IGNORECASE
+
+COMPANY_HEAD = regex.compile(COMPANY_NUMBER, COMPANY_FLAGS)
 COMPANY_LABEL = regex.compile(
     rf"""
-    (?: {COMPANY_NUMBER} [은는이가]?                # with a particle, perhaps
-      | (?<!비) 법인                               # not 비법인, 'unincorporated'
+    (?: {COMPANY_NUMBER} [은는이가]?                # perhaps with a particle
+      | (?<!비) 법인                               # 'corporation', not 비법인, 'unincorporated'
     )
-    [^가-힣A-Za-z0-9]{{0,20}} $
+    {UP_TO_NUMBER}
     """,
-    regex.VERBOSE | regex.IGNORECASE,
+    COMPANY_FLAGS,
 )
-COMPANY_HEAD = regex.compile(COMPANY_NUMBER, regex.VERBOSE | regex.IGNORECASE)
-# (주)한빛, 한빛 주식회사 and the like: the kind of company, before or behind its name.
 COMPANY_NAME = regex.compile(
-    r"""
+    rf"""
+    # The kind of company in front of its name or behind it: (주)한빛, 한빛 주식회사 ...
     (?: \((?:주|유|재|사)\) | [㈜㈲] | (?:주식|유한|합자|합명)회사 | (?:재단|사단)법인 )
-    [ ]? [^\s0-9]{0,20}
-    [^가-힣A-Za-z0-9]{0,20} $
+    [ ]? [^\s0-9]{{0,20}}
+    {UP_TO_NUMBER}
     """,
     regex.VERBOSE,
 )
+COMPANY_WEIGHTS = (1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2)
 
 
 def is_company(match: regex.Match) -> bool:
-    """Whether a number of this shape is called a corporation's.
+    """Whether a match of RESIDENT_PATTERN is called a corporation's number.
 
-    Behind a company's name, or below a label in the head of a table, it may still be a person's, of
-    the staff perhaps. There the check digits have to agree."""
+    A label right in front says so. A company's name in front, or a label in the head of a table, is
+    weaker: the number may be that of somebody who works there, so the check digit has to agree."""
     label = label_of(match)
     if PERSON.search(label):
         return False
     if COMPANY_LABEL.search(label):
         return True
+    start = max(0, match.start() - HEAD_BEFORE)
+    head = match.string[start:match.start()]
+    is_near_company = COMPANY_NAME.search(label) or COMPANY_HEAD.search(head)
+    return is_near_company is not None and can_only_be_company(match)
 
+
+def label_of(match: regex.Match) -> str:
+    """The words that may name a number: those in front of it on its line, else the line above."""
+    start = max(0, match.start() - LABEL_BEFORE)
+    before = NUMBER_OR_TOKEN.split(match.string[start:match.start()])[-1]
+    lines = [line for line in before.split("\n") if HAS_WORD.search(line)]
+    # A narrow cell breaks its label at the brackets: 주민등록번호⏎(법인등록번호).
+    if len(lines) > 1 and lines[-1].lstrip().startswith("("):
+        return lines[-2] + lines[-1]
+    return lines[-1] if lines else ""
+
+
+def can_only_be_company(match: regex.Match) -> bool:
+    """Whether the check digit is right for a corporation, and wrong for a resident."""
     digits = digits_of(match)
     is_hidden = len(digits) < 13
     # Whoever was born since October 2020 has a number without a check digit.
     is_child = match["seventh"] in "3478" and int(match["year"]) >= 20
     if is_hidden or is_child:
         return False
-    if has_resident_check(digits) or not has_company_check(digits):
-        return False
-    start = max(0, match.start() - HEAD_BEFORE)
-    head = match.string[start:match.start()]
-    return COMPANY_NAME.search(label) is not None or COMPANY_HEAD.search(head) is not None
-
-
-def label_of(match: regex.Match) -> str:
-    """The words that may name a number: those in front of it on its line, else the line above."""
-    start = max(0, match.start() - LABEL_BEFORE)
-    before = match.string[start:match.start()]
-    # What is in front of another number names that one.
-    words = NUMBER_BEFORE.split(before)[-1]
-    lines = [line for line in words.split("\n") if WORD.search(line)]
-    # In a narrow cell a label is broken at its brackets: 주민등록번호⏎(법인등록번호).
-    if len(lines) > 1 and lines[-1].lstrip().startswith("("):
-        lines.append(lines[-2] + lines[-1])
-    return lines[-1] if lines else ""
-
-
-COMPANY_WEIGHTS = (1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2)
+    return has_company_check(digits) and not has_resident_check(digits)
 
 
 def has_company_check(digits: str) -> bool:
@@ -356,12 +363,10 @@ def luhn(digits: str) -> bool:
     return total % 10 == 0
 
 
-CARD = Kind("card", CARD_PATTERN, is_card, {"ko": "[카드번호]", "en": "[card number]"})
+CARD = Kind("card", CARD_PATTERN, is_card)
 
 
 # ---- Telephones ---------------------------------------------------------------------------------
-
-PHONE_TOKENS = {"ko": "[전화번호]", "en": "[phone number]"}
 
 # Both codes are without the 0 in front, which is left out behind the country code.
 # Mobile phones 010, 011, 016-019; 050x, numbers that forward to another; 070, over the internet.
@@ -445,6 +450,7 @@ def is_mobile(match: regex.Match) -> bool:
 
 # 02 and eight digits, which never begin with 0.
 SEOUL = regex.compile(r"02[1-9][0-9]{7}")
+ISBN_WEIGHTS = (10, 9, 8, 7, 6, 5, 4, 3, 2, 1)
 
 
 def is_telephone(match: regex.Match) -> bool:
@@ -463,16 +469,13 @@ def is_seoul(number: str) -> bool:
     """
     if not SEOUL.fullmatch(number):
         return False
-    total = 0
-    for place, digit in enumerate(number):
-        total += (10 - place) * int(digit)
-    return total % 11 != 0
+    return weighted_sum(number, ISBN_WEIGHTS) % 11 != 0
 
 
-MOBILE = Kind("phone", MOBILE_PATTERN, is_mobile, PHONE_TOKENS)
-INTERNATIONAL = Kind("phone", INTERNATIONAL_PATTERN, is_mobile, PHONE_TOKENS)
-LANDLINE = Kind("phone", LANDLINE_PATTERN, by_shape, PHONE_TOKENS)
-LANDLINE_BY_WORD = Kind("phone", BY_WORD_PATTERN, is_telephone, PHONE_TOKENS)
+MOBILE = Kind("phone", MOBILE_PATTERN, is_mobile)
+INTERNATIONAL = Kind("phone", INTERNATIONAL_PATTERN, is_mobile)
+LANDLINE = Kind("phone", LANDLINE_PATTERN, by_shape)
+LANDLINE_BY_WORD = Kind("phone", BY_WORD_PATTERN, is_telephone)
 
 # ---- Bank accounts ------------------------------------------------------------------------------
 
@@ -549,12 +552,7 @@ def is_account(match: regex.Match) -> bool:
     return count >= 11 and not YEAR.match(number)
 
 
-ACCOUNT = Kind(
-    "account",
-    ACCOUNT_PATTERN,
-    is_account,
-    {"ko": "[계좌번호]", "en": "[account number]"},
-)
+ACCOUNT = Kind("account", ACCOUNT_PATTERN, is_account)
 
 
 # ---- E-mail -------------------------------------------------------------------------------------
@@ -659,10 +657,9 @@ def is_spaced_email(match: regex.Match) -> bool:
     return bool(is_mail) and is_email(match)
 
 
-EMAIL_TOKENS = {"ko": "[이메일]", "en": "[e-mail]"}
-EMAIL = Kind("email", EMAIL_PATTERN, is_email, EMAIL_TOKENS)
-SPACED_EMAIL = Kind("email", SPACED_PATTERN, is_spaced_email, EMAIL_TOKENS)
-SPELLED_EMAIL = Kind("email", SPELLED_PATTERN, is_email, EMAIL_TOKENS)
+EMAIL = Kind("email", EMAIL_PATTERN, is_email)
+SPACED_EMAIL = Kind("email", SPACED_PATTERN, is_spaced_email)
+SPELLED_EMAIL = Kind("email", SPELLED_PATTERN, is_email)
 
 # ---- All kinds ----------------------------------------------------------------------------------
 
@@ -738,7 +735,7 @@ def mask_personal_data(text: str, lang: str = "ko") -> tuple[str, str]:
     done = 0
     for start, end, kind in sorted(found):
         pieces.append(text[done:start])
-        pieces.append(kind.tokens[lang])
+        pieces.append(TOKENS[kind.name][lang])
         done = end
     pieces.append(text[done:])
     names = dict.fromkeys(item.kind.name for item in found)  # each once, in order

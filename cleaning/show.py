@@ -40,8 +40,7 @@ NEW = "+"    # stands only in the text after
 WORD = re.compile(r"\w+\W*|\W+")
 
 # What the step mask writes in the place of a number or an address.
-TOKENS = itertools.chain(*(kind.tokens.values() for kind in (*mask.NUMBERS, mask.EMAIL)))
-MASK = re.compile("|".join(map(re.escape, TOKENS)))
+MASK = re.compile(mask.ANY_TOKEN)
 
 
 def differences(before: str, after: str) -> list[tuple[str, str]]:
