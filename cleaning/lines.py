@@ -74,7 +74,7 @@ LETTERS = re.compile(r"\w+")
 
 # CommonMark 4.5: three or more ` or ~, and behind ` no further one on the line, or it is a piece of
 # code within a line.
-FENCE = re.compile(r"\s*(`{3,}(?=[^`]*$)|~{3,})")
+OPENING_FENCE = re.compile(r"\s*(`{3,}(?=[^`]*$)|~{3,})")
 
 # Where an element or a comment begins or ends.
 TAG = re.compile(r"</?[A-Za-z][\w-]*|<!--|-->")
@@ -118,7 +118,7 @@ def find_blocks(lines: list[str]) -> dict[int, int]:
                 last_lines[fence_start] = number
                 fence = ""
             continue
-        opening = FENCE.match(line)
+        opening = OPENING_FENCE.match(line)
         if opening:
             fence = opening[1]
             fence_start = number
@@ -128,14 +128,16 @@ def find_blocks(lines: list[str]) -> dict[int, int]:
 
         for tag in TAG.finditer(line):
             name = tag[0].strip("</!>").lower()  # "table", or "--" for a comment
-            if tag[0].startswith("</") or tag[0] == "-->":
-                if opened[name]:
-                    start = opened[name].pop()
-                    begins_line = lines[start].lstrip().startswith("<")
-                    if begins_line and number - start < LONGEST_ELEMENT:
-                        last_lines[start] = number
-            else:
+            closes = tag[0].startswith("</") or tag[0] == "-->"
+            if not closes:
                 opened[name].append(number)
+                continue
+            if not opened[name]:
+                continue
+            start = opened[name].pop()
+            begins_line = lines[start].lstrip().startswith("<")
+            if begins_line and number - start < LONGEST_ELEMENT:
+                last_lines[start] = number
 
     # A fence that is not closed is code to the end (CommonMark).
     if fence:
@@ -145,11 +147,11 @@ def find_blocks(lines: list[str]) -> dict[int, int]:
 
 # ---- Which lines count, and in how many documents -----------------------------------------------
 
-# What differs from page to page in a line that is the same otherwise: tags with what is in them,
-# addresses, and the years of a copyright. Other numbers say something. With all digits read as 0,
-# as CCNet has it (Wenzek et al. 2019, section 3), many statutes share the line "제0조(시행일) 이
-# 영은 0000년 0월 00일부터 시행한다" (in force from that day) and many towns "0개 진, 0개 향을
-# 관할한다" (so many districts): of statutes, rulings and Wikipedia, three times as much was cut.
+# What differs from page to page in a line that is otherwise the same: tags and their attributes,
+# addresses, the years of a copyright. Other numbers are content. CCNet reads every digit as 0
+# (Wenzek et al. 2019, section 3); then many statutes share "제0조(시행일) 이 영은 0000년 0월
+# 00일부터 시행한다" (in force from that day), many towns share "0개 진, 0개 향을 관할한다" (so many
+# districts), and three times as much of statutes, rulings and Wikipedia was cut.
 HTML_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 ADDRESS = re.compile(r"(?:https?|ftp)://[^\s<>()\[\]\"']+")
 YEARS = re.compile(r"(Copyright|COPYRIGHT|copyright|©|\([cC]\)|저작권)(?:\W{0,9}\d{4}(?!\d))+")
@@ -173,7 +175,7 @@ def lines_to_compare(block: str) -> list[tuple[int, int]]:
     if len(block) < MIN_LETTERS:
         return []
     lines = block.split("\n")
-    if len(lines) > 1 and FENCE.match(lines[0]):
+    if len(lines) > 1 and OPENING_FENCE.match(lines[0]):
         if not is_notice(lines[1:-1]):
             return []
     shared = block
@@ -182,7 +184,7 @@ def lines_to_compare(block: str) -> list[tuple[int, int]]:
     if "://" in shared:
         shared = ADDRESS.sub("", shared)
     shared = YEARS.sub(r"\1 0000", shared)
-    # Of nothing but tags or an address, these are what may be the same everywhere.
+    # A block of nothing but tags or addresses is compared by these.
     if not shared.strip():
         shared = block
 

@@ -27,7 +27,7 @@ SHARE_BROKEN = 0.01
 # Korean read as Latin-1 or cp1252 is full of accented letters: ì•ˆë…• was UTF-8, ¾È³ç was CP949,
 # and both were 안녕 ("hello"). Ours: two thirds and more of the letters of such text are accented;
 # of Icelandic, which has many, a sixth at most. Real documents reach 0.4, but only where a name is
-# the whole text (Péléa), and the + 1 in is_misread lets names pass.
+# the whole text (Péléa), and the + 1 in check_encoding lets names pass.
 SHARE_ACCENTED = 0.3
 # Ours: Korean with long quotations or many names in another language is still worth keeping for
 # this much Hangul, if Hangul and hanja are this share of its letters.
@@ -71,7 +71,7 @@ def check(text: str, limits: Limits = KO_WEB, lang: str = "ko") -> tuple[str | N
     # Ours; then FineWeb-2, which asks a classifier. The script says enough about Korean.
     shape = text_only.translate(KIND_OF)
     kinds = count_kinds(shape)
-    reason = is_misread(text_only, kinds) or is_other_language(kinds, limits, lang)
+    reason = check_encoding(text_only, kinds) or check_language(kinds, limits, lang)
     if reason:
         return None, reason
 
@@ -111,12 +111,12 @@ def check(text: str, limits: Limits = KO_WEB, lang: str = "ko") -> tuple[str | N
     return text, ""
 
 
-def is_misread(text: str, kinds: dict[str, int]) -> str:
+def check_encoding(text: str, kinds: dict[str, int]) -> str:
     """The reason if the text was read in a wrong encoding, else "". (UTF-8 Korean read as CP949 has
     RARE syllables instead.)
 
     >>> text = "안녕하세요".encode("cp949").decode("latin-1")
-    >>> text, is_misread(text, count_kinds(text.translate(KIND_OF)))
+    >>> text, check_encoding(text, count_kinds(text.translate(KIND_OF)))
     ('¾È³çÇÏ¼¼¿ä', 'garbled: accented 1 of the letters > 0.3')
     """
     broken = sum(text.count(mark) for mark in BROKEN)
@@ -132,14 +132,14 @@ def is_misread(text: str, kinds: dict[str, int]) -> str:
     return ""
 
 
-def is_other_language(kinds: dict[str, int], limits: Limits, lang: str) -> str:
+def check_language(kinds: dict[str, int], limits: Limits, lang: str) -> str:
     """The reason if too few of the letters are Hangul and hanja, or Latin in English, else "".
 
     >>> korean = count_kinds("鄕歌 14首를 數하고".translate(KIND_OF))  # 'counting 14 poems'
-    >>> is_other_language(korean, KO_WEB, "ko")
+    >>> check_language(korean, KO_WEB, "ko")
     ''
     >>> japanese = count_kinds("新しい本を買った".translate(KIND_OF))  # 'I bought a new book'
-    >>> is_other_language(japanese, KO_WEB, "ko")
+    >>> check_language(japanese, KO_WEB, "ko")
     'wrong_language: Hangul 0 of Hangul and hanja < 0.05'
     """
     limit = limits.own_letters

@@ -30,7 +30,7 @@ WEEKS: dict[int, dict[str, dict[str, str]]] = {  # {week: {file: {function or Cl
             "spell_jamo": "a block as it is; letters as compatibility jamo; fillers alone as a space"},
         "cleaning/rules.py": {
             "check": "measure the text in the order of the table; (None, reason) of the first limit that it breaks",
-            "is_other_language": "the reason if too few letters are of the language, or hanja stands without Hangul",
+            "check_language": "the reason if too few letters are of the language, or hanja stands without Hangul",
             "check_lines": "the reason if too few lines end like text, or too many occurred before"},
         "cleaning/duplicates.py": {
             "jaccard": "the size of the intersection over the size of the union",
