@@ -30,24 +30,54 @@ from cleaning.normalise import tidy
 
 # ---- Front matter -------------------------------------------------------------------------------
 
-# YAML between two lines of hyphens. Every line is a key with its value, an item of a list, a
-# comment, indented, or empty; prose below a horizontal rule is none of these.
-KEY = r"[\w\"'.][\w\"'./-]*(?: [\w\"'./-]+){0,2}:(?![^ \n])"
+# Patterns of several parts are written with re.VERBOSE: spaces and lines in them mean nothing; a
+# space that is meant is [ ], and # is \#.
+
+# A key of up to three words, and a colon with a space or nothing behind it: `title:`, `소관부처:`.
+KEY = r"""[\w"'.][\w"'./-]* (?: [ ][\w"'./-]+ ){0,2} :(?![^ \n])"""
+# YAML between two lines of hyphens, of which every line is one of these; prose below a horizontal
+# rule is none of them.
 YAML = re.compile(
-    rf"---\n(?={KEY})"
-    rf"(?P<fields>(?:(?:{KEY}.*|-(?: .*)?|#.*|[ \t]+.*)?\n)+?)"
-    r"---(?:\n|\Z)"
+    rf"""
+    ---\n
+    (?= {KEY} )
+    (?P<fields> (?:
+        (?: {KEY}.*            # a key with its value
+          | -(?: [ ].*)?       # an item of a list
+          | \#.*               # a comment
+          | [ \t]+.*           # indented: belongs to the line above
+        )? \n                  # or empty
+    )+? )
+    --- (?: \n | \Z )
+    """,
+    re.VERBOSE,
 )
-YAML_KEY = re.compile(rf"^{KEY}", re.MULTILINE)
-# TOML between two lines of plus signs: key = value, [table], a comment, what a long list holds.
+YAML_KEY = re.compile(rf"^{KEY}", re.VERBOSE | re.MULTILINE)
+# TOML between two lines of plus signs.
 TOML = re.compile(
-    r"\+\+\+\n"
-    r"(?P<fields>(?:(?:[\w.\"'-]+ *=.*|[\[\]].*|#.*|[ \t]+.*)?\n)+?)"
-    r"\+\+\+(?:\n|\Z)"
+    r"""
+    \+\+\+\n
+    (?P<fields> (?:
+        (?: [\w.\"'-]+[ ]*=.*  # key = value
+          | [\[\]].*           # [table], or the end of a list
+          | \#.*               # a comment
+          | [ \t]+.*           # indented: an item of a long list
+        )? \n                  # or empty
+    )+? )
+    \+\+\+ (?: \n | \Z )
+    """,
+    re.VERBOSE,
 )
 # The head of an article from a database of periodicals: lines of a key, a tab and a value, then an
 # empty line. Where the value is missing, normalise has taken the tab away.
-TABBED = re.compile(r"(?:\A|(?<=\n\n))(?P<fields>(?:[^\t\n]{1,10}(?:\t.*)?\n){2,12})\n")
+TABBED = re.compile(
+    r"""
+    (?: \A | (?<=\n\n) )
+    (?P<fields> (?: [^\t\n]{1,10} (?: \t.* )? \n ){2,12} )
+    \n
+    """,
+    re.VERBOSE,
+)
 
 # Title, name of the case, title of the article. What begins with [ is a list, or [무제] (untitled).
 TITLE = re.compile(
@@ -116,8 +146,8 @@ def title_of(match: re.Match) -> str:
 
 # ---- Page marks ---------------------------------------------------------------------------------
 
-# The page of the print that ends here, and the pages of an article, in full-width brackets. Of the
-# periodicals all 110 documents have them. Statutes number paragraphs <34>, in narrow ones.
+# The printed page that ends here, ＜44＞, and the pages of an article, ＜13-16＞, in full-width
+# brackets: all 110 periodicals have them. Statutes number paragraphs <34>, in narrow ones.
 PAGE = r"＜[0-9]{1,4}(?:-[0-9]{1,4}(?:, [0-9]{1,4})?)?＞"
 PAGE_LINE = re.compile(rf"^(?:{PAGE} ?)+(?:\n|\Z)", re.MULTILINE)
 PAGE_MARK = re.compile(rf"(?<=[^\n ]) *(?:{PAGE})+")
@@ -126,7 +156,7 @@ PARTICLE = re.compile(r"(?:[은는이가을를의에로와과도]|으로|에서|
 
 
 def cut_page_marks(text: str) -> str:
-    """Without page marks. At the start of a line, in front of text, one may be the number of it.
+    """Without page marks. At the start of a line, in front of text, one may number a paragraph.
 
     >>> cut_page_marks("바다를＜44＞보는 사람＜45＞은 많다.＜46＞")  # 'Many people look at the sea'
     '바다를 보는 사람은 많다.'
@@ -135,7 +165,7 @@ def cut_page_marks(text: str) -> str:
 
 
 def join_pages(match: re.Match) -> str:
-    """The replacement for a match of PAGE_MARK: a space, if it stood in place of one."""
+    """The replacement for a match of PAGE_MARK: a space between two words, nothing in one."""
     text = match.string
     before = text[match.start() - 1]
     after = text[match.end():match.end() + 1]
@@ -145,21 +175,33 @@ def join_pages(match: re.Match) -> str:
     return ""
 
 
-# ---- Rests of wiki source -----------------------------------------------------------------------
+# ---- Remains of wiki source ---------------------------------------------------------------------
 
-CATEGORY = r"\[\[(?:분류|[Cc]ategory):[^\[\]\n]*+"
-# A picture with its caption, in which there may be links.
-FILE = (
-    r"\[\[(?:파일|그림|[Ff]ile|[Ii]mage):"
-    r"(?:[^\[\]\n]|\[\[[^\[\]\n]*+\]\]|\[[^\[\]\n]*+\](?!\]))*+\]\]"
-)
+# Without the brackets that close it.
+CATEGORY = r"\[\[ (?: 분류 | [Cc]ategory ) : [^\[\]\n]*+"
+# A picture with its caption, which may hold links [[바다]] and footnotes [1].
+FILE = r"""
+    \[\[ (?: 파일 | 그림 | [Ff]ile | [Ii]mage ) :
+    (?: [^\[\]\n]
+      | \[\[ [^\[\]\n]*+ \]\]
+      | \[ [^\[\]\n]*+ \] (?!\])
+    )*+
+    \]\]
+"""
 # A line of nothing else. The brackets of categories are often broken.
 LINK_LINE = re.compile(
-    rf"^(?:(?:{CATEGORY}\]{{0,3}}|{FILE}) *)+(?:\n|\Z)",
-    re.MULTILINE,
+    rf"^ (?: (?: {CATEGORY} \]{{0,3}} | {FILE} ) [ ]* )+ (?: \n | \Z )",
+    re.VERBOSE | re.MULTILINE,
 )
-# With a particle or a quotation mark beside it, the text speaks of the link.
-LINK = re.compile(rf"(?:(?<=[ \]\n])|\A)(?:{CATEGORY}\]\]|{FILE})(?: +|(?=\n|\[\[|\Z))")
+# Among words one stands free. With a particle or a quotation mark beside it, the text is about it.
+LINK = re.compile(
+    rf"""
+    (?: (?<=[ \]\n]) | \A )
+    (?: {CATEGORY} \]\] | {FILE} )
+    (?: [ ]+ | (?= \n | \[\[ | \Z ) )
+    """,
+    re.VERBOSE,
+)
 # The cell of a table with its attributes, alone on its line.
 CELL_LINE = re.compile(
     r"^! ?(?:style|class|colspan|rowspan|scope|width|align|bgcolor) ?=.*(?:\n|\Z)",
@@ -184,23 +226,35 @@ def cut_wiki_rests(text: str) -> str:
 # Characters for private use, which normalise has dropped from all texts.
 MARK = "\ue000"
 CODE_MARK = "\ue001"
-# What stands where there was a formula, a piece of code, or (behind a space) a title with a link.
-# Not my_formula_1, formula_1[0], formula_1.py or formula_1 = 2, which are somebody's names.
+# What is left of a formula, of a piece of code, and of a title that was a link.
 HOLE = re.compile(
-    r"(?<![_./-])(?:formula|codice)_[0-9]{1,4}(?![0-9_\[]|\.[a-z]|\([\w\"']*[,)]| = )"
-    r"|(?<=[ \n])(?:《》|〈〉)"
+    r"""
+    (?<![_./-]) (?: formula | codice ) _[0-9]{1,4}
+    # Somebody's names are formula_1_x, formula_1[0], formula_1.py, formula_1(x) and formula_1 = 2.
+    (?! [0-9_\[] | \.[a-z] | \([\w"']*[,)] | [ ]=[ ] )
+  | (?<=[ \n]) (?: 《》 | 〈〉 )
+    """,
+    re.VERBOSE,
 )
 # A hole in a bracket: the sentence around it is whole without.
 BRACKETED = re.compile(rf" ?\([^()\n]*{MARK}[^()\n]*\)")
-# A line that goes on behind a formula of its own, of which not even a mark is left: "is ...", "to
-# ...", "of ...". Only in a text that has holes.
+# A formula on a line of its own may be gone without a trace. The line behind it then begins with
+# what followed the formula, a particle or an ending: "is ...", "to ...", "of ...". In a text
+# without holes it may be anything.
 FRAGMENT = re.compile(
     r"^(?:이다|이므로|이고|이며|인|을|를|은|는|가|와|과|로|으로|라고|라|의)(?=[ .,])",
     re.MULTILINE,
 )
-# Behind the full stop of a word of two letters or more, a hole, or a bracket; not "1. " or "i.e. ".
+# The spaces behind a full stop, but not that of "1. " or "i.e. ".
 SENTENCE_END = re.compile(
-    rf"(?:(?<=[^\W\d_]{{2}}[.!?])|(?<=[{MARK})\"”’][.!?])|(?<=[.!?][)\"”’])) +"
+    rf"""
+    (?: (?<= [^\W\d_]{{2}} [.!?] )     # behind a word of two letters or more,
+      | (?<= [{MARK})\"”’] [.!?] )     # a hole, a bracket or a quotation,
+      | (?<= [.!?] [)\"”’] )           # or inside one
+    )
+    [ ]+
+    """,
+    re.VERBOSE,
 )
 
 # Ours: of 238 articles of Wikipedia with a hole, 38 lose more. What is left of those is headings
@@ -234,18 +288,19 @@ def cut_lost_content(text: str) -> str:
 
 # ---- Empty brackets -----------------------------------------------------------------------------
 
-# Foreign names are lost most often: of 23,703 Korean articles of Wikipedia 4,904 lost some.
+# Of what a bracket held, foreign names are lost most often: 4,904 of 23,703 Korean articles of
+# Wikipedia lost some.
 BRACKET = re.compile(r"(?P<space> ?)\((?P<inside>[^()\n]*)\)(?P<gap> (?=[은는을를] ))?")
 
-# Separators with nothing between them. Each has its space: (;;) and (15년;;) are emoticons, and
-# (,) speaks of a comma; (3, ) may be a tuple. The first one is for brackets that hold others or
-# are never closed.
+# Separators with nothing between them: (, Whale), (Whale, ), (Whale, , 1930). A space belongs to
+# each, since (;;) and (15년;;) are emoticons and (,) is about commas; (3, ) may be a tuple. The
+# first pattern serves brackets that hold others or are never closed, which BRACKET does not match.
 SEPARATORS_BEFORE_WORD = re.compile(r"(?<=\()(?:[,;] )+(?=[^\W_ㄱ-ㅣ])")
 SEPARATORS_AT_START = re.compile(r"^(?:[,;] )+")
 SEPARATORS_AT_END = re.compile(r"(?:(?<![ 0-9]),|(?<! );) (?:[,;] )*$")
 SEPARATORS_IN_A_ROW = re.compile(r"([,;])(?: [,;])+(?= )")
-# English, Japanese, Chinese, hanja, French, German, Russian, Latin; original title, real name,
-# scientific name.
+# Labels of what was lost: English, Japanese, Chinese, hanja, French, German, Russian, Latin;
+# original title, real name, scientific name.
 LANGUAGE = (
     "영어|일본어|중국어|한자|프랑스어|독일어|러시아어|라틴어|원제|본명|학명"
     "|Arabic|Chinese|Greek|Hangul|Hanja|Hebrew|Japanese|Korean|Persian|Russian|Urdu|IAST|IPA"
@@ -263,7 +318,7 @@ ROUNDS = 8
 
 
 def cut_empty_brackets(text: str) -> str:
-    """Without brackets that lost all they held, nor separators of what they lost.
+    """Without the brackets that lost all they held, and the separators of what others lost.
 
     >>> cut_empty_brackets("고래(, Whale, 영어: )와 돌고래(, )는 크다.")  # 'whales and dolphins'
     '고래(Whale)와 돌고래는 크다.'
@@ -280,7 +335,7 @@ def cut_empty_brackets(text: str) -> str:
         if after == before:
             return after
         before = after
-    # Nobody nests brackets so deeply; a text can be made that does.
+    # Nobody nests brackets so deeply: the text was made to take long, and stays as it is.
     return text
 
 
@@ -290,7 +345,8 @@ def cut_bracket(match: re.Match, has_calls: bool) -> str:
     inside = SEPARATORS_AT_START.sub("", inside)
     inside = SEPARATORS_AT_END.sub("", inside)
     inside = SEPARATORS_IN_A_ROW.sub(r"\1", inside)
-    if inside == match["inside"] != "":
+    has_lost_nothing = inside and inside == match["inside"]
+    if has_lost_nothing:
         return match[0]
     if any(character.isalnum() for character in inside):
         return f"{match['space']}({inside}){match['gap'] or ''}"
@@ -324,13 +380,14 @@ class Kind(NamedTuple):
     name: str                 # in the report
     cut: Callable[[str], str]
     signs: tuple[str, ...]    # a text without any of these has nothing of the kind
+    most: float = 1.0         # of the characters; a text that would lose more goes
 
 
 KINDS = [
     Kind("front_matter", cut_front_matter, ("---\n", "+++\n", "itle\t", "제목\t")),
     Kind("page_marks", cut_page_marks, ("＜",)),
     Kind("wiki_rests", cut_wiki_rests, ("[[", "\n!")),
-    Kind("lost_content", cut_lost_content, ("formula_", "codice_", "《》", "〈〉")),
+    Kind("lost_content", cut_lost_content, ("formula_", "codice_", "《》", "〈〉"), MOST_LOST),
     Kind(
         "empty_brackets",
         cut_empty_brackets,
@@ -352,8 +409,9 @@ def remove_leftovers(text: str) -> tuple[str | None, str]:
     # (To look for strings is many times faster than to look for patterns.)
     if not has_any(ALL_SIGNS, text):
         return text, ""
+    # Only a text that was not normalised has these, and then they would not be ours.
     if MARK in text or CODE_MARK in text:
-        return text, ""  # it was not normalised
+        return text, ""
 
     changed, code = hide_code(text)
     kinds = []
@@ -365,8 +423,8 @@ def remove_leftovers(text: str) -> tuple[str | None, str]:
             continue
         kinds.append(kind.name)
         lost = 1 - len(changed) / len(before)
-        if kind.cut is cut_lost_content and lost > MOST_LOST:
-            return None, f"too_much_lost: {lost:.2g} of the characters > {MOST_LOST}"
+        if lost > kind.most:
+            return None, f"too_much_lost: {lost:.2g} of the characters > {kind.most}"
     if not kinds:
         return text, ""
 
