@@ -584,9 +584,9 @@ def kobest(args) -> None:
 
 # ---- Dirt inside documents ----------------------------------------------------------------------
 
-# What a wiki's extractor, a publisher's template or an archive leaves in a text, as one sees it in
-# real documents. Written apart from the cleaning steps: it finds what they are to find, and what
-# they miss.
+# What a wiki's extractor, a publisher's template or an archive leaves in a text. These patterns are
+# not those of cleaning/leftovers.py, and looser: a step that was measured by its own patterns would
+# have missed nothing.
 DIRT = {
     # 다테야마시()는: the characters between the brackets were in a template that is gone.
     "empty brackets": r"[가-힣] [(（] \s* [)）]",
@@ -653,13 +653,13 @@ def tags_alone(text: str) -> int:
 
 
 def dirt(args) -> None:
-    """Each kind of dirt in the raw documents, normalised, and in cleaned folders side by side: documents
-    that have it, and how often it stands in all of them."""
+    """Each kind of dirt in the raw documents, normalised, beside cleaned folders: how many documents have
+    it, and how often it occurs."""
     corpora = {"raw": texts_of(args.input, 1e12)}
     for folder in args.clean:
         corpora[Path(folder).name] = cleaned_texts(folder)
 
-    # {(source, kind): {corpus: [documents, number]}}
+    # {(source, kind): {corpus: [documents with it, occurrences]}}
     counts = collections.defaultdict(lambda: {name: [0, 0] for name in corpora})
     for corpus, sources in corpora.items():
         for source, texts in sources.items():

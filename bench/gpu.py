@@ -152,6 +152,7 @@ TRIAL = Sizes(
     ),
 )
 OPTIMIZER = "adamw_bf16"
+VOCABULARY = 8192  # room for the pieces of --tokenizer, and no more to write to disk
 LEARNING_RATE = 1e-4
 
 
@@ -571,7 +572,7 @@ def write_config(file: Path, sizes: Sizes) -> Path:
     """config.json of four layers of the recipe's shape, in bfloat16."""
     shape = dict(train_step.SHAPES[sizes.shape])
     shape["num_hidden_layers"] = 4
-    shape["vocab_size"] = 8192  # room for the tokenizer's pieces, and no more to write to disk
+    shape["vocab_size"] = VOCABULARY
     cli.write_json(file, {"architectures": ["LlamaForCausalLM"], "dtype": "bfloat16", **shape})
     return file
 
@@ -647,14 +648,18 @@ def sharded_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
     """train.py under FSDP: how far its losses, gradient norms and weights are from those of one
     process without it. Float32, so that a difference is a mistake and not a rounding."""
     check_inputs(args)
-    tokens = sizes.sharded_steps * 2048
+    # 16 windows per step: one micro-batch for each of two ranks, two for one alone, whose losses
+    # are then added up in another way.
+    batch_tokens = 2048
+    tokens = sizes.sharded_steps * batch_tokens
     stages = [f"{what}:{tokens}:{LEARNING_RATE}" for what in ("embed", "odd", "lora")]
-    common = "--seq_len 128 --batch_tokens 2048 --micro_batch 8 --dtype float32 --optimizer adamw"
+    common = f"--seq_len 128 --batch_tokens {batch_tokens} --micro_batch 8"
+    common += " --dtype float32 --optimizer adamw"
     common += f" --device {sizes.device} --eval_bytes 20000"
     flags = [*common.split(), "--data", *args.data, "--stages", *stages]
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.json"
-        shape = {**train_step.SHAPES[sizes.sharded_shape], "vocab_size": 8192}
+        shape = {**train_step.SHAPES[sizes.sharded_shape], "vocab_size": VOCABULARY}
         cli.write_json(config, {"architectures": ["LlamaForCausalLM"], **shape})
         alone = Path(folder) / "alone"
         train(["--config", str(config), "--tokenizer", args.tokenizer, "--out", str(alone), *flags])

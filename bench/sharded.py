@@ -7,6 +7,9 @@ train.py does not shard a single process, and NCCL refuses two ranks on one GPU.
 model of one rank, whose weights, gradients and moments take every path of FSDP over NCCL, though
 there is no one to exchange them with; `gloo` lets several ranks share the GPU and exchange through
 the host.
+
+Neither is of use to anyone who trains, so train.py has no flag for it: a few functions that it
+calls are replaced here before it starts.
 """
 import argparse
 
@@ -17,22 +20,25 @@ import model
 import train
 from common import cli, parallel
 
-full_tensor = parallel.full_tensor
+full_tensor = parallel.full_tensor  # before share_one_gpu replaces it
 
 
 def shard_one_rank() -> None:
     """Make train.py shard its model in a single process, over NCCL."""
+    # With several ranks, what train.py hands to model.load as `before_load` ends with
+    # parallel.shard. Here it does with one.
     load = model.load
 
     def load_sharded(start, device, dtype_of, before_load):
-        def then_shard(llama: model.Llama) -> None:
+        def before_load_and_shard(llama: model.Llama) -> None:
             before_load(llama)
-            parallel.shard(llama, dtype_of(""))
+            compute_dtype = dtype_of("")  # that of what is not trained; no parameter is called ""
+            parallel.shard(llama, compute_dtype)
 
-        return load(start, device, dtype_of, then_shard)
+        return load(start, device, dtype_of, before_load_and_shard)
 
-    # dtype_of("") is the compute type: no stage trains a parameter of that name.
     model.load = load_sharded
+    # parallel.process_group leaves this to torchrun's ranks.
     torch.cuda.set_device(0)
     dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
 
@@ -44,10 +50,12 @@ def share_one_gpu() -> None:
     init_process_group = dist.init_process_group
     n_ranks = parallel.size()
 
+    # parallel.process_group refuses more ranks than GPUs, gives each its own, and takes NCCL.
     torch.cuda.device_count = lambda: n_ranks
     torch.cuda.set_device = lambda number: set_device(0)
     dist.init_process_group = lambda backend: init_process_group("cpu:gloo,cuda:gloo")
-    dist.get_backend = lambda: "nccl"  # parallel.shard takes gloo for a sign of CPUs
+    # parallel.shard would keep the model on the CPU under gloo.
+    dist.get_backend = lambda: "nccl"
     parallel.full_tensor = gather_through_host
 
 
