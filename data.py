@@ -773,24 +773,18 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__, prog="data.py")
     names = "clean|show|pack"
     commands = parser.add_subparsers(required=True, metavar=names, parser_class=cli.Parser)
-    summaries = {
-        clean: "raw documents → documents worth training on",
-        show: "look at what clean decided",
-        pack: "documents → token shards",
-    }
-    for function, text in summaries.items():
+    programs = [
+        (clean, add_clean_flags, "raw documents → documents worth training on"),
+        (show, add_show_flags, "look at what clean decided"),
+        (pack, add_pack_flags, "documents → token shards"),
+    ]
+    for function, add_its_flags, summary in programs:
         description = function.__doc__.replace("\n    ", "\n")
-        command = commands.add_parser(function.__name__, help=text, description=description)
+        command = commands.add_parser(function.__name__, help=summary, description=description)
         command.set_defaults(run=function)
-        if function is show:
-            add_show_flags(command)
-            continue
-        add_common_flags(command)
-        if function is clean:
-            add_clean_flags(command)
-        else:
-            add_pack_flags(command)
+        add_its_flags(command)
     args = parser.parse_args(argv)
+    # It reads no documents and writes no folder, which is what the rest is about.
     if args.run is show:
         show(args)
         return
@@ -821,7 +815,7 @@ def check_places(out: str, inputs: list[str]) -> None:
 
 
 def add_common_flags(parser: cli.Parser) -> None:
-    """Flags of both commands."""
+    """Flags of `clean` and `pack`."""
     flag = parser.add_argument
     flag("--input", nargs="+", required=True, help=f"files or folders of {KINDS}")
     flag("--out", required=True,
@@ -833,6 +827,7 @@ def add_common_flags(parser: cli.Parser) -> None:
 
 def add_clean_flags(parser: cli.Parser) -> None:
     """Flags of `clean`; what they do is in cleaning/."""
+    add_common_flags(parser)
     flag = parser.add_argument
     flag("--lang", choices=["ko", "en"], default="ko", help="the language that the rules expect")
     flag("--profile", choices=["web", "formal", "short"], default="web",
@@ -840,20 +835,20 @@ def add_clean_flags(parser: cli.Parser) -> None:
     flag("--limits", nargs="+", default=[], metavar="NAME=VALUE|FILE.json",
          help="limits of the rules in place of the profile's, by name or in a JSON file of "
               "{\"name\": value, ...}: symbols=0.6, word_length='[1.5, 30]', "
-              "repeated_ngrams='{\"10\": 0.3}', line_ends=null (a rule that is off); of two for "
-              "one name the later counts; \"limits\" in report.json is such a file; names: "
+              "repeated_ngrams='{\"10\": 0.3}', line_ends=null (turns the rule off); the last "
+              "value of a name counts; a file may hold the \"limits\" of a report.json; names: "
               + " ".join(Limits._fields))
     flag("--steps", nargs="+", choices=STEPS, metavar="STEP",
          help=f"only these, in this order; if not given, all that apply: {' '.join(STEPS)}")
     flag("--cut_lines", action="store_true",
-         help="also the step lines, which only the profile web has by itself")
+         help="run the step lines with any profile; by default only web has it")
     flag("--sample", type=float, default=1.0,
          help="share of the documents to start from, chosen by hash")
     flag("--reference", nargs="+", metavar="FILE",
          help="text to train the n-gram model on, if not the input")
     flag("--tails", nargs=2, type=float, default=[0.5, 1.0], metavar=("LOW", "HIGH"),
-         help="percent of each source's documents, at most, that go as too predictable and as too "
-              "surprising")
+         help="percent of each source's documents, at most, to remove as too predictable and as "
+              "too surprising")
     flag("--examples", type=int, default=20,
          help="documents to keep with their texts for each source, step and reason, and of those "
               "that stay, for data.py show; 0: none")
@@ -866,19 +861,22 @@ def add_show_flags(parser: cli.Parser) -> None:
     flag = parser.add_argument
     flag("folder", metavar="OUT", help="what clean has written")
     flag("--source", metavar="NAME", help="only documents of this file, wiki or wiki.jsonl")
-    flag("--step", help="only what this step decided")
-    flag("--reason", help="only what this was the reason of, or one of several: phone finds "
+    flag("--step", help="only decisions of this step")
+    flag("--reason", help="only decisions for this reason, alone or among others: phone finds "
                           "phone+email")
     flag("--what", choices=["kept", "removed", "changed", "rejected"],
-         help="only what became this")
+         help="only documents with this outcome")
     flag("-n", type=int,
-         help="documents at most, some of each kind (default: 20 on the screen, all on a page)")
-    flag("--whole", action="store_true", help="the whole of each text that clean has kept")
+         help="how many documents at most, of as many kinds of decision as there are (default: 20 "
+              "on the screen, all on a page)")
+    flag("--whole", action="store_true", help="each text as far as clean has kept it, not only its "
+                                              "beginning or what changed")
     flag("--html", metavar="PAGE.html", help="write a page for a browser instead")
 
 
 def add_pack_flags(parser: cli.Parser) -> None:
     """Flags of `pack`."""
+    add_common_flags(parser)
     flag = parser.add_argument
     flag("--tokenizer", required=True,
          help="a SentencePiece .model file, or a model folder that holds one")

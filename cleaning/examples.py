@@ -32,12 +32,12 @@ WRITE = "write"         # the step by which kept documents are listed; it is non
 KEPT = "kept"           # their reason, and what became of them
 
 # Characters of a text: a long article has 10,000. So a hundred kinds of decision with 20 examples
-# each take 60 MB of a process's memory at most, and a tenth of that as a rule.
+# each take 80 MB of a process's memory at most: two texts each, two bytes per Korean character.
 LONGEST = 10_000
 # What is shown in front of the first change in a longer one: some three sentences.
 IN_FRONT = 300
-# A folder may hold a million files of one document each: examples of each would be the corpus. From
-# here on, all sources have their examples together. (The tables on the screen end here as well.)
+# A folder may hold a million files of one document each: examples of each would be the corpus. With
+# more files than this, examples are drawn from all of them together.
 MANY_SOURCES = 20
 
 
@@ -59,8 +59,8 @@ class Examples:
         text = texts["text"] or f"{example['file']}:{example['line']}"
         key = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
-        # The hash decides first. Of a million documents a few hundred come past this line, and only
-        # of these a text is cut, compared and held.
+        # The hash decides first. Of a million documents a few hundred get past it, and only their
+        # texts are cut, compared and held.
         group = self._group(example)
         is_full = len(group) >= self.limit
         if is_full and (not group or key > group[-1][0]):
@@ -75,7 +75,7 @@ class Examples:
         return self.groups.setdefault((source, example["step"], example["reason"]), [])
 
     def _insert(self, group: list, entry: list) -> None:
-        """Put an entry into its place; what is beyond the limit is let go."""
+        """Put an entry into its place; drop the last one if there are too many."""
         # A text that stands in a thousand places is shown once, as the first of them.
         for i, (key, _) in enumerate(group):
             if key == entry[0]:
@@ -124,7 +124,7 @@ def in_order(entry: list) -> tuple:
 
 
 def excerpts(texts: dict[str, str], step: str) -> dict:
-    """The texts, each of LONGEST characters at most, and in "cut" which part of it that is.
+    """The texts, each of LONGEST characters at most; "cut" says which part, if it is a part.
 
     >>> excerpts({"text": "고래"}, "rules")
     {'text': '고래'}

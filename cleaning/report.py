@@ -27,7 +27,7 @@ REJECTED, REMOVED, CHANGED = RECORDS
 EXAMPLES = 3               # documents shown for each reason, in report.json and on the screen
 EXAMPLE_CHARACTERS = 300   # of each, in report.json
 SCREEN_CHARACTERS = 90     # of each, on the screen
-SOURCES_ON_SCREEN = 20
+SOURCES_ON_SCREEN = examples.MANY_SOURCES  # more have no examples of their own either
 
 # A removed document is named on the screen if it was so much of its source: a whole book, or a law
 # with all of its articles. In a source of few documents many are as large as that. (Ours: of fifty,
@@ -405,7 +405,7 @@ def bars(counts: list[int]) -> str:
 
 
 def large_rows(removed: list[dict]) -> list[str]:
-    """A line for each large document: whoever lost a book should not have to search for it."""
+    """A line for each large document: nobody should have to find out that a book is missing."""
     if not removed:
         return []
     rows = ["", f"removed, and {LARGE_SHARE:.0%} of a source or more:"]
@@ -424,7 +424,7 @@ def large_rows(removed: list[dict]) -> list[str]:
 
 
 def example_rows(examples: dict[str, list[dict]]) -> list[str]:
-    """Each reason with the documents that it met."""
+    """Each reason, and some of the documents it was given for."""
     rows = []
     for reason, found in examples.items():
         rows += ["", f"{found[0]['step']}: {reason}"]

@@ -58,7 +58,7 @@ def differences(before: str, after: str) -> list[tuple[str, str]]:
             add_piece(pieces, SAME, old_lines)
             continue
         for old, new in blocks(WORD.findall(old_lines), WORD.findall(new_lines)):
-            # Of two words, what they begin and end with is the same as often as not.
+            # Two different words often share a beginning or an end: a noun and its particle.
             start = os.path.commonprefix([old, new])
             old = old[len(start) :]
             new = new[len(start) :]
@@ -198,8 +198,8 @@ def read_examples(folder: Path) -> list[dict]:
     """All of examples.jsonl."""
     path = folder / examples.FILE
     if not path.exists():
-        raise cli.UserError(f"{path} is not there: deleted, or {folder} was cleaned before there "
-                            "were examples; clean again to see the documents")
+        raise cli.UserError(f"{path} is not there: it was deleted, or {folder} was written before "
+                            "clean kept examples; clean again to see documents")
     found = []
     with open(path, encoding="utf-8") as lines:
         for line in lines:
@@ -300,7 +300,7 @@ def show(args: argparse.Namespace) -> None:
     found = [example for example in run.examples if run.is_asked_for(name_of(example), args)]
     has_filter = bool(args.source or args.step or args.reason or args.what)
     if not found:
-        raise cli.UserError("no document is all of that: " + asked_for(args))
+        raise cli.UserError("no document matches " + asked_for(args))
 
     if args.html:
         counts = {name: n for name, n in run.counts.items() if run.is_asked_for(name, args)}

@@ -313,7 +313,7 @@ def test_head_ends_it_quietly(corpus):
     (["--reason", "too_shrot"], "--reason too_shrot: the reasons are kept, "),
     (["--source", "wikki"], "--source wikki: the sources are talk.jsonl, wiki.jsonl"),
     (["--step", "lines"], "--step lines: the steps with something to show are write, "),
-    (["--reason", "too_short", "--what", "kept"], "no document is all of that: --reason too_short --what kept"),
+    (["--reason", "too_short", "--what", "kept"], "no document matches --reason too_short --what kept"),
     (["-n", "0"], "-n 0 is not at least 1"),
 ])
 def test_what_is_not_there(corpus, refused, flags, message):
@@ -325,7 +325,7 @@ def test_folders_without_examples(corpus, refused, tmp_path):
     out = clean(corpus, "out", "--examples", "0")
     refused(data, ["show", str(out)], "is empty; data.py clean keeps documents to show with --examples N")
     (out / "examples.jsonl").unlink()
-    refused(data, ["show", str(out)], "examples.jsonl is not there: deleted, or")
+    refused(data, ["show", str(out)], "examples.jsonl is not there: it was deleted, or")
     refused(data, ["clean", "--input", str(corpus / "raw"), "--out", "x", "--examples", "-1"], "--examples -1 is less than 0")
 
 
