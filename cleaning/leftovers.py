@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 from cleaning.code import IN_CODE
 from cleaning.normalise import tidy
+from cleaning.rules import too_high
 
 # ---- Front matter -------------------------------------------------------------------------------
 
@@ -404,7 +405,7 @@ def remove_leftovers(text: str) -> tuple[str | None, str]:
     >>> remove_leftovers("고래()는 크다.\\n[[분류:바다의 동물]]")
     ('고래는 크다.', 'wiki_rests+empty_brackets')
     >>> remove_leftovers("고래\\n무게는 formula_1이다.")
-    (None, 'too_much_lost: 0.89 of the characters > 0.5')
+    (None, 'too_much_lost: 0.895 of the characters > 0.5')
     """
     # (To look for strings is many times faster than to look for patterns.)
     if not has_any(ALL_SIGNS, text):
@@ -424,7 +425,7 @@ def remove_leftovers(text: str) -> tuple[str | None, str]:
         kinds.append(kind.name)
         lost = 1 - len(changed) / len(before)
         if lost > kind.most:
-            return None, f"too_much_lost: {lost:.2g} of the characters > {kind.most}"
+            return None, f"too_much_lost: {too_high(lost, 'of the characters', kind.most)}"
     if not kinds:
         return text, ""
 

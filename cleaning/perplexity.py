@@ -349,10 +349,26 @@ def check(text: str, score: float, low: float, high: float) -> tuple[str | None,
     ('가나다', '')
     """
     if score < low:
-        return None, f"too_predictable: {score:.3g} bits per character < {low:.3g}"
+        shown, limit = told_apart(score, low)
+        return None, f"too_predictable: {shown} bits per character < {limit}"
     if score > high:
-        return None, f"too_surprising: {score:.3g} bits per character > {high:.3g}"
+        shown, limit = told_apart(score, high)
+        return None, f"too_surprising: {shown} bits per character > {limit}"
     return text, ""
+
+
+def told_apart(score: float, cutoff: float) -> tuple[str, str]:
+    """Both in three digits, or in as many as tell them apart.
+
+    >>> told_apart(0.91, 1.234), told_apart(1.6991, 1.7031)
+    (('0.91', '1.23'), ('1.699', '1.703'))
+    """
+    for digits in range(3, 18):
+        shown = f"{score:.{digits}g}"
+        limit = f"{cutoff:.{digits}g}"
+        if shown != limit:
+            break
+    return shown, limit
 
 
 def cutoffs_of(scores: np.ndarray, tails: tuple[float, float]) -> tuple[float, float]:

@@ -267,14 +267,14 @@ def too_low(value: float, unit: str, limit: float) -> str:
 
 
 def shown(value: float, limit: float) -> str:
-    """A measured value in three digits, or in as many as tell it from its limit.
+    """A measured value in three digits, or in as many as leave it on its side of the limit.
 
-    >>> shown(0.12345, 0.1), shown(0.12704, 0.127)
-    ('0.123', '0.12704')
+    >>> shown(0.12345, 0.1), shown(0.12704, 0.127), shown(0.12342, 0.1234)
+    ('0.123', '0.12704', '0.12342')
     """
     for digits in range(3, 16):
         rounded = float(f"{value:.{digits}g}")
-        if rounded != limit:
+        if (rounded > limit) == (value > limit) and (rounded < limit) == (value < limit):
             break
     return f"{rounded:.15g}"
 

@@ -147,7 +147,10 @@ def test_nothing_is_left():
     # The title is left, and the rules find it too short.
     assert remove_leftovers("---\ntitle: 고래\n---") == ("고래", "front_matter")
     lost = "고래\n무게는 formula_1이고 길이는 formula_2이다."
-    assert remove_leftovers(lost) == (None, "too_much_lost: 0.94 of the characters > 0.5")
+    assert remove_leftovers(lost) == (None, "too_much_lost: 0.943 of the characters > 0.5")
+    # A little more than half: not "0.5 > 0.5".
+    lost = "가" * 100 + ".\n" + "나" * 87 + "formula_123 다."
+    assert remove_leftovers(lost) == (None, "too_much_lost: 0.502 of the characters > 0.5")
 
 
 def test_wiki_source_is_still_recognised():

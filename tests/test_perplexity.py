@@ -107,6 +107,13 @@ def test_each_source_loses_what_lies_far_out_and_no_more_than_its_tails():
     assert predictable == (None, "too_predictable: 0.5 bits per character < 1")
 
 
+def test_a_score_is_never_shown_as_its_cutoff():
+    low = "too_predictable: 1.699 bits per character < 1.703"
+    high = "too_surprising: 8.004 bits per character > 8.001"
+    assert perplexity.check("고래", 1.6991, 1.7031, 8.0) == (None, low)
+    assert perplexity.check("고래", 8.0042, 1.7031, 8.0011) == (None, high)
+
+
 def test_documents_are_drawn_at_random_but_always_the_same():
     sizes, kept = np.full(1000, 10), np.arange(1000) % 3 > 0
     drawn = list(perplexity.draw(0, sizes, kept, 500))

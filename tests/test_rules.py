@@ -224,6 +224,15 @@ def test_a_measurement_is_never_shown_as_its_limit():
     assert rules.shown(1234.5, 12) == "1230"
 
 
+def test_a_rounded_measurement_is_on_the_side_of_the_limit_where_it_was():
+    rng = random.Random(0)
+    for _ in range(2000):
+        limit = float(f"{rng.random():.{rng.randint(1, 6)}g}")
+        value = limit + rng.choice([-1, 1]) * 10 ** rng.uniform(-8, -1)
+        rounded = float(rules.shown(value, limit))
+        assert (rounded > limit, rounded < limit) == (value > limit, value < limit)
+
+
 def test_none_turns_any_rule_off():
     off = LIMITS["ko"]["web"]._replace(
         characters=1, own_letters=None, word_length=(None, None), symbols=None, no_letters=None,
