@@ -229,6 +229,9 @@ NUMBER_OR_TOKEN = regex.compile(rf"[0-9*xX○●]{{5,}}|{ANY_TOKEN}")
 HAS_WORD = regex.compile(r"\w")
 # Resident, foreigner, individual, date of birth. Some forms ask for either: 주민(법인)등록번호.
 PERSON = regex.compile("주민|외국인|개인|생년월일")
+# Representative, director, chair, president, officer, staff, name: on a page about a company they
+# stand in front of a person's number.
+POSITION = regex.compile("대표|이사|회장|사장|임원|직원|성명|이름")
 
 COMPANY_NUMBER = r"""
     (?: 법\s?인 \s? \(? (?: 등\s?[록기] \s? )? \)? \s? 번\s?호   # 법인(등록)번호, 법 인 등 기 번 호
@@ -265,13 +268,16 @@ COMPANY_WEIGHTS = (1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2)
 def is_company(match: regex.Match) -> bool:
     """Whether a match of RESIDENT_PATTERN is called a corporation's number.
 
-    A label right in front says so. A company's name in front, or a label in the head of a table, is
-    weaker: the number may be that of somebody who works there, so the check digit has to agree."""
+    A label right in front says so, unless the check digits say that it is a resident's. A company's
+    name in front, or a label in the head of a table, is weaker: the number may be that of somebody
+    who works there, so the check digit has to agree, and no position may be named."""
     label = label_of(match)
     if PERSON.search(label):
         return False
     if COMPANY_LABEL.search(label):
-        return True
+        return not can_only_be_resident(match)
+    if POSITION.search(label):
+        return False
     start = max(0, match.start() - HEAD_BEFORE)
     head = match.string[start:match.start()]
     is_near_company = COMPANY_NAME.search(label) or COMPANY_HEAD.search(head)
@@ -298,6 +304,15 @@ def can_only_be_company(match: regex.Match) -> bool:
     if is_hidden or is_child:
         return False
     return has_company_check(digits) and not has_resident_check(digits)
+
+
+def can_only_be_resident(match: regex.Match) -> bool:
+    """Whether the check digit is right for a resident, and wrong for a corporation."""
+    digits = digits_of(match)
+    is_hidden = len(digits) < 13
+    if is_hidden:
+        return False
+    return has_resident_check(digits) and not has_company_check(digits)
 
 
 def has_company_check(digits: str) -> bool:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from cleaning.mask import mask_personal_data
+from cleaning.mask import has_company_check, mask_personal_data
 
 
 def digits(rng: random.Random, n: int) -> str:
@@ -155,6 +155,24 @@ def test_behind_a_companys_name_or_below_a_label_the_check_digits_decide(before)
     child = f"21010{rng.randrange(1, 9)}-3{digits(rng, 6)}"
     for person in (resident(rng, "-", True), company(rng, False), child):
         assert mask_personal_data(before + person) == (before + "[주민번호]", "resident_number")
+
+
+@pytest.mark.parametrize("before", ["법인등록번호 ", "법인 ", "등록번호(법인): ", "법인번호\n", "Corporate number "])
+def test_a_label_does_not_make_a_company_of_a_resident(before):
+    rng = random.Random()
+    person = resident(rng, "-", True)
+    while has_company_check(person.replace("-", "")):
+        person = resident(rng, "-", True)
+    assert mask_personal_data(before + person) == (before + "[주민번호]", "resident_number")
+
+
+@pytest.mark.parametrize("before", [
+    "법인등록번호: 110111-1234569\n대표자 ", "| 성명 | 법인등록번호 |\n| 대표 홍길동 | ", "법인등록번호 110111-1234569, 이사 ",
+])
+def test_what_stands_behind_a_position_is_a_persons(before):
+    # With the check digit of a company, as one in ten of the numbers without a check digit has it.
+    number = company(random.Random())
+    assert mask_personal_data(before + number) == (before + "[주민번호]", "resident_number")
 
 
 @pytest.mark.parametrize("before", [
