@@ -225,15 +225,21 @@ def checked_range(value: object) -> tuple:
                      "it off)")
 
 
+# Gopher's have 10 words. As many copies of a text's list of words are made for them.
+LONGEST_NGRAM = 100
+
+
 def checked_ngrams(value: object) -> dict[int, float]:
     """{n: share}. The rules go through them from the shortest n-grams to the longest."""
     if value is None:
         return {}
     if isinstance(value, dict):
-        lengths_fit = all(n.isascii() and n.isdecimal() and int(n) > 0 for n in value)
+        lengths = {str(n) for n in range(1, LONGEST_NGRAM + 1)}
+        lengths_fit = lengths.issuperset(value)
         if lengths_fit and all(is_number(share, 1) for share in value.values()):
             return {int(n): value[n] for n in sorted(value, key=int)}
-    raise ValueError('{"n": share, ...} such as {"10": 0.3} (null turns the rule off)')
+    raise ValueError('{"n": share, ...} such as {"10": 0.3}, with n from 1 to '
+                     f"{LONGEST_NGRAM} (null turns the rule off)")
 
 
 def is_number(value: object, most: float) -> bool:

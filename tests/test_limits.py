@@ -79,6 +79,7 @@ def test_limits_written_as_json_are_the_same_limits(tmp_path, lang, profile):
     ("repeated_ngrams=0.3", 'repeated_ngrams is 0.3, not {"n": share, ...}'),
     ('repeated_ngrams={"ten": 0.3}', 'not {"n": share'),
     ('repeated_ngrams={"0": 0.3}', 'not {"n": share'),
+    ('repeated_ngrams={"1000000000": 0.3}', "with n from 1 to 100"),
     ('repeated_ngrams={"10": 3}', 'not {"n": share'),
     ('repeated_ngrams={"10": null}', 'not {"n": share'),
     ("absent.json", "cannot read absent.json"),
