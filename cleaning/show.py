@@ -295,6 +295,9 @@ def show(args: argparse.Namespace) -> None:
     the steps before mask removed or changed is shown as it was, with the personal data in it."""
     if args.n is not None and args.n < 1:
         raise cli.UserError(f"-n {args.n} is not at least 1")
+    # A wrong path must not put a page in the place of documents.
+    if args.html and Path(args.html).suffix.lower() not in (".html", ".htm"):
+        raise cli.UserError(f"--html {args.html}: the name of a page ends with .html")
     run = Run(Path(args.folder))
     run.check(args)
     found = [example for example in run.examples if run.is_asked_for(name_of(example), args)]

@@ -315,6 +315,7 @@ def test_head_ends_it_quietly(corpus):
     (["--step", "lines"], "--step lines: the steps with something to show are write, "),
     (["--reason", "too_short", "--what", "kept"], "no document matches --reason too_short --what kept"),
     (["-n", "0"], "-n 0 is not at least 1"),
+    (["--html", "report.json"], "--html report.json: the name of a page ends with .html"),
 ])
 def test_what_is_not_there(corpus, refused, flags, message):
     refused(data, ["show", str(clean(corpus)), *flags], message)
