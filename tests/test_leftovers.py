@@ -105,6 +105,7 @@ KEPT = [
     "사과\tapple\n고래\twhale\n\n끝",
     # Numbers of paragraphs, amendments, titles.
     "<34> 고래법을 개정한다. <개정 2016.2.3>\n＜1＞ 목적\n＜고래＞는 시이다. [2] 끝",
+    "＜보기 2＞ ＜1＞과 ＜2＞를 비교하라. 3＜5＞4",
     # Links are counted by rules.py; this text is about them.
     "[[고래]]는 '[[분류:동물]]'과 같이 쓰고 [[분류:바다]]를 덧붙인다. [[1, 2], [3, 4]]",
     # Names in programs.
