@@ -301,7 +301,7 @@ BRACKET = re.compile(r"(?P<space> ?)\((?P<inside>[^()\n]*)\)(?P<gap> (?=[은는�
 # Separators with nothing between them: (, Whale), (Whale, ), (Whale, , 1930). A space belongs to
 # each, since (;;) and (15년;;) are emoticons and (,) is about commas; (3, ) may be a tuple. The
 # first pattern serves brackets that hold others or are never closed, which BRACKET does not match.
-SEPARATORS_BEFORE_WORD = re.compile(r"(?<=\()(?:[,;] )+(?=[^\W_ㄱ-ㅣ])")
+SEPARATORS_BEFORE_WORD = re.compile(r"(?<=\() ?(?:[,;] )+(?=[^\W_ㄱ-ㅣ])")
 SEPARATORS_AT_START = re.compile(r"^(?:[,;] )+")
 SEPARATORS_AT_END = re.compile(r"(?:(?<![ 0-9]),|(?<! );) (?:[,;] )*$")
 SEPARATORS_IN_A_ROW = re.compile(r"([,;])(?: [,;])+(?= )")
@@ -397,7 +397,7 @@ KINDS = [
     Kind(
         "empty_brackets",
         cut_empty_brackets,
-        ("()", "(, ", "(; ", ", )", "; )", ": )", ", ,", "; ;", ", ;", "; ,"),
+        ("()", "(, ", "(; ", "( , ", "( ; ", ", )", "; )", ": )", ", ,", "; ;", ", ;", "; ,"),
     ),
 ]
 ALL_SIGNS = tuple(itertools.chain.from_iterable(kind.signs for kind in KINDS))

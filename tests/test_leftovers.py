@@ -91,6 +91,7 @@ CHANGED = [
     ("empty_brackets", "고래(영어: , 한자: 鯨, , 본명:)", "고래(한자: 鯨)"),
     ("empty_brackets", "고래(, 바다(Sea)의 임금)", "고래(바다(Sea)의 임금)"),
     ("empty_brackets", "고래(바다(), )는", "고래(바다)는"),
+    ("empty_brackets", "고래( , 1937년 ~ )와 바다( ; , Sea)", "고래(1937년 ~ )와 바다(Sea)"),
     ("empty_brackets", "Tateya (born 1990; IAST: ) and Urdu (Urdu: )", "Tateya (born 1990) and Urdu"),
     ("empty_brackets", "Tateya () is a city (; born 1990) in the Sea (, ).", "Tateya is a city (born 1990) in the Sea."),
 ]
