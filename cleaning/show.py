@@ -143,15 +143,24 @@ class Run:
                                 "has written")
         self.folder = folder
         self.report = cli.read_json(folder / "report.json")
-        self.sources = list(self.report["sources"])
+        # Many programs write a report.json.
+        try:
+            self.sources = list(self.report["sources"])
+            self.counts = counts_of(self.report)
+        except (AttributeError, KeyError, TypeError):
+            raise cli.UserError(f"{folder / 'report.json'} is not a report that data.py clean "
+                                "wrote") from None
         self.names = short_names(self.sources)
-        self.counts = counts_of(self.report)
         self.examples = read_examples(folder)
 
         # What becomes of a document is known by the step and its reason.
-        self.what = {(e["step"], e["reason"]): e["what"] for e in self.examples}
         places = {name: place for place, name in enumerate(self.counts)}
-        self.examples.sort(key=lambda example: places[name_of(example)])
+        try:
+            self.what = {(e["step"], e["reason"]): e["what"] for e in self.examples}
+            self.examples.sort(key=lambda example: places[name_of(example)])
+        except (KeyError, TypeError):
+            raise cli.UserError(f"{folder / examples.FILE} does not belong to the report.json "
+                                "beside it; clean again") from None
 
     def check(self, args: argparse.Namespace) -> None:
         """UserError for a source, a step or a reason that this run does not have."""

@@ -325,8 +325,13 @@ def test_folders_without_examples(corpus, refused, tmp_path):
     refused(data, ["show", str(tmp_path / "raw")], "holds no report.json; name a folder that data.py clean has written")
     out = clean(corpus, "out", "--examples", "0")
     refused(data, ["show", str(out)], "is empty; data.py clean keeps documents to show with --examples N")
+    (out / "examples.jsonl").write_text('{"a": 1}\n')
+    refused(data, ["show", str(out)], "examples.jsonl does not belong to the report.json beside it; clean again")
     (out / "examples.jsonl").unlink()
     refused(data, ["show", str(out)], "examples.jsonl is not there: it was deleted, or")
+    for other in ("[]", '{"passed": 3}', '{"sources": ["a"]}'):
+        (out / "report.json").write_text(other)
+        refused(data, ["show", str(out)], "report.json is not a report that data.py clean wrote")
     refused(data, ["clean", "--input", str(corpus / "raw"), "--out", "x", "--examples", "-1"], "--examples -1 is less than 0")
 
 
