@@ -125,6 +125,10 @@ def cut_tabbed(match: re.Match) -> str:
     has_title = re.search(r"^(?:[Tt]itle|제목|기사제목)\t", fields, re.MULTILINE)
     if not has_title or fields.count("\t") < 2:
         return match[0]
+    # Inside a text, a first line such as "제목⇥관객" (title, audience) is the head of a table. No
+    # table has 기사제목, 'title of the article'.
+    if match.start() > 0 and fields.startswith(("제목\t", "Title\t", "title\t")):
+        return match[0]
     return title_of(match)
 
 

@@ -104,6 +104,7 @@ KEPT = [
     "---\n# 고래\n---\n크다.",
     "---\n\nNote: whales are large.\n\n---\nThey swim.",
     "사과\tapple\n고래\twhale\n\n끝",
+    "표이다.\n\n제목\t관객\n고래\t3\n바다\t4\n\n끝이다.",
     # Numbers of paragraphs, amendments, titles.
     "<34> 고래법을 개정한다. <개정 2016.2.3>\n＜1＞ 목적\n＜고래＞는 시이다. [2] 끝",
     "＜보기 2＞ ＜1＞과 ＜2＞를 비교하라. 3＜5＞4",
