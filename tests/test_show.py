@@ -10,7 +10,7 @@ import pytest
 from sentences import edited, korean
 
 import data
-from cleaning import examples, pipeline, report, show
+from cleaning import differences, examples, pipeline, report, show, show_page
 from cleaning.examples import Examples
 from common import documents
 
@@ -157,7 +157,7 @@ def test_long_texts_are_cut_and_a_change_is_seen():
     start = len(same) - examples.IN_FRONT + 2
     assert cut["cut"] == {"text": [start, start + 10_000, len(same) * 2 + 2],
                           "before": [start, start + 10_000, len(same) * 2 + 4]}
-    pieces = show.pieces_of({"step": "leftovers", **cut})
+    pieces = differences.pieces_of({"step": "leftovers", **cut})
     assert [piece for piece in pieces if piece[0] != "="] == [("-", "()")]  # not what stands at the end of one of them
     assert "".join(text for mark, text in pieces if mark != "-").startswith(same[-298:] + "바다")
     mask = examples.excerpts({"text": "전화 [전화번호]", "before": "전화 010-1234-5678"}, "mask")
@@ -272,7 +272,7 @@ def test_what_is_different_is_marked(corpus, screen, monkeypatch):
     ("앞 " * 50 + "가" + " 뒤" * 50, "앞 " * 50 + "나" + " 뒤" * 50, "..." + "앞 " * 20 + "[-가-]{+나+}" + " 뒤" * 20 + "..."),
 ])
 def test_places_of_changes(before, after, expected):
-    pieces = show.differences(before, after)
+    pieces = differences.differences(before, after)
     assert "".join(text for mark, text in pieces if mark != "+") == before
     assert "".join(text for mark, text in pieces if mark != "-") == after
     place, = show.places_of(pieces, lambda mark, text: show.painted(mark, text, False))
@@ -281,7 +281,7 @@ def test_places_of_changes(before, after, expected):
 
 def test_differences_of_long_texts_take_no_minute():
     for a, b in (("ㅋ " * 5_000, "ㅋ" * 10_000), ("가 나\n" * 2_500, "나 가\n" * 2_500), ("a" * 10_000, "b " * 5_000)):
-        pieces = show.differences(a, b)
+        pieces = differences.differences(a, b)
         assert "".join(text for mark, text in pieces if mark != "+") == a
 
 
@@ -361,7 +361,7 @@ def test_a_page_holds_the_documents_as_they_are(corpus, screen):
 
 
 def test_a_text_cannot_leave_its_place_in_the_page():
-    script = show.as_script({"text": HOSTILE})
+    script = show_page.as_script({"text": HOSTILE})
     assert "<" not in script and json.loads(script) == {"text": HOSTILE}
 
 
@@ -381,13 +381,13 @@ def test_a_page_is_not_too_large(corpus, screen, monkeypatch):
     rng = random.Random(2)
     write(corpus / "raw" / "wiki.jsonl", [{"text": korean(rng, 200)} for _ in range(10)])
     out = clean(corpus)
-    monkeypatch.setattr(show, "PAGE_BYTES", 40_000)
+    monkeypatch.setattr(show_page, "PAGE_BYTES", 40_000)
     screen(out, "--html", corpus / "page.html")
     page = (corpus / "page.html").read_text(encoding="utf-8")
     found = data_of(page)
     assert len(page.encode()) < 100_000 and "texts end after" in found["notes"][0]
     assert max(sum(len(text) for _, text in row["pieces"]) for row in found["documents"]) <= 1_000
-    monkeypatch.setattr(show, "PAGE_BYTES", 5_000)
+    monkeypatch.setattr(show_page, "PAGE_BYTES", 5_000)
     screen(out, "--html", corpus / "page.html")
     found = data_of((corpus / "page.html").read_text(encoding="utf-8"))
     assert "examples are left out" in found["notes"][1] and 3 < len(found["documents"]) < 30
