@@ -5,7 +5,7 @@ leave behind no reader ever saw, and it stands in good documents (⏎ is the end
 
     front_matter    ---⏎title: 고래⏎tags: [바다]⏎---⏎아주 크다.   →  고래⏎⏎아주 크다.
     page_marks      산에 올라＜44＞ 바다를 보았다.                →  산에 올라 바다를 보았다.
-    wiki_rests      고래는 크다.⏎[[분류:바다의 동물]]             →  고래는 크다.
+    wiki_remnants      고래는 크다.⏎[[분류:바다의 동물]]             →  고래는 크다.
     lost_content    무게는 formula_1이다. 고래는 크다.            →  고래는 크다.
     empty_brackets  고래()는 크다. 고래(, Whale)는 크다.         →  고래는 크다. 고래(Whale)는 크다.
 
@@ -87,12 +87,27 @@ TITLE = re.compile(
 )
 
 
+# Keys of which one stands in nearly all front matter, and none in a recipe, a note or a dialogue
+# between two rules. Korean: date, date of writing, writer, author, source, category, tags,
+# published, promulgated, pronounced.
+USUAL_KEY = re.compile(
+    r"""
+    ^(?: title | layout | date | tags | author | categor(?:y|ies) | description | draft | slug
+       | permalink | lang | weight | id | url | source
+       | 제목 | 사건명 | 기사제목 | 날짜 | 작성일 | 작성자 | 저자 | 필자 | 출처 | 분류 | 태그
+       | 발행일 | 공포일자 | 선고일자
+    ) (?: : | [ ]?= | \t | $ )
+    """,
+    re.VERBOSE | re.MULTILINE | re.IGNORECASE,
+)
+
+
 def cut_front_matter(text: str) -> str:
     """Without front matter, at the start of the text or (with tabs) of an article inside it.
 
     >>> cut_front_matter("---\\n제목: 고래\\n쪽: 3\\n---\\n# 고래\\n크다.")  # 'title', 'pages'
     '# 고래\\n크다.'
-    >>> cut_front_matter("제목\\t고래\\n쪽\\t3\\n\\n크다.")
+    >>> cut_front_matter("제목\\t고래\\n필자\\t김\\n\\n크다.")  # 'title', 'author'
     '고래\\n\\n크다.'
     >>> cut_front_matter("---\\nA rule, and prose.\\n---\\n")
     '---\\nA rule, and prose.\\n---\\n'
@@ -107,27 +122,24 @@ def cut_front_matter(text: str) -> str:
 
 
 def is_front_matter(fields: str) -> bool:
-    """Not a note between two rules (Note: ...), nor a dialogue, whose speakers speak again.
+    """Not a recipe or a note between two rules, nor a dialogue, whose speakers speak again.
 
     >>> is_front_matter("layout: post\\nlang: ko\\n")
     True
-    >>> is_front_matter("A: Hi!\\nB: Hi.\\nA: What now?\\n")
+    >>> is_front_matter("A: Hi!\\nB: Hi.\\n")
     False
     """
     keys = YAML_KEY.findall(fields)
-    has_enough = len(keys) > 1 or TITLE.search(fields) is not None
-    return has_enough and len(set(keys)) == len(keys)
+    has_usual_key = USUAL_KEY.search(fields) is not None
+    return has_usual_key and len(set(keys)) == len(keys)
 
 
 def cut_tabbed(match: re.Match) -> str:
-    """The replacement for a match of TABBED. Without a title it may be any table."""
+    """The replacement for a match of TABBED. Without a title and another usual key it may be any
+    table: "제목⇥관객" (title, audience) is the head of one."""
     fields = match["fields"]
     has_title = re.search(r"^(?:[Tt]itle|제목|기사제목)\t", fields, re.MULTILINE)
-    if not has_title or fields.count("\t") < 2:
-        return match[0]
-    # Inside a text, a first line such as "제목⇥관객" (title, audience) is the head of a table. No
-    # table has 기사제목, 'title of the article'.
-    if match.start() > 0 and fields.startswith(("제목\t", "Title\t", "title\t")):
+    if not has_title or len(USUAL_KEY.findall(fields)) < 2:
         return match[0]
     return title_of(match)
 
@@ -174,8 +186,8 @@ def join_pages(match: re.Match) -> str:
     text = match.string
     before = text[match.start() - 1]
     after = text[match.end():match.end() + 1]
-    # 1＜2＞0 compares, and "compare ＜1＞ with ＜2＞" has nouns with their particles: none of the 1,349
-    # marks of the periodicals stands so.
+    # 1＜2＞0 compares, and "compare ＜1＞ with ＜2＞" has nouns with their particles: none of the
+    # 1,349 marks of the periodicals stands so.
     is_noun = match[0].startswith(" ") and PARTICLE.match(text, match.end())
     if before.isdigit() or is_noun:
         return match[0]
@@ -219,11 +231,11 @@ CELL_LINE = re.compile(
 )
 
 
-def cut_wiki_rests(text: str) -> str:
+def cut_wiki_remnants(text: str) -> str:
     """Without categories and pictures. Other links stay: how many there are tells rules.py whether
     the document is wiki source.
 
-    >>> cut_wiki_rests("[[파일:고래.jpg|섬네일|[[바다]]의 고래]]\\n[[고래]]는 크다.")  # 'thumbnail'
+    >>> cut_wiki_remnants("[[파일:고래.jpg|섬네일|[[바다]]의 고래]]\\n[[고래]]는 크다.")
     '[[고래]]는 크다.'
     """
     text = LINK_LINE.sub("", text)
@@ -236,16 +248,25 @@ def cut_wiki_rests(text: str) -> str:
 # Characters for private use, which normalise has dropped from all texts.
 MARK = "\ue000"
 CODE_MARK = "\ue001"
-# What is left of a formula, of a piece of code, and of a title that was a link.
+# What is left of a formula and of a piece of code.
 HOLE = re.compile(
     r"""
     (?<![_./-]) (?: formula | codice ) _[0-9]{1,4}
     # Somebody's names are formula_1_x, formula_1[0], formula_1.py, formula_1(x) and formula_1 = 2.
     (?! [0-9_\[] | \.[a-z] | \([\w"']*[,)] | [ ]=[ ] )
-  | (?<=[ \n]) (?: 《》 | 〈〉 )
     """,
     re.VERBOSE,
 )
+# What is left of a title that was a link. In a list of titles only this one is lost.
+LOST_TITLE = re.compile(r"(?<=[ \n])(?:《》|〈〉)")
+LOST_IN_LIST = re.compile(
+    r"""
+    (?<= [》〉] ) (?: ,[ ](?:《》|〈〉) )+ (?= [,.)] | [ ]등 )   # 등: 'and others'
+  | (?<= [ \n] ) (?:《》|〈〉),[ ] (?= [《〈] )
+    """,
+    re.VERBOSE,
+)
+BRACKETS_AS_SUBJECT = ("괄호", "부호", "낫표")  # bracket, mark, corner bracket
 # A hole in a bracket: the sentence around it is whole without.
 BRACKETED = re.compile(rf" ?\([^()\n]*{MARK}[^()\n]*\)")
 # A formula on a line of its own may be gone without a trace. The line behind it then begins with
@@ -281,6 +302,10 @@ def cut_lost_content(text: str) -> str:
     '무게는 크다.'
     """
     marked = HOLE.sub(MARK, text)
+    # A text about punctuation has 《》 in its sentences, and has lost nothing.
+    if not has_any(BRACKETS_AS_SUBJECT, text):
+        marked = LOST_IN_LIST.sub("", marked)
+        marked = LOST_TITLE.sub(MARK, marked)
     if marked == text:
         return text
     marked = BRACKETED.sub("", marked)
@@ -307,7 +332,7 @@ BRACKET = re.compile(r"(?P<space> ?)\((?P<inside>[^()\n]*)\)(?P<gap> (?=[은는�
 # first pattern serves brackets that hold others or are never closed, which BRACKET does not match.
 SEPARATORS_BEFORE_WORD = re.compile(r"(?<=\() ?(?:[,;] )+(?=[^\W_ㄱ-ㅣ])")
 SEPARATORS_AT_START = re.compile(r"^(?:[,;] )+")
-SEPARATORS_AT_END = re.compile(r"(?:(?<![ 0-9]),|(?<! );) (?:[,;] )*$")
+SEPARATORS_AT_END = re.compile(r"(?:(?<![ 0-9]),|(?<! );) (?:[,;] )*$|(?<=[가-힣一-鿿]),$")
 SEPARATORS_IN_A_ROW = re.compile(r"([,;])(?: [,;])+(?= )")
 # Labels of what was lost: English, Japanese, Chinese, hanja, French, German, Russian, Latin;
 # original title, real name, scientific name.
@@ -322,6 +347,11 @@ BEHIND_KOREAN = re.compile(r"(?:[가-힣一-鿿぀-ヿ][\"'”’)!]?|[》〉」
 CLOSING = ("\"", "'", "”", "’", ")", "》", "〉", "」", "』")
 # A call in a text about programming, where foo () may be another.
 CALL = re.compile(r"[A-Za-z0-9_]\(\)|\(\) ?\{")
+# A blank in a form: 2020년()월()일, 제()조 (of an article), ()번 (number), ()명 (persons), ()개.
+BLANK_OF_FORM = re.compile(r"[월일시분조항호번명개점원](?![가-힣])")
+# A bracket that no form or quiz has: a particle or a comma is directly behind it.
+SURE = re.compile(r"[가-힣]\((?:, )*\)(?:[은는이가을를의에와과로도]|으로|[,.])")
+LONGEST_TITLE = 40
 
 # Brackets stand in brackets; emptying the inner ones may empty the outer ones.
 ROUNDS = 8
@@ -337,9 +367,13 @@ def cut_empty_brackets(text: str) -> str:
     >>> cut_empty_brackets("main() calls Print ()")
     'main() calls Print ()'
     """
+    around = Around(
+        title=first_line(text),
+        has_calls=CALL.search(text) is not None,
+        has_sure=SURE.search(text) is not None,
+    )
     before = SEPARATORS_BEFORE_WORD.sub("", text)
-    has_calls = CALL.search(text) is not None
-    replace = functools.partial(cut_bracket, has_calls=has_calls)
+    replace = functools.partial(cut_bracket, around=around)
     for _ in range(ROUNDS):
         after = BRACKET.sub(replace, before)
         if after == before:
@@ -349,31 +383,60 @@ def cut_empty_brackets(text: str) -> str:
     return text
 
 
-def cut_bracket(match: re.Match, has_calls: bool) -> str:
+def first_line(text: str) -> str:
+    """The first line without its spaces, if it is as short as a title. An article names its subject
+    there, and again in front of the bracket."""
+    line, end, _ = text[:LONGEST_TITLE].partition("\n")
+    title = line.replace(" ", "")
+    if end and len(title) > 1:
+        return title
+    return ""
+
+
+class Around(NamedTuple):
+    """What the text says about its brackets."""
+    title: str        # its first line, without spaces
+    has_calls: bool   # there are calls in it
+    has_sure: bool    # there are brackets in it that have lost something without a doubt
+
+
+def cut_bracket(match: re.Match, around: Around) -> str:
     """The replacement for a match of BRACKET."""
     inside = LABEL.sub("", match["inside"])
     inside = SEPARATORS_AT_START.sub("", inside)
     inside = SEPARATORS_AT_END.sub("", inside)
     inside = SEPARATORS_IN_A_ROW.sub(r"\1", inside)
-    has_lost_nothing = inside and inside == match["inside"]
-    if has_lost_nothing:
-        return match[0]
+    is_changed = inside != match["inside"]
     if any(character.isalnum() for character in inside):
+        if not is_changed:
+            return match[0]
         return f"{match['space']}({inside}){match['gap'] or ''}"
 
-    before = match.string[max(0, match.start() - 30):match.start()]
+    before = match.string[max(0, match.start() - 2 * LONGEST_TITLE):match.start()]
+    is_blank = not inside.strip(" ,;")  # not (?) or (!)
+    is_title = around.title and before.replace(" ", "").endswith(around.title)
+    may_be_empty = is_changed or not inside
+    if (is_blank and is_title) or (may_be_empty and is_empty(match, before, around)):
+        return ""  # and without the gap: 현(, ) 은 is 현은, a noun and its particle
+    return match[0]
+
+
+def is_empty(match: re.Match, before: str, around: Around) -> bool:
+    """Whether a bracket without words, and not behind the title, has lost what it held."""
     if match["inside"]:
         # It held separators, so it is no call and no box: anything but an emoticon has a word,
         # a title or a closing bracket in front.
-        is_empty = before[-1:].isalnum() or before.endswith(CLOSING)
-    elif match["space"]:
-        is_empty = not has_calls and ends_in_name(before)
-    else:
-        is_empty = BEHIND_KOREAN.search(before) is not None
+        return before[-1:].isalnum() or before.endswith(CLOSING)
+    if match["space"]:
+        return not around.has_calls and ends_in_name(before)
 
-    if is_empty:
-        return ""  # and without the gap: 현(, ) 은 is 현은, a noun and its particle
-    return match[0]
+    if not BEHIND_KOREAN.search(before) or BLANK_OF_FORM.match(match.string, match.end()):
+        return False
+    # With a space behind it, it may be a question in a form or a quiz: 이름() 나이() (name, age); not
+    # with another name behind (또는 and 혹은 are 'or').
+    after = match.string[match.end():match.end() + 3]
+    is_followed = after.strip() != "" and not after.startswith((" ", "\n"))
+    return is_followed or after in (" 또는", " 혹은") or around.has_sure
 
 
 def ends_in_name(before: str) -> bool:
@@ -393,16 +456,15 @@ class Kind(NamedTuple):
     most: float = 1.0         # of the characters; a text that would lose more goes
 
 
+BRACKET_SIGNS = (
+    "()", "( )", "(,", "(; ", "( , ", "( ; ", ",)", ", )", "; )", ": )", ", ,", "; ;", ", ;", "; ,"
+)
 KINDS = [
     Kind("front_matter", cut_front_matter, ("---\n", "+++\n", "itle\t", "제목\t")),
     Kind("page_marks", cut_page_marks, ("＜",)),
-    Kind("wiki_rests", cut_wiki_rests, ("[[", "\n!")),
+    Kind("wiki_remnants", cut_wiki_remnants, ("[[", "\n!")),
     Kind("lost_content", cut_lost_content, ("formula_", "codice_", "《》", "〈〉"), MOST_LOST),
-    Kind(
-        "empty_brackets",
-        cut_empty_brackets,
-        ("()", "(, ", "(; ", "( , ", "( ; ", ", )", "; )", ": )", ", ,", "; ;", ", ;", "; ,"),
-    ),
+    Kind("empty_brackets", cut_empty_brackets, BRACKET_SIGNS),
 ]
 ALL_SIGNS = tuple(itertools.chain.from_iterable(kind.signs for kind in KINDS))
 
@@ -412,7 +474,7 @@ def remove_leftovers(text: str) -> tuple[str | None, str]:
     would be left.
 
     >>> remove_leftovers("고래()는 크다.\\n[[분류:바다의 동물]]")
-    ('고래는 크다.', 'wiki_rests+empty_brackets')
+    ('고래는 크다.', 'wiki_remnants+empty_brackets')
     >>> remove_leftovers("고래\\n무게는 formula_1이다.")
     (None, 'too_much_lost: 0.895 of the characters > 0.5')
     """

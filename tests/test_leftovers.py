@@ -69,11 +69,11 @@ CHANGED = [
     ("front_matter+page_marks", PERIODICAL, "고래는 바다의 임금이라 하더라.\n\n"
      "------------------------------------------\n\n바다의 노래\n\t\t\t\t金某\n"
      "물결이 높고 바람이 차다. 그러나 나는 간다.\n우리는 노래한다."),
-    # Rests of wiki source.
-    ("wiki_rests", "고래는 크다.\n[[분류:바다의 동물]\n[[분류:포유류]]]", "고래는 크다."),
-    ("wiki_rests", "Whales are large.\n[[Category:Sea animals]]\n[[Category:Mammals| ]]", "Whales are large."),
-    ("wiki_rests", "[[파일:고래.jpg|섬네일|[[바다]]의 [1] 고래]] 고래는 크다.\n[[File:b.png]]\n작다.", "고래는 크다.\n작다."),
-    ("wiki_rests", "차례.\n!colspan=2| 합계 || 6 || 6\n끝.", "차례.\n끝."),
+    # Remnants of wiki source.
+    ("wiki_remnants", "고래는 크다.\n[[분류:바다의 동물]\n[[분류:포유류]]]", "고래는 크다."),
+    ("wiki_remnants", "Whales are large.\n[[Category:Sea animals]]\n[[Category:Mammals| ]]", "Whales are large."),
+    ("wiki_remnants", "[[파일:고래.jpg|섬네일|[[바다]]의 [1] 고래]] 고래는 크다.\n[[File:b.png]]\n작다.", "고래는 크다.\n작다."),
+    ("wiki_remnants", "차례.\n!colspan=2| 합계 || 6 || 6\n끝.", "차례.\n끝."),
     # Lost content: the sentence goes, not the paragraph; a line of its own goes.
     ("lost_content", "고래는 크다. 그 무게는 formula_1이다. 그래도 (바다에서) 헤엄친다.\nformula_2\n끝이다.",
      "고래는 크다. 그래도 (바다에서) 헤엄친다.\n끝이다."),
@@ -145,7 +145,7 @@ def test_code_comes_back_in_its_place():
 
 
 def test_nothing_is_left():
-    assert remove_leftovers("[[분류:고래]]\n[[분류:바다]]") == (None, "only_leftovers: nothing but wiki_rests")
+    assert remove_leftovers("[[분류:고래]]\n[[분류:바다]]") == (None, "only_leftovers: nothing but wiki_remnants")
     assert remove_leftovers("---\nlayout: post\nlang: ko\n---") == (None, "only_leftovers: nothing but front_matter")
     # The title is left, and the rules find it too short.
     assert remove_leftovers("---\ntitle: 고래\n---") == ("고래", "front_matter")
@@ -180,3 +180,35 @@ def test_time_is_linear(text):
     start = time.perf_counter()
     remove_leftovers(text)
     assert time.perf_counter() - start < 3
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    # Behind the title, whatever else it looks like: Latin letters, a space, a space inside.
+    ("HDMI\n\nHDMI()는 선이다.", "HDMI\n\nHDMI는 선이다."),
+    ("푸른 고래 호\n\n푸른 고래 호 ()는 배다.", "푸른 고래 호\n\n푸른 고래 호는 배다."),
+    ("다이치\n\n다이치( )가 왔다.", "다이치\n\n다이치가 왔다."),
+    ("고래\n\n고래(,)는 크다.", "고래\n\n고래는 크다."),
+    ("단일 국가(單一國家,)는 크다.", "단일 국가(單一國家)는 크다."),
+    # With a space behind, beside a bracket that no form has.
+    ("고래()는 크다. 돌고래() 또는 물돼지는 작다.", "고래는 크다. 돌고래 또는 물돼지는 작다."),
+    # One title of a list.
+    ("소설 《바다》, 《》, 《고래》를 썼다.", "소설 《바다》, 《고래》를 썼다."),
+    ("소설 《》, 《고래》 등을 썼다.", "소설 《고래》 등을 썼다."),
+])
+def test_what_the_text_says_about_a_bracket(text, expected):
+    changed, _ = remove_leftovers(text)
+    assert changed == expected
+    assert remove_leftovers(expected) == (expected, "")
+
+
+@pytest.mark.parametrize("text", [
+    "이름() 나이() 성별()",  # name, age, sex
+    "나는 학교() 간다. 동의() 비동의()",
+    "2020년()월()일, 제()조 제()항",
+    "괄호 《》와 〈〉는 책 이름에 쓴다.",  # the brackets are for names of books
+    "---\n재료: 밀가루 100g\n분량: 2인분\n---\n섞는다.",  # a recipe
+    "---\n민수: 안녕\n지영: 응\n---\n둘이 인사한다.",
+    "제목\t감독\n고래\t김\n\n영화다.",  # the head of a table
+])
+def test_forms_recipes_and_texts_about_brackets_stay(text):
+    assert remove_leftovers(text) == (text, "")
