@@ -841,7 +841,8 @@ def add_clean_flags(parser: cli.Parser) -> None:
     flag("--steps", nargs="+", choices=STEPS, metavar="STEP",
          help=f"only these, in this order; if not given, all that apply: {' '.join(STEPS)}")
     flag("--cut_lines", action="store_true",
-         help="run the step lines with any profile; by default only web has it")
+         help="run the step lines with any profile; by default only web has it. Not for rulings "
+              "and statutes, which rightly share whole sentences")
     flag("--sample", type=float, default=1.0,
          help="share of the documents to start from, chosen by hash")
     flag("--reference", nargs="+", metavar="FILE",

@@ -16,13 +16,14 @@ come or the number of processes. (The first twenty would all stand at the beginn
     stayed            and that one's text
     cut               which part of a long text is there: {"text": [from, to, of all characters]}
 
-Texts are written as the step saw them. Until the step mask has run, they hold whatever personal
-data is in the input; and so do the examples of what steps before it removed or changed.
+Texts are written as the step saw them, but for personal data: if mask is among the steps, it masks
+the examples of the steps before it too, as far as it finds any in text that is not normalised yet.
 """
 import bisect
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from common import documents
@@ -46,9 +47,15 @@ class Examples:
 
     groups: {(source, step, reason): [[hash, example], ...]}, lowest hash first."""
 
-    def __init__(self, limit: int, by_source: bool = True):
+    def __init__(
+        self,
+        limit: int,
+        by_source: bool = True,
+        hide: Callable[[str], str] | None = None,
+    ):
         self.limit = limit
         self.by_source = by_source
+        self.hide = hide  # what masks personal data
         self.groups: dict[tuple[str, str, str], list] = {}
 
     def offer(self, example: dict, texts: dict[str, str]) -> None:
@@ -65,6 +72,8 @@ class Examples:
         is_full = len(group) >= self.limit
         if is_full and (not group or key > group[-1][0]):
             return
+        if self.hide is not None:
+            texts = {name: self.hide(text) for name, text in texts.items()}
         self._insert(group, [key, example | excerpts(texts, example["step"])])
 
     def _group(self, example: dict) -> list:

@@ -432,8 +432,8 @@ def is_empty(match: re.Match, before: str, around: Around) -> bool:
 
     if not BEHIND_KOREAN.search(before) or BLANK_OF_FORM.match(match.string, match.end()):
         return False
-    # With a space behind it, it may be a question in a form or a quiz: 이름() 나이() (name, age); not
-    # with another name behind (또는 and 혹은 are 'or').
+    # With a space behind it, it may be a question in a form or a quiz: 이름() 나이() (name, age).
+    # With another name behind it is none (또는 and 혹은 are 'or').
     after = match.string[match.end():match.end() + 3]
     is_followed = after.strip() != "" and not after.startswith((" ", "\n"))
     return is_followed or after in (" 또는", " 혹은") or around.has_sure

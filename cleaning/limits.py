@@ -175,12 +175,17 @@ def read_change(change: str) -> dict:
     if equals:
         try:
             return {name: json.loads(value)}
-        except ValueError:
+        except (ValueError, RecursionError):
             raise cli.UserError(
                 f"--limits {change}: the value is not JSON; write a number, null, [from, to] or "
                 '{"n": share}, in quotation marks where the shell needs them'
             ) from None
+    if name in Limits._fields:
+        raise cli.UserError(f"--limits {name}: a value is missing; write {name}=VALUE")
     values = cli.read_json(change)
+    # The limits of a run stand in its report.
+    if isinstance(values, dict) and isinstance(values.get("limits"), dict):
+        values = values["limits"]
     if not isinstance(values, dict):
         raise cli.UserError(f'--limits {change}: the file does not hold {{"name": value, ...}}')
     return values

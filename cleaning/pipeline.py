@@ -134,7 +134,10 @@ class Job(NamedTuple):
 
     def no_examples(self) -> Examples:
         """What each task that decides on documents begins with."""
-        return Examples(self.examples, by_source=len(self.sources) <= MANY_SOURCES)
+        hide = None
+        if "mask" in self.steps:
+            hide = functools.partial(without_personal_data, lang=self.lang)
+        return Examples(self.examples, len(self.sources) <= MANY_SOURCES, hide)
 
 
 def run_passes(job: Job, work: WorkFolder, args: argparse.Namespace, folder: Path) -> dict:
@@ -406,6 +409,12 @@ def sample(text: str, share: float) -> tuple[str | None, str]:
     if int.from_bytes(digest, "big") < share * 2**64:
         return text, ""
     return None, "not_sampled"
+
+
+def without_personal_data(text: str, lang: str) -> str:
+    """The text as the step mask leaves it."""
+    masked, _ = mask.mask_personal_data(text, lang)
+    return masked
 
 
 def cut_lines(job: Job, text: str) -> tuple[str | None, str]:

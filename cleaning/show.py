@@ -52,8 +52,8 @@ def show(args: argparse.Namespace) -> None:
         python data.py show clean/web --reason too_short --source wiki.jsonl -n 5
         python data.py show clean/web --html page.html
 
-    The documents are random examples, which `clean --examples N` has kept in examples.jsonl. What
-    the steps before mask removed or changed is shown as it was, with the personal data in it."""
+    The documents are random examples, which `clean --examples N` has kept in examples.jsonl. If
+    mask was among the steps, personal data in them is masked."""
     if args.n is not None and args.n < 1:
         raise cli.UserError(f"-n {args.n} is not at least 1")
     # A wrong path must not put a page in the place of documents.

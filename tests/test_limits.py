@@ -83,7 +83,7 @@ def test_limits_written_as_json_are_the_same_limits(tmp_path, lang, profile):
     ('repeated_ngrams={"10": 3}', 'not {"n": share'),
     ('repeated_ngrams={"10": null}', 'not {"n": share'),
     ("absent.json", "cannot read absent.json"),
-    ("symbols", "cannot read symbols"),
+    ("symbols", "a value is missing; write symbols=VALUE"),
     ("folder", "cannot read folder"),
     ("broken.json", "broken.json is not valid JSON"),
     ("cp949.json", "cp949.json is not valid JSON"),
@@ -161,3 +161,13 @@ def test_limits_need_the_rules(corpus):
     with pytest.raises(UserError, match="--limits is for the step rules"):
         clean(corpus, "out", "--steps", "exact", "--limits", "symbols=0.6")
     assert not (corpus / "out").exists()
+
+
+def test_limits_of_a_report_and_a_name_without_a_value(tmp_path):
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"input": {}, "limits": {"symbols": 0.6}}))
+    assert choose_limits("ko", "web", [str(report)]).symbols == 0.6
+    with pytest.raises(UserError, match="symbols: a value is missing; write symbols=VALUE"):
+        choose_limits("ko", "web", ["symbols"])
+    with pytest.raises(UserError, match="the value is not JSON"):
+        choose_limits("ko", "web", ["symbols=" + "[" * 100_000])

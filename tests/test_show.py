@@ -391,3 +391,19 @@ def test_a_page_is_not_too_large(corpus, screen, monkeypatch):
     screen(out, "--html", corpus / "page.html")
     found = data_of((corpus / "page.html").read_text(encoding="utf-8"))
     assert "examples are left out" in found["notes"][1] and 3 < len(found["documents"]) < 30
+
+
+def test_what_steps_before_mask_changed_or_removed_is_masked_too(tmp_path):
+    """A private-use character, which normalise drops; a line that is no document."""
+    source = tmp_path / "in" / "a.jsonl"
+    source.parent.mkdir()
+    text = "\ue123 고래는 바다에 산다. 전화는 010-2345-6789이다."
+    source.write_text(json.dumps({"text": text}) + "\n010-3333-4444\n", encoding="utf-8")
+    for steps, is_masked in ((["normalise", "mask"], True), (["normalise"], False)):
+        out = tmp_path / f"out{len(steps)}"
+        data.main(["clean", "--input", str(source), "--out", str(out), "--steps", *steps])
+        written = [(out / name).read_text(encoding="utf-8") for name in ("examples.jsonl", "report.json")]
+        assert "private_use" in written[0]
+        for each in written:
+            assert ("010-2345-6789" in each) != is_masked
+            assert ("010-3333-4444" in each) != is_masked
