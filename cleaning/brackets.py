@@ -1,0 +1,158 @@
+"""Empty brackets: what is left where an extractor dropped what a bracket held. A part of step 3,
+leftovers.
+
+Foreign names are lost most often, because wikis write them by templates: of 23,703 Korean articles
+of Wikipedia 4,904 lost some. (⏎ is the end of a line.)
+
+    고래()는 크다.            →  고래는 크다.            'whales are large'
+    고래(, Whale)는 크다.     →  고래(Whale)는 크다.     the separator of what was lost
+    고래(Whale, 한자: )       →  고래(Whale)             the label of what was lost: 'hanja'
+    HDMI⏎HDMI()는 선이다.     →  HDMI⏎HDMI는 선이다.     'HDMI is a cable'
+
+But print() is a call, ( ) is a box to tick, 이름() (name) is the blank of a form, (;;) is an
+emoticon, and (3, ) may be a tuple. So a bracket goes only where something says that it held words:
+separators with spaces inside it, a particle directly behind it, or the document's title in front.
+"""
+import functools
+import re
+from typing import NamedTuple
+
+BRACKET = re.compile(r"(?P<space> ?)\((?P<inside>[^()\n]*)\)(?P<gap> (?=[은는을를] ))?")
+# A text with none of these has nothing for cut_empty_brackets.
+SIGNS = (
+    "()", "( )", "(,", "(; ", "( , ", "( ; ", ",)", ", )", "; )", ": )", ", ,", "; ;", ", ;", "; ,"
+)
+# Brackets stand in brackets; emptying the inner ones may empty the outer ones.
+ROUNDS = 8
+# Characters of a first line that may be a title.
+LONGEST_TITLE = 40
+
+
+class Around(NamedTuple):
+    """What the text says about its brackets."""
+    title: str        # its first line, without spaces
+    has_calls: bool   # there are calls in it
+    has_sure: bool    # there are brackets in it that have lost something without a doubt
+
+
+def cut_empty_brackets(text: str) -> str:
+    """Without the brackets that lost all they held, and the separators of what others lost.
+
+    >>> cut_empty_brackets("고래(, Whale, 영어: )와 돌고래(, )는 크다.")  # 'whales and dolphins'
+    '고래(Whale)와 돌고래는 크다.'
+    >>> cut_empty_brackets("The Blue Whale () is large (;;) ( ) 1 (1, 2, 3)")
+    'The Blue Whale is large (;;) ( ) 1 (1, 2, 3)'
+    >>> cut_empty_brackets("main() calls Print ()")
+    'main() calls Print ()'
+    """
+    around = Around(
+        title=first_line(text),
+        has_calls=CALL.search(text) is not None,
+        has_sure=SURE.search(text) is not None,
+    )
+    before = SEPARATORS_BEFORE_WORD.sub("", text)
+    replace = functools.partial(cut_bracket, around=around)
+    for _ in range(ROUNDS):
+        after = BRACKET.sub(replace, before)
+        if after == before:
+            return after
+        before = after
+    # Nobody nests brackets so deeply: the text was made to take long, and stays as it is.
+    return text
+
+
+def cut_bracket(match: re.Match, around: Around) -> str:
+    """The replacement for a match of BRACKET: the same, with less in it, or nothing."""
+    inside = without_separators(match["inside"])
+    is_changed = inside != match["inside"]
+    if any(character.isalnum() for character in inside):
+        if not is_changed:
+            return match[0]
+        return f"{match['space']}({inside}){match['gap'] or ''}"
+
+    # Behind the title the lost words were the title in another language. (?) and (!) stay.
+    before = match.string[max(0, match.start() - 2 * LONGEST_TITLE):match.start()]
+    is_blank = not inside.strip(" ,;")
+    is_behind_title = around.title and before.replace(" ", "").endswith(around.title)
+    may_be_empty = is_changed or not inside
+    if (is_blank and is_behind_title) or (may_be_empty and is_empty(match, before, around)):
+        return ""  # and without the gap: 현(, ) 은 is 현은, a noun and its particle
+    return match[0]
+
+
+# ---- What was inside ----------------------------------------------------------------------------
+
+# Separators with nothing between them. A space belongs to each, since (;;) and (15년;;) are
+# emoticons and (,) is about commas; without one, only a comma behind Hangul or hanja is sure. The
+# first pattern serves brackets that hold others or are never closed, which BRACKET does not match.
+SEPARATORS_BEFORE_WORD = re.compile(r"(?<=\() ?(?:[,;] )+(?=[^\W_ㄱ-ㅣ])")
+SEPARATORS_AT_START = re.compile(r"^(?:[,;] )+")
+SEPARATORS_AT_END = re.compile(r"(?:(?<![ 0-9]),|(?<! );) (?:[,;] )*$|(?<=[가-힣一-鿿]),$")
+SEPARATORS_IN_A_ROW = re.compile(r"([,;])(?: [,;])+(?= )")
+# Labels of what was lost: English, Japanese, Chinese, hanja, French, German, Russian, Latin;
+# original title, real name, scientific name.
+LANGUAGE = (
+    "영어|일본어|중국어|한자|프랑스어|독일어|러시아어|라틴어|원제|본명|학명"
+    "|Arabic|Chinese|Greek|Hangul|Hanja|Hebrew|Japanese|Korean|Persian|Russian|Urdu|IAST|IPA"
+)
+LABEL = re.compile(rf"(?:^|(?<=[,;] ))(?:{LANGUAGE}): ?(?=[,;]|$)")
+
+
+def without_separators(inside: str) -> str:
+    """What a bracket holds, without labels and separators of nothing.
+
+    >>> without_separators(", , Whale, 영어: ")
+    'Whale'
+    """
+    inside = LABEL.sub("", inside)
+    inside = SEPARATORS_AT_START.sub("", inside)
+    inside = SEPARATORS_AT_END.sub("", inside)
+    return SEPARATORS_IN_A_ROW.sub(r"\1", inside)
+
+
+# ---- What is around it --------------------------------------------------------------------------
+
+# Directly behind a Hangul syllable, hanja or kana, or the mark that closes a title.
+BEHIND_KOREAN = re.compile(r"(?:[가-힣一-鿿぀-ヿ][\"'”’)!]?|[》〉」』])\Z")
+CLOSING = ("\"", "'", "”", "’", ")", "》", "〉", "」", "』")
+# A call in a text about programming, where foo () may be another.
+CALL = re.compile(r"[A-Za-z0-9_]\(\)|\(\) ?\{")
+# A blank in a form: 2020년()월()일, 제()조 (of an article), ()번 (number), ()명 (persons), ()개.
+BLANK_OF_FORM = re.compile(r"[월일시분조항호번명개점원](?![가-힣])")
+# A bracket that no form or quiz has: a particle or a comma is directly behind it.
+SURE = re.compile(r"[가-힣]\((?:, )*\)(?:[은는이가을를의에와과로도]|으로|[,.])")
+
+
+def is_empty(match: re.Match, before: str, around: Around) -> bool:
+    """Whether a bracket without words, and not behind the title, has lost what it held."""
+    if match["inside"]:
+        # It held separators, so it is no call and no box: anything but an emoticon has a word,
+        # a title or a closing bracket in front.
+        return before[-1:].isalnum() or before.endswith(CLOSING)
+    if match["space"]:
+        return not around.has_calls and ends_in_name(before)
+
+    if not BEHIND_KOREAN.search(before) or BLANK_OF_FORM.match(match.string, match.end()):
+        return False
+    # With a space behind it, it may be a question in a form or a quiz: 이름() 나이() (name, age).
+    # With another name behind it is none (또는 and 혹은 are 'or').
+    after = match.string[match.end():match.end() + 3]
+    is_followed = after.strip() != "" and not after.startswith((" ", "\n"))
+    return is_followed or after in (" 또는", " 혹은") or around.has_sure
+
+
+def ends_in_name(before: str) -> bool:
+    """Whether an English name or a quotation ends here: "Blue Whale", not "the whale", for "call
+    main ()" is a call, and "the capital is ()" a question."""
+    word = before.rpartition(" ")[2].rpartition("\n")[2]
+    return word[:1].isupper() or word[-1:] in ("\"", "”")
+
+
+def first_line(text: str) -> str:
+    """The first line without its spaces, if it is as short as a title. An article names its subject
+    there, and again in front of the bracket."""
+    line, end, _ = text[:LONGEST_TITLE].partition("\n")
+    title = line.replace(" ", "")
+    if end and len(title) > 1:
+        return title
+    return ""
