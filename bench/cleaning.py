@@ -26,7 +26,7 @@ import numpy as np
 import regex
 
 from bench import measure
-from cleaning import decontaminate, duplicates, lines, mask, normalise, perplexity, rules
+from cleaning import decontaminate, duplicates, leftovers, lines, mask, normalise, perplexity, rules
 from cleaning.limits import EN_WEB, KO_WEB
 from common import cli, documents
 
@@ -121,6 +121,7 @@ def our_steps(texts: list[str], folder: Path, kobest: str | None) -> dict[str, C
         "read": lambda texts: [documents.parse_json(line) for line in raw],
         "normalise": each(normalise.normalise_text),
         "mask": each(mask.mask_personal_data),
+        "leftovers": each(leftovers.remove_leftovers),
         "rules": each(functools.partial(rules.check, limits=KO_WEB)),
         "exact": each(duplicates.exact_key),
         "near": duplicates.band_hashes,
