@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from cleaning import mask
+from cleaning.personal import ANY_TOKEN
 
 # A text is a list of pieces, (mark, text) each.
 SAME = "="
@@ -23,7 +23,7 @@ NEW = "+"    # stands only in the text after
 WORD = re.compile(r"\w+\W*|\W+")
 
 # What the step mask writes in the place of a number or an address.
-MASK = re.compile(mask.ANY_TOKEN)
+MASK = re.compile(ANY_TOKEN)
 
 
 def differences(before: str, after: str) -> list[tuple[str, str]]:

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from cleaning.mask import has_company_check, mask_personal_data
+from cleaning.mask import mask_personal_data
+from cleaning.resident import has_company_check
 
 
 def digits(rng: random.Random, n: int) -> str:
