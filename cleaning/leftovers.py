@@ -57,7 +57,8 @@ def join_pages(match: re.Match) -> str:
     # 1＜2＞0 compares, and "compare ＜1＞ with ＜2＞" has nouns with their particles: none of the
     # 1,349 marks of the periodicals stands so.
     is_noun = match[0].startswith(" ") and PARTICLE.match(text, match.end())
-    if before.isdigit() or is_noun:
+    is_comparison = before.isdigit() and after.isdigit()
+    if is_comparison or is_noun:
         return match[0]
     two_words = (before.isalnum() or before in ".!?") and after.isalnum()
     if two_words and not PARTICLE.match(text, match.end()):

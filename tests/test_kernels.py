@@ -139,7 +139,9 @@ def assert_rule(got, peer, true, eps):
     a small constant."""
     for a, b, exact in zip(got, peer, true, strict=True):
         assert a.dtype == b.dtype and a.shape == exact.shape
-        allowed = (b - exact).abs().max() + 4 * eps * max(1, exact.abs().max())
+        # The constant: of 36,929 draws of linear_cross_entropy at 257 classes, where the largest of
+        # two roundings is compared, 571 were above 4 and 6 above 8.
+        allowed = (b - exact).abs().max() + 8 * eps * max(1, exact.abs().max())
         assert (a - exact).abs().max() <= allowed
 
 
