@@ -128,7 +128,8 @@ class Tally:
         record = {**where, "step": step, "reason": reason}
         if measured:
             record["measured"] = measured
-        record |= more or {}
+        if more:
+            record |= more
         self.records.write(f"{file}\t{json.dumps(record, ensure_ascii=False)}\n")
         reasons = self.of(where["file"], step)["reasons"]
         reasons[reason] = reasons.get(reason, 0) + 1
