@@ -137,7 +137,11 @@ def our_steps(texts: list[str], folder: Path, kobest: str | None) -> dict[str, C
 
 
 def check_repetition(text: str) -> str:
-    return rules.check_lines(text, REPETITION) or rules.check_ngrams(text, text.split(), REPETITION, "en")
+    words = text.split()
+    return (
+        rules.check_lines(text, REPETITION)
+        or rules.check_ngrams(text, words, REPETITION, "en")
+    )
 
 
 def our_filters() -> dict[str, Callable[[list[str]], list]]:
@@ -591,8 +595,8 @@ def kobest(args) -> None:
 DIRT = {
     # 다테야마시()는: the characters between the brackets were in a template that is gone.
     "empty brackets": r"[가-힣] [(（] \s* [)）]",
-    # 펀자브(, )는, 갤러가(Galaga, )는, 강(, 후지 강의 상류)에. It has to stand behind a Korean letter or
-    # the end of a title: (784,) and :) are none, nor is 의외로(;;), which sweats.
+    # 펀자브(, )는, 갤러가(Galaga, )는, 강(, 후지 강의 상류)에. It has to stand behind a Korean
+    # letter or the end of a title: (784,) and :) are none, nor is 의외로(;;), which sweats.
     "separator at a bracket": r"""
         [가-힣》」』”’] [ ]? [(（] (?:
             \s* (?: [,:·、] | ; (?!;) ) [^()（）\n]* [)）]
@@ -654,8 +658,8 @@ def tags_alone(text: str) -> int:
 
 
 def dirt(args) -> None:
-    """Each kind of dirt in the raw documents, normalised, beside cleaned folders: how many documents have
-    it, and how often it occurs."""
+    """Each kind of dirt in the raw documents, normalised, beside cleaned folders: how many
+    documents have it, and how often it occurs."""
     corpora = {"raw": texts_of(args.input, 1e12)}
     for folder in args.clean:
         corpora[Path(folder).name] = cleaned_texts(folder)

@@ -1,12 +1,12 @@
-"""train.py under FSDP on a machine that has one GPU: what the part `sharded` of bench/gpu.py starts.
+"""train.py under FSDP on a machine with one GPU: what the part `sharded` of bench/gpu.py starts.
 
     python -m bench.sharded nccl FLAGS OF train.py
     torchrun --nproc_per_node=2 -m bench.sharded gloo FLAGS OF train.py
 
-train.py does not shard a single process, and NCCL refuses two ranks on one GPU. So `nccl` shards the
-model of one rank, whose weights, gradients and moments take every path of FSDP over NCCL, though
-there is no one to exchange them with; `gloo` lets several ranks share the GPU and exchange through
-the host.
+train.py does not shard a single process, and NCCL refuses two ranks on one GPU. So `nccl` shards
+the model of one rank, whose weights, gradients and moments take every path of FSDP over NCCL,
+though there is no one to exchange them with; `gloo` lets several ranks share the GPU and exchange
+through the host.
 
 Neither is of use to anyone who trains, so train.py has no flag for it: a few functions that it
 calls are replaced here before it starts.

@@ -56,8 +56,8 @@ def differences(before: str, after: str) -> list[tuple[str, str]]:
 def side_by_side(before: list[str], after: list[str]) -> Iterator[tuple[str, str]]:
     """Yield what stands in one list beside what stands in its place in the other."""
     matcher = difflib.SequenceMatcher(None, before, after)
-    for _, i, j, k, m in matcher.get_opcodes():
-        yield "".join(before[i:j]), "".join(after[k:m])
+    for _, old_start, old_end, new_start, new_end in matcher.get_opcodes():
+        yield "".join(before[old_start:old_end]), "".join(after[new_start:new_end])
 
 
 def add_piece(pieces: list[tuple[str, str]], mark: str, text: str) -> None:

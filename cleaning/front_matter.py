@@ -11,6 +11,8 @@ nowhere else is kept. Prose between two horizontal rules, a recipe, a dialogue a
 """
 import re
 
+# ---- What it looks like -------------------------------------------------------------------------
+
 # Patterns of several parts are written with re.VERBOSE: spaces and lines in them mean nothing; a
 # space that is meant is [ ], and # is \#.
 
@@ -65,8 +67,6 @@ TITLE = re.compile(
     r"^(?:[Tt]itle|제목|사건명|기사제목)(?:: *| *= *|\t)(?!\[)(?P<title>.*\w.*)$",
     re.MULTILINE,
 )
-
-
 # Keys of which one stands in nearly all front matter, and none in a recipe, a note or a dialogue
 # between two rules. Korean: date, date of writing, writer, author, source, category, tags,
 # published, promulgated, pronounced.
@@ -80,10 +80,10 @@ USUAL_KEY = re.compile(
     """,
     re.VERBOSE | re.MULTILINE | re.IGNORECASE,
 )
-
-
 # A text with none of these has nothing for cut_front_matter.
 SIGNS = ("---\n", "+++\n", "itle\t", "제목\t")
+
+# ---- What is cut, and what stays ----------------------------------------------------------------
 
 
 def cut_front_matter(text: str) -> str:
@@ -100,7 +100,7 @@ def cut_front_matter(text: str) -> str:
     if yaml and is_front_matter(yaml["fields"]):
         return title_of(yaml) + text[yaml.end():]
     toml = TOML.match(text)
-    if toml:
+    if toml and USUAL_KEY.search(toml["fields"]):
         return title_of(toml) + text[toml.end():]
     return TABBED.sub(cut_tabbed, text)
 

@@ -170,15 +170,22 @@ def cut_lost_content(text: str) -> str:
     >>> cut_lost_content("무게(기호 formula_1)는 크다.")  # 'the weight (symbol ...) is large'
     '무게는 크다.'
     """
+    # Each hole becomes one character, so that the patterns below need not know what was lost.
     marked = HOLE.sub(MARK, text)
+    has_lost_formulas = marked != text
     # A text about punctuation has 《》 in its sentences, and has lost nothing.
     if not has_any(BRACKETS_AS_SUBJECT, text):
         marked = LOST_IN_LIST.sub("", marked)
         marked = LOST_TITLE.sub(MARK, marked)
     if marked == text:
         return text
+
+    # What costs less than a sentence goes first.
     marked = BRACKETED.sub("", marked)
-    marked = FRAGMENT.sub(MARK, marked)
+    if has_lost_formulas:
+        marked = FRAGMENT.sub(MARK, marked)
+
+    # The other sentences of a line stay; a line of nothing else goes.
     lines = []
     for line in marked.split("\n"):
         sentences = [line]

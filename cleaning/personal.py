@@ -10,7 +10,6 @@ text, in which digits and hyphens have one spelling:
 
 The kinds themselves are in resident.py, bank.py, telephone.py and mail.py; mask.py uses them all.
 """
-import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -34,7 +33,9 @@ TOKENS = {
     "account": {"ko": "[계좌번호]", "en": "[account number]"},
     "email": {"ko": "[이메일]", "en": "[e-mail]"},
 }
-ALL_TOKENS = [*itertools.chain(*(tokens.values() for tokens in TOKENS.values()))]
+ALL_TOKENS: list[str] = []
+for tokens in TOKENS.values():
+    ALL_TOKENS += tokens.values()
 ANY_TOKEN = "|".join(map(regex.escape, ALL_TOKENS))
 
 # ---- Pieces of patterns -------------------------------------------------------------------------
