@@ -36,6 +36,7 @@ import torch
 from tqdm import tqdm
 
 import data
+import export
 import kernels
 import model
 import tokenizer
@@ -139,12 +140,15 @@ def learning_rate(step: int, steps: int, peak: float, args: argparse.Namespace) 
     return peak * (args.min_lr + (1 - args.min_lr) * fall)
 
 
-def batches(loader: data.Loader, n: int, windows: int, device: str) -> Iterator[tuple]:
-    """The next n batches of `windows` windows: (inputs, targets, sources, count, state) of each.
+def batches(
+    loader: data.Loader, n: int, windows: int, micro_batch: int, device: str
+) -> Iterator[tuple]:
+    """The next n batches of `windows` windows: (parts, sources, count, state) of each.
 
-    inputs and targets (rows, seq_len) are this process's share, on the device; sources (rows,) says
-    where each row is from. `count` is the number of targets in the whole batch, over all processes:
-    the loss is divided by it, so it has to be known before the first backward pass. `state` is the
+    `parts` are the micro-batches of this process's share: what the model is called with, (inputs,
+    targets), each (micro_batch, seq_len) on the device. sources (rows,) says where each window of
+    the share is from. `count` is the number of targets in the whole batch, over all processes: the
+    loss is divided by it, so it has to be known before the first backward pass. `state` is the
     loader's after this batch, for a checkpoint.
     """
     # All processes ask for the whole batch, so that they agree on the order; each reads its rows.
@@ -161,7 +165,8 @@ def batches(loader: data.Loader, n: int, windows: int, device: str) -> Iterator[
             # would wait for it.
             inputs = inputs.pin_memory().to(device, non_blocking=True)
             targets = targets.pin_memory().to(device, non_blocking=True)
-        yield inputs, targets, sources, count, loader.state_dict()
+        parts = list(zip(inputs.split(micro_batch), targets.split(micro_batch), strict=True))
+        yield parts, sources, count, loader.state_dict()
 
 
 def keep_old_rows(llama: model.Llama) -> None:
@@ -232,14 +237,14 @@ def train_stage(
     if number == 1 and first_step == 0:
         validate(llama, shards, sp, args, number, 0, before, metrics)
 
-    micro_batch = windows_per_micro_batch(args)
     bar = tqdm(range(first_step, steps), f"{number}-{stage.what}", steps, initial=first_step,
                unit="step", mininterval=1, disable=parallel.rank() > 0)
-    upcoming = batches(loader, steps - first_step, windows, args.device)
+    micro_batch = windows_per_micro_batch(args)
+    upcoming = batches(loader, steps - first_step, windows, micro_batch, args.device)
     batch = next(upcoming)
     for step in bar:
         began = time.perf_counter()
-        inputs, targets, sources, count, loader_state = batch
+        parts, sources, count, loader_state = batch
 
         # The learning rate changes with every step.
         lr = learning_rate(step, steps, stage.peak_lr, args)
@@ -250,7 +255,7 @@ def train_stage(
         # Each loss is a sum over targets, divided by the targets of the whole batch: so it makes no
         # difference how the batch is divided among micro-batches and processes.
         total = torch.zeros((), device=args.device)
-        for part in zip(inputs.split(micro_batch), targets.split(micro_batch), strict=True):
+        for part in parts:
             loss, _ = llama(*part)
             (loss / count).backward()
             total += loss.detach()
@@ -282,7 +287,7 @@ def train_stage(
         if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
             bar.close()
             figures = f"loss {mean_loss}, gradient norm {grad_norm}"
-            cause = find_cause(llama, inputs, targets, sources, list(shards))
+            cause = find_cause(llama, parts, sources, list(shards))
             raise UserError(f"stage {number} step {step + 1}: {figures}; the cause is {cause}. "
                             "Nothing was updated. Look at the data there, or start this stage anew "
                             f"(another --out) from {start} with a lower learning rate")
@@ -319,7 +324,7 @@ def train_stage(
     bar.close()
     validate(llama, shards, sp, args, number, steps, tokens, metrics)
     state = {"stage": number, "tokens": tokens, "loader": loader.state_dict()}
-    save_stage(llama, stage, start, stage_folder(run, number, stage), args, state)
+    export.save_stage(llama, stage, start, stage_folder(run, number, stage), args, state)
     return tokens
 
 
@@ -450,16 +455,17 @@ def continuation(llama: model.Llama, sp, prompt: str, device: str) -> str:
     return sp.decode([i for i in ids if i < sp.get_piece_size()])
 
 
-def find_cause(
-    llama: model.Llama, inputs: torch.Tensor, targets: torch.Tensor, sources, names: list[str]
-) -> str:
+def find_cause(llama: model.Llama, parts: list[tuple], sources, names: list[str]) -> str:
     """Why a step is not finite, in words: the source of the first window whose own loss is not
     finite, on any process; or a gradient."""
     # One window at a time, on the batch that was just trained: its update was not made.
+    windows = []
+    for inputs, targets in parts:
+        windows += zip(inputs.split(1), targets.split(1), strict=True)
     bad_sources = []
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        for i, source in enumerate(sources):
-            loss, _ = llama(inputs[i:i + 1], targets[i:i + 1])
+        for window, source in zip(windows, sources, strict=True):
+            loss, _ = llama(*window)
             if not loss.isfinite():
                 bad_sources.append(names[source])
     bad_sources = parallel.gather(bad_sources)
@@ -505,78 +511,6 @@ def write_random_model(args: argparse.Namespace, folder: Path) -> None:
     with cli.new_folder(folder) as temporary:
         model.save(llama, temporary)
         tokenizer.save(args.tokenizer, temporary)
-
-
-def trained_parts(name: str, trained: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """What was trained of a tensor: nothing, itself, or its LoRA's A and B, gathered. All processes
-    take part, because each holds some of the rows."""
-    prefix = name.removesuffix("weight")
-    parts = []
-    for part in (name, prefix + "lora_A", prefix + "lora_B"):
-        if part in trained:
-            parts.append(parallel.full_tensor(trained[part]).detach())
-    return parts
-
-
-def save_stage(
-    llama: model.Llama,
-    stage: plan.Stage,
-    start: Path,
-    folder: Path,
-    args: argparse.Namespace,
-    state: dict,
-) -> None:
-    """Write a stage's model directory, one tensor at a time: there is no second copy of the model.
-
-    What was not trained is copied from the start directory, not from the model's copy in the
-    compute type, so it passes through every stage unchanged. A LoRA is merged in float32, and
-    rounded once.
-    """
-    # A LoRA has no name in the directory: it is merged into the matrix beside it.
-    names = []
-    trained = {}
-    for name, p in llama.named_parameters():
-        if not name.endswith(("lora_A", "lora_B")):
-            names.append(name)
-        if p.requires_grad:
-            trained[name] = p
-
-    def finished(name: str, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
-        """The tensor as the directory gets it; read(name) gives it as the stage found it."""
-        parts = [part.cpu() for part in trained_parts(name, trained)]
-        if not parts:
-            return read(name)
-        if len(parts) == 2:
-            lora_a, lora_b = parts
-            return model.merge_lora(read(name), lora_a, lora_b, args.lora_alpha / args.lora_rank)
-        if "new_rows" in stage.parts and name in plan.TABLES:
-            # The old rows had no gradient, but they were cast to the optimizer's type: take them
-            # from the start as well.
-            before = read(name)
-            old_rows = llama.config.base_vocab_size
-            return torch.cat((before[:old_rows], parts[0][old_rows:].to(before.dtype)))
-        return parts[0]
-
-    remaining = iter(names)
-
-    def write() -> None:
-        try:
-            read = model.open_tensors(start)
-            tensors = ((name, finished(name, read)) for name in remaining)
-            with cli.new_folder(folder) as temporary:
-                model.save(llama, temporary, tensors)
-                tokenizer.save(start / "tokenizer.model", temporary)
-                cli.write_json(temporary / "training_state.json", state)
-        finally:
-            # If writing failed, the other processes still wait for the tensors that are left.
-            for name in remaining:
-                trained_parts(name, trained)
-
-    # Rank 0 writes while it gathers; the others gather with it, name by name, and then wait.
-    if parallel.rank() > 0:
-        for name in remaining:
-            trained_parts(name, trained)
-    parallel.on_rank_zero(write)
 
 
 # -------------------------------------------------------------------------------------------- flags

@@ -61,7 +61,7 @@ WEEKS: dict[int, dict[str, dict[str, str]]] = {  # {week: {file: {function or Cl
             "Loader._window": "window `count` of a source, in its epoch's order: a function of seed, source, epoch",
             "Loader.next": "draw n times, counting each; read the rows that are this process's own"},
         "train.py": {
-            "batches": "inputs, targets, sources, the whole batch's number of targets, the loader's state after it"},
+            "batches": "the micro-batches, sources, the whole batch's number of targets, the loader's state after it"},
         "common/plan.py": {
             "is_trained": "does any part of the union train the parameter of this name?"},
         "common/checkpoint.py": {

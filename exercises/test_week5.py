@@ -84,8 +84,10 @@ def test_a_target_is_the_token_after():
 def test_the_count_is_of_what_is_learnt_in_the_whole_batch(world):
     """It is known before the first backward pass, and it is not 4 x 32: the prompts do not count."""
     mine, other = (loader(world, sources=["chat"], weights=[1]) for _ in range(2))
-    for inputs, targets, origin, count, state in train.batches(mine, 5, 4, "cpu"):
+    for parts, origin, count, state in train.batches(mine, 5, 4, 2, "cpu"):
         expected_inputs, expected_targets, _ = other.next(4)
+        assert [len(inputs) for inputs, _ in parts] == [2, 2], "two micro-batches of two windows"
+        inputs, targets = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         assert inputs.tolist() == expected_inputs.tolist() and targets.tolist() == expected_targets.tolist()
         assert origin.tolist() == [0] * 4
         assert count == sum(target != -100 for row in expected_targets.tolist() for target in row) < 4 * 32
