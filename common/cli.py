@@ -154,6 +154,11 @@ def run(main: Callable[[], None]) -> None:
     if program == "__main__.py":  # python -m toy
         program = path.parent.name
 
+    # A console that is not UTF-8 (ASCII, CP949) cannot show every character: \ud55c is better than
+    # a program that dies of its own report.
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+
     status = 0
     try:
         main()
@@ -203,7 +208,7 @@ def set_device(args: argparse.Namespace) -> None:
         args.dtype = "bfloat16" if args.device == "cuda" else "float32"
     if args.device == "cuda" and not has_gpu:
         raise UserError("--device cuda: PyTorch finds no GPU here; use --device cpu "
-                        "(a run started on a GPU must resume on a GPU)")
+                        "(also to resume a run that was started on a GPU)")
 
     if args.device == "cuda":
         # cuDNN's attention plans anew for every length that generation, validation and scoring
@@ -323,6 +328,9 @@ def new_file(path: str | Path) -> Iterator[Path]:
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
+    except OSError as error:
+        _name_place(error, temporary, path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -342,6 +350,9 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         _sync(temporary)
         _move_folder(temporary, path)
         _sync(path.parent)
+    except OSError as error:
+        _name_place(error, temporary, path)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -351,6 +362,13 @@ def write_json(path: str | Path, value) -> None:
     text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
     with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _name_place(error: OSError, temporary: Path, path: Path) -> None:
+    """Let an error name the output: one from writing to an open file names nothing, and a temporary
+    name is gone when it is read."""
+    if error.filename is None or str(error.filename).startswith(str(temporary)):
+        error.filename = str(path)
 
 
 def _move_folder(temporary: Path, path: Path) -> None:

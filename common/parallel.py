@@ -66,8 +66,9 @@ def process_group(device: str):
         barrier()
     except torch.OutOfMemoryError as error:
         raise Alone(
-            "the GPU's memory is full: a smaller --micro_batch (eval_kobest.py: --batch_tokens), "
-            "--recompute full and --optimizer adamw_bf16 need less; train.py --plan says how much "
+            "the GPU's memory is full: a smaller --micro_batch and --recompute full need less, and "
+            "train.py --resume RUN takes both; a new run may have --optimizer adamw_bf16, too "
+            "(eval_kobest.py: a smaller --batch_tokens); train.py --plan says how much "
             f"({_first_line(error)})"
         ) from None
     except RuntimeError as error:

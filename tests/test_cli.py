@@ -179,3 +179,43 @@ def test_a_run_in_place_of_its_model_is_named_as_such(tmp_path):
     (run / "model").mkdir()
     with pytest.raises(cli.UserError, match="its model is .*/run/model"):
         cli.check_model_folder(run)
+
+
+# What a report may hold: Korean, a Latin letter with an accent, an arrow, SentencePiece's space, an
+# emoji; and a file name that is not UTF-8.
+HARD_TO_SHOW = "대한민국 é → ▁ 😀 \udcff"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp949", "utf-8"])
+def test_a_console_that_cannot_show_a_character_gets_its_number(encoding):
+    code = f"""
+import sys
+from common import cli
+def main():
+    print({HARD_TO_SHOW!a})
+    print({HARD_TO_SHOW!a}, file=sys.stderr)
+    raise cli.UserError({HARD_TO_SHOW!a})
+cli.run(main)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.returncode == 2
+    for output, n_lines in ((done.stdout, 1), (done.stderr, 2)):
+        lines = output.decode(encoding).splitlines()
+        assert len(lines) == n_lines
+        # Python's own spelling is \U0001f600; what can be shown is shown.
+        shown = HARD_TO_SHOW.encode(encoding, "backslashreplace").decode(encoding)
+        assert all(shown in line for line in lines)
+
+
+@pytest.mark.parametrize("encoding, command", [
+    ("ascii", "sample.py --device cpu --model {w}/model --prompt 바다 --max_new_tokens 2"),
+    ("ascii", "eval_kobest.py --help"),
+    ("cp949", "exercises/blank.py --list"),
+])
+def test_programs_print_on_a_console_that_is_not_utf_8(world, encoding, command):
+    argv = [sys.executable, *command.format(w=world).split()]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(argv, env=environment, cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    done.stdout.decode(encoding)
