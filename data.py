@@ -22,8 +22,11 @@ import hashlib
 import heapq
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from tqdm import tqdm
@@ -33,18 +36,20 @@ from cleaning.limits import Limits
 from cleaning.pipeline import clean
 from cleaning.settings import STEPS
 from cleaning.show import show
-from common import cli
+from common import cli, dialogues
 from common.documents import (
     KINDS,
+    Wanted,
     add_flags,
     announce,
-    look_up,
+    check_fields,
     read_documents,
     reading_of,
 )
+from common.notices import small_validation
 
 IGNORE = -100  # a target that does not count; PyTorch's cross_entropy has the same number
-MARK = "\x00"  # between a prompt and its response, where the two are one text
+LONGEST_WINDOW = 2048  # tokens, where --seq_len is left at 0 and the model has so many positions
 
 # ---- Validation documents -----------------------------------------------------------------------
 
@@ -101,30 +106,53 @@ def encode_documents(
     sp,
     texts: list[str],
     workers: int,
-    has_prompts: bool = False,
+    are_dialogues: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """BOS text EOS of each text, joined: (ids, is_prompt), uint32 and bool, (tokens,) each.
 
     SentencePiece's own threads do the work: the ids are the same for any number of `workers`."""
-    prompt_lengths = [0] * len(texts)
-    if has_prompts:
-        # A prompt and its response are encoded together, with a space between them. The prompt's
-        # tokens are as many as the prompt alone would have: these are what the model will be given,
-        # and all that follows is what it should answer, the space included.
-        pairs = [text.split(MARK) for text in texts]
-        prompts = [prompt.rstrip() for prompt, _ in pairs]
-        texts = [f"{prompt.rstrip()} {response.lstrip()}" for prompt, response in pairs]
-        rows = sp.encode(prompts, add_bos=True, num_threads=workers)
-        prompt_lengths = [len(row) for row in rows]
-
     # The empty arrays are for no text at all, which np.concatenate would refuse.
     ids = [np.zeros(0, np.uint32)]
     is_prompt = [np.zeros(0, bool)]
-    rows = sp.encode(texts, add_bos=True, add_eos=True, num_threads=workers)
-    for row, prompt_length in zip(rows, prompt_lengths, strict=True):
-        ids.append(np.array(row, np.uint32))
-        is_prompt.append(np.arange(len(row)) < prompt_length)
+    if are_dialogues:
+        for row, is_given in encode_dialogues(sp, texts, workers):
+            ids.append(np.array(row, np.uint32))
+            is_prompt.append(is_given)
+    else:
+        for row in sp.encode(texts, add_bos=True, add_eos=True, num_threads=workers):
+            ids.append(np.array(row, np.uint32))
+            is_prompt.append(np.zeros(len(row), bool))
     return np.concatenate(ids), np.concatenate(is_prompt)
+
+
+def encode_dialogues(
+    sp,
+    texts: list[str],
+    workers: int,
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Yield (ids, is_prompt) of each exchange of each dialogue. common/dialogues.py has the format
+    with an example."""
+    # A prompt and its response are encoded together, with a space between them. The prompt's tokens
+    # are as many as the prompt alone would have: these are what the model will be given, and all
+    # that follows is what it should answer, the space included.
+    prompts = []
+    exchanges = []
+    begins = []  # is it the first exchange of its dialogue?
+    for text in texts:
+        for n, (prompt, response) in enumerate(dialogues.split(text)):
+            prompts.append(prompt.rstrip())
+            exchanges.append(f"{prompt.rstrip()} {response.lstrip()}")
+            begins.append(n == 0)
+    prompt_rows = sp.encode(prompts, num_threads=workers)
+    rows = sp.encode(exchanges, add_eos=True, num_threads=workers)
+
+    # A document has one BOS, at its beginning: by it `Shards.validation` tells documents apart.
+    for prompt, row, is_first in zip(prompt_rows, rows, begins, strict=True):
+        n_given = len(prompt)
+        if is_first:
+            row = [sp.bos_id(), *row]
+            n_given += 1
+        yield row, np.arange(len(row)) < n_given
 
 
 def pack(args: argparse.Namespace) -> dict:
@@ -138,13 +166,13 @@ def pack(args: argparse.Namespace) -> dict:
         model_file = model_file / "tokenizer.model"
     sp = tokenizer.load(model_file)
     check_pack_flags(args)
+    check_fields(args.input, reading_of(args), wanted_of(args))
 
     with cli.new_folder(args.out) as folder:
         # The first reading settles which documents are for validation, and notes which lines are no
         # documents. It costs little: hashing is far faster than tokenizing.
         with tqdm(desc="read", unit="B", unit_scale=True) as bar:
-            held_out, n_repaired = read_validation(args, folder / "rejected.jsonl", bar)
-        n_rejected = (folder / "rejected.jsonl").read_bytes().count(b"\n")
+            held_out, seen = read_validation(args, folder / "rejected.jsonl", bar)
 
         # The second reading tokenizes all others. Two bytes per token are enough for most
         # vocabularies. Beside each token of a corpus of prompts stands whether it is a prompt's.
@@ -154,19 +182,17 @@ def pack(args: argparse.Namespace) -> dict:
         with tqdm(desc="pack", unit="B", unit_scale=True, total=bar.n) as bar:
             once = Once()
             texts = once.filter(read_texts(args, bar))
-            n_documents, n_bytes = write_training(args, sp, texts, held_out, train, given)
-        if n_documents == 0:
+            written = write_training(args, sp, texts, held_out, train, given)
+        if written["documents"] == 0:
             raise cli.UserError(f"no document to train on in {' '.join(map(str, args.input))} "
-                                f"({n_rejected} lines were rejected, {len(held_out)} documents are "
-                                "for validation)")
+                                f"({seen.rejected.total()} lines were rejected{why(seen)}, "
+                                f"{len(held_out)} documents are for validation)")
 
         # The index says what is in the folder, and by the hashes whether it still is; the
         # tokenizer's hash tells shards that were packed for another model.
         val = write_validation(args, sp, list(held_out.values()), folder, dtype)
         index = {
-            "tokens": sum(entry["tokens"] for entry in train.files.values()),
-            "bytes": n_bytes,
-            "documents": n_documents,
+            **written,
             "duplicates": once.n_duplicates,
             "vocab_size": sp.vocab_size(),
             "tokenizer_sha256": cli.sha256(model_file),
@@ -179,35 +205,39 @@ def pack(args: argparse.Namespace) -> dict:
         }
         cli.write_json(folder / "index.json", index)
 
-    print(f"{n_documents} documents, {n_bytes} bytes, {index['tokens']} tokens "
-          f"({n_bytes / index['tokens']:.2f} bytes per token) in {len(train.files)} shards; for "
-          f"validation {val['documents']} documents, {val['bytes']} bytes; "
-          f"{once.n_duplicates} duplicates dropped, {n_rejected} lines rejected")
-    if n_repaired:
-        print(f"{n_repaired} documents have a few broken bytes, which are packed as U+FFFD")
+    say_what_was_packed(args, index, seen)
     return index
+
+
+@dataclass
+class Seen:
+    """What the first reading has counted."""
+    rows: int = 0           # that can be used
+    rejected: Counter = field(default_factory=Counter)  # reasons, each with its lines
+    repaired: int = 0       # of `rows`, with U+FFFD for a few broken bytes
+    with_more: int = 0      # of `rows`, with text in a field that looks like the prompt's
+    unused: Counter = field(default_factory=Counter)    # those fields, each with its rows
+
+
+def why(seen: Seen) -> str:
+    """The commonest reason for which lines were rejected, for a message; "" if none was."""
+    if not seen.rejected:
+        return ""
+    [(reason, n)] = seen.rejected.most_common(1)
+    return f" ({n} of them: {reason})"
 
 
 def read_validation(
     args: argparse.Namespace,
     rejected: Path,
     bar: tqdm,
-) -> tuple[dict[int, str], int]:
-    """Read all documents, choose those for validation, write what is no document to `rejected`.
-    Returns the documents and how many of all have broken bytes."""
-    n_repaired = 0
-
-    def count(record: dict) -> None:
-        nonlocal n_repaired
-        n_repaired += 1
-
+) -> tuple[dict[int, str], Seen]:
+    """Read all documents, choose those for validation, write what is no document to `rejected`."""
+    seen = Seen()
     with open(rejected, "w", encoding="utf-8") as file:
-        def record(bad: dict) -> None:
-            print(json.dumps(bad), file=file)
-
-        texts = read_texts(args, bar, record, count)
+        texts = read_texts(args, bar, seen, file)
         held_out = choose_validation(texts, args.val_fraction, args.val_bytes)
-    return held_out, n_repaired
+    return held_out, seen
 
 
 class Once:
@@ -240,24 +270,25 @@ def write_training(
     held_out: dict[int, str],
     train: "ShardWriter",
     given: "ShardWriter",
-) -> tuple[int, int]:
-    """Write the tokens of all texts that are not held out to `train`, and, where there are
-    prompts, to `given` whether each token is a prompt's. Returns (documents, bytes to predict)."""
-    has_prompts = bool(args.prompt_field)
-    n_documents = 0
-    n_bytes = 0
+) -> dict[str, int]:
+    """Write the tokens of all texts that are not held out to `train`, and, of dialogues, to `given`
+    whether each token is a prompt's. Returns counts for the index: all tokens, those of them that
+    are learnt, the bytes of text that these spell, the documents."""
+    counts = {"tokens": 0, "targets": 0, "bytes": 0, "documents": 0}
     for batch in in_batches(texts):
         # By the hash, not by the place: the validation documents are among these texts.
         batch = [text for text in batch if text_hash(text) not in held_out]
-        ids, is_prompt = encode_documents(sp, batch, args.workers, has_prompts)
+        ids, is_prompt = encode_documents(sp, batch, args.workers, has_dialogues(args))
         train.append(ids)
-        if has_prompts:
+        if has_dialogues(args):
             given.append(is_prompt)
-        n_documents += len(batch)
-        n_bytes += sum(bytes_to_predict(text, has_prompts) for text in batch)
+        counts["tokens"] += len(ids)
+        counts["targets"] += len(ids) - int(is_prompt.sum())
+        counts["bytes"] += sum(bytes_to_predict(text, has_dialogues(args)) for text in batch)
+        counts["documents"] += len(batch)
     train.flush()
     given.flush()
-    return n_documents, n_bytes
+    return counts
 
 
 def write_validation(
@@ -271,14 +302,13 @@ def write_validation(
     index."""
     # The bytes of each document stand beside the tokens: bits per byte divides by them, and by them
     # the first megabyte of documents is the same under every tokenizer.
-    has_prompts = bool(args.prompt_field)
-    ids, is_prompt = encode_documents(sp, texts, args.workers, has_prompts)
-    n_bytes = [bytes_to_predict(text, has_prompts) for text in texts]
+    ids, is_prompt = encode_documents(sp, texts, args.workers, has_dialogues(args))
+    n_bytes = [bytes_to_predict(text, has_dialogues(args)) for text in texts]
     files = {
         "val-00000.npy": save_array(folder / "val-00000.npy", ids.astype(dtype)),
         "val_bytes.npy": save_array(folder / "val_bytes.npy", np.array(n_bytes, np.uint32)),
     }
-    if has_prompts:
+    if has_dialogues(args):
         files["val_given.npy"] = save_array(folder / "val_given.npy", is_prompt)
     return {"tokens": len(ids), "bytes": sum(n_bytes), "documents": len(texts), "files": files}
 
@@ -327,6 +357,8 @@ class Shards:
             files = self.index["files"] | self.index["given"] | self.index["val"]["files"]
         except (KeyError, TypeError):
             raise cli.UserError(f"{index_file} is not an index that data.py pack wrote") from None
+        # The index holds the hash of every other file: its own stands for the folder.
+        self.sha256 = cli.sha256(index_file)
 
         # A file that was cut short, or changed since, would train a model on noise without a word.
         for name, entry in cli.progress(files.items(), f"checking {self.folder}"):
@@ -391,8 +423,7 @@ class Shards:
             raise cli.UserError(f"{self.folder} has no validation documents; pack at least two "
                                 "different documents")
         # How many of them: their sizes lie beside them, in the order of their hashes.
-        sizes = np.load(self.folder / "val_bytes.npy").astype(np.int64)
-        total_bytes = np.cumsum(sizes)
+        total_bytes = np.cumsum(self.validation_sizes())
         n = max(1, int(np.searchsorted(total_bytes, max_bytes, side="right")))
 
         # They lie one behind another, each from its BOS to that of the next.
@@ -403,6 +434,10 @@ class Shards:
         for start, end in zip(starts[:n], ends[:n], strict=True):
             documents.append(tokens[start:end].astype(np.int64))
         return documents, int(total_bytes[n - 1])
+
+    def validation_sizes(self) -> np.ndarray:
+        """The UTF-8 bytes to be predicted of each validation document, int64, in their order."""
+        return np.load(self.folder / "val_bytes.npy").astype(np.int64)
 
     def prompts(self, documents: list[np.ndarray]) -> list[np.ndarray | None]:
         """For each of the documents that `validation` gave: is a token its prompt's? bool, like the
@@ -483,8 +518,8 @@ class Loader:
         self.as_packed = as_packed
         self.first, self.last = shares(weights)
 
-        # The whole state: the windows drawn from each source; and for weights that move, the counts
-        # when the stage began, and how many windows it has.
+        # The whole state: the windows drawn from each source; the counts from which on its share is
+        # reckoned; and, for weights that move, how many windows the stage has.
         self.counts = [0] * len(sources)
         self.origin = [0] * len(sources)
         self.length = 1
@@ -498,6 +533,18 @@ class Loader:
         if self.first != self.last:
             self.origin = list(self.counts)
             self.length = windows
+
+    def change_length(self, windows: int) -> None:
+        """The stage that is under way has so many windows now: weights that move reach their last
+        value at its new end."""
+        if self.first != self.last:
+            self.length = windows
+
+    def skip(self, counts: list[int]) -> None:
+        """Begin behind so many windows of the first sources, which the model has seen. The weights
+        say how to share out the windows from here on."""
+        self.counts[: len(counts)] = counts
+        self.origin = list(self.counts)
 
     def next(self, n: int, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The next n windows: (inputs, targets, sources), int64 (rows, T), (rows, T) and (rows,).
@@ -598,10 +645,29 @@ def bits_per_byte(
     batch: int = 8,
     device: str = "cpu",
 ) -> dict:
-    """Bits per byte of whole validation documents: nats of all tokens / UTF-8 bytes of text / ln 2.
+    """Bits per byte of the first validation documents of `shards` that fit into max_bytes, in
+    batches of `batch` windows of at most seq_len tokens; see `score_documents`."""
+    documents, n_bytes = shards.validation(max_bytes)
+    is_prompt = shards.prompts(documents)
+    return score_documents(llama, documents, is_prompt, n_bytes, seq_len, batch, device)
+
+
+def score_documents(
+    llama,
+    documents: list[np.ndarray],
+    prompts: list[np.ndarray | None],
+    n_bytes: int,
+    seq_len: int,
+    batch: int = 8,
+    device: str = "cpu",
+) -> dict:
+    """Bits per byte of whole documents: nats of all tokens / UTF-8 bytes of text / ln 2.
 
     A loss per token would favour the tokenizer that cuts text into more pieces; the bytes are the
-    same for all. Returns that loss too (nats per token), the tokens and the bytes."""
+    same for all. Returns that loss too (nats per token), the tokens and the bytes.
+
+    documents: int64, BOS ... EOS; prompts: for each of them, which tokens are a prompt's, or None;
+    n_bytes: what all of them, prompts left out, have as text."""
     import torch  # here: each of `clean`'s processes would spend seconds and 200 MB on it
 
     from common import parallel
@@ -609,9 +675,8 @@ def bits_per_byte(
     # A document is fed from its BOS, which is given and not predicted; every other token, EOS too,
     # is predicted once. A document longer than seq_len continues in further windows, each of which
     # begins with the last token of the one before.
-    documents, n_bytes = shards.validation(max_bytes)
     windows = []
-    for document, is_prompt in zip(documents, shards.prompts(documents), strict=True):
+    for document, is_prompt in zip(documents, prompts, strict=True):
         inputs, targets = inputs_and_targets(document, is_prompt)
         for start in range(0, len(inputs), seq_len):
             end = start + seq_len
@@ -673,39 +738,72 @@ def check_pack_flags(args: argparse.Namespace) -> None:
     if bool(args.prompt_field) != bool(args.response_field):
         raise cli.UserError("--prompt_field and --response_field go together: what is given, and "
                             "what is to be learnt")
-    if args.prompt_field and args.text_field != "text":
-        raise cli.UserError("--text_field and --prompt_field: choose one, a text that is learnt "
-                            "whole, or prompts with responses")
+    # A document comes from one place: a text, fields, or messages.
+    if args.messages and args.prompt_field:
+        raise cli.UserError("--messages and --prompt_field: choose one, chats or pairs of fields")
+    if has_dialogues(args) and args.text_field != "text":
+        raise cli.UserError("--text_field and --prompt_field or --messages: choose one, a text "
+                            "that is learnt whole, or prompts with responses")
+
+
+def has_dialogues(args: argparse.Namespace) -> bool:
+    """Are the documents prompts with responses?"""
+    return bool(args.prompt_field or args.messages)
+
+
+def wanted_of(args: argparse.Namespace) -> Wanted | None:
+    """The fields that the flags name; None for a text alone."""
+    if args.messages:
+        return dialogues.wanted_messages(args.messages)
+    if args.prompt_field:
+        return dialogues.wanted_fields(args.prompt_field, args.response_field)
+    return None
 
 
 def read_texts(
     args: argparse.Namespace,
     bar: tqdm,
-    rejected: Callable[[dict], None] | None = None,
-    repaired: Callable[[dict], None] | None = None,
+    seen: Seen | None = None,
+    rejected: IO[str] | None = None,
 ) -> Iterator[str]:
-    """Yield the text of every document, or its prompt and response with a MARK between them; move
-    the bar by its UTF-8 bytes."""
-    fields = None  # the text alone
-    if args.prompt_field:
-        fields = (args.prompt_field, args.response_field)
-    for document in read_documents(args.input, reading_of(args), rejected, fields, repaired):
-        # A prompt and its response travel as one text, so that both decide the hash; the mark must
-        # not be in either of them.
-        if fields:
-            parts = [look_up(document, field) for field in fields]
-            text = MARK.join(part.replace(MARK, "") for part in parts)
+    """Yield the text of every document, or a dialogue as one text; move the bar by its UTF-8 bytes.
+
+    `seen` counts; `rejected` gets a line for each that is no document."""
+    # The second reading finds the same again, and nobody asks.
+    if seen is None:
+        seen = Seen()
+
+    def reject(record: dict) -> None:
+        seen.rejected[record["reason"]] += 1
+        if rejected:
+            print(json.dumps(record), file=rejected)
+
+    def repair(record: dict) -> None:
+        seen.repaired += 1
+
+    for row in read_documents(args.input, reading_of(args), reject, wanted_of(args), repair):
+        # A prompt and its response travel as one text, so that both decide the hash.
+        if args.messages:
+            text = dialogues.of_messages(row, args.messages)
+        elif args.prompt_field:
+            text = dialogues.of_fields(row, args.prompt_field, args.response_field)
+            # Alpaca's `input` is half of the prompt, and easily forgotten: count it.
+            unused = dialogues.unused_fields(row, [*args.prompt_field, args.response_field])
+            seen.unused.update(unused)
+            if unused:
+                seen.with_more += 1
         else:
-            text = document["text"]
+            text = row["text"]
+        seen.rows += 1
         bar.update(len(text.encode()))
         yield text
 
 
-def bytes_to_predict(text: str, has_prompts: bool) -> int:
-    """UTF-8 bytes of a document; of a response without its prompt."""
-    if has_prompts:
-        _, _, text = text.partition(MARK)
-    return len(text.encode())
+def bytes_to_predict(text: str, is_dialogue: bool) -> int:
+    """UTF-8 bytes of a document; of a dialogue's responses without their prompts."""
+    if not is_dialogue:
+        return len(text.encode())
+    return sum(len(response.encode()) for _, response in dialogues.split(text))
 
 
 def in_batches(texts: Iterable[str], max_characters: int = 2_000_000) -> Iterator[list[str]]:
@@ -756,13 +854,37 @@ class ShardWriter:
 
 
 def save_array(path: Path, array: np.ndarray) -> dict:
-    """Write an array; returns its entry in the index."""
-    np.save(path, array)
+    """Write an array as np.save does; returns its entry in the index."""
+    # Not np.save itself: its error on a full disk does not say what it is (it has no errno).
+    with open(path, "wb") as file:
+        header = np.lib.format.header_data_from_array_1_0(array)
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(array.data)
     return {
         "tokens": len(array),
         "bytes_on_disk": path.stat().st_size,
         "sha256": cli.sha256(path),
     }
+
+
+def say_what_was_packed(args: argparse.Namespace, index: dict, seen: Seen) -> None:
+    """Print what is in the shards, and what was found on the way."""
+    # Of dialogues the bytes are those of the responses; so are the tokens that they are divided by.
+    val = index["val"]
+    learnt = ""
+    if has_dialogues(args):
+        learnt = f", {index['targets']} of them learnt"
+    print(f"{index['documents']} documents, {index['bytes']} bytes, {index['tokens']} tokens"
+          f"{learnt} ({index['bytes'] / index['targets']:.2f} bytes per token) in "
+          f"{len(index['files'])} shards; for validation {val['documents']} documents, "
+          f"{val['bytes']} bytes; {index['duplicates']} duplicates dropped, "
+          f"{seen.rejected.total()} lines rejected")
+    if seen.repaired:
+        print(f"{seen.repaired} documents have a few broken bytes, which are packed as U+FFFD")
+    if few := small_validation(val["documents"]):
+        print(f"for validation {few}; --val_fraction is their share of all")
+    if seen.with_more:
+        print(dialogues.about_unused(seen.rows, seen.with_more, seen.unused, args.prompt_field))
 
 
 # ---- Command line -------------------------------------------------------------------------------
@@ -780,6 +902,9 @@ def main(argv: list[str] | None = None) -> None:
     ]
     for function, add_its_flags, summary in programs:
         description = function.__doc__.replace("\n    ", "\n")
+        # The format of dialogues is described in one place; this manual includes it.
+        if function is pack:
+            description += f"\n\n{dialogues.__doc__}"
         command = commands.add_parser(function.__name__, help=summary, description=description)
         command.set_defaults(run=function)
         add_its_flags(command)
@@ -796,6 +921,8 @@ def main(argv: list[str] | None = None) -> None:
     check_places(args.out, args.input)
     cli.settings(args)
     announce(args.input, reading_of(args))
+    if args.run is clean:
+        check_fields(args.input, reading_of(args))
     args.run(args)
 
 
@@ -881,8 +1008,11 @@ def add_pack_flags(parser: cli.Parser) -> None:
     flag = parser.add_argument
     flag("--tokenizer", required=True,
          help="a SentencePiece .model file, or a model folder that holds one")
-    flag("--prompt_field", help="field whose text is given and not learnt, for an sft stage")
-    flag("--response_field", help="field with the answer to it, which is")
+    flag("--prompt_field", nargs="+", metavar="FIELD",
+         help="fields whose texts are given and not learnt, for an sft stage")
+    flag("--response_field", metavar="FIELD", help="field with the answer to them, which is")
+    flag("--messages", nargs="?", const="messages", metavar="FIELD",
+         help="rows are chats, in this field (messages, if none is named)")
     flag("--val_fraction", type=float, default=0.005, help="share of the documents for validation")
     flag("--val_bytes", type=int, default=5_000_000,
          help="at most so many bytes of text for validation")

@@ -2,28 +2,80 @@
 
 A stage trains a part of the model. Its directory holds the whole: what was trained, from memory,
 and everything else unchanged from the directory that the stage started from. A LoRA is merged into
-the matrices beside it.
+the matrices beside it, and also written by itself, as an adapter that PEFT opens.
+
+A checkpoint holds what was trained alone. So its model directory is made in the same way: what was
+trained, read from the checkpoint, and everything else from the stage's start.
+
+    python export.py RUN --out DIR                  # the newest checkpoint, as a model directory
+    python export.py RUN --stage 2 --step 500 --out DIR
+    python export.py RUN --adapter DIR              # of a LoRA stage, finished or not: for PEFT
+
+DIR is then --model of train.py, eval_kobest.py and sample.py. No GPU is needed, and memory for what
+the stage trains and for one file of weights (5 GB at most). RUN may be training meanwhile: nothing
+in it is changed or locked.
 """
 import argparse
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 import model
 import tokenizer
-from common import cli, parallel, plan
+from common import checkpoint, cli, dialogues, parallel, plan
+from common.cli import UserError
+
+# The matrices of a block that get a LoRA, as PEFT names them: all seven.
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def trained_parts(name: str, trained: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+# ------------------------------------------------------------------------------ a model directory
+
+
+def trained_parts(name: str, trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """What was trained of a tensor: nothing, itself, or its LoRA's A and B, gathered. All processes
     take part, because each holds some of the rows."""
     prefix = name.removesuffix("weight")
-    parts = []
+    parts = {}
     for part in (name, prefix + "lora_A", prefix + "lora_B"):
         if part in trained:
-            parts.append(parallel.full_tensor(trained[part]).detach())
+            parts[part] = parallel.full_tensor(trained[part]).detach()
     return parts
+
+
+def finished_tensor(
+    name: str,
+    parts: dict[str, torch.Tensor],
+    read: Callable[[str], torch.Tensor],
+    stage: plan.Stage,
+    config: model.Config,
+    args: argparse.Namespace,
+) -> torch.Tensor:
+    """A tensor as the stage's directory gets it. `parts`: what was trained of it; read(name) gives
+    it as the stage found it."""
+    if not parts:
+        return read(name)
+    if name not in parts:
+        lora_a, lora_b = parts.values()
+        return model.merge_lora(read(name), lora_a, lora_b, args.lora_alpha / args.lora_rank)
+    if "new_rows" in stage.parts and name in plan.TABLES:
+        # The old rows had no gradient, but they were cast to the optimizer's type: take them from
+        # the start as well.
+        before = read(name)
+        old_rows = config.base_vocab_size
+        return torch.cat((before[:old_rows], parts[name][old_rows:].to(before.dtype)))
+    return parts[name]
+
+
+def template_after(stage: plan.Stage, start: Path) -> str:
+    """The chat template that a stage's model has: `sft` teaches it one, others leave it alone."""
+    if "sft" in stage.parts:
+        return dialogues.CHAT_TEMPLATE
+    return tokenizer.chat_template(start)
 
 
 def save_stage(
@@ -35,6 +87,7 @@ def save_stage(
     state: dict,
 ) -> None:
     """Write a stage's model directory, one tensor at a time: there is no second copy of the model.
+    A stage with a LoRA also gets adapter/, which is what it trained, before merging.
 
     What was not trained is copied from the start directory, not from the model's copy in the
     compute type, so it passes through every stage unchanged. A LoRA is merged in float32, and
@@ -42,28 +95,17 @@ def save_stage(
     """
     # A LoRA has no name in the directory: it is merged into the matrix beside it.
     names = []
-    trained = {}
-    for name, p in llama.named_parameters():
+    for name, _ in llama.named_parameters():
         if not name.endswith(("lora_A", "lora_B")):
             names.append(name)
-        if p.requires_grad:
-            trained[name] = p
+    trained = trained_parameters(llama)
+    adapter = {}
 
     def finished(name: str, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
-        """The tensor as the directory gets it; read(name) gives it as the stage found it."""
-        parts = [part.cpu() for part in trained_parts(name, trained)]
-        if not parts:
-            return read(name)
-        if len(parts) == 2:
-            lora_a, lora_b = parts
-            return model.merge_lora(read(name), lora_a, lora_b, args.lora_alpha / args.lora_rank)
-        if "new_rows" in stage.parts and name in plan.TABLES:
-            # The old rows had no gradient, but they were cast to the optimizer's type: take them
-            # from the start as well.
-            before = read(name)
-            old_rows = llama.config.base_vocab_size
-            return torch.cat((before[:old_rows], parts[0][old_rows:].to(before.dtype)))
-        return parts[0]
+        parts = {part: tensor.cpu() for part, tensor in trained_parts(name, trained).items()}
+        if "lora" in stage.parts:
+            adapter.update(parts)
+        return finished_tensor(name, parts, read, stage, llama.config, args)
 
     remaining = iter(names)
 
@@ -73,8 +115,12 @@ def save_stage(
             tensors = ((name, finished(name, read)) for name in remaining)
             with cli.new_folder(folder) as temporary:
                 model.save(llama, temporary, tensors)
-                tokenizer.save(start / "tokenizer.model", temporary)
+                chat_template = template_after(stage, start)
+                tokenizer.save(start / "tokenizer.model", temporary, chat_template)
                 cli.write_json(temporary / "training_state.json", state)
+                if adapter:
+                    (temporary / "adapter").mkdir()
+                    save_adapter(adapter, llama.config, start, temporary / "adapter", args)
         finally:
             # If writing failed, the other processes still wait for the tensors that are left.
             for name in remaining:
@@ -85,3 +131,261 @@ def save_stage(
         for name in remaining:
             trained_parts(name, trained)
     parallel.on_rank_zero(write)
+
+
+def trained_parameters(llama: model.Llama) -> dict[str, torch.Tensor]:
+    """The parameters that a stage trains, by name."""
+    return {name: p for name, p in llama.named_parameters() if p.requires_grad}
+
+
+# ------------------------------------------------------------------------------ a LoRA by itself
+
+
+def peft_name(name: str) -> str:
+    """A parameter's name in an adapter of PEFT (Hugging Face's library for LoRA).
+
+    >>> peft_name("model.layers.0.self_attn.q_proj.lora_A")
+    'base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight'
+    """
+    if name.endswith(("lora_A", "lora_B")):
+        name += ".weight"
+    return f"base_model.model.{name}"
+
+
+def save_adapter(
+    trained: dict[str, torch.Tensor],
+    config: model.Config,
+    start: Path,
+    folder: Path,
+    args: argparse.Namespace,
+) -> None:
+    """Write what a LoRA stage trained into an existing folder, as PEFT does: it goes beside the
+    weights of directory `start`."""
+    # A table that is trained as well is replaced as a whole. PEFT takes a tied one for two modules.
+    tables = {name: trained[name] for name in plan.TABLES if name in trained}
+    embedding, head = plan.TABLES
+    if config.tie_word_embeddings and embedding in tables:
+        tables[head] = tables[embedding].clone()
+    tensors = {}
+    for name, value in {**trained, **tables}.items():
+        tensors[peft_name(name)] = value.contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        # A relative path that is not there would be looked up on the Hugging Face hub.
+        "base_model_name_or_path": os.path.abspath(start),
+        "r": args.lora_rank,
+        "lora_alpha": args.lora_alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": list(LORA_TARGETS),
+        "modules_to_save": [name.split(".")[-2] for name in tables] or None,
+        "inference_mode": True,
+    }
+    if config.tie_word_embeddings and tables:
+        settings["ensure_weight_tying"] = True
+    cli.write_json(folder / "adapter_config.json", settings)
+
+
+# ---------------------------------------------------------------------------- out of a checkpoint
+
+
+def read_checkpoint(
+    folder: Path, stage: plan.Stage, start: Path, settings: argparse.Namespace
+) -> model.Llama:
+    """The model as `stage` had it when this checkpoint was saved: what it trains in memory, and
+    everything else on the meta device, which has names and shapes alone."""
+    master_dtype = plan.MASTER[settings.optimizer]
+
+    def before_load(llama: model.Llama) -> None:
+        if "lora" in stage.parts:
+            model.add_lora(llama, settings.lora_rank, settings.lora_alpha, master_dtype)
+        for name, p in llama.named_parameters():
+            p.requires_grad_(plan.is_trained(name, stage.what))
+
+    llama = model.load(start, "meta", master_dtype, before_load)
+    parameters = checkpoint.load_parameters(folder, trained_parameters(llama))
+    for name, value in parameters.items():
+        model.assign(llama, name, value)
+    if llama.config.tie_word_embeddings:
+        llama.lm_head.weight = llama.model.embed_tokens.weight
+    return llama
+
+
+def read_settings(run: Path) -> argparse.Namespace:
+    """The settings of a run. UserError if `run` is not a run's folder."""
+    saved = cli.read_json(run / "config.json")
+    if not isinstance(saved, dict) or "stages" not in saved:
+        raise UserError(f"{run}/config.json does not hold the settings of a run; is it a run "
+                        "folder?")
+    return argparse.Namespace(**saved)
+
+
+def newest_stage(run: Path, stages: list[plan.Stage]) -> int:
+    """The number of the last stage that has a checkpoint or is finished. UserError if none has."""
+    newest = 0
+    for number, stage in enumerate(stages, 1):
+        if checkpoint.find(run, number) or checkpoint.stage_folder(run, number, stage).exists():
+            newest = number
+    if newest == 0:
+        raise UserError(f"{run} has no checkpoint yet: train.py saves the first after --save_every "
+                        "steps, or when it is stopped by Ctrl-C or SIGTERM")
+    return newest
+
+
+def what_there_is(run: Path, stages: list[plan.Stage]) -> str:
+    """The checkpoints and the finished stages of a run, in words."""
+    found = []
+    for number, stage in enumerate(stages, 1):
+        steps = []
+        for folder in reversed(checkpoint.find(run, number)):
+            steps.append(str(int(folder.name.partition("-")[2])))
+        if steps:
+            found.append(f"stage {number} step {', '.join(steps)}")
+        finished = checkpoint.stage_folder(run, number, stage)
+        if finished.exists():
+            found.append(f"stage {number}, finished, in {finished}")
+    return "; ".join(found) or "nothing"
+
+
+def find_checkpoint(
+    run: Path, stages: list[plan.Stage], number: int, step: int | None
+) -> tuple[Path, dict]:
+    """The checkpoint of a stage at this step, or its newest whole one, and its counters. UserError
+    if there is none."""
+    there_is = f"there is {what_there_is(run, stages)}"
+    if step is None:
+        found = checkpoint.newest(run, number)
+        if found is None:
+            raise UserError(f"{run} has no whole checkpoint of stage {number}; {there_is}")
+        return found
+
+    folder = run / "checkpoints" / f"{number:02d}-{step:08d}"
+    if not folder.exists():
+        raise UserError(f"{run} has no checkpoint of stage {number} step {step}; {there_is}")
+    try:
+        return folder, checkpoint.read_counters(folder)
+    except UserError as error:
+        raise UserError(f"checkpoint {folder} is broken ({error}); {there_is}") from None
+
+
+def start_of_stage(
+    run: Path,
+    stages: list[plan.Stage],
+    number: int,
+    settings: argparse.Namespace,
+    moved: Path | None,
+) -> Path:
+    """The model directory that a stage started from. `moved`: where the run's own start is now.
+    UserError if that is not what the run started from."""
+    if number > 1:
+        return checkpoint.stage_folder(run, number - 1, stages[number - 2])
+    if settings.config:
+        return run / "stages/0-random"
+
+    # An older config.json does not say where its relative paths start.
+    start = moved or Path(getattr(settings, "started_in", "."), settings.model)
+    hashes = {}
+    for file, sha256 in cli.read_json(run / "inputs.json").items():
+        if file.endswith(".safetensors"):
+            hashes[Path(file).name] = sha256
+    for name, sha256 in hashes.items():
+        file = start / name
+        if not file.exists() or cli.sha256(file) != sha256:
+            raise UserError(f"{file} is missing, or not what {run} started from; --model says "
+                            "where its model directory is now")
+    return start
+
+
+# -------------------------------------------------------------------------------------- the program
+
+
+def check_target(flag: str, folder: Path, run: Path, mark: str) -> None:
+    """UserError if a folder that is to be written lies in the run, or holds something that was not
+    written by training or export: those leave a file called `mark` in it."""
+    if run.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise UserError(f"{flag} {folder} lies inside the run {run}; choose a folder of its own")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).exists():
+        raise UserError(f"{flag} {folder} holds something else already (it has no {mark}); choose "
+                        "another folder")
+
+
+def export_finished(folder: Path, is_last: bool, args: argparse.Namespace) -> None:
+    """Copy the adapter of a finished stage; UserError if its model is asked for, which is there
+    already."""
+    if args.out:
+        published = args.run / "model"
+        if is_last and published.exists():
+            folder = published
+        raise UserError(f"there is nothing to export: that stage is finished, and its model is "
+                        f"{folder} (--stage and --step name a checkpoint before)")
+    if not (folder / "adapter").exists():
+        raise UserError(f"{folder} has no adapter/: an older version of train.py wrote it")
+    with cli.new_folder(args.adapter) as temporary:
+        shutil.copytree(folder / "adapter", temporary, dirs_exist_ok=True)
+    print(f"{args.adapter}: the adapter of {folder}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Find the checkpoint, and write what was asked for."""
+    parser = cli.Parser(description=__doc__, prog="export.py")
+    flag = parser.add_argument
+    flag("run", type=Path, metavar="RUN", help="run folder of train.py")
+    flag("--out", type=Path, help="model directory to write")
+    flag("--adapter", type=Path,
+         help="folder to write a LoRA stage's adapter into, for PEFT; in place of --out")
+    flag("--stage", type=int, help="number of the stage, from 1 (default: the newest)")
+    flag("--step", type=int,
+         help="step of the checkpoint in that stage (default: the newest that is whole)")
+    flag("--model", type=Path, help="where the model that RUN started from is now, if it was moved")
+    args = parser.parse_args(argv)
+    cli.settings(args)
+
+    # What was asked for
+    if (args.out is None) == (args.adapter is None):
+        raise UserError("give --out for a model directory, or --adapter for a LoRA by itself")
+    if parallel.size() > 1:
+        raise UserError("export.py is one process; start it without torchrun")
+    settings = read_settings(args.run)
+    stages = [plan.parse_stage(text) for text in settings.stages]
+    if args.out:
+        check_target("--out", args.out, args.run, "training_state.json")
+    else:
+        check_target("--adapter", args.adapter, args.run, "adapter_config.json")
+
+    # Which stage
+    number = args.stage
+    if number is None:
+        number = newest_stage(args.run, stages)
+    if not 1 <= number <= len(stages):
+        raise UserError(f"--stage {number}: {args.run} has stages 1 to {len(stages)}")
+    stage = stages[number - 1]
+    if args.adapter and "lora" not in stage.parts:
+        raise UserError(f"stage {number} of {args.run} is {stage.what}, which has no LoRA; there "
+                        f"is {what_there_is(args.run, stages)}")
+    finished = checkpoint.stage_folder(args.run, number, stage)
+    if finished.exists() and args.step is None:
+        export_finished(finished, number == len(stages), args)
+        return
+
+    # Which checkpoint
+    folder, counters = find_checkpoint(args.run, stages, number, args.step)
+    start = start_of_stage(args.run, stages, number, settings, args.model)
+    llama = read_checkpoint(folder, stage, start, settings)
+    if args.out:
+        if args.out.resolve() == start.resolve():
+            raise UserError(f"--out {args.out} is what that stage of {args.run} started from; "
+                            "choose another folder")
+        state = {name: value for name, value in counters.items() if name != "files"}
+        save_stage(llama, stage, start, args.out, settings, state)
+    else:
+        with cli.new_folder(args.adapter) as temporary:
+            save_adapter(trained_parameters(llama), llama.config, start, temporary, settings)
+    print(f"{args.out or args.adapter}: stage {number} ({stage.what}) step {counters['step']} of "
+          f"{args.run}, {counters['tokens']:,} tokens")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -210,7 +210,7 @@ def grow_folder(
         config["unpadded_vocab_size"] = grow.size
         cli.write_json(temporary / "config.json", config)
         write_generation_config(folder, temporary, grow)
-        tokenizer.save(merged_file, temporary)
+        tokenizer.save(merged_file, temporary, tokenizer.chat_template(folder))
     return grow
 
 

@@ -22,14 +22,17 @@ time stand in kernels/, each beside the PyTorch lines that define it.
     model.save(llama, "OUT")
 """
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
 import kernels
@@ -111,15 +114,19 @@ class RMSNorm(nn.Module):
 # ------------------------------------------------------------------------------- attention
 
 
-def attention_reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def attention_reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+                        numbers: torch.Tensor | None = None) -> torch.Tensor:
     """The definition of causal attention (Vaswani et al., 1706.03762, section 3.2.1).
 
     q (B, H, T, E), k and v (B, K, S, E) → (B, H, T, E). The T queries are the last of S positions;
-    K divides H.
+    K divides H. `numbers` (B, T): the number of each position's document. It sees that one alone.
 
     >>> q = torch.zeros(1, 1, 2, 1)                # no preference: the mean of what is seen so far
-    >>> attention_reference(q, q, torch.tensor([[[[1.0], [5.0]]]])).flatten()
+    >>> v = torch.tensor([[[[1.0], [5.0]]]])
+    >>> attention_reference(q, q, v).flatten()
     tensor([1., 3.])
+    >>> attention_reference(q, q, v, numbers=torch.tensor([[0, 1]])).flatten()
+    tensor([1., 5.])
     """
     H, T, E = q.shape[1:]
     K, S = k.shape[1:3]
@@ -127,8 +134,11 @@ def attention_reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> to
     v = v.repeat_interleave(H // K, dim=1)                              # (B, H, S, E)
     scores = q @ k.transpose(2, 3) / math.sqrt(E)                       # (B, H, T, S)
     is_later = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(1 + S - T)
-    p = scores.masked_fill(is_later, -math.inf).softmax(-1)             # (B, H, T, S)
-    return p @ v                                                        # (B, H, T, E)
+    scores = scores.masked_fill(is_later, -math.inf)
+    if numbers is not None:
+        is_elsewhere = numbers[:, None, :, None] != numbers[:, None, None, :]
+        scores = scores.masked_fill(is_elsewhere, -math.inf)
+    return scores.softmax(-1) @ v                                       # (B, H, T, E)
 
 
 # On Hopper (H100, H200) cuDNN's attention trains 1.7 to 2.3 times as fast as FlashAttention 2; on
@@ -180,6 +190,111 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch
     return F.scaled_dot_product_attention(q, k, v, **options)
 
 
+# FlashAttention's kernels begin with Ampere (A100).
+AMPERE = 8  # the major number of its compute capability
+
+# Since torch 2.13 query heads may share keys and values in varlen_attn.
+VARLEN_SHARES_KEYS = "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+class Documents(NamedTuple):
+    """The documents in a batch of training windows, each of which attends to itself alone."""
+    numbers: torch.Tensor           # (B, T) int32: each position's document, counted from 0
+    room: int                       # more than the last number, a power of two
+
+    # One of them, which `ready` adds: what attention reads.
+    mask: torch.Tensor | None = None    # (B, 1, T, T): 0 where a query sees a key, -inf elsewhere
+    starts: torch.Tensor | None = None  # (room + 1,) int32: the place among B T of each one's start
+
+    def to(self, device: str) -> "Documents":
+        """The same on the device, copied from pinned memory so that Python need not wait."""
+        return self._replace(numbers=self.numbers.pin_memory().to(device, non_blocking=True))
+
+    def split(self, windows: int) -> list["Documents"]:
+        """Those of so many windows each, as a tensor is split."""
+        return [self._replace(numbers=numbers) for numbers in self.numbers.split(windows)]
+
+    def ready(self, dtype: torch.dtype) -> "Documents":
+        """With what attention in this type reads, made once for all layers.
+
+        >>> documents = find_documents(torch.tensor([[7, 1, 7]]), bos=1)
+        >>> documents.ready(torch.float32).mask
+        tensor([[[[0., -inf, -inf],
+                  [-inf, 0., -inf],
+                  [-inf, 0., 0.]]]])
+        """
+        numbers = self.numbers
+        if varlen_runs(numbers, dtype):
+            # The documents that `room` has beyond the last number begin and end where all end.
+            all_numbers = torch.arange(self.room + 1, dtype=numbers.dtype, device=numbers.device)
+            starts = torch.searchsorted(numbers.flatten(), all_numbers, out_int32=True)
+            return self._replace(starts=starts)
+
+        # Not a mask of booleans: SDPA would make these numbers of it, in every layer anew.
+        sees = (numbers[:, :, None] == numbers[:, None, :]).tril()          # (B, T, T)
+        mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
+        mask = mask.masked_fill_(~sees, -math.inf)
+        return self._replace(mask=mask[:, None])
+
+
+def find_documents(tokens: torch.Tensor, bos: int) -> Documents:
+    """The documents in tokens (B, T), which are in CPU memory: each begins at a BOS. What stands
+    before the first BOS of a window is the rest of a document that the window's start has cut.
+
+    >>> find_documents(torch.tensor([[7, 1, 7], [1, 7, 7]]), bos=1).numbers
+    tensor([[0, 1, 1],
+            [2, 2, 2]], dtype=torch.int32)
+    """
+    begins = tokens == bos
+    begins[:, 0] = True
+    numbers = begins.flatten().cumsum(0, dtype=torch.int32).view(tokens.shape) - 1
+    # A compiled block is compiled again for every other room: powers of two are few.
+    return Documents(numbers, room=2 ** int(numbers[-1, -1]).bit_length())
+
+
+def varlen_runs(x: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Is varlen_attn there for this type, on x's device?"""
+    if x.device.type == "cpu" or dtype == torch.float32:
+        return False
+    return not x.is_cuda or torch.cuda.get_device_properties(x.device).major >= AMPERE
+
+
+def attention_within(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+                     documents: Documents) -> torch.Tensor:
+    """`attention_reference` within documents that are ready. Shapes as there, with S = T."""
+    H, T = q.shape[1:3]
+    K = k.shape[1]
+    if documents.mask is not None:
+        if q.device.type != "cpu" and K < H:  # in float32, as in causal_attention
+            k = k.repeat_interleave(H // K, dim=1)                      # (B, H, T, E)
+            v = v.repeat_interleave(H // K, dim=1)                      # (B, H, T, E)
+            K = H
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=documents.mask, enable_gqa=K < H
+        )
+
+    # FlashAttention over documents one behind another, in place of windows: scores between two of
+    # them are never computed. It has not run on a GPU yet; the tests compare its stand-in.
+    options = {}
+    if VARLEN_SHARES_KEYS:
+        options["enable_gqa"] = K < H
+    else:
+        k = k.repeat_interleave(H // K, dim=1)                          # (B, H, T, E)
+        v = v.repeat_interleave(H // K, dim=1)                          # (B, H, T, E)
+    y = varlen_attn(
+        q.transpose(1, 2).flatten(0, 1),                                # (B T, H, E)
+        k.transpose(1, 2).flatten(0, 1),                                # (B T, K, E)
+        v.transpose(1, 2).flatten(0, 1),                                # (B T, K, E)
+        cu_seq_q=documents.starts,
+        cu_seq_k=documents.starts,
+        max_q=T,  # the longest that there can be: the true one would have to be waited for
+        max_k=T,
+        window_size=(-1, 0),  # all that is earlier, nothing that is later
+        **options,
+    )
+    return y.unflatten(0, (-1, T)).transpose(1, 2)                      # (B, H, T, E)
+
+
 class Cache:
     """Keys and values of the positions seen so far, layer by layer: there is room for `length`
     positions, and `used` are filled."""
@@ -216,7 +331,8 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
         self.o_proj = Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
 
-    def forward(self, x, cos, sin, cache: Cache | None = None, positions=None) -> torch.Tensor:
+    def forward(self, x, cos, sin, cache: Cache | None = None, positions=None,
+                documents: Documents | None = None) -> torch.Tensor:
         """x (B, T, D), cos and sin (T, E/2) → (B, T, D); (N, D) for `positions`, as in Block."""
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, self.heads, self.head_dim)
@@ -229,13 +345,17 @@ class Attention(nn.Module):
         # Without a sign of its place, a key would be the same wherever it stands.
         # RoPE turns each pair (a, b) = (q[i], q[i + E/2]) at position t by the angle t θ^(-2i/E):
         #     (a, b) → (a cos - b sin,  b cos + a sin)
-        # and so for k. What is left in q · k is the distance between the two positions.
+        # and so for k. What is left in q · k is the distance between the two positions: so it does
+        # not matter that a document begins in the middle of a window.
         q, k = kernels.rope(q, k, cos, sin)
 
         # What came before need not be computed again: its keys and values do not change.
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)                       # (B, K, S, E)
-        y = causal_attention(q, k, v)                                   # (B, H, T, E)
+        if documents is None:
+            y = causal_attention(q, k, v)                               # (B, H, T, E)
+        else:
+            y = attention_within(q, k, v, documents)                    # (B, H, T, E)
 
         # Heads side by side again, and mixed.
         y = y.transpose(1, 2).reshape(B, T, self.heads * self.head_dim)
@@ -279,7 +399,8 @@ class Block(nn.Module):
     stream x and is added back to it.
 
     `positions` is an index, (N,) sequences and (N,) places: only they come out, (N, D), which
-    spares the last block the others. `recompute_attention`: its activations are not kept."""
+    spares the last block the others. With `documents` each position attends within its own.
+    `recompute_attention`: its activations are not kept."""
 
     def __init__(self, config: Config, layer: int):
         super().__init__()
@@ -288,17 +409,18 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def attend(self, x, cos, sin, cache: Cache | None, positions) -> torch.Tensor:
+    def attend(self, x, cos, sin, cache: Cache | None, positions, documents) -> torch.Tensor:
         """The first branch, attention(norm(x))."""
-        return self.self_attn(self.input_layernorm(x), cos, sin, cache, positions)
+        return self.self_attn(self.input_layernorm(x), cos, sin, cache, positions, documents)
 
     def forward(self, x, cos, sin, cache: Cache | None = None, positions=None,
+                documents: Documents | None = None,
                 recompute_attention: bool = False) -> torch.Tensor:
         """x (B, T, D) → (B, T, D), or (N, D)."""
         if recompute_attention:
-            attended = recomputed(self.attend, x, cos, sin, cache, positions)
+            attended = recomputed(self.attend, x, cos, sin, cache, positions, documents)
         else:
-            attended = self.attend(x, cos, sin, cache, positions)
+            attended = self.attend(x, cos, sin, cache, positions, documents)
         if positions is not None:
             x = x[positions]                                            # (N, D)
 
@@ -379,9 +501,10 @@ class Llama(nn.Module):
         cos, sin = self.cos_and_sin
         return cos[start:end], sin[start:end]
 
-    def hidden(self, tokens: torch.Tensor, cache: Cache | None = None, positions=None):
+    def hidden(self, tokens: torch.Tensor, cache: Cache | None = None, positions=None,
+               documents: Documents | None = None):
         """tokens (B, T) → the head's input, (B, T, D), or (N, D) at the index `positions`, as in
-        Block. A cache grows by T."""
+        Block. A cache grows by T. `documents` are there without a cache only."""
         T = tokens.shape[1]
 
         # Where these tokens stand: after those in the cache.
@@ -389,6 +512,9 @@ class Llama(nn.Module):
         if cache is not None:
             start = cache.used
         cos, sin = self.rope_tables(start, start + T, tokens.device)    # (T, E/2)
+
+        if documents is not None:
+            documents = documents.ready(self.compute_dtype)
 
         x = self.model.embed_tokens(tokens).to(self.compute_dtype)      # (B, T, D)
         last = self.model.layers[-1]
@@ -400,18 +526,19 @@ class Llama(nn.Module):
             is_trained = any(p.requires_grad for p in block.parameters())
             keeps_activations = torch.is_grad_enabled() and (x.requires_grad or is_trained)
             if keeps_activations and self.recompute == "full":
-                x = recomputed(block, x, cos, sin, cache, selected)
+                x = recomputed(block, x, cos, sin, cache, selected, documents)
             else:
                 recompute_attention = keeps_activations and self.recompute == "attention"
-                x = block(x, cos, sin, cache, selected, recompute_attention)
+                x = block(x, cos, sin, cache, selected, documents, recompute_attention)
         if cache is not None:
             cache.used += T
         return self.model.norm(x)
 
-    def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None):
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None,
+                documents: Documents | None = None):
         """tokens (B, T) → logits (B, T, V); with targets (B, T) → (loss in nats, summed over the
-        targets ≠ -100; their number)."""
-        return self.lm_head(self.hidden(tokens), targets)
+        targets ≠ -100; their number). With documents each position attends within its own."""
+        return self.lm_head(self.hidden(tokens, documents=documents), targets)
 
     @torch.no_grad()  # not inference_mode: what rope_tables keeps is used in training too
     def generate(self, tokens: torch.Tensor, max_new_tokens: int, temperature: float = 1.0,
@@ -624,7 +751,7 @@ def tie_head(llama: Llama, folder: Path, stored: hf.TensorFiles) -> None:
     holds another head."""
     embedding = llama.model.embed_tokens.weight
     llama.lm_head.weight = embedding
-    if "lm_head.weight" in stored.files:
+    if "lm_head.weight" in stored.files and not embedding.is_meta:
         first, last = parallel.rows(embedding)
         mine = parallel.local(embedding)
         head = stored.slice("lm_head.weight")[first:last].to(mine)

@@ -572,18 +572,33 @@ def encode(
     return sp.encode(text, add_bos=bos, add_eos=eos)
 
 
-def save(file: str | Path, folder: str | Path) -> None:
+def save(file: str | Path, folder: str | Path, chat_template: str = "") -> None:
     """Write the tokenizer's files into a model directory: SentencePiece's and transformers'.
 
-    `file`: a .model file, or another model directory. UserError if tokenizer.json cannot say what
-    the model does."""
+    `file`: a .model file, or another model directory. `chat_template`: how the model was taught to
+    converse, if it was. UserError if tokenizer.json cannot say what the model does."""
     # transformers would rank the merges of tokenizer.model by id; written out, they are by score.
     model = read(file, base=True)
     merges = ranked_merges(model.pieces)
     folder = Path(folder)
     (folder / "tokenizer.model").write_bytes(model.raw)
     cli.write_json(folder / "tokenizer.json", tokenizer_json.build(model, merges))
-    cli.write_json(folder / "tokenizer_config.json", tokenizer_json.config(model.sp))
+    config = tokenizer_json.config(model.sp)
+    if chat_template:
+        config["chat_template"] = chat_template
+    cli.write_json(folder / "tokenizer_config.json", config)
+
+
+def chat_template(folder: Path) -> str:
+    """The chat template of a model directory, "" if it has none. transformers writes it to a file
+    of its own, older versions into tokenizer_config.json."""
+    own_file = folder / "chat_template.jinja"
+    if own_file.is_file():
+        return own_file.read_text(encoding="utf-8")
+    config_file = folder / "tokenizer_config.json"
+    if not config_file.is_file():
+        return ""
+    return cli.read_json(config_file).get("chat_template") or ""
 
 
 def write_model(raw: bytes, file: str) -> None:

@@ -11,15 +11,28 @@ or run alone:
         --stages embed:200M:2e-4 odd:300M:1e-4 even:300M:1e-4 lora:200M:1e-4
                                        # your own weights and shards; full:1B:1e-4 trains everything
     python train.py --config F --tokenizer T ...   # from scratch: random weights of a given shape
-    python train.py --plan ...         # what each stage trains, in bytes and FLOPs; no training
+    python train.py --plan --gpu H100 ...              # bytes, FLOPs, hours, disk; no training
     python train.py --resume RUN       # continue where RUN stopped, bit for bit on a CPU
+    python train.py --resume RUN --stages embed:200M:2e-4 odd:900M:5e-5 full:100M:2e-5
+                                       # and train longer, slower or more (common/resume.py)
+    python train.py --model RUN/model --skip_seen RUN ...
+                                       # a new run, on what RUN has not seen of the same shards
 
 RUN holds config.json (the settings), metrics.jsonl (one line per step), checkpoints/, stages/, and
 at the end model/.
 
-Ctrl-C and SIGTERM let the step finish and save a checkpoint. After Ctrl-C the exit status is 130,
-as shells expect, so a script that runs train.py stops too. After SIGTERM, which schedulers send, it
-is 0. A second Ctrl-C kills. A mistake in the flags or the data is one line and exit status 2.
+Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP let the step finish and save a checkpoint. After Ctrl-C the exit
+status is 130, as shells expect, so a script that runs train.py stops too. After the others, which
+schedulers and terminals send, it is 0. A second Ctrl-C kills. Under `nohup` SIGHUP is ignored. A
+mistake in the flags or the data is one line and exit status 2.
+
+SLURM sends SIGUSR1, here 300 seconds before the time limit, to what srun started. By itself,
+torchrun dies of it and leaves its processes behind, and it undoes nohup: name the signals that it
+is to hand on.
+
+    #SBATCH --signal=USR1@300
+    srun python train.py ...
+    srun torchrun --signals-to-handle=SIGTERM,SIGINT,SIGUSR1 train.py ...
 """
 import argparse
 import gc
@@ -40,8 +53,10 @@ import export
 import kernels
 import model
 import tokenizer
-from common import checkpoint, cli, parallel, plan
+from common import budget, checkpoint, cli, notices, parallel, plan, resume, sources
+from common.checkpoint import stage_folder
 from common.cli import UserError
+from common.progress import Progress
 
 # The defaults: the model that `bash speedrun.sh --prepare` makes, and the recipe for it.
 WORLD_MODEL = "out/grown"
@@ -52,9 +67,6 @@ PROMPTS = ("대한민국의 수도는", "The capital of Korea is")
 
 # Tokens of a micro-batch where --micro_batch is left at 0.
 MICRO_BATCH_TOKENS = 2**14
-
-# Every flag is saved in RUN/config.json but these.
-NOT_SAVED = ("resume", "plan", "world_size", "out")
 
 
 # --------------------------------------------------------------------- what a stage trains, and how
@@ -141,31 +153,44 @@ def learning_rate(step: int, steps: int, peak: float, args: argparse.Namespace) 
 
 
 def batches(
-    loader: data.Loader, n: int, windows: int, micro_batch: int, device: str
+    loader: data.Loader, n: int, windows: int, micro_batch: int, device: str,
+    document_mask: bool = False,
 ) -> Iterator[tuple]:
     """The next n batches of `windows` windows: (parts, sources, count, state) of each.
 
     `parts` are the micro-batches of this process's share: what the model is called with, (inputs,
-    targets), each (micro_batch, seq_len) on the device. sources (rows,) says where each window of
-    the share is from. `count` is the number of targets in the whole batch, over all processes: the
-    loss is divided by it, so it has to be known before the first backward pass. `state` is the
-    loader's after this batch, for a checkpoint.
+    targets), each (micro_batch, seq_len) on the device; with `document_mask` (inputs, targets,
+    model.Documents). sources (rows,) says where each window of the share is from. `count` is the
+    number of targets in the whole batch, over all processes: the loss is divided by it, so it has
+    to be known before the first backward pass. `state` is the loader's after this batch, for a
+    checkpoint.
     """
     # All processes ask for the whole batch, so that they agree on the order; each reads its rows.
     share = windows // parallel.size()
     first = parallel.rank() * share
+    bos = loader.sources[0].index["bos_token_id"]
     for _ in range(n):
         inputs, targets, sources = loader.next(windows, slice(first, first + share))
         counted = (targets != data.IGNORE).sum()
         count = max(1, parallel.all_reduce_sum(counted)[0])
         inputs = torch.from_numpy(inputs)                                   # (share, seq_len)
         targets = torch.from_numpy(targets)                                 # (share, seq_len)
+
+        # Where documents begin is looked up here: a GPU's answer would have to be waited for.
+        documents = []
+        if document_mask:
+            documents = [model.find_documents(part, bos) for part in inputs.split(micro_batch)]
+
         if device == "cuda":
             # A copy from pinned memory is queued behind the GPU's work; from other memory Python
             # would wait for it.
             inputs = inputs.pin_memory().to(device, non_blocking=True)
             targets = targets.pin_memory().to(device, non_blocking=True)
-        parts = list(zip(inputs.split(micro_batch), targets.split(micro_batch), strict=True))
+            documents = [part.to(device) for part in documents]
+        columns = [inputs.split(micro_batch), targets.split(micro_batch)]
+        if document_mask:
+            columns.append(documents)
+        parts = list(zip(*columns, strict=True))
         yield parts, sources, count, loader.state_dict()
 
 
@@ -231,16 +256,17 @@ def train_stage(
 
     # Begin the stage, or resume it from its newest checkpoint.
     windows = args.batch_tokens // args.seq_len
-    steps = max(1, round(stage.tokens / args.batch_tokens))
+    steps = stage.steps(args.batch_tokens)
     first_step = resume_or_begin(run, number, steps * windows, llama, optimizer, loader, args)
     metrics = run / "metrics.jsonl"
-    if number == 1 and first_step == 0:
-        validate(llama, shards, sp, args, number, 0, before, metrics)
+    if first_step == 0:
+        tell_epochs(shards, loader, steps * windows, number, before, metrics)
+        if number == 1:
+            validate(llama, shards, sp, args, number, 0, before, metrics)
 
-    bar = tqdm(range(first_step, steps), f"{number}-{stage.what}", steps, initial=first_step,
-               unit="step", mininterval=1, disable=parallel.rank() > 0)
-    micro_batch = windows_per_micro_batch(args)
-    upcoming = batches(loader, steps - first_step, windows, micro_batch, args.device)
+    bar = Progress(f"{number}-{stage.what}", first_step, steps, args.batch_tokens)
+    upcoming = batches(loader, steps - first_step, windows, windows_per_micro_batch(args),
+                       args.device, args.document_mask)
     batch = next(upcoming)
     for step in bar:
         began = time.perf_counter()
@@ -281,16 +307,15 @@ def train_stage(
         batch = next(upcoming, None)
         loss_sum, grad_norm = read_figures()
 
-        # Up to here the loss is that of this process's rows. A signal, too, may have reached one
-        # process only.
+        # Up to here the loss is of this process's rows, and a signal may have reached it alone.
         mean_loss, stopping = parallel.all_reduce_sum(loss_sum / count, stop.asked)
         if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
             bar.close()
             figures = f"loss {mean_loss}, gradient norm {grad_norm}"
             cause = find_cause(llama, parts, sources, list(shards))
             raise UserError(f"stage {number} step {step + 1}: {figures}; the cause is {cause}. "
-                            "Nothing was updated. Look at the data there, or start this stage anew "
-                            f"(another --out) from {start} with a lower learning rate")
+                            "Nothing was updated. Look at the data there, or continue with a lower "
+                            f"learning rate for this stage: --resume {run} --stages ...")
 
         # One line of metrics per step.
         done = step + 1
@@ -308,7 +333,7 @@ def train_stage(
             "hfu": speed * executed_flops / peak_flops,
             "peak_memory": peak_memory(args.device),
         })
-        bar.set_postfix_str(f"loss {mean_loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+        bar.update(done, mean_loss, lr, speed)
 
         # Validate and save now and then; what follows the last step stands below the loop.
         if done == steps:
@@ -316,14 +341,14 @@ def train_stage(
         if args.eval_every and done % args.eval_every == 0:
             validate(llama, shards, sp, args, number, done, tokens, metrics)
         if stopping or done % args.save_every == 0:
-            state = {"stage": number, "step": done, "tokens": tokens, "loader": loader_state}
+            state = training_state(number, done, tokens, loader_state, shards)
             checkpoint.save(run, llama, optimizer, state, args.keep)
         if stopping:
             leave(stop, run, f"stage {number} step {done}")
 
     bar.close()
     validate(llama, shards, sp, args, number, steps, tokens, metrics)
-    state = {"stage": number, "tokens": tokens, "loader": loader.state_dict()}
+    state = training_state(number, steps, tokens, loader.state_dict(), shards)
     export.save_stage(llama, stage, start, stage_folder(run, number, stage), args, state)
     return tokens
 
@@ -331,10 +356,27 @@ def train_stage(
 # ---------------------------------------------------------------------------------- around the loop
 
 
+def training_state(
+    number: int, step: int, tokens: int, loader_state: dict, shards: dict[str, data.Shards]
+) -> dict:
+    """Where a run is, after a step of stage `number`: it goes into checkpoints and model
+    directories. The loader's counts mean something beside the same data only, so that is named."""
+    return {
+        "stage": number,
+        "step": step,
+        "tokens": tokens,
+        "loader": loader_state,
+        "data": [source.sha256 for source in shards.values()],
+    }
+
+
 def say(line: str) -> None:
     """Print, once, whatever the number of processes."""
     if parallel.rank() == 0:
         tqdm.write(line)
+        # In a log, Python would hold it back: it would come after what stderr says later, or be
+        # lost with a process that is killed.
+        sys.stdout.flush()
 
 
 def write_line(file: Path, record: dict) -> None:
@@ -386,6 +428,7 @@ def resume_or_begin(
         folder, counters = found
         checkpoint.load(folder, llama, optimizer)
         loader.load_state_dict(counters["loader"])
+        loader.change_length(windows)
         first_step = last_kept = counters["step"]
         say(f"resuming from {folder}")
     else:
@@ -402,6 +445,21 @@ def leave(stop: checkpoint.StopSignal, run: Path, after: str) -> None:
     say(f"\nstopped after {after}; resume with: train.py --resume {run}")
     parallel.barrier()  # a process that left early would look like one that died
     sys.exit(stop.exit_status())
+
+
+def tell_epochs(
+    shards: dict[str, data.Shards],
+    loader: data.Loader,
+    windows: int,
+    stage: int,
+    tokens: int,
+    metrics: Path,
+) -> None:
+    """What a stage of so many windows, which begins here, will read of each source: one line of
+    metrics.jsonl, and one on the screen."""
+    will_read = notices.epochs_of_stage(list(shards), loader, windows)
+    say(f"stage {stage} reads, in epochs: {notices.in_words(will_read)}")
+    write_line(metrics, {"stage": stage, "step": 0, "tokens": tokens, "epochs": will_read})
 
 
 @torch.compiler.set_stance("force_eager")  # lengths differ: compiling for each would never end
@@ -460,8 +518,8 @@ def find_cause(llama: model.Llama, parts: list[tuple], sources, names: list[str]
     finite, on any process; or a gradient."""
     # One window at a time, on the batch that was just trained: its update was not made.
     windows = []
-    for inputs, targets in parts:
-        windows += zip(inputs.split(1), targets.split(1), strict=True)
+    for part in parts:
+        windows += zip(*(tensors.split(1) for tensors in part), strict=True)
     bad_sources = []
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         for window, source in zip(windows, sources, strict=True):
@@ -477,9 +535,15 @@ def find_cause(llama: model.Llama, parts: list[tuple], sources, names: list[str]
 # -------------------------------------------------------------- how a stage and a run begin and end
 
 
-def stage_folder(run: Path, number: int, stage: plan.Stage) -> Path:
-    """The model directory that a stage writes."""
-    return run / "stages" / f"{number}-{stage.what}"
+def start_files(args: argparse.Namespace) -> tuple[Path, Path]:
+    """config.json and tokenizer.model of what the run starts from."""
+    if not args.config:
+        return Path(args.model, "config.json"), Path(args.model, "tokenizer.model")
+    # A run from random weights carries them along, once it has begun.
+    start = checkpoint.random_start(Path(args.out))
+    if args.resume and start.exists():
+        return start / "config.json", start / "tokenizer.model"
+    return Path(args.config), Path(args.tokenizer or "")
 
 
 def start_directory(args: argparse.Namespace, run: Path) -> Path:
@@ -487,7 +551,7 @@ def start_directory(args: argparse.Namespace, run: Path) -> Path:
     written as stage 0."""
     if not args.config:
         return Path(args.model)
-    folder = run / "stages" / "0-random"
+    folder = checkpoint.random_start(run)
     if not (args.resume and parallel.broadcast(folder.exists())):
         parallel.on_rank_zero(lambda: write_random_model(args, folder))
     return folder
@@ -549,10 +613,16 @@ def add_data_flags(parser: cli.Parser) -> None:
          metavar="SHARDS=WEIGHT",
          help="folders of token shards and their shares of the windows; 0.5:0.9 moves from one "
               "share to the other within a stage")
+    flag("--skip_seen", default=None, metavar="FOLDER",
+         help="begin the data where the training in FOLDER stopped: a run, a stage of one, or what "
+              "train.py or export.py wrote; for --model FOLDER on the same shards")
     flag("--order", default="shuffled", choices=["shuffled", "as_packed"],
          help="of a source's windows in each epoch")
     flag("--seq_len", type=int, default=0,
-         help="tokens per window; 0: the model's positions, at most 2048")
+         help=f"tokens per window; 0: the model's positions, at most {data.LONGEST_WINDOW}")
+    flag("--document_mask", action="store_true",
+         help="attend within documents: a position sees nothing of those before its own in the "
+              "window, as if each were trained on by itself")
     flag("--batch_tokens", type=int, default=0, help="tokens per optimizer step; 0: 8 windows")
     flag("--micro_batch", type=int, default=0,
          help=f"windows per forward pass; 0: about {MICRO_BATCH_TOKENS:,} tokens")
@@ -583,29 +653,41 @@ def add_run_flags(parser: cli.Parser) -> None:
 
     # The run folder
     flag("--out", default="out/run", help="run folder to write")
-    flag("--resume", default=None, metavar="RUN", help="continue this run, with its own settings")
+    flag("--resume", default=None, metavar="RUN",
+         help="continue this run, with its own settings; --stages may grow (finished ones stay), "
+              "folders may have moved, and these may change: "
+              + " ".join(resume.MAY_CHANGE))
     flag("--eval_every", type=int, default=0,
          help="steps between validations; 0: at the ends of stages only")
     flag("--eval_bytes", type=int, default=1_000_000,
          help="bytes of validation text, at most, of each source")
     flag("--save_every", type=int, default=500, help="steps between checkpoints")
-    flag("--keep", type=int, default=2, help="newest checkpoints kept")
+    flag("--keep", type=int, default=0,
+         help="newest checkpoints kept, also of a finished run; 0: two while it trains, none when "
+              "it is finished")
 
     # Memory and speed
     flag("--recompute", default="none", choices=["none", "attention", "full"],
          help="activations computed again instead of kept: attention's, or all inside a block")
-    flag("--compile", action="store_true",
+    flag("--compile", action=argparse.BooleanOptionalAction, default=False,
          help="torch.compile each block: a minute at the start, faster steps")
     flag("--kernels", default="auto", choices=["auto", *kernels.IMPLEMENTATIONS],
          help="implementation of kernels/")
-    flag("--deterministic", action="store_true", help="bit-exact on a GPU too, and slower")
+    flag("--deterministic", action=argparse.BooleanOptionalAction, default=False,
+         help="bit-exact on a GPU too, and slower")
     cli.add_device(parser)
 
     # Planning
     flag("--plan", action="store_true",
-         help="print the tables of stages and stop; allocates nothing")
+         help="print what each stage trains and needs, and the run's hours, GPUs, disk and host "
+              "memory; trains nothing")
     flag("--world_size", type=int, default=0,
          help="processes that --plan plans for; 0: those that run")
+    flag("--gpu", choices=list(budget.GPUS), metavar="NAME",
+         help=f"GPU that --plan counts hours on, at {budget.SHARE_OF_PEAK} of its peak: "
+              + " ".join(budget.GPUS))
+    flag("--tflops", type=float, metavar="X",
+         help="TFLOP/s that each process sustains, for the hours of --plan")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -613,12 +695,29 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     other."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    if args.resume is not None:
+    if args.resume is None:
+        check_start(args)
+        # Relative paths in config.json begin here.
+        args.started_in = os.getcwd()
+        args.data = [sources.with_weight(entry) for entry in args.data]
+    else:
         words = sys.argv[1:] if argv is None else argv
-        take_settings_of_the_run(args, parser, words)
-        cli.set_device(args)
-        return args
+        args = resume.settings_of(parser, words, learning_rate_at)
 
+    # On how many processes, on which device
+    check_plan_flags(args)
+    if args.plan and args.gpu and args.device is None:
+        args.device = "cuda"
+    if args.plan and args.device == "cuda":
+        args.dtype = args.dtype or "bfloat16"  # a laptop may plan for a GPU
+    else:
+        cli.set_device(args)
+    return args
+
+
+def check_start(args: argparse.Namespace) -> None:
+    """What a new run starts from, and what it trains: fill in the built-in world's, UserError where
+    something is missing or contradicts."""
     # What to start from
     two_starts = args.config and args.model
     stray_tokenizer = args.tokenizer and not args.config
@@ -643,45 +742,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                             "ruin a trained model")
         args.stages = list(WORLD_STAGES)
 
-    # On how many processes, on which device
+
+def learning_rate_at(step: int, stage: plan.Stage, args: argparse.Namespace) -> float:
+    """The learning rate of a step of a stage."""
+    return learning_rate(step, stage.steps(args.batch_tokens), stage.peak_lr, args)
+
+
+def check_plan_flags(args: argparse.Namespace) -> None:
+    """UserError for flags of --plan where there is none, or that cannot be."""
     plans_for_others = args.plan and args.world_size > 0
     if args.world_size != 0 and not plans_for_others:
         raise UserError(f"--world_size {args.world_size}: a number of processes for --plan; "
                         "torchrun starts real ones")
-    if args.plan and args.device == "cuda":
-        args.dtype = args.dtype or "bfloat16"  # a laptop may plan for a GPU
-    else:
-        cli.set_device(args)
-    return args
-
-
-def take_settings_of_the_run(
-    args: argparse.Namespace, parser: cli.Parser, words: list[str]
-) -> None:
-    """--resume: replace the defaults in `args` by what RUN/config.json holds. UserError if there
-    are other flags in `words`, or if the file does not hold a run's settings."""
-    flags = [word for word in words if word.startswith("--")]
-    if len(flags) > 1:
-        raise UserError(f"--resume takes its settings from {args.resume}/config.json; drop the "
-                        "other flags")
-    saved = cli.read_json(Path(args.resume) / "config.json")
-    expected = set(vars(args)) - set(NOT_SAVED)
-    if not isinstance(saved, dict) or set(saved) != expected:
-        raise UserError(f"{args.resume}/config.json does not hold the settings of a run; is it a "
-                        "run folder?")
-
-    # Each is parsed as its flag, and so checked as its flag: someone may have edited the file.
-    for name, value in saved.items():
-        if value is None or value is False:
-            continue  # a flag that was not given
-        if value is True:
-            values = []
-        elif isinstance(value, list):
-            values = value
-        else:
-            values = [value]
-        parser.parse_args([f"--{name}", *map(str, values)], args)
-    args.out = args.resume
+    for name in ("gpu", "tflops"):
+        value = getattr(args, name)
+        if value is not None and not args.plan:
+            raise UserError(f"--{name} {value}: for the hours of --plan; a run measures its own")
+    if args.tflops is not None and not 0 < args.tflops < math.inf:
+        raise UserError(f"--tflops {args.tflops}: give a number above 0, such as 400")
 
 
 def check_between(args: argparse.Namespace, name: str, low: float, high: float) -> None:
@@ -695,9 +773,9 @@ def check_numbers(args: argparse.Namespace) -> None:
     """UserError for a number that is out of range, whatever the model."""
     # 0 stands for a default that depends on the model, or switches something off.
     for name in ("seq_len", "batch_tokens", "micro_batch", "clip", "weight_decay", "lora_rank",
-                 "lora_alpha", "eval_every"):
+                 "lora_alpha", "eval_every", "keep"):
         check_between(args, name, 0, math.inf)
-    for name in ("eval_bytes", "save_every", "keep"):
+    for name in ("eval_bytes", "save_every"):
         check_between(args, name, 1, math.inf)
     for name in ("warmup", "min_lr"):
         check_between(args, name, 0, 1)
@@ -711,7 +789,7 @@ def fill_in(args: argparse.Namespace, config: model.Config) -> None:
     does not divide."""
     # The window
     positions = config.max_position_embeddings
-    args.seq_len = args.seq_len or min(positions, 2048)
+    args.seq_len = args.seq_len or min(positions, data.LONGEST_WINDOW)
     if args.seq_len > positions:
         raise UserError(f"--seq_len {args.seq_len} is more than the model's {positions} positions")
 
@@ -730,6 +808,9 @@ def fill_in(args: argparse.Namespace, config: model.Config) -> None:
                         f"{args.seq_len}")
     micro_batch = windows_per_micro_batch(args)
     n = processes(args)
+    if args.micro_batch not in (0, micro_batch):
+        say(f"--micro_batch {args.micro_batch} does not divide the {windows // n} windows of a "
+            f"process; {micro_batch} is used")
     if windows % (micro_batch * n):
         among = f" times {n} processes" if n > 1 else ""
         raise UserError(f"--batch_tokens {args.batch_tokens} is {windows} windows of "
@@ -764,25 +845,6 @@ def windows_per_micro_batch(args: argparse.Namespace) -> int:
 # ------------------------------------------------------------------------------------------ sources
 
 
-def parse_source(entry: str) -> tuple[str, tuple[float, float]]:
-    """An entry of --data: the folder, its weight at a stage's start and at its end.
-
-    >>> parse_source("shards/ko=0.5:0.9")
-    ('shards/ko', (0.5, 0.9))
-    """
-    folder, _, weight = entry.partition("=")
-    try:
-        ends = [float(number) for number in (weight or "1").split(":")]
-    except ValueError:
-        ends = []
-    if len(ends) not in (1, 2):
-        raise UserError(f"--data {entry}: {weight!r} is not a weight; write FOLDER=0.75, or "
-                        "FOLDER=0.5:0.9")
-    if not (min(ends) >= 0 and max(ends) > 0):
-        raise UserError(f"--data {entry}: a weight is above 0")
-    return folder, (ends[0], ends[-1])
-
-
 def open_sources(
     args: argparse.Namespace, config: model.Config, tokenizer_file: Path
 ) -> tuple[dict[str, data.Shards], list[tuple[float, float]]]:
@@ -791,7 +853,7 @@ def open_sources(
     shards = {}
     weights = []
     for entry in args.data:
-        folder, ends = parse_source(entry)
+        folder, ends = sources.parse_source(entry)
         # Rank 0 verifies every byte; the others look at sizes.
         source = data.Shards(folder, verify=parallel.rank() == 0)
         # Another tokenizer's ids would be read as other pieces, and nothing would say so.
@@ -838,29 +900,48 @@ def check_run(
         raise UserError("a new_rows stage needs base_vocab_size in config.json: a model directory "
                         "that init.py wrote")
     if not args.resume and Path(args.out, "metrics.jsonl").exists():
-        raise UserError(f"{args.out} is a run already; --resume {args.out} continues it, or choose "
-                        "another --out")
+        raise UserError(f"{args.out} is a run already; --resume {args.out} continues it, also with "
+                        "longer or further --stages; or choose another --out")
 
 
 def plan_table(
     args: argparse.Namespace, config: model.Config, stages: list[plan.Stage]
 ) -> str:
-    """What each stage trains, computes and needs, as tables."""
+    """What each stage trains, computes and needs, as tables; with --plan, what the run takes in
+    time, GPUs, disk and host memory."""
     micro_batch = windows_per_micro_batch(args)
     windows_at_once = micro_batch * processes(args)
-    return plan.table(
-        config,
-        stages,
-        args.lora_rank,
-        args.seq_len,
-        getattr(torch, args.dtype),
-        args.optimizer,
-        micro_batch=micro_batch,
-        accumulation=args.batch_tokens // args.seq_len // windows_at_once,
-        world_size=processes(args),
-        recompute=args.recompute,
-        device=args.device,
-    )
+    dtype = getattr(torch, args.dtype)
+    run = (config, stages, args.lora_rank, args.seq_len, dtype, args.optimizer)
+    how = {
+        "micro_batch": micro_batch,
+        "accumulation": args.batch_tokens // args.seq_len // windows_at_once,
+        "world_size": processes(args),
+        "recompute": args.recompute,
+        "device": args.device,
+        "document_mask": args.document_mask,
+    }
+    tables = plan.table(*run, **how)
+    if args.plan:
+        from_scratch = args.config is not None
+        tables += "\n\n" + budget.table(
+            *run, args.tflops, args.gpu, args.keep, from_scratch, **how
+        )
+    return tables
+
+
+def warn_of_repetition(
+    args: argparse.Namespace, shards: dict[str, data.Shards], loader: data.Loader
+) -> None:
+    """A line on stderr if a new run would read again what its model has been trained on."""
+    if args.resume or args.skip_seen or not args.model or not cli.is_rank_zero():
+        return
+    hashes = {name: source.sha256 for name, source in shards.items()}
+    again = sources.seen_again(Path(args.model), loader.state_dict(), hashes)
+    if again:
+        print(f"warning: {args.model} was trained on {again}, and this run begins the same data "
+              f"again, in the same order; --skip_seen {args.model} continues behind them",
+              file=sys.stderr)
 
 
 def set_up_torch(args: argparse.Namespace) -> None:
@@ -878,14 +959,22 @@ def set_up_torch(args: argparse.Namespace) -> None:
 
 
 def note_settings(
-    run: Path, settings: dict, start: Path, shards: dict[str, data.Shards], resumed: bool
+    run: Path, settings: dict, start: Path, shards: dict[str, data.Shards], loader: data.Loader
 ) -> None:
-    """Write RUN/config.json, and note what the run starts from; when it is resumed, UserError if
-    that has changed."""
-    inputs = [source.folder / "index.json" for source in shards.values()]
-    inputs += sorted(start.glob("*.safetensors"))
-    checkpoint.check_inputs(run, inputs, resumed)
-    saved = {name: value for name, value in settings.items() if name not in NOT_SAVED}
+    """Write RUN/config.json, and note what the run starts from and where in the data; when it is
+    resumed, UserError if what it starts from has changed."""
+    resumed = settings["resume"] is not None
+    indexes = [source.folder / "index.json" for source in shards.values()]
+    weights = sorted(start.glob("*.safetensors"))
+    checkpoint.check_inputs(run, indexes, weights, resumed)
+    if not resumed:
+        # Noted, so that a resume does not need the other folder any more.
+        if settings["skip_seen"]:
+            other = Path(settings["skip_seen"])
+            hashes = [source.sha256 for source in shards.values()]
+            loader.skip(sources.seen_before(other, loader.state_dict(), hashes))
+        cli.write_json(run / "loader.json", loader.state_dict())
+    saved = {name: value for name, value in settings.items() if name not in resume.NOT_SAVED}
     cli.write_json(run / "config.json", saved)
 
 
@@ -896,7 +985,8 @@ def main(argv: list[str] | None = None) -> None:
     stages = [plan.parse_stage(text) for text in args.stages]
     if args.model:
         cli.check_model_folder(args.model)
-    config = model.Config.read(args.config or args.model)
+    config_file, tokenizer_file = start_files(args)
+    config = model.Config.read(config_file)
     check_numbers(args)
     fill_in(args, config)
     settings = cli.settings(args)
@@ -908,7 +998,6 @@ def main(argv: list[str] | None = None) -> None:
     # What it reads.
     if not args.out:
         raise UserError("--out is empty: name the run folder")
-    tokenizer_file = Path(args.tokenizer or Path(args.model) / "tokenizer.model")
     sp = tokenizer.load(tokenizer_file)
     shards, weights = open_sources(args, config, tokenizer_file)
     check_run(args, config, stages, shards)
@@ -916,13 +1005,19 @@ def main(argv: list[str] | None = None) -> None:
     loader = data.Loader(
         list(shards.values()), weights, args.seq_len, args.seed, args.order == "as_packed"
     )
+    warn_of_repetition(args, shards, loader)
 
     # From here on RUN is written. Each stage starts from the directory of the one before.
     run = Path(args.out)
     with parallel.process_group(args.device), checkpoint.lock(run), checkpoint.StopSignal() as stop:
         start = start_directory(args, run)
-        resumed = args.resume is not None
-        parallel.on_rank_zero(lambda: note_settings(run, settings, start, shards, resumed))
+        parallel.on_rank_zero(lambda: note_settings(run, settings, start, shards, loader))
+        # Where in the data the run begins: runs of an older version, at its beginning, do not say.
+        if parallel.broadcast((run / "loader.json").exists()):
+            loader.load_state_dict(cli.read_json(run / "loader.json"))
+        folders = [stage_folder(run, number, stage) for number, stage in enumerate(stages, 1)]
+        finished = sum(folder.exists() for folder in folders)
+        notices.warn(notices.of_run(stages, finished, shards, loader, args.batch_tokens))
         tokens = 0
         for number, stage in enumerate(stages, 1):
             folder = stage_folder(run, number, stage)
@@ -940,6 +1035,8 @@ def main(argv: list[str] | None = None) -> None:
             if asked and number < len(stages):
                 leave(stop, run, f"stage {number}")
         parallel.on_rank_zero(lambda: checkpoint.publish(start, run))
+        if args.keep == 0:
+            parallel.on_rank_zero(lambda: checkpoint.delete_all(run))
     say(f"{tokens:,} tokens trained; the model is in {run / 'model'}")
     if stop.asked:
         sys.exit(stop.exit_status())  # the signal came when there was nothing left to stop

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import data
 import train
 from bench import measure
-from common import cli
+from common import cli, sources
 
 
 def losses_of_the_peer(run: Path, model: str, steps: int) -> list[float]:
@@ -30,9 +30,9 @@ def losses_of_the_peer(run: Path, model: str, steps: int) -> list[float]:
     shards = []
     weights = []
     for entry in settings["data"]:
-        folder, weight = entry.split("=")
+        folder, ends = sources.parse_source(entry)
         shards.append(data.Shards(folder))
-        weights.append(float(weight))
+        weights.append(ends)
     windows = settings["batch_tokens"] // settings["seq_len"]
     loader = data.Loader(shards, weights, settings["seq_len"], settings["seed"])
     loader.begin_stage(steps * windows)

@@ -13,8 +13,8 @@ any moment leaves either no new checkpoint or a whole one. And nothing is believ
 folder whose files are missing, short or changed is passed over, with a warning that names it, for
 the one before.
 
-A signal (SIGTERM from a scheduler, Ctrl-C) only raises a flag; the loop finishes its step, saves,
-and exits.
+A signal (SIGTERM or SIGUSR1 from a scheduler, Ctrl-C, SIGHUP) only raises a flag; the loop finishes
+its step, saves, and exits.
 """
 import contextlib
 import fcntl
@@ -36,13 +36,25 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from common import parallel
+from common import parallel, plan
 from common.cli import UserError, new_file, new_folder, read_json, sha256, write_json
 
 # PyTorch warns when a single process saves, which is a usual case here and not a mistake.
 warnings.filterwarnings("ignore", "torch.distributed is disabled")
 
 TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
+
+# Checkpoints of a run that trains, where --keep is left at 0: the newest, and one before it in case
+# the disk damages that.
+KEPT_WHILE_TRAINING = 2
+
+# The signals that ask a run to save and leave.
+STOPPING = (
+    signal.SIGTERM,  # a scheduler that ends the job, or `kill`
+    signal.SIGINT,   # Ctrl-C
+    signal.SIGUSR1,  # SLURM's warning before the time limit, if asked for by --signal=USR1@SECONDS
+    signal.SIGHUP,   # the terminal was closed
+)
 
 
 # ------------------------------------------------------------------------------ checkpoints
@@ -51,7 +63,8 @@ TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
 def save(
     run: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer, counters: dict, keep: int
 ) -> Path:
-    """Write RUN/checkpoints/STAGE-STEP whole or not at all, then delete all but the newest `keep`.
+    """Write RUN/checkpoints/STAGE-STEP whole or not at all, then delete all but the newest `keep`,
+    or KEPT_WHILE_TRAINING if that is 0.
 
     UserError if it cannot be written (a full disk): the checkpoints before it stay usable."""
     folder = run / "checkpoints" / f"{counters['stage']:02d}-{counters['step']:08d}"
@@ -82,7 +95,7 @@ def save(
                         f"before it are whole, and --resume {run} continues from the newest"
                         ) from None
 
-    parallel.on_rank_zero(lambda: delete_old(run, folder, keep))
+    parallel.on_rank_zero(lambda: delete_old(run, folder, keep or KEPT_WHILE_TRAINING))
     return folder
 
 
@@ -91,6 +104,12 @@ def delete_old(run: Path, written: Path, keep: int) -> None:
     # A broken one may have a higher number than `written`, which must stay all the same.
     others = [folder for folder in find(run) if folder != written]
     for folder in others[keep - 1:]:
+        shutil.rmtree(folder)
+
+
+def delete_all(run: Path) -> None:
+    """Delete the checkpoints of a finished run: each is three times the size of what it trained."""
+    for folder in find(run):
         shutil.rmtree(folder)
 
 
@@ -104,22 +123,38 @@ def find(run: Path, stage: int | None = None) -> list[Path]:
     return sorted(folders, reverse=True)
 
 
+def step_of(folder: Path) -> int:
+    """The step of a checkpoint, by its name.
+
+    >>> step_of(Path("run/checkpoints/02-00000500"))
+    500
+    """
+    return int(folder.name.partition("-")[2])
+
+
+def read_counters(folder: Path) -> dict:
+    """A checkpoint's counters. UserError says what is broken, if it is not whole."""
+    try:
+        counters = read_json(folder / "counters.json")
+        for name, expected in counters["files"].items():
+            if not (folder / name).exists() or sha256(folder / name) != expected:
+                raise UserError(f"{name} is missing or has changed")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"counters.json is not what a run writes: {error}") from None
+    except FileNotFoundError:
+        raise UserError("it was deleted just now") from None  # by the run, which trains on
+    return counters
+
+
 def newest(run: Path, stage: int | None = None) -> tuple[Path, dict] | None:
     """The newest whole checkpoint, of one stage if it is given, and its counters; or None. A broken
     one is passed over with a warning."""
     for folder in find(run, stage):
-        problem = None
         try:
-            counters = read_json(folder / "counters.json")
-            for name, expected in counters["files"].items():
-                if not (folder / name).exists() or sha256(folder / name) != expected:
-                    problem = f"{name} is missing or has changed"
-        except (UserError, KeyError, TypeError, AttributeError) as error:
-            problem = str(error)  # counters.json is not what `save` wrote
-        if problem is None:
-            return folder, counters
-        print(f"warning: checkpoint {folder} is broken ({problem}); passing over it",
-              file=sys.stderr)
+            return folder, read_counters(folder)
+        except UserError as error:
+            print(f"warning: checkpoint {folder} is broken ({error}); passing over it",
+                  file=sys.stderr)
     return None
 
 
@@ -149,6 +184,21 @@ def load(folder: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer)
     )
 
 
+def load_parameters(folder: Path, wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of a checkpoint the parameters alone, whole and on the CPU, by however many processes they
+    were saved. `wanted`: their names, with tensors of the same shapes and types."""
+    parameters = {}
+    for name, like in wanted.items():
+        parameters[name] = torch.empty_like(like, device="cpu")
+    try:
+        dcp.load({"parameters": parameters}, checkpoint_id=folder, no_dist=True)
+    except (OSError, CheckpointException) as error:
+        reason = str(error).strip().split("\n")[-1]
+        raise UserError(f"cannot read checkpoint {folder} ({reason}); a run that is training keeps "
+                        "its newest ones only: try again, or train with a larger --keep") from None
+    return parameters
+
+
 # --------------------------------------------------------------------------- the run's folder
 
 
@@ -171,8 +221,8 @@ def take_lock(run: Path):
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"another process is training in {run}; stop it first, or choose another "
-                        "--out") from None
+        raise UserError(f"another process is training in {run}; stop it first (a new run may "
+                        "have another --out)") from None
     except OSError as error:  # some shared disks cannot lock
         print(f"warning: cannot lock {run} ({error.strerror}); see that no one else trains there",
               file=sys.stderr)
@@ -184,17 +234,38 @@ def take_lock(run: Path):
     return file
 
 
-def check_inputs(run: Path, files: list[Path], resumed: bool) -> None:
-    """Note the SHA-256 of what a run starts from; when it is resumed, UserError for a file that is
-    not the same."""
-    hashes = {str(file): sha256(file) for file in files if file.exists()}
+def check_inputs(run: Path, indexes: list[Path], weights: list[Path], resumed: bool) -> None:
+    """Note the SHA-256 of what a run starts from: the index.json of each source, and the weights.
+    When it is resumed, UserError for one that is not the same."""
+    hashes = {str(file): sha256(file) for file in [*indexes, *weights]}
     if not resumed:
         write_json(run / "inputs.json", hashes)
         return
-    for file, old in read_json(run / "inputs.json").items():
-        if hashes.get(file) != old:
-            raise UserError(f"{file} is missing, or not what {run} started with; resuming would "
-                            "mix two trainings")
+
+    # Folders may have moved since. A source is known by its place in --data, for its number is part
+    # of what its order is drawn from; a file of weights by its name.
+    indexes = list(indexes)
+    weights = {file.name: file for file in weights}
+    for path, before in read_json(run / "inputs.json").items():
+        name = Path(path).name
+        file = None
+        if name != "index.json":
+            file = weights.get(name)
+        elif indexes:
+            file = indexes.pop(0)
+        if file is None or hashes[str(file)] != before:
+            raise UserError(f"{file or path} is missing, or not what {run} started with; resuming "
+                            "would mix two trainings")
+
+
+def stage_folder(run: Path, number: int, stage: plan.Stage) -> Path:
+    """The model directory that a stage writes."""
+    return run / "stages" / f"{number}-{stage.what}"
+
+
+def random_start(run: Path) -> Path:
+    """The model directory of random weights that a run with --config starts from."""
+    return run / "stages" / "0-random"
 
 
 def rewind_metrics(file: Path, stage: int, step: int) -> None:
@@ -215,10 +286,11 @@ def rewind_metrics(file: Path, stage: int, step: int) -> None:
 
 
 def publish(folder: Path, run: Path) -> None:
-    """RUN/model: the last stage's directory under a name that does not depend on the stages."""
+    """RUN/model: the last stage's directory under a name that does not depend on the stages. Its
+    adapter/ stays behind: it fits the model before it was merged."""
     with new_folder(run / "model") as temporary:
         for file in folder.iterdir():
-            if file.name != "training_state.json":
+            if file.is_file():
                 link(file, temporary / file.name)
 
 
@@ -241,7 +313,12 @@ class StopSignal:
         self.asked = False
         self.interrupted = False  # by Ctrl-C
         self._handlers_before = {}
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPPING:
+            # `nohup python train.py` starts us with SIGHUP ignored: the run is to outlive its
+            # terminal, so it stays ignored.
+            under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            if number == signal.SIGHUP and under_nohup:
+                continue
             self._handlers_before[number] = signal.signal(number, self._raise_flag)
         return self
 
@@ -254,7 +331,7 @@ class StopSignal:
 
     def exit_status(self) -> int:
         """130 after Ctrl-C, which shells expect: a script that runs the program stops, too. 0 after
-        SIGTERM: a scheduler asked for it, and nothing went wrong."""
+        the others: a scheduler or the user asked for it, and nothing went wrong."""
         if self.interrupted:
             return 128 + signal.SIGINT
         return 0

@@ -78,6 +78,14 @@ class Reading(NamedTuple):
 PLAIN = Reading()  # without any flag
 
 
+class Wanted(NamedTuple):
+    """What a program wants of a row, if it is not a single text."""
+
+    fields: tuple[str, ...]             # that a row, and the columns that a table, has to have
+    optional: tuple[str, ...]           # that are read where they are there
+    problem: Callable[[object], str]    # why a row cannot be used; "" if it can
+
+
 class Span(NamedTuple):
     """Bytes start ... end of a file, and what the file was when the work was planned."""
 
@@ -99,17 +107,15 @@ def read_documents(
     paths: str | Path | Iterable[str | Path],
     reading: Reading = PLAIN,
     rejected: Callable[[dict], None] | None = None,
-    fields: tuple[str, ...] | None = None,
+    wanted: Wanted | None = None,
     repaired: Callable[[dict], None] | None = None,
 ) -> Iterator[dict]:
-    """Yield every document of files or folders, in order; see `read_span` for `fields`.
+    """Yield every document of files or folders, in order; see `read_span` for `wanted`.
 
     What cannot be used goes to `rejected` as {"file", "line", "reason"}; a document that is kept in
     spite of broken bytes goes to `repaired`, too, in the same way."""
     for path in files(paths):
-        file_stamp = stamp(path)
-        span = Span(path, 0, file_stamp[0], 0, file_stamp)
-        for number, document, reason, _ in read_span(span, reading, fields):
+        for number, document, reason, _ in read_span(whole(path), reading, wanted):
             record = {"file": str(path), "line": number, "reason": reason}
             if document is None:
                 if rejected:
@@ -123,7 +129,7 @@ def read_documents(
 def read_span(
     span: Span,
     reading: Reading = PLAIN,
-    fields: tuple[str, ...] | None = None,
+    wanted: Wanted | None = None,
 ) -> Iterator[tuple[int, dict | None, str, str]]:
     """Yield (number, document, reason, shown) of every document in a span. It is one of
 
@@ -132,8 +138,17 @@ def read_span(
         (7, None, "broken JSON", '{"text": "..')   none: why, and its first 100 characters
 
     The number is that of the line in the whole file, from 1; of the row in an array or a .parquet.
-    The text is moved to the field `text` from wherever it was. With `fields` nothing is moved: each
-    of these must hold text. UserError if the file cannot be opened."""
+    The text is moved to the field `text` from wherever it was. With `wanted` nothing is moved, and
+    that decides what a document is. UserError if the file cannot be opened."""
+    for number, value, reason, raw in read_rows(span, reading, wanted):
+        if reason in KEPT:
+            yield number, value, reason, ""
+        else:
+            yield number, None, reason, shown(raw)
+
+
+def read_rows(span: Span, reading: Reading = PLAIN, wanted: Wanted | None = None) -> Found:
+    """The same for every row, whatever it holds: its value is there even if it is rejected."""
     head = first_bytes(span.path, HEAD)
     encoding = encoding_of(head, reading.encoding)
     form = form_of(span.path, head, encoding, reading.one_per_line)
@@ -142,30 +157,54 @@ def read_span(
     text_field = "text"
     if form in ("json_lines", "json_values", "parquet"):
         text_field = reading.text_field
-    needed = fields or (text_field,)
 
     number = span.lines_before
     try:
         with open_bytes(span.path) as file:
             # A table has columns instead of lines, and only those that are needed are read.
-            if form == "parquet":
-                found = parquet_rows(file, needed)
+            if form == "parquet" and wanted:
+                found = parquet_rows(file, wanted.fields, wanted.optional)
+            elif form == "parquet":
+                found = parquet_rows(file, (text_field,))
             else:
                 found = FORMS[form](file, span, encoding)
 
             for number, value, reason, raw in found:
-                problem = reason
-                if reason in KEPT:
-                    problem = problem_of(value, needed)
-                if problem:
-                    yield number, None, problem, shown(raw)
-                    continue
-                if fields is None and text_field != "text":
-                    move_text(value, text_field)
-                yield number, value, reason, ""
+                problem = ""
+                if reason in KEPT and wanted:
+                    problem = wanted.problem(value)
+                elif reason in KEPT:
+                    problem = problem_of(value, (text_field,))
+                    if not problem and text_field != "text":
+                        move_text(value, text_field)
+                yield number, value, problem or reason, raw
     except compressed.ERRORS as error:
         # What came before the broken place has been read; the rest of the file is one rejection.
         yield number + 1, None, compressed.why_broken(span.path, error), ""
+
+
+def check_fields(
+    paths: str | Path | Iterable[str | Path],
+    reading: Reading = PLAIN,
+    wanted: Wanted | None = None,
+) -> None:
+    """UserError if a field has been named that no row has: it says what the first row holds."""
+    unseen = [reading.text_field]
+    if wanted:
+        unseen = [*wanted.fields, *wanted.optional]
+    first = ""
+    for path in files(paths):
+        for number, value, reason, _ in read_rows(whole(path), reading, wanted):
+            # As a rule this is the first row, and no other is read. A text has been moved.
+            if reason in KEPT and not wanted:
+                return
+            if isinstance(value, dict):
+                unseen = [field for field in unseen if not has_field(value, field)]
+                first = first or f"line {number} of {path} holds {', '.join(value)}"
+            if not unseen:
+                return
+    if first:
+        raise cli.UserError(f"no line has a field {unseen[0]!r}; {first}")
 
 
 # ---- One document -------------------------------------------------------------------------------
@@ -250,6 +289,18 @@ def look_up(value: object, field: str) -> object:
             return None
         value = value.get(name)
     return value
+
+
+def has_field(value: object, field: str) -> bool:
+    """Whether a field is there, whatever it holds.
+
+    >>> has_field({"page": {"body": None}}, "page.body")
+    True
+    """
+    *outer, name = field.split(".")
+    for part in outer:
+        value = look_up(value, part)
+    return isinstance(value, dict) and name in value
 
 
 def move_text(document: dict, field: str) -> None:
@@ -453,8 +504,13 @@ def split_blocks(file: IO[bytes], span: Span, encoding: str) -> Iterator[tuple[i
         yield first, "".join(block), is_broken
 
 
-def parquet_rows(file: IO[bytes], fields: tuple[str, ...]) -> Found:
-    """The rows of a .parquet file, ROWS at a time: `fields`, and all columns of plain values."""
+def parquet_rows(
+    file: IO[bytes],
+    fields: tuple[str, ...],
+    optional: tuple[str, ...] = (),
+) -> Found:
+    """The rows of a .parquet file, ROWS at a time: `fields`, which must be there, `optional` ones,
+    and all columns of plain values."""
     import pyarrow
     from pyarrow import parquet
 
@@ -463,13 +519,15 @@ def parquet_rows(file: IO[bytes], fields: tuple[str, ...]) -> Found:
         table = parquet.ParquetFile(file)
         schema = table.schema_arrow
         for field in fields:
-            if field.partition(".")[0] not in schema.names:
-                yield 1, None, f"no {field} field", f"the columns are {', '.join(schema.names)}"
+            if column_of(field) not in schema.names:
+                columns = dict.fromkeys(schema.names)
+                yield 1, columns, f"no {field} field", f"the columns are {', '.join(columns)}"
                 return
 
         # Images and times have no spelling in JSON.
         plain = [column.name for column in schema if is_plain(column.type)]
-        columns = list(dict.fromkeys([*plain, *fields]))
+        more = [field for field in optional if column_of(field) in schema.names]
+        columns = list(dict.fromkeys([*plain, *fields, *more]))
         for batch in table.iter_batches(ROWS, columns=columns, use_threads=False):
             for row in rows_of(batch):
                 number += 1
@@ -479,6 +537,11 @@ def parquet_rows(file: IO[bytes], fields: tuple[str, ...]) -> Found:
                     yield number, row, "", row
     except pyarrow.ArrowException as error:
         raise EOFError(str(error)) from None
+
+
+def column_of(field: str) -> str:
+    """The column of a table that holds a field: a for a.b."""
+    return field.partition(".")[0]
 
 
 def is_plain(kind) -> bool:
@@ -771,6 +834,12 @@ def units(
             found[-1].append(span)
             room -= size
     return found
+
+
+def whole(path: Path) -> Span:
+    """A file as one part. UserError if it is gone."""
+    file_stamp = stamp(path)
+    return Span(path, 0, file_stamp[0], 0, file_stamp)
 
 
 def spans(path: Path, reading: Reading) -> Iterator[Span]:

@@ -53,12 +53,19 @@ earlier micro-batches then lie beside the activations of this one. With a single
 gradients appear as activations are freed, so the peak is there or at the end of the backward pass.
 `needed` adds what lies outside PyTorch's allocator. Not modelled: what torch.compile keeps.
 
+**--document_mask** adds on a CPU, and in float32 on a GPU, the scores' mask, micro-batch · T · T
+elements, once for all layers. In bfloat16 a GPU keeps the documents' starts, which is nothing; not
+modelled: keys and values repeated for the queries that share them (before torch 2.13), and the 128
+rows more per document that FlashAttention's backward pass adds to its sums of the queries'
+gradients, 4 · 128 · HE bytes each, one layer at a time.
+
 **FLOPs per token**, forward and backward: 2 per parameter forward; 2 more for the gradient of the
 input, if anything below is trained; 2 more for the gradient of the weight, if it is trained itself.
 So 6 for a trained matrix, 4 for a frozen one that gradients pass through, 2 for a frozen one below
 everything trained. Attention adds 2·T·H·E forward in each layer (causal: half of the score matrix),
 and twice that backward. What is recomputed adds its forward pass once more, except for its last
-matmul, whose result no gradient needs.
+matmul, whose result no gradient needs. With --document_mask attention over whole windows is counted
+all the same: an upper bound, and so is the utilisation that train.py derives from it.
 """
 import dataclasses
 import math
@@ -109,6 +116,10 @@ class Stage:
         """The members of the union."""
         return self.what.split("+")
 
+    def steps(self, batch_tokens: int) -> int:
+        """The optimizer steps of the stage."""
+        return max(1, round(self.tokens / batch_tokens))
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -122,6 +133,7 @@ class Step:
     world_size: int = 1
     recompute: str = "none"     # or "attention", or "full"
     device: str = "cpu"
+    document_mask: bool = False
 
     @property
     def tokens(self) -> int:
@@ -427,6 +439,15 @@ def loss_bytes(config, head_is_trained: bool, step: Step) -> int:
     return held
 
 
+def document_bytes(step: Step) -> int:
+    """Bytes that --document_mask keeps: the number of each position's document, and where there is
+    no FlashAttention for it, what each position sees of its window, once for all layers."""
+    numbers = 4 * step.tokens
+    if step.device == "cuda" and step.dtype != torch.float32:
+        return numbers
+    return numbers + step.dtype.itemsize * step.tokens * step.seq_len
+
+
 def activations(config, what: str, lora_rank: int, step: Step) -> dict[str, int]:
     """Bytes beside weights, gradients and moments. `activations`: what the forward pass of a
     micro-batch keeps below the head; `loss`: what the head and the loss hold; `block`: what the
@@ -438,6 +459,8 @@ def activations(config, what: str, lora_rank: int, step: Step) -> dict[str, int]
     kept = 4 * positions * config.head_dim              # RoPE's cos and sin: float32, E/2 each
     kept += 8 * step.micro_batch * (step.seq_len + 1)   # ids: inputs, targets
     kept += stream + 4 * step.tokens                    # the final norm's input, and its 1/r
+    if step.document_mask:
+        kept += document_bytes(step)
 
     block = 0
     rank = rank_of_stage(what, lora_rank)

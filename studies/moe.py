@@ -116,9 +116,9 @@ class Llama(model.Llama):
                 block.mlp = Experts(config)
             self.init_weights()
 
-    def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None):
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None, documents=None):
         """As model.Llama's; the loss that training sees has the auxiliary loss's gradient."""
-        out = super().forward(tokens, targets)
+        out = super().forward(tokens, targets, documents)
         is_training = targets is not None and torch.is_grad_enabled()
         if not is_training or not self.config.num_experts:
             return out

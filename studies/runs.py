@@ -2,7 +2,7 @@
 import json
 from pathlib import Path
 
-from common import cli
+from common import cli, sources
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -58,7 +58,7 @@ def bytes_read(run: Path) -> dict[Path, float]:
 
     read = {}
     for entry, windows in zip(settings["data"], state["loader"]["counts"], strict=True):
-        folder = Path(entry.partition("=")[0])
+        folder = Path(sources.parse_source(entry)[0])
         index = cli.read_json(folder / "index.json")
         tokens = windows * settings["seq_len"]
         read[folder] = tokens * index["bytes"] / index["tokens"]

@@ -1,7 +1,10 @@
 """Packing, shards, the order of batches and bits per byte, against arithmetic done another way."""
 import json
 import math
+import os
 import random
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
+from conftest import ROOT
 
 import data
 import tokenizer
@@ -186,6 +190,43 @@ def test_shards_that_are_not_as_they_were_written(tmp_path):
             data.Shards(tmp_path / "s")
     with pytest.raises(cli.UserError, match="no index.json"):
         data.Shards(tmp_path)
+
+
+@pytest.mark.parametrize("limit, wrong, flags", [
+    (4_000, 0, []),                             # no room for the shard
+    (4_000, 300, []),                           # for rejected.jsonl
+    (2_000, 0, ["--shard_tokens", "200"]),      # for index.json
+])
+def test_a_full_disk_is_one_line_and_nothing_half_is_left(tmp_path, tokenizers, limit, wrong, flags):
+    """No file may grow past a limit: the kernel says no, as a full disk does."""
+    write(tmp_path / "in" / "a.jsonl", sentences(random.Random(1), 200))
+    with open(tmp_path / "in" / "a.jsonl", "a") as file:
+        file.write("broken\n" * wrong)
+    argv = ["pack", "--input", str(tmp_path / "in"), "--tokenizer", str(tokenizers[0]), "--val_bytes", "500",
+            "--out", str(tmp_path / "out" / "shards"), *flags]
+    code = f"""
+import resource, signal, sys
+import data
+from common import cli
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+sys.argv = ["data.py"]
+cli.run(lambda: data.main({argv!r}))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("data.py: ") and "File too large" in done.stderr
+    assert str(tmp_path / "out" / "shards") in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_array_is_written_as_numpy_writes_it(tmp_path):
+    for array in (np.arange(5, dtype=np.uint16), np.zeros(0, np.uint32), np.arange(9) < 4):
+        entry = data.save_array(tmp_path / "a.npy", array)
+        np.save(tmp_path / "b.npy", array)
+        assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+        assert entry["tokens"] == len(array) and np.load(tmp_path / "a.npy").dtype == array.dtype
 
 
 # ------------------------------------------------------------------------------------------------------------ order
@@ -418,7 +459,7 @@ def test_bits_per_byte_counts_every_token_once(tmp_path, tokenizers, seq_len):
 @pytest.mark.parametrize("flags, message", [
     (["--input", "absent"], "absent does not exist"), (["--val_fraction", "0"], "val_fraction"),
     (["--tokenizer", "in/a.jsonl"], "a.jsonl"), (["--tokenizer", "absent.model"], "absent.model"),
-    (["--input", "bad.jsonl"], "no document to train on .*1 lines were rejected, 0 documents"),
+    (["--input", "bad.jsonl"], r"no document to train on .*1 lines were rejected \(1 of them: broken JSON\), 0 documents"),
     (["--shard_tokens", "0"], "shard_tokens"), (["--val_fraction", "0.99999999"], "for validation"),
 ])
 def test_what_a_person_can_get_wrong(tmp_path, tokenizers, monkeypatch, flags, message):

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from common import cli, documents
+from common import cli, dialogues, documents
 from common.documents import Reading, files, read_documents, read_span, spans, units
 
 TEXTS = ["첫째 글입니다.", "둘째 글, 쉼표와 \"따옴표\"", "third 😀\n두 줄"]  # the first text; the second, ...; two lines
 NOVEL = "바다는 넓고 하늘은 높았다. 배는 항구를 떠났다.\n" * 400  # the sea was wide, the sky high; a ship left port
 
 
-def found(path, reading=documents.PLAIN, fields=None) -> list[dict]:
-    return list(read_documents(path, reading, fields=fields))
+def found(path, reading=documents.PLAIN, wanted=None) -> list[dict]:
+    return list(read_documents(path, reading, wanted=wanted))
 
 
 def outcomes(path: Path, reading=documents.PLAIN) -> list[tuple[int, str, str]]:
@@ -236,7 +236,8 @@ def test_a_text_file_has_its_text_whatever_field_is_asked_for(tmp_path):
 def test_prompts_and_responses_stay_where_they_are(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"q": "물음", "a": {"b": "답"}}\n{"q": "물음"}\n')  # a question, an answer
-    assert found(path, fields=("q", "a.b")) == [{"q": "물음", "a": {"b": "답"}}]
+    wanted = dialogues.wanted_fields(["q"], "a.b")
+    assert found(path, wanted=wanted) == [{"q": "물음", "a": {"b": "답"}}]
 
 
 @pytest.mark.parametrize("line, reason", [

@@ -202,7 +202,7 @@ class Kept:
         self.tensor = tensor
 
 
-def saved_bytes(llama, tokens, targets) -> int:
+def saved_bytes(llama, *part) -> int:
     """Bytes that the graph of a forward pass keeps alive: unique storages, without parameters."""
     held = []
 
@@ -212,7 +212,7 @@ def saved_bytes(llama, tokens, targets) -> int:
         return kept
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
-        loss, _ = llama(tokens, targets)
+        loss, _ = llama(*part)
 
     # The loss holds the graph alive while its storages are counted.
     parameters = {p.untyped_storage().data_ptr() for p in llama.parameters()}
@@ -296,7 +296,9 @@ def test_chunks_of_logits_are_those_of_the_loss(device, dtype, is_trained):
 # ----------------------------------------------------------------------------------------- the peak
 
 
-def measured_peak(config, what, optimizer, dtype, recompute, windows, width, accumulation) -> int:
+def measured_peak(
+    config, what, optimizer, dtype, recompute, windows, width, accumulation, document_mask=False
+) -> int:
     """The most that PyTorch's allocator had given out, from its own record, over the second of two
     steps."""
     from torch.profiler import ProfilerActivity, profile, record_function
@@ -307,7 +309,10 @@ def measured_peak(config, what, optimizer, dtype, recompute, windows, width, acc
             with record_function(f"step {step}"):
                 for _ in range(accumulation):
                     tokens = torch.randint(0, 512, (windows, width + 1))
-                    llama(tokens[:, :-1], tokens[:, 1:])[0].backward()
+                    part = [tokens[:, :-1], tokens[:, 1:]]
+                    if document_mask:
+                        part.append(model.find_documents(part[0], bos=1))
+                    llama(*part)[0].backward()
             adamw.step()
             adamw.zero_grad()
 

@@ -519,8 +519,8 @@ def stop(path, value):
 write = checkpoint.write_json
 checkpoint.write_json = stop""",
     "before a stage is renamed": f"""
-def stop(model_file, folder):
-    tokenizer_save(model_file, folder)
+def stop(model_file, folder, *more):
+    tokenizer_save(model_file, folder, *more)
     if "2-odd" in str(folder): {KILL}
 tokenizer_save = train.tokenizer.save
 train.tokenizer.save = stop""",
@@ -531,7 +531,7 @@ def staged(world, run):
     """STAGES, with a second source so short that each stage begins several epochs of it, before and
     after a kill."""
     shards = [f"{world}/shards/ko=0.75", f"{world}/shards/short=0.25"]
-    return flags(world, run, *STAGES, more=["--data", *shards])
+    return flags(world, run, *STAGES, more=["--keep", "2", "--data", *shards])
 
 
 @pytest.fixture(scope="module")
@@ -581,7 +581,8 @@ def stopping(run, after: int, number: int = signal.SIGTERM) -> None:
         run()
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, 0), (signal.SIGINT, 130),
+                                            (signal.SIGUSR1, 0), (signal.SIGHUP, 0)])
 def test_a_signal_saves_and_leaves(number, status, world, undisturbed, tmp_path, capsys):
     """With 0 for a scheduler; with 130 after Ctrl-C, so that a script that called it stops too."""
     run = tmp_path / "run"
@@ -683,7 +684,7 @@ def test_settings_of_a_run_are_checked_as_flags_are(name, value, undisturbed, tm
 def test_a_resumed_run_has_the_settings_of_its_start(world, tmp_path):
     more = ["--compile", "--schedule", "wsd", "--clip", "0", "--betas", "0.8", "0.9", "--seed", "7"]
     args = train.parse(flags(world, tmp_path, "odd:640:1e-3", "lora:640:1e-3", more=more))
-    saved = {name: value for name, value in vars(args).items() if name not in train.NOT_SAVED}
+    saved = {name: value for name, value in vars(args).items() if name not in train.resume.NOT_SAVED}
     (tmp_path / "config.json").write_text(json.dumps(saved))
     resumed = train.parse(["--resume", str(tmp_path)])
     assert vars(resumed) == {**vars(args), "resume": str(tmp_path)}

@@ -1,0 +1,280 @@
+"""What may change when a run is continued, what may not, and where its inputs are now.
+
+`train.py --resume RUN` takes its settings from RUN/config.json, and the command line on top of
+them. Whatever is left to do must not be another training than the one that was begun, so each flag
+is of one of four kinds:
+
+    MAY_CHANGE    leaves the numbers alone (memory, speed, how often to save)
+    PLACES        says where an input is now; that it is the same input is checked by its hash
+    --stages      keeps what is finished; what comes may change (check_stages)
+    all others    keep their value: another one is refused by name
+
+A flag that is given with its saved value is no change, so --resume RUN can be put behind the whole
+command line that began the run.
+"""
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from common import checkpoint, cli, plan, sources
+from common.cli import UserError
+
+# These leave the numbers of what is left to do alone: all but the last bits, where another
+# micro-batch, kernel or device adds up in another order.
+MAY_CHANGE = (
+    "save_every",
+    "eval_every",
+    "eval_bytes",
+    "keep",
+    "micro_batch",
+    "recompute",
+    "compile",
+    "kernels",
+    "deterministic",
+    "device",
+)
+
+# Folders and files that may have moved.
+PLACES = ("model", "config", "tokenizer", "data")
+
+# Every flag is saved in RUN/config.json but these.
+NOT_SAVED = ("resume", "plan", "world_size", "gpu", "tflops", "out")
+
+# What config.json has held since the first version.
+ALWAYS_THERE = ("model", "config", "stages", "data", "batch_tokens")
+
+# 0 asks for what follows from the model, which is what config.json holds.
+ZERO_IS_DEFAULT = ("seq_len", "batch_tokens", "lora_rank", "lora_alpha")
+
+
+def settings_of(
+    parser: cli.Parser,
+    words: list[str],
+    learning_rate_at: Callable[[int, plan.Stage, argparse.Namespace], float],
+) -> argparse.Namespace:
+    """The settings with which the run continues that `words`, the command line, names by --resume:
+    its own, and what `words` changes. Prints what changes. UserError for what must not.
+
+    learning_rate_at(step, stage, args) is that of a step of a stage, counted from 0."""
+    run = Path(parser.parse_args(words).resume)
+    saved = read_settings(parser, run)
+
+    # argparse's own defaults give way to what a namespace holds already.
+    args = parser.parse_args(words, argparse.Namespace(**vars(saved)))
+    args.data = [sources.with_weight(entry) for entry in args.data]
+    for name in ZERO_IS_DEFAULT:
+        if getattr(args, name) == 0:
+            setattr(args, name, getattr(saved, name))
+    if os.path.realpath(args.out) != os.path.realpath(run):
+        raise UserError(f"--out {args.out} is not {run}, the run that --resume continues; "
+                        "drop --out")
+    args.out = saved.out
+
+    places = list(PLACES)
+    has_its_start = checkpoint.random_start(run).exists()
+    if has_its_start:
+        # It was made from --config and --tokenizer, and nothing reads these again.
+        places.remove("config")
+        places.remove("tokenizer")
+    refuse_other_settings(run, saved, args, places)
+
+    changes = changed_flags(saved, args)
+    changes += check_stages(run, saved, args, learning_rate_at)
+    if changes and cli.is_rank_zero():
+        print(f"changed from here on: {'; '.join(changes)}")
+    for name in places:
+        find_input(name, saved, args)
+    return args
+
+
+# ------------------------------------------------------------------------------ the saved settings
+
+
+def read_settings(parser: cli.Parser, run: Path) -> argparse.Namespace:
+    """What RUN/config.json holds, each setting checked as its flag: someone may have edited it."""
+    file = run / "config.json"
+    values = cli.read_json(file)
+    if not isinstance(values, dict) or not all(name in values for name in ALWAYS_THERE):
+        raise UserError(f"{file} does not hold the settings of a run; is it a run folder?")
+    # Older versions did not note it, and resumed in the same directory.
+    started_in = values.pop("started_in", os.getcwd())
+
+    # A version before this one had fewer flags, a version after it may have more.
+    defaults = vars(parser.parse_args([]))
+    for name in values:
+        if name not in defaults or name in NOT_SAVED:
+            raise UserError(f"{file} has {name!r}, which is no flag of this version of train.py; "
+                            "resume with the version that wrote it, or delete the line")
+    for name, value in defaults.items():
+        if name not in values and name not in NOT_SAVED and cli.is_rank_zero():
+            print(f"{file} has no --{name} (an older version wrote it); the default, {value}, "
+                  "is used")
+
+    words = []
+    for name, value in values.items():
+        if value is None or value is False:
+            continue  # a flag that was not given
+        words.append(f"--{name}")
+        if isinstance(value, list):
+            words += map(str, value)
+        elif value is not True:
+            words.append(str(value))
+    saved = parser.parse_args(words)
+    saved.data = [sources.with_weight(entry) for entry in saved.data]
+    saved.out = str(run)
+    saved.started_in = started_in
+    return saved
+
+
+# ------------------------------------------------------------------------------------- the rules
+
+
+def refuse_other_settings(
+    run: Path, saved: argparse.Namespace, args: argparse.Namespace, places: list[str]
+) -> None:
+    """UserError that names every flag which has another value than the run's and must not."""
+    free = (*MAY_CHANGE, *NOT_SAVED, "stages", "started_in")
+    differing = []
+    for name, before in vars(saved).items():
+        now = getattr(args, name)
+        # Of what may have moved, only what is not a place is compared: that it is there at all, and
+        # the weights of the data.
+        if name in free or same_but_for_places(name, before, now, places):
+            continue
+        differing.append(f"--{name} {as_words(before)}, not {as_words(now)}")
+    if differing:
+        flags = " ".join(f"--{name}" for name in MAY_CHANGE)
+        raise UserError(f"{run} was begun with {'; '.join(differing)}: that stays. --resume takes "
+                        f"--stages, --data folders that have moved, and {flags}; for the rest, "
+                        f"start a new run (--model a stage of this one, --skip_seen {run})")
+
+
+def same_but_for_places(name: str, before, now, places: list[str]) -> bool:
+    """Is a setting the same, wherever its folders and files are?"""
+    if before == now:
+        return True
+    if name not in places or before is None or now is None:
+        return False
+    if name != "data":
+        return True
+    weights_before = [sources.parse_source(entry)[1] for entry in before]
+    weights_now = [sources.parse_source(entry)[1] for entry in now]
+    return weights_before == weights_now
+
+
+def changed_flags(saved: argparse.Namespace, args: argparse.Namespace) -> list[str]:
+    """The flags that change, in words, but for --stages."""
+    changes = []
+    for name in (*MAY_CHANGE, *PLACES):
+        before = getattr(saved, name)
+        now = getattr(args, name)
+        if before != now:
+            changes.append(f"--{name} {as_words(before)} → {as_words(now)}")
+    return changes
+
+
+def as_words(value) -> str:
+    """A setting as one types it."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return str(value)
+
+
+def check_stages(
+    run: Path,
+    saved: argparse.Namespace,
+    args: argparse.Namespace,
+    learning_rate_at: Callable,
+) -> list[str]:
+    """What changes among the stages, in words. A finished stage stays as it was. One that has begun
+    keeps what it trains; it may have another rate, and more tokens or fewer, but not fewer than it
+    has seen. What has not begun is free. UserError for anything else."""
+    before = [plan.parse_stage(text) for text in saved.stages]
+    now = [plan.parse_stage(text) for text in args.stages]
+    changes = []
+    for number, old in enumerate(before, 1):
+        new = None
+        text = "left out"
+        if number <= len(now):
+            new = now[number - 1]
+            text = args.stages[number - 1]
+        if new == old:
+            continue  # 1B is 1000M
+
+        if checkpoint.stage_folder(run, number, old).exists():
+            raise UserError(f"--stages: stage {number} is finished and stays as it was, "
+                            f"{saved.stages[number - 1]}; put a further stage behind it")
+        change = f"stage {number}: {saved.stages[number - 1]} → {text}"
+        checkpoints = checkpoint.find(run, number)
+        if checkpoints:
+            done = checkpoint.step_of(checkpoints[0])
+            check_begun_stage(number, old, new, done, saved.batch_tokens)
+            rate_before = learning_rate_at(done, old, args)
+            rate_now = learning_rate_at(done, new, args)
+            change += (f" (learning rate of step {done + 1}: {rate_now:.3g}, it would have been "
+                       f"{rate_before:.3g})")
+        changes.append(change)
+
+    for number in range(len(before) + 1, len(now) + 1):
+        changes.append(f"stage {number}: {args.stages[number - 1]} is new")
+    return changes
+
+
+def check_begun_stage(
+    number: int, old: plan.Stage, new: plan.Stage | None, done: int, batch_tokens: int
+) -> None:
+    """UserError if a stage of which `done` steps are in a checkpoint cannot become `new`."""
+    if new is None or new.what != old.what:
+        raise UserError(f"--stages: stage {number} has begun to train {old.what} and stays in its "
+                        "place; it may have another rate or number of tokens, such as "
+                        f"{old.what}:{(done + 1) * batch_tokens}:{old.peak_lr} to end it soon")
+    if new.steps(batch_tokens) <= done:
+        raise UserError(f"--stages: stage {number} has trained {done} steps, so it needs more than "
+                        f"{done * batch_tokens} tokens: {old.what}:{(done + 1) * batch_tokens}:"
+                        f"{new.peak_lr} ends it after the next step")
+
+
+# ------------------------------------------------------------------------- where the inputs are now
+
+
+def find_input(name: str, saved: argparse.Namespace, args: argparse.Namespace) -> None:
+    """Make one of PLACES a path that can be opened from here, and that config.json may hold."""
+    before = getattr(saved, name)
+    now = getattr(args, name)
+    if now is None:
+        return
+    is_given = now != before
+    if name != "data":
+        example = f"--{name} PATH"
+        setattr(args, name, find(now, is_given, saved.started_in, example))
+        return
+
+    example = "--data with all folders, in the same order and with the same weights"
+    entries = []
+    for entry in now:
+        folder, weight = sources.split_entry(entry)
+        entries.append(f"{find(folder, is_given, saved.started_in, example)}={weight}")
+    args.data = entries
+
+
+def find(path: str, is_given: bool, started_in: str, example: str) -> str:
+    """Where a path is now. One from config.json begins in the directory that the run was started
+    in, or, if all was moved together, in this one. UserError that ends in the flag that would say
+    where it is, if it is in neither."""
+    here = os.getcwd()
+    if is_given:
+        directories = [here]
+    else:
+        directories = [started_in, here]
+    for directory in directories:
+        there = Path(directory, path)
+        if there.exists():
+            # As it was written, as long as that is true in both directories.
+            return path if here == started_in else str(there)
+
+    if is_given:
+        raise UserError(f"there is no {path}; say where it is: {example}")
+    if os.path.isabs(path):
+        raise UserError(f"{path} is no longer there; say where it is now: {example}")
+    raise UserError(f"{path} is neither in {started_in} nor here; say where it is now: {example}")
