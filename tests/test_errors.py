@@ -12,7 +12,9 @@ from conftest import tiny_config
 from safetensors.torch import load_file, save_file
 
 import data
+import eval_bits
 import eval_kobest
+import export
 import init
 import model
 import sample
@@ -20,9 +22,13 @@ import tokenizer
 import train
 from toy import world as toy
 
-PROGRAMS = {p.__name__: p for p in (data, eval_kobest, init, sample, tokenizer, toy, train)}
+PROGRAMS = {
+    p.__name__: p
+    for p in (data, eval_bits, eval_kobest, export, init, sample, tokenizer, toy, train)
+}
 TRAIN = "train --device cpu --model {w}/model --data {w}/shards/ko --out {b}/run --seq_len 32 --stages full:1k:1e-3 "
 KOBEST = "eval_kobest --device cpu --model {w}/model --data {b}/kobest --tasks copa "
+BITS = "eval_bits --device cpu --models {w}/model "
 CLEAN = "data clean --input {w}/ko.jsonl --out {b}/clean "
 PACK = "data pack --input {w}/ko.jsonl --out {b}/packed --tokenizer {w}/base.model "
 MERGE = "tokenizer merge --korean {w}/base.model --out {b}/m.model "
@@ -100,13 +106,17 @@ WRONG = {
     "a run that is there already": (TRAIN + "--out {b}/old_run", "is a run already"),
     "resuming what is no run": ("train --resume {b}/empty", "config.json"),
     "resuming a model directory": ("train --resume {w}/model", "is it a run folder"),
-    "resuming with other settings": ("train --resume {b}/old_run --seed 3", "drop the other flags"),
+    "resuming with other settings": ("train --resume {b}/old_run --seed 3", "with --seed 0, not 3"),
     "a configuration beside a model": (TRAIN + "--config {w}/model/config.json", "choose one"),
     "a configuration without tokenizer": ("train --device cpu --config {w}/model/config.json", "needs --tokenizer"),
     "another tokenizer beside a model": (TRAIN + "--tokenizer {w}/base.model", "choose one"),
     "a weight with three ends": (TRAIN + "--data {w}/shards/ko=0.1:0.2:0.3", "0.5:0.9"),
     "weights of nothing": (TRAIN + "--data {w}/shards/ko=0:0", "above 0"),
     "processes for no plan": (TRAIN + "--world_size 8", "--plan"),
+    "a GPU for no plan": (TRAIN + "--gpu H100", "--plan"),
+    "a GPU that there is not": (TRAIN + "--plan --gpu H500", "A100-80"),
+    "a GPU without bfloat16": ("train --plan --model {w}/model --gpu T4 --stages full:1k:1e-3", "--dtype float32"),
+    "no speed at all": (TRAIN + "--plan --tflops 0", "--tflops 0"),
     "nothing to draw from at the end": (TRAIN + "--data {w}/shards/ko=1:0", "no source is left"),
     "an unknown order": (TRAIN + "--order sorted", "as_packed"),
     "an unknown optimizer": (TRAIN + "--optimizer sgd", "adamw_bf16"),
@@ -121,12 +131,22 @@ WRONG = {
     "a seed below 0": (TRAIN + "--seed -1", "--seed -1"),
     "a LoRA wider than the model": (TRAIN + "--stages lora:1k:1e-3 --lora_rank 4000", "--lora_rank 4000"),
     "a run folder inside a file": (TRAIN + "--out {w}/ko.jsonl/run", "Not a directory"),
+    # exporting
+    "exporting a model directory": ("export {w}/model --out {b}/exported", "is it a run folder"),
+    "exporting to nowhere": ("export {b}/old_run", "give --out"),
     # scoring
     "no KoBEST": (KOBEST + "--data {b}/empty", "{b}/empty"),
     "a split that is not there": (KOBEST + "--split test", "try --split"),
     "a column too few": (KOBEST + "--split train", "'question'"),
     "a label out of range": (KOBEST + "--split dev", "row 2"),
     "a limit of 0": (KOBEST + "--limit 0", "--limit 0"),
+    "bits per byte of nothing": ("eval_bits --models {w}/model", "--data SHARDS"),
+    "bits per byte of what is no shards": (BITS + "--data {b}/empty", "no folder of token shards"),
+    "bits per byte of a changed shard": (BITS + "--data {b}/changed", "has changed"),
+    "bits per byte of another tokenizer's shards": (BITS + "--data {b}/foreign", "--tokenizer"),
+    "bits per byte of documents that are not there": (BITS + "--input {b}/none.jsonl", "none.jsonl does not exist"),
+    "bits per byte of no document": (BITS + "--input {b}/nothing.jsonl", "holds no document"),
+    "bits per byte of no model": (BITS + "{b}/none --data {w}/shards/ko", "{b}/none"),
     # sampling
     "a prompt longer than the model": ("sample --device cpu --model {w}/model --prompt " + "가" * 99, "64 positions"),
     "a temperature below 0": ("sample --device cpu --model {w}/model --prompt a --temperature -1", "--temperature"),
@@ -171,7 +191,9 @@ def broken(world, tmp_path_factory):
     (b / "gone/train-00000.npy").unlink()
     data.main(["pack", "--input", f"{world}/ko.jsonl", "--tokenizer", f"{b}/other.model", "--out", f"{b}/foreign"])
     (b / "old_run").mkdir()
-    (b / "old_run/config.json").write_text("{}")
+    saved = {"model": f"{world}/model", "config": None, "data": [f"{world}/shards/ko"], "stages": ["full:1k:1e-3"],
+             "batch_tokens": 512}
+    (b / "old_run/config.json").write_text(json.dumps(saved))
     (b / "old_run/metrics.jsonl").write_text("")
     tied = {**config, "tie_word_embeddings": True}
     (b / "tied/config.json").write_text(json.dumps(tied))
