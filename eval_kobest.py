@@ -10,7 +10,9 @@ put behind its question, and the answer whose tokens are likeliest is the predic
 A score means something only beside those of others. Prompts, spaces, BOS, truncation, metrics and
 the draw of solved examples (--shots) are therefore those of lm-evaluation-harness 0.4.13, odd ones
 included. And only what it has above three others counts: chance, the accuracy of always giving the
-commonest answer (both are printed beside it), and that of the answers alone (--answer_only).
+commonest answer (both are printed beside it), and that of the answers alone (--answer_only). What
+is longer than the model's positions loses the left end of its context, as in the harness; how many
+requests did is said below a task's scores, and is "truncated" in --out.
 
     python eval_kobest.py --model DIR --data KOBEST_DIR                  # test split, all tasks
     python eval_kobest.py --model DIR --data KOBEST_DIR --split dev --shots 5 \\
@@ -281,7 +283,8 @@ def evaluate(
 ) -> dict:
     """Score one task. A `context` (token ids) replaces that of every example.
 
-    UserError names the row whose answer the model cannot take, or whose score is not finite.
+    The result counts as `truncated` the requests that lost context. UserError names the row whose
+    answer the model cannot take, or whose score is not finite.
     """
     # Cutting the left end off must leave all of an answer to predict.
     limit = llama.config.max_position_embeddings
@@ -302,7 +305,20 @@ def evaluate(
                 raise cli.UserError(f"{name}, row {example.row}: log-likelihood {value}; "
                                     "are the model's weights broken?")
     result = metrics(examples, scores, by_length=name == "hellaswag")
-    return {"version": TASKS[name].version, **result}
+    n_truncated = count_truncated(requests, limit)
+    return {"version": TASKS[name].version, "truncated": n_truncated, **result}
+
+
+def count_truncated(requests: list[Request], limit: int) -> int:
+    """How many requests lose some of their context in `loglikelihoods`. The harness cuts them too,
+    and gives them a score like any other: with many of them a task is another task.
+
+    >>> count_truncated([([1, 5, 6], [7]), ([1, 5, 6], [7, 8])], limit=3)
+    1
+    """
+    # The last token of an answer is predicted and never read, so it needs no position.
+    lengths = [len(context) + len(answer) - 1 for context, answer in requests]
+    return len([length for length in lengths if length > limit])
 
 
 # ------------------------------------------------------------------------------------- metrics
@@ -669,7 +685,8 @@ def score(args) -> None:
 
 
 def print_task(name: str, result: dict, seconds: float) -> None:
-    """One line: a task's scores, with chance and the commonest answer's accuracy beside them."""
+    """One line: a task's scores, with chance and the commonest answer's accuracy beside them. And
+    one more where context was lost."""
     low, high = result["ci95"]
     parts = []
     parts.append(f"{name:10} {len(result['examples']):6}")
@@ -680,6 +697,11 @@ def print_task(name: str, result: dict, seconds: float) -> None:
         parts.append(f"acc_norm {result['acc_norm']:.4f}")
     parts.append(f"{seconds:.1f} s")
     print("   ".join(parts), flush=True)
+
+    if result["truncated"]:
+        n_requests = sum(len(example["loglikelihoods"]) for example in result["examples"])
+        print(f"{'':10} {result['truncated']} of {n_requests} requests are longer than the model's "
+              "positions and lost the left end of their context", flush=True)
 
 
 def mean_scores(results: dict[str, dict]) -> dict[str, float]:

@@ -52,7 +52,7 @@ WEEKS: dict[int, dict[str, dict[str, str]]] = {  # {week: {file: {function or Cl
             "_turn": "the same for one tensor: what the model runs on a CPU"},
         "model.py": {
             "Cache.extend": "write k and v behind the `used` positions of this layer; return all its keys and values",
-            "Attention.forward": "project, turn, attend (with a cache: to all of its positions), project"},
+            "Attention.forward": "project, turn, attend (to all positions of a cache, or within documents), project"},
         "common/plan.py": {
             "cost": "bytes of weights, gradients and moments of one process; the rest is given; then the peak"}},
     5: {"data.py": {
@@ -61,16 +61,17 @@ WEEKS: dict[int, dict[str, dict[str, str]]] = {  # {week: {file: {function or Cl
             "Loader._window": "window `count` of a source, in its epoch's order: a function of seed, source, epoch",
             "Loader.next": "draw n times, counting each; read the rows that are this process's own"},
         "train.py": {
-            "batches": "the micro-batches, sources, the whole batch's number of targets, the loader's state after it"},
+            "batches": "micro-batches (with their documents), sources, the whole batch's targets, the loader's state"},
         "common/plan.py": {
             "is_trained": "does any part of the union train the parameter of this name?"},
         "common/checkpoint.py": {
-            "newest": "from the newest on: the first whose files have the hashes that counters.json names",
+            "read_counters": "the file; UserError unless every file that it names is there and has the hash",
+            "newest": "from the newest on: the first that read_counters does not refuse",
             "rewind_metrics": "keep the whole lines up to (stage, step)"}},
     6: {"eval_kobest.py": {
             "encode": "the context's last spaces go to the answer; encode both together, cut where the context ends",
             "loglikelihoods": "sum of the log-probabilities of the answer's tokens; one request at a time will do",
-            "evaluate": "encode, score (with the given context, if there is one), check; metrics() does the rest",
+            "evaluate": "encode, score (with the given context, if there is one), check, count_truncated(); metrics() does the rest",
             "mcnemar": "twice the smaller tail of a fair coin, at most 1"},
         "kernels/loss.py": {
             "_softmax_torch": "losses of the rows, and softmax minus onehot; zeros for rows that do not count",

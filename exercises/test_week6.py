@@ -133,7 +133,7 @@ def test_evaluate_finds_the_likeliest_answer():
     right = [row for row in result["examples"] if row["prediction"] == row["label"]]
     assert result["acc"] == len(right) / 20
     assert {row["prediction"] for row in result["examples"]} == {0, 1}
-    assert result["version"] == 1.0
+    assert result["version"] == 1.0 and result["truncated"] == 0
 
 
 def test_the_control_knows_nothing_of_the_question():

@@ -451,6 +451,32 @@ def test_scores_equal_the_harness_s(world, tmp_path, name, positions, shots):
     assert ours["version"] == version
 
 
+def test_requests_that_lose_context_are_counted(world, tmp_path, capsys):
+    """Per task, on the screen only where there are any; the control loses none."""
+    copy_files(world / "model", tmp_path)
+    config = cli.read_json(tmp_path / "config.json")
+    cli.write_json(tmp_path / "config.json", {**config, "max_position_embeddings": 60})
+    argv = ["--model", str(tmp_path), "--data", str(world), "--split", "dev", "--device", "cpu",
+            "--tasks", "boolq", "copa", "--limit", "8", "--out", str(tmp_path / "out.json")]
+    kobest.main(argv)
+    screen = capsys.readouterr().out
+    tasks = cli.read_json(tmp_path / "out.json")["tasks"]
+    tokens = kobest.encoder(tokenizer.load(world / "base.model"), tmp_path)
+    for name in ("boolq", "copa"):
+        cut = []
+        for example in kobest.read(world, name, "dev", 8):
+            requests = kobest.encode(tokens, example)
+            cut += [context for context, answer in requests if len(context + answer) > 61]
+        assert tasks[name]["truncated"] == len(cut)
+        assert (f" {len(cut)} of 16 requests are longer than" in screen) == bool(cut)
+    assert 0 < tasks["boolq"]["truncated"] < 16
+
+    kobest.main([*argv, "--answer_only"])
+    tasks = cli.read_json(tmp_path / "out.json")["tasks"]
+    assert [task["truncated"] for task in tasks.values()] == [0, 0]
+    assert "requests are longer" not in capsys.readouterr().out
+
+
 def test_shots_as_one_generator_draws_them():
     """Two examples, three in the pool: the second draw continues where the first one ended."""
     pool = [kobest.Example(i, f"글{i} 답: ", ["가", "나"], i % 2) for i in range(3)]
