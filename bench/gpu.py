@@ -6,7 +6,7 @@ r"""What only a GPU can prove, part by part, in the order of worth.
 
     machine     name, versions, and the bandwidth of a device copy
     gemm        FLOP/s of a large matmul, cold and sustained
-    attention   each backend at the recipe's shapes; what ten new lengths cost
+    attention   each backend at the recipe's shapes; within documents; what ten new lengths cost
     kernels     each of kernels/ against float64, beside eager, torch.compile and Liger
     steps       training steps of the 10.7B shape: time, utilisation, memory beside the plan
     train       train.py on four layers of that shape: stopped, resumed, and the same bits
@@ -50,7 +50,7 @@ import kernels
 import model
 from bench import kernels as bench_kernels
 from bench import measure, train_step
-from common import cli, plan
+from common import cli, plan, sources
 
 # ------------------------------------------------------------------------ what is measured
 
@@ -214,6 +214,11 @@ def attention_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
             figures = or_why_not(time_attention, attend, shape, sizes, check_error)
             rows.add(who=who, shape=shape, **figures)
 
+    # With --document_mask. Its rates count whole windows, as if nothing were hidden.
+    for shape in sizes.attention:
+        figures = or_why_not(time_attention, within_documents(shape, sizes), shape, sizes, False)
+        rows.add(what="windows of eight documents", who="nanowhale", shape=shape, **figures)
+
     # cuDNN plans anew for every length that it meets, so we must not meet it where lengths vary.
     for who in ("nanowhale", "cudnn"):
         figures = or_why_not(time_new_lengths, contenders[who], sizes)
@@ -255,6 +260,21 @@ def attention_contenders() -> dict[str, Callable]:
         "efficient": efficient,
         "math": only(SDPBackend.MATH),
     }
+
+
+def within_documents(shape: tuple[int, ...], sizes: Sizes) -> Callable:
+    """Attention in windows that eight documents share evenly."""
+    B, T = shape[:2]
+    tokens = torch.zeros(B, T, dtype=torch.int64)
+    tokens[:, ::T // 8] = 1
+    documents = model.find_documents(tokens, bos=1)
+    documents = documents._replace(numbers=documents.numbers.to(sizes.device))
+    documents = documents.ready(sizes.dtype)
+
+    def attend(q, k, v):
+        return model.attention_within(q, k, v, documents)
+
+    return attend
 
 
 def queries_keys_values(shape: tuple[int, ...], sizes: Sizes) -> list[torch.Tensor]:
@@ -561,7 +581,7 @@ def check_inputs(args: argparse.Namespace) -> None:
     """UserError if the shards or the tokenizer are missing."""
     inputs = [args.tokenizer]
     for entry in args.data:
-        folder, _, _ = entry.partition("=")
+        folder, _ = sources.parse_source(entry)
         inputs.append(folder)
     for path in inputs:
         if not Path(path).exists():

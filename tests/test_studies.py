@@ -24,6 +24,7 @@ from common import cli
 from studies import (
     arms,
     curriculum,
+    document_mask,
     experts,
     forgetting,
     laws,
@@ -405,6 +406,7 @@ def test_experts_apart():
 # ---- what goes wrong -----------------------------------------------------------------------------
 
 MODEL = ["--model", "m", "--out"]
+KINDS = ["--short", "s", "--long", "l", "--english", "e"]
 SCRATCH_RUN = ["--tokenizer", "t", "--data", "d", "--out", "o"]
 MIXED = [*MODEL, "o", "--english", "e", "--topics", "a=a", "b=b"]
 
@@ -413,6 +415,7 @@ MIXED = [*MODEL, "o", "--english", "e", "--topics", "a=a", "b=b"]
     (replay, [*MODEL, "o", "--data", "d", "--seeds", "0"], "--seeds 0"),
     (replay, [*MODEL, "o", "--data", "d", "--token", "5"], "did you mean --tokens?"),
     (forgetting, [*MODEL, "o", "--data", "d", "--points", "0"], "--points 0"),
+    (document_mask, [*MODEL, "o", *KINDS, "--seeds", "0"], "--seeds 0"),
     (scaling, [*SCRATCH_RUN, "--sizes", "64x2"], "two different ones"),
     (scaling, [*SCRATCH_RUN, "--tokens", "2000"], "--tokens 2000"),
     (mixture, [*MODEL, "o", "--english", "e", "--topics", "law", "wiki=w"], "NAME=TEXT"),
