@@ -27,8 +27,8 @@ import tokenizer
 from toy import world as toy
 
 PAGES = [page for page in ("README.md", "README.ko.md") if (ROOT / page).exists()]
-RUN = {"data", "tokenizer", "init", "train", "eval_kobest", "sample", "toy"}
-INPUTS = ("model", "base", "korean", "tokenizer", "tokenizers", "data", "input", "decontaminate", "probe", "resume",
+RUN = {"data", "tokenizer", "init", "train", "eval_bits", "eval_kobest", "sample", "toy"}
+INPUTS = ("model", "models", "skip_seen", "base", "korean", "tokenizer", "tokenizers", "data", "input", "decontaminate", "probe", "resume",
           "config", "reference", "also")
 SMALL = {"--vocab_size": "600", "--min_count": "2", "--seq_len": "32", "--batch_tokens": "64", "--lora_rank": "4",
          "--documents": "400", "--limit": "4", "--max_new_tokens": "4", "--probe_steps": "1", "--probe_batch": "2"}
@@ -138,7 +138,7 @@ def test_commands_run_in_order(world, tmp_path, monkeypatch, capsys):
             importlib.import_module(module).main(argv)
             ran.add(name if argv[0].startswith("-") else f"{name} {argv[0]}")
     assert ran >= {"data clean", "data pack", "tokenizer train", "tokenizer merge", "tokenizer report", "init", "train",
-                   "eval_kobest", "sample"}, "README has no whole chain of commands from documents to a score"
+                   "eval_bits", "eval_kobest", "sample"}, "README has no whole chain of commands from documents to a score"
 
 
 @pytest.mark.parametrize("page", PAGES)
