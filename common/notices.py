@@ -14,9 +14,9 @@ from common import cli, plan
 MOST_EPOCHS = 4
 
 # With fewer validation documents than this, what is measured is the documents as much as the model.
-# Of N drawn at random, bits per byte have a standard deviation of 4 to 11 % at N = 12, 3 to 5 % at
-# 30, 1.4 to 2.4 % at 100: Wikipedia in English and Korean, film reviews and rulings, scored by an
-# English Llama of 7.5M parameters.
+# Of N drawn at random, bits per byte have a standard deviation of 4 to 12 % at N = 12, 2 to 5 % at
+# 30, 1.3 to 2.7 % at 100: Wikipedia in English and Korean, film reviews and rulings, scored by an
+# English Llama of 7.5M parameters (bench/bits.py).
 ENOUGH_DOCUMENTS = 30
 
 
