@@ -7,7 +7,8 @@ The notices are about settings that train without an error, and seldom mean what
 """
 import sys
 
-from common import cli, plan
+# Not plan, which needs torch: data.py imports this, and so does each of `clean`'s processes.
+from common import cli
 
 # Up to 4 epochs are nearly as good as new data, and what comes after is worth less and less
 # (Muennighoff et al., Scaling Data-Constrained Language Models, arXiv 2305.16264).
@@ -75,10 +76,10 @@ def small_validation(n_documents: int) -> str:
 
 
 def of_run(
-    stages: list[plan.Stage], finished: int, shards: dict, loader, batch_tokens: int
+    stages: list, finished: int, shards: dict, loader, batch_tokens: int
 ) -> list[str]:
-    """What to know before a run begins, or resumes after so many `finished` stages: a line each.
-    The loader is where the run began."""
+    """What to know before a run begins, or resumes after so many `finished` of its stages
+    (plan.Stage): a line each. The loader is where the run began."""
     if finished == len(stages):
         return []
     lines = []
@@ -96,9 +97,7 @@ def of_run(
     return lines + read_too_often(stages, list(shards), loader, batch_tokens)
 
 
-def read_too_often(
-    stages: list[plan.Stage], names: list[str], loader, batch_tokens: int
-) -> list[str]:
+def read_too_often(stages: list, names: list[str], loader, batch_tokens: int) -> list[str]:
     """A line for each source of which the run will have read more than MOST_EPOCHS at its end."""
     # The number of the stage in which each of them passes that.
     counts = list(loader.counts)
@@ -111,6 +110,7 @@ def read_too_often(
             if epochs[name] > MOST_EPOCHS:
                 passed_in.setdefault(name, number)
 
+    # What the loop counted last are the epochs at the end of the run.
     lines = []
     for name, number in passed_in.items():
         what = stages[number - 1].what

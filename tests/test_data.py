@@ -221,6 +221,12 @@ cli.run(lambda: data.main({argv!r}))
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_data_py_comes_without_torch():
+    """Each of `clean`'s processes imports it, and torch would take seconds and 200 MB in each."""
+    command = [sys.executable, "-c", "import data, sys; sys.exit('torch' in sys.modules)"]
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
+
+
 def test_an_array_is_written_as_numpy_writes_it(tmp_path):
     for array in (np.arange(5, dtype=np.uint16), np.zeros(0, np.uint32), np.arange(9) < 4):
         entry = data.save_array(tmp_path / "a.npy", array)
