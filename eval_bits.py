@@ -29,7 +29,7 @@ import model
 import sample
 import tokenizer
 from common import cli, documents, notices, parallel
-from common.cli import UserError
+from common.cli import UserError, say
 
 
 @dataclass
@@ -178,12 +178,6 @@ def score_model(
 
 
 # ----------------------------------------------------------------------------------- the table
-
-
-def say(line: str) -> None:
-    """Print, once, whatever the number of processes."""
-    if parallel.rank() == 0:
-        print(line, flush=True)
 
 
 def heading(sources: list[Source], width: int) -> str:

@@ -46,7 +46,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import data
 import export
@@ -55,7 +54,7 @@ import model
 import tokenizer
 from common import budget, checkpoint, cli, notices, parallel, plan, resume, sources
 from common.checkpoint import stage_folder
-from common.cli import UserError
+from common.cli import UserError, say
 from common.progress import Progress
 
 # The defaults: the model that `bash speedrun.sh --prepare` makes, and the recipe for it.
@@ -368,15 +367,6 @@ def training_state(
         "loader": loader_state,
         "data": [source.sha256 for source in shards.values()],
     }
-
-
-def say(line: str) -> None:
-    """Print, once, whatever the number of processes."""
-    if parallel.rank() == 0:
-        tqdm.write(line)
-        # In a log, Python would hold it back: it would come after what stderr says later, or be
-        # lost with a process that is killed.
-        sys.stdout.flush()
 
 
 def write_line(file: Path, record: dict) -> None:
@@ -934,14 +924,27 @@ def warn_of_repetition(
     args: argparse.Namespace, shards: dict[str, data.Shards], loader: data.Loader
 ) -> None:
     """A line on stderr if a new run would read again what its model has been trained on."""
-    if args.resume or args.skip_seen or not args.model or not cli.is_rank_zero():
+    if args.resume or args.skip_seen or not args.model:
         return
     hashes = {name: source.sha256 for name, source in shards.items()}
     again = sources.seen_again(Path(args.model), loader.state_dict(), hashes)
     if again:
-        print(f"warning: {args.model} was trained on {again}, and this run begins the same data "
-              f"again, in the same order; --skip_seen {args.model} continues behind them",
-              file=sys.stderr)
+        cli.warn(f"{args.model} was trained on {again}, and this run begins the same data again, "
+                 f"in the same order; --skip_seen {args.model} continues behind them")
+
+
+def warn_of_settings(
+    run: Path,
+    stages: list[plan.Stage],
+    shards: dict[str, data.Shards],
+    loader: data.Loader,
+    args: argparse.Namespace,
+) -> None:
+    """Lines on stderr about what is left to train, where it is seldom what someone wanted."""
+    folders = [stage_folder(run, number, stage) for number, stage in enumerate(stages, 1)]
+    finished = len([folder for folder in folders if folder.exists()])
+    for line in notices.of_run(stages, finished, shards, loader, args.batch_tokens):
+        cli.warn(line)
 
 
 def set_up_torch(args: argparse.Namespace) -> None:
@@ -1015,9 +1018,7 @@ def main(argv: list[str] | None = None) -> None:
         # Where in the data the run begins: runs of an older version, at its beginning, do not say.
         if parallel.broadcast((run / "loader.json").exists()):
             loader.load_state_dict(cli.read_json(run / "loader.json"))
-        folders = [stage_folder(run, number, stage) for number, stage in enumerate(stages, 1)]
-        finished = sum(folder.exists() for folder in folders)
-        notices.warn(notices.of_run(stages, finished, shards, loader, args.batch_tokens))
+        warn_of_settings(run, stages, shards, loader, args)
         tokens = 0
         for number, stage in enumerate(stages, 1):
             folder = stage_folder(run, number, stage)

@@ -22,7 +22,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +36,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from common import parallel, plan
-from common.cli import UserError, new_file, new_folder, read_json, sha256, write_json
+from common.cli import UserError, new_file, new_folder, read_json, sha256, warn, write_json
 
 # PyTorch warns when a single process saves, which is a usual case here and not a mistake.
 warnings.filterwarnings("ignore", "torch.distributed is disabled")
@@ -153,8 +152,7 @@ def newest(run: Path, stage: int | None = None) -> tuple[Path, dict] | None:
         try:
             return folder, read_counters(folder)
         except UserError as error:
-            print(f"warning: checkpoint {folder} is broken ({error}); passing over it",
-                  file=sys.stderr)
+            warn(f"checkpoint {folder} is broken ({error}); passing over it")
     return None
 
 
@@ -224,8 +222,7 @@ def take_lock(run: Path):
         raise UserError(f"another process is training in {run}; stop it first (a new run may "
                         "have another --out)") from None
     except OSError as error:  # some shared disks cannot lock
-        print(f"warning: cannot lock {run} ({error.strerror}); see that no one else trains there",
-              file=sys.stderr)
+        warn(f"cannot lock {run} ({error.strerror}); see that no one else trains there")
 
     # What a process was writing when it was killed may be tens of GB.
     for part in ("checkpoints", "stages"):

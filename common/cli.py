@@ -55,6 +55,21 @@ def is_rank_zero() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def say(line: str) -> None:
+    """Print, once, whatever the number of processes, and without breaking a bar."""
+    if is_rank_zero():
+        tqdm.write(line)
+        # In a log, Python would hold it back: it would come after what stderr says later, or be
+        # lost with a process that is killed.
+        sys.stdout.flush()
+
+
+def warn(line: str) -> None:
+    """A warning on stderr, once, whatever the number of processes."""
+    if is_rank_zero():
+        print(f"warning: {line}", file=sys.stderr)
+
+
 # -------------------------------------------------------------------------------------------- flags
 
 

@@ -5,10 +5,9 @@ so what a stage reads can be told before it begins, to about a window (data.furt
 
 The notices are about settings that train without an error, and seldom mean what someone wanted.
 """
-import sys
 
-# Not plan, which needs torch: data.py imports this, and so does each of `clean`'s processes.
-from common import cli
+# Nothing here imports torch, not even for a type: data.py imports this file, and each of `clean`'s
+# processes imports data.py.
 
 # Up to 4 epochs are nearly as good as new data, and what comes after is worth less and less
 # (Muennighoff et al., Scaling Data-Constrained Language Models, arXiv 2305.16264).
@@ -119,10 +118,3 @@ def read_too_often(stages: list, names: list[str], loader, batch_tokens: int) ->
                      "further, text teaches less and less (arXiv 2305.16264); pack more of it, "
                      "lower its weight, or shorten the stages")
     return lines
-
-
-def warn(lines: list[str]) -> None:
-    """Print notices on stderr, once for all processes."""
-    for line in lines:
-        if cli.is_rank_zero():
-            print(f"warning: {line}", file=sys.stderr)

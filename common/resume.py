@@ -81,8 +81,8 @@ def settings_of(
 
     changes = changed_flags(saved, args)
     changes += check_stages(run, saved, args, learning_rate_at)
-    if changes and cli.is_rank_zero():
-        print(f"changed from here on: {'; '.join(changes)}")
+    if changes:
+        cli.say(f"changed from here on: {'; '.join(changes)}")
     for name in places:
         find_input(name, saved, args)
     return args
@@ -107,9 +107,9 @@ def read_settings(parser: cli.Parser, run: Path) -> argparse.Namespace:
             raise UserError(f"{file} has {name!r}, which is no flag of this version of train.py; "
                             "resume with the version that wrote it, or delete the line")
     for name, value in defaults.items():
-        if name not in values and name not in NOT_SAVED and cli.is_rank_zero():
-            print(f"{file} has no --{name} (an older version wrote it); the default, {value}, "
-                  "is used")
+        if name not in values and name not in NOT_SAVED:
+            cli.say(f"{file} has no --{name} (an older version wrote it); the default, {value}, "
+                    "is used")
 
     words = []
     for name, value in values.items():
