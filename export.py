@@ -214,15 +214,6 @@ def read_checkpoint(
     return llama
 
 
-def read_settings(run: Path) -> argparse.Namespace:
-    """The settings of a run. UserError if `run` is not a run's folder."""
-    saved = cli.read_json(run / "config.json")
-    if not isinstance(saved, dict) or "stages" not in saved:
-        raise UserError(f"{run}/config.json does not hold the settings of a run; is it a run "
-                        "folder?")
-    return argparse.Namespace(**saved)
-
-
 def newest_stage(run: Path, stages: list[plan.Stage]) -> int:
     """The number of the last stage that has a checkpoint or is finished. UserError if none has."""
     newest = 0
@@ -241,7 +232,7 @@ def what_there_is(run: Path, stages: list[plan.Stage]) -> str:
     for number, stage in enumerate(stages, 1):
         steps = []
         for folder in reversed(checkpoint.find(run, number)):
-            steps.append(str(int(folder.name.partition("-")[2])))
+            steps.append(str(checkpoint.step_of(folder)))
         if steps:
             found.append(f"stage {number} step {', '.join(steps)}")
         finished = checkpoint.stage_folder(run, number, stage)
@@ -262,7 +253,7 @@ def find_checkpoint(
             raise UserError(f"{run} has no whole checkpoint of stage {number}; {there_is}")
         return found
 
-    folder = run / "checkpoints" / f"{number:02d}-{step:08d}"
+    folder = checkpoint.folder_of(run, number, step)
     if not folder.exists():
         raise UserError(f"{run} has no checkpoint of stage {number} step {step}; {there_is}")
     try:
@@ -283,16 +274,14 @@ def start_of_stage(
     if number > 1:
         return checkpoint.stage_folder(run, number - 1, stages[number - 2])
     if settings.config:
-        return run / "stages/0-random"
+        return checkpoint.random_start(run)
 
     # An older config.json does not say where its relative paths start.
     start = moved or Path(getattr(settings, "started_in", "."), settings.model)
-    hashes = {}
-    for file, sha256 in cli.read_json(run / "inputs.json").items():
-        if file.endswith(".safetensors"):
-            hashes[Path(file).name] = sha256
-    for name, sha256 in hashes.items():
-        file = start / name
+    for noted, sha256 in cli.read_json(run / "inputs.json").items():
+        file = start / Path(noted).name
+        if file.suffix != ".safetensors":
+            continue  # the index.json of a source
         if not file.exists() or cli.sha256(file) != sha256:
             raise UserError(f"{file} is missing, or not what {run} started from; --model says "
                             "where its model directory is now")
@@ -348,7 +337,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("give --out for a model directory, or --adapter for a LoRA by itself")
     if parallel.size() > 1:
         raise UserError("export.py is one process; start it without torchrun")
-    settings = read_settings(args.run)
+    settings = argparse.Namespace(**checkpoint.read_settings(args.run))
     stages = [plan.parse_stage(text) for text in settings.stages]
     if args.out:
         check_target("--out", args.out, args.run, "training_state.json")

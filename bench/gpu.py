@@ -50,7 +50,7 @@ import kernels
 import model
 from bench import kernels as bench_kernels
 from bench import measure, train_step
-from common import cli, plan, sources
+from common import checkpoint, cli, plan, sources
 
 # ------------------------------------------------------------------------ what is measured
 
@@ -561,7 +561,7 @@ def train_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
             rows.add(**figures)
 
         # The same bits, from the model directory that the first run began with.
-        start = ["--model", str(run / "stages" / "0-random")]
+        start = ["--model", str(checkpoint.random_start(run))]
         repeatable = [*start, *flags, "--deterministic", "--stages", stages[1]]
         undisturbed = Path(folder) / "undisturbed"
         train(["--out", str(undisturbed), *repeatable])
@@ -685,7 +685,7 @@ def sharded_part(args: argparse.Namespace, sizes: Sizes, rows: Rows) -> None:
         train(["--config", str(config), "--tokenizer", args.tokenizer, "--out", str(alone), *flags])
 
         # The others begin with the same random weights.
-        start = ["--model", str(alone / "stages" / "0-random")]
+        start = ["--model", str(checkpoint.random_start(alone))]
         for number, (what, ranks, program) in enumerate(ways_to_shard(sizes.device)):
             run = Path(folder) / str(number)
             launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]

@@ -47,6 +47,9 @@ TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
 # the disk damages that.
 KEPT_WHILE_TRAINING = 2
 
+# What a run's config.json has held since the first version.
+ALWAYS_THERE = ("model", "config", "stages", "data", "batch_tokens")
+
 # The signals that ask a run to save and leave.
 STOPPING = (
     signal.SIGTERM,  # a scheduler that ends the job, or `kill`
@@ -66,7 +69,7 @@ def save(
     or KEPT_WHILE_TRAINING if that is 0.
 
     UserError if it cannot be written (a full disk): the checkpoints before it stay usable."""
-    folder = run / "checkpoints" / f"{counters['stage']:02d}-{counters['step']:08d}"
+    folder = folder_of(run, counters["stage"], counters["step"])
     parameters, moments = get_state_dict(llama, optimizer, options=TRAINED_ONLY)
     try:
         # Rank 0 alone enters new_folder, and leaves it in `seal`, which renames the folder. All
@@ -88,11 +91,9 @@ def save(
 
             parallel.on_rank_zero(seal)
     except (OSError, CheckpointException) as error:
-        # A CheckpointException hides the system's own words behind torch's: they come last.
-        reason = str(error).strip().split("\n")[-1]
-        raise UserError(f"cannot write checkpoint {folder}; is the disk full? ({reason}) The ones "
-                        f"before it are whole, and --resume {run} continues from the newest"
-                        ) from None
+        raise UserError(f"cannot write checkpoint {folder}; is the disk full? ({reason(error)}) "
+                        f"The ones before it are whole, and --resume {run} continues from the "
+                        "newest") from None
 
     parallel.on_rank_zero(lambda: delete_old(run, folder, keep or KEPT_WHILE_TRAINING))
     return folder
@@ -120,6 +121,15 @@ def find(run: Path, stage: int | None = None) -> list[Path]:
         pattern = f"{stage:02d}-[0-9]*"
     folders = [path for path in (run / "checkpoints").glob(pattern) if path.is_dir()]
     return sorted(folders, reverse=True)
+
+
+def folder_of(run: Path, stage: int, step: int) -> Path:
+    """The folder of a checkpoint. Names sort as stages and steps do.
+
+    >>> folder_of(Path("run"), 2, 500)
+    PosixPath('run/checkpoints/02-00000500')
+    """
+    return run / "checkpoints" / f"{stage:02d}-{step:08d}"
 
 
 def step_of(folder: Path) -> int:
@@ -191,10 +201,16 @@ def load_parameters(folder: Path, wanted: dict[str, torch.Tensor]) -> dict[str, 
     try:
         dcp.load({"parameters": parameters}, checkpoint_id=folder, no_dist=True)
     except (OSError, CheckpointException) as error:
-        reason = str(error).strip().split("\n")[-1]
-        raise UserError(f"cannot read checkpoint {folder} ({reason}); a run that is training keeps "
-                        "its newest ones only: try again, or train with a larger --keep") from None
+        raise UserError(f"cannot read checkpoint {folder} ({reason(error)}); a run that is "
+                        "training keeps its newest ones only: try again, or train with a larger "
+                        "--keep") from None
     return parameters
+
+
+def reason(error: Exception) -> str:
+    """Why a checkpoint cannot be written or read: the system's own words. A CheckpointException
+    hides them behind PyTorch's: they come last."""
+    return str(error).strip().split("\n")[-1]
 
 
 # --------------------------------------------------------------------------- the run's folder
@@ -253,6 +269,15 @@ def check_inputs(run: Path, indexes: list[Path], weights: list[Path], resumed: b
         if file is None or hashes[str(file)] != before:
             raise UserError(f"{file or path} is missing, or not what {run} started with; resuming "
                             "would mix two trainings")
+
+
+def read_settings(run: Path) -> dict:
+    """What RUN/config.json holds. UserError if that is not a run's."""
+    file = run / "config.json"
+    settings = read_json(file)
+    if not isinstance(settings, dict) or not all(name in settings for name in ALWAYS_THERE):
+        raise UserError(f"{file} does not hold the settings of a run; is it a run folder?")
+    return settings
 
 
 def stage_folder(run: Path, number: int, stage: plan.Stage) -> Path:

@@ -41,9 +41,6 @@ PLACES = ("model", "config", "tokenizer", "data")
 # Every flag is saved in RUN/config.json but these.
 NOT_SAVED = ("resume", "plan", "world_size", "gpu", "tflops", "out")
 
-# What config.json has held since the first version.
-ALWAYS_THERE = ("model", "config", "stages", "data", "batch_tokens")
-
 # 0 asks for what follows from the model, which is what config.json holds.
 ZERO_IS_DEFAULT = ("seq_len", "batch_tokens", "lora_rank", "lora_alpha")
 
@@ -58,7 +55,7 @@ def settings_of(
 
     learning_rate_at(step, stage, args) is that of a step of a stage, counted from 0."""
     run = Path(parser.parse_args(words).resume)
-    saved = read_settings(parser, run)
+    saved = saved_settings(parser, run)
 
     # argparse's own defaults give way to what a namespace holds already.
     args = parser.parse_args(words, argparse.Namespace(**vars(saved)))
@@ -91,12 +88,10 @@ def settings_of(
 # ------------------------------------------------------------------------------ the saved settings
 
 
-def read_settings(parser: cli.Parser, run: Path) -> argparse.Namespace:
+def saved_settings(parser: cli.Parser, run: Path) -> argparse.Namespace:
     """What RUN/config.json holds, each setting checked as its flag: someone may have edited it."""
     file = run / "config.json"
-    values = cli.read_json(file)
-    if not isinstance(values, dict) or not all(name in values for name in ALWAYS_THERE):
-        raise UserError(f"{file} does not hold the settings of a run; is it a run folder?")
+    values = checkpoint.read_settings(run)
     # Older versions did not note it, and resumed in the same directory.
     started_in = values.pop("started_in", os.getcwd())
 

@@ -1,4 +1,5 @@
 """export.py: a checkpoint as a model directory, a LoRA as an adapter, and what goes on from there."""
+import argparse
 import shutil
 
 import pytest
@@ -159,7 +160,7 @@ def test_nothing_in_the_run_is_changed_or_locked(stopped, tmp_path):
 
 
 def test_moments_and_frozen_weights_take_no_memory(stopped, world):
-    settings = export.read_settings(stopped)
+    settings = argparse.Namespace(**checkpoint.read_settings(stopped))
     stage = plan.parse_stage(settings.stages[1])
     folder = checkpoint.find(stopped)[0]
     llama = export.read_checkpoint(folder, stage, stopped / "stages/1-odd", settings)
