@@ -174,8 +174,8 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch
     options = {"attn_mask": mask, "is_causal": T == S, "enable_gqa": K < H}
 
     # cuDNN makes a new plan for every length that it meets (.04 to .07 s on an H200). Training sees
-    # one length.
-    # Generation, validation and scoring see hundreds: for them cli.set_device switches cuDNN off.
+    # one length. Generation, validation and scoring see hundreds: for them cli.set_device switches
+    # cuDNN off.
     trains = q.is_cuda and torch.is_grad_enabled()
     cudnn_first = trains and torch.cuda.get_device_properties(q.device).major == HOPPER
 
@@ -188,111 +188,6 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch
         with sdpa_kernel(TRAINING_ORDER, set_priority=True):
             return F.scaled_dot_product_attention(q, k, v, **options)
     return F.scaled_dot_product_attention(q, k, v, **options)
-
-
-# FlashAttention's kernels begin with Ampere (A100).
-AMPERE = 8  # the major number of its compute capability
-
-# Since torch 2.13 query heads may share keys and values in varlen_attn.
-VARLEN_SHARES_KEYS = "enable_gqa" in inspect.signature(varlen_attn).parameters
-
-
-class Documents(NamedTuple):
-    """The documents in a batch of training windows, each of which attends to itself alone."""
-    numbers: torch.Tensor           # (B, T) int32: each position's document, counted from 0
-    room: int                       # more than the last number, a power of two
-
-    # One of them, which `ready` adds: what attention reads.
-    mask: torch.Tensor | None = None    # (B, 1, T, T): 0 where a query sees a key, -inf elsewhere
-    starts: torch.Tensor | None = None  # (room + 1,) int32: the place among B T of each one's start
-
-    def to(self, device: str) -> "Documents":
-        """The same on the device, copied from pinned memory so that Python need not wait."""
-        return self._replace(numbers=self.numbers.pin_memory().to(device, non_blocking=True))
-
-    def split(self, windows: int) -> list["Documents"]:
-        """Those of so many windows each, as a tensor is split."""
-        return [self._replace(numbers=numbers) for numbers in self.numbers.split(windows)]
-
-    def ready(self, dtype: torch.dtype) -> "Documents":
-        """With what attention in this type reads, made once for all layers.
-
-        >>> documents = find_documents(torch.tensor([[7, 1, 7]]), bos=1)
-        >>> documents.ready(torch.float32).mask
-        tensor([[[[0., -inf, -inf],
-                  [-inf, 0., -inf],
-                  [-inf, 0., 0.]]]])
-        """
-        numbers = self.numbers
-        if varlen_runs(numbers, dtype):
-            # The documents that `room` has beyond the last number begin and end where all end.
-            all_numbers = torch.arange(self.room + 1, dtype=numbers.dtype, device=numbers.device)
-            starts = torch.searchsorted(numbers.flatten(), all_numbers, out_int32=True)
-            return self._replace(starts=starts)
-
-        # Not a mask of booleans: SDPA would make these numbers of it, in every layer anew.
-        sees = (numbers[:, :, None] == numbers[:, None, :]).tril()          # (B, T, T)
-        mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
-        mask = mask.masked_fill_(~sees, -math.inf)
-        return self._replace(mask=mask[:, None])
-
-
-def find_documents(tokens: torch.Tensor, bos: int) -> Documents:
-    """The documents in tokens (B, T), which are in CPU memory: each begins at a BOS. What stands
-    before the first BOS of a window is the rest of a document that the window's start has cut.
-
-    >>> find_documents(torch.tensor([[7, 1, 7], [1, 7, 7]]), bos=1).numbers
-    tensor([[0, 1, 1],
-            [2, 2, 2]], dtype=torch.int32)
-    """
-    begins = tokens == bos
-    begins[:, 0] = True
-    numbers = begins.flatten().cumsum(0, dtype=torch.int32).view(tokens.shape) - 1
-    # A compiled block is compiled again for every other room: powers of two are few.
-    return Documents(numbers, room=2 ** int(numbers[-1, -1]).bit_length())
-
-
-def varlen_runs(x: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Is varlen_attn there for this type, on x's device?"""
-    if x.device.type == "cpu" or dtype == torch.float32:
-        return False
-    return not x.is_cuda or torch.cuda.get_device_properties(x.device).major >= AMPERE
-
-
-def attention_within(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
-                     documents: Documents) -> torch.Tensor:
-    """`attention_reference` within documents that are ready. Shapes as there, with S = T."""
-    H, T = q.shape[1:3]
-    K = k.shape[1]
-    if documents.mask is not None:
-        if q.device.type != "cpu" and K < H:  # in float32, as in causal_attention
-            k = k.repeat_interleave(H // K, dim=1)                      # (B, H, T, E)
-            v = v.repeat_interleave(H // K, dim=1)                      # (B, H, T, E)
-            K = H
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=documents.mask, enable_gqa=K < H
-        )
-
-    # FlashAttention over documents one behind another, in place of windows: scores between two of
-    # them are never computed. It has not run on a GPU yet; the tests compare its stand-in.
-    options = {}
-    if VARLEN_SHARES_KEYS:
-        options["enable_gqa"] = K < H
-    else:
-        k = k.repeat_interleave(H // K, dim=1)                          # (B, H, T, E)
-        v = v.repeat_interleave(H // K, dim=1)                          # (B, H, T, E)
-    y = varlen_attn(
-        q.transpose(1, 2).flatten(0, 1),                                # (B T, H, E)
-        k.transpose(1, 2).flatten(0, 1),                                # (B T, K, E)
-        v.transpose(1, 2).flatten(0, 1),                                # (B T, K, E)
-        cu_seq_q=documents.starts,
-        cu_seq_k=documents.starts,
-        max_q=T,  # the longest that there can be: the true one would have to be waited for
-        max_k=T,
-        window_size=(-1, 0),  # all that is earlier, nothing that is later
-        **options,
-    )
-    return y.unflatten(0, (-1, T)).transpose(1, 2)                      # (B, H, T, E)
 
 
 class Cache:
@@ -332,7 +227,7 @@ class Attention(nn.Module):
         self.o_proj = Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
 
     def forward(self, x, cos, sin, cache: Cache | None = None, positions=None,
-                documents: Documents | None = None) -> torch.Tensor:
+                documents: "Documents | None" = None) -> torch.Tensor:
         """x (B, T, D), cos and sin (T, E/2) → (B, T, D); (N, D) for `positions`, as in Block."""
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, self.heads, self.head_dim)
@@ -362,6 +257,115 @@ class Attention(nn.Module):
         if positions is not None:
             y = y[positions]                                            # (N, H E)
         return self.o_proj(y)                                           # (B, T, D) or (N, D)
+
+
+# --------------------------------------------------------------- attention within documents
+
+
+class Documents(NamedTuple):
+    """The documents in a batch of training windows, each of which attends to itself alone."""
+    numbers: torch.Tensor           # (B, T) int32: each position's document, counted from 0
+    room: int                       # more than the last number, a power of two
+
+    # What attention reads: `ready` adds one of the two.
+    mask: torch.Tensor | None = None    # (B, 1, T, T): 0 where a query sees a key, -inf elsewhere
+    starts: torch.Tensor | None = None  # (room + 1,) int32: the place among B T of each one's start
+
+    def to(self, device: str) -> "Documents":
+        """The same on the device, copied from pinned memory so that Python need not wait."""
+        return self._replace(numbers=self.numbers.pin_memory().to(device, non_blocking=True))
+
+    def split(self, windows: int) -> list["Documents"]:
+        """Those of so many windows each, as a tensor is split."""
+        return [self._replace(numbers=numbers) for numbers in self.numbers.split(windows)]
+
+    def ready(self, dtype: torch.dtype) -> "Documents":
+        """The same with what attention in this type reads, made once for all layers.
+
+        >>> documents = find_documents(torch.tensor([[7, 1, 7]]), bos=1)
+        >>> documents.ready(torch.float32).mask
+        tensor([[[[0., -inf, -inf],
+                  [-inf, 0., -inf],
+                  [-inf, 0., 0.]]]])
+        """
+        numbers = self.numbers
+        if varlen_runs(numbers, dtype):
+            # The documents that `room` has beyond the last number begin and end where all end.
+            all_numbers = torch.arange(self.room + 1, dtype=numbers.dtype, device=numbers.device)
+            starts = torch.searchsorted(numbers.flatten(), all_numbers, out_int32=True)
+            return self._replace(starts=starts)
+
+        # Not a mask of booleans: SDPA would make these numbers of it, in every layer anew.
+        sees = (numbers[:, :, None] == numbers[:, None, :]).tril()          # (B, T, T)
+        mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
+        mask = mask.masked_fill_(~sees, -math.inf)
+        return self._replace(mask=mask[:, None])
+
+
+def find_documents(tokens: torch.Tensor, bos: int) -> Documents:
+    """The documents in tokens (B, T), which are in CPU memory: each begins at a BOS. What stands
+    before the first BOS of a window is the rest of a document that the window's start has cut.
+
+    >>> find_documents(torch.tensor([[7, 1, 7], [1, 7, 7]]), bos=1).numbers
+    tensor([[0, 1, 1],
+            [2, 2, 2]], dtype=torch.int32)
+    """
+    begins = tokens == bos
+    begins[:, 0] = True
+    numbers = begins.flatten().cumsum(0, dtype=torch.int32).view(tokens.shape) - 1
+    # A compiled block is compiled again for every other room: powers of two are few.
+    return Documents(numbers, room=2 ** int(numbers[-1, -1]).bit_length())
+
+
+def attention_within(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+                     documents: Documents) -> torch.Tensor:
+    """`attention_reference` within documents that are ready. Shapes as there, with S = T."""
+    H, T = q.shape[1:3]
+    K = k.shape[1]
+    if documents.mask is not None:
+        if q.device.type != "cpu" and K < H:  # in float32, as in causal_attention
+            k = k.repeat_interleave(H // K, dim=1)                      # (B, H, T, E)
+            v = v.repeat_interleave(H // K, dim=1)                      # (B, H, T, E)
+            K = H
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=documents.mask, enable_gqa=K < H
+        )
+
+    # FlashAttention over documents one behind another, in place of windows: scores between two of
+    # them are never computed. It has not run on a GPU yet; the tests compare its stand-in.
+    options = {}
+    if VARLEN_SHARES_KEYS:
+        options["enable_gqa"] = K < H
+    else:
+        k = k.repeat_interleave(H // K, dim=1)                          # (B, H, T, E)
+        v = v.repeat_interleave(H // K, dim=1)                          # (B, H, T, E)
+    y = varlen_attn(
+        q.transpose(1, 2).flatten(0, 1),                                # (B T, H, E)
+        k.transpose(1, 2).flatten(0, 1),                                # (B T, K, E)
+        v.transpose(1, 2).flatten(0, 1),                                # (B T, K, E)
+        cu_seq_q=documents.starts,
+        cu_seq_k=documents.starts,
+        max_q=T,  # the longest that there can be: the true one would have to be waited for
+        max_k=T,
+        window_size=(-1, 0),  # all that is earlier, nothing that is later
+        **options,
+    )
+    return y.unflatten(0, (-1, T)).transpose(1, 2)                      # (B, H, T, E)
+
+
+# FlashAttention's kernels begin with Ampere (A100).
+AMPERE = 8  # the major number of its compute capability
+
+# Since torch 2.13 query heads may share keys and values in varlen_attn.
+VARLEN_SHARES_KEYS = "enable_gqa" in inspect.signature(varlen_attn).parameters
+
+
+def varlen_runs(x: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Is varlen_attn there for this type, on x's device?"""
+    if x.device.type == "cpu" or dtype == torch.float32:
+        return False
+    # Meta tensors have it, too: in the tests they stand for those of a GPU.
+    return not x.is_cuda or torch.cuda.get_device_properties(x.device).major >= AMPERE
 
 
 # ----------------------------------------------------------------------------- feed-forward
