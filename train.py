@@ -11,7 +11,7 @@ or run alone:
         --stages embed:200M:2e-4 odd:300M:1e-4 even:300M:1e-4 lora:200M:1e-4
                                        # your own weights and shards; full:1B:1e-4 trains everything
     python train.py --config F --tokenizer T ...   # from scratch: random weights of a given shape
-    python train.py --plan --gpu H100 ...              # bytes, FLOPs, hours, disk; no training
+    python train.py --plan --gpu H100 ...          # bytes, FLOPs, hours, disk; no training
     python train.py --resume RUN       # continue where RUN stopped, bit for bit on a CPU
     python train.py --resume RUN --stages embed:200M:2e-4 odd:900M:5e-5 full:100M:2e-5
                                        # and train longer, slower or more (common/resume.py)
@@ -155,11 +155,11 @@ def batches(
     loader: data.Loader, n: int, windows: int, micro_batch: int, device: str,
     document_mask: bool = False,
 ) -> Iterator[tuple]:
-    """The next n batches of `windows` windows: (parts, sources, count, state) of each.
+    """The next n batches of `windows` windows: (parts, source_of, count, state) of each.
 
     `parts` are the micro-batches of this process's share: what the model is called with, (inputs,
     targets), each (micro_batch, seq_len) on the device; with `document_mask` (inputs, targets,
-    model.Documents). sources (rows,) says where each window of the share is from. `count` is the
+    model.Documents). source_of (rows,) says where each window of the share is from. `count` is the
     number of targets in the whole batch, over all processes: the loss is divided by it, so it has
     to be known before the first backward pass. `state` is the loader's after this batch, for a
     checkpoint.
@@ -169,7 +169,7 @@ def batches(
     first = parallel.rank() * share
     bos = loader.sources[0].index["bos_token_id"]
     for _ in range(n):
-        inputs, targets, sources = loader.next(windows, slice(first, first + share))
+        inputs, targets, source_of = loader.next(windows, slice(first, first + share))
         counted = (targets != data.IGNORE).sum()
         count = max(1, parallel.all_reduce_sum(counted)[0])
         inputs = torch.from_numpy(inputs)                                   # (share, seq_len)
@@ -190,7 +190,7 @@ def batches(
         if document_mask:
             columns.append(documents)
         parts = list(zip(*columns, strict=True))
-        yield parts, sources, count, loader.state_dict()
+        yield parts, source_of, count, loader.state_dict()
 
 
 def keep_old_rows(llama: model.Llama) -> None:
@@ -263,13 +263,13 @@ def train_stage(
         if number == 1:
             validate(llama, shards, sp, args, number, 0, before, metrics)
 
-    bar = Progress(f"{number}-{stage.what}", first_step, steps, args.batch_tokens)
+    progress = Progress(f"{number}-{stage.what}", first_step, steps, args.batch_tokens)
     upcoming = batches(loader, steps - first_step, windows, windows_per_micro_batch(args),
                        args.device, args.document_mask)
     batch = next(upcoming)
-    for step in bar:
+    for step in progress:
         began = time.perf_counter()
-        parts, sources, count, loader_state = batch
+        parts, source_of, count, loader_state = batch
 
         # The learning rate changes with every step.
         lr = learning_rate(step, steps, stage.peak_lr, args)
@@ -309,9 +309,9 @@ def train_stage(
         # Up to here the loss is of this process's rows, and a signal may have reached it alone.
         mean_loss, stopping = parallel.all_reduce_sum(loss_sum / count, stop.asked)
         if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
-            bar.close()
+            progress.close()
             figures = f"loss {mean_loss}, gradient norm {grad_norm}"
-            cause = find_cause(llama, parts, sources, list(shards))
+            cause = find_cause(llama, parts, source_of, list(shards))
             raise UserError(f"stage {number} step {step + 1}: {figures}; the cause is {cause}. "
                             "Nothing was updated. Look at the data there, or continue with a lower "
                             f"learning rate for this stage: --resume {run} --stages ...")
@@ -332,7 +332,7 @@ def train_stage(
             "hfu": speed * executed_flops / peak_flops,
             "peak_memory": peak_memory(args.device),
         })
-        bar.update(done, mean_loss, lr, speed)
+        progress.update(done, mean_loss, lr, speed)
 
         # Validate and save now and then; what follows the last step stands below the loop.
         if done == steps:
@@ -345,7 +345,7 @@ def train_stage(
         if stopping:
             leave(stop, run, f"stage {number} step {done}")
 
-    bar.close()
+    progress.close()
     validate(llama, shards, sp, args, number, steps, tokens, metrics)
     state = training_state(number, steps, tokens, loader.state_dict(), shards)
     export.save_stage(llama, stage, start, stage_folder(run, number, stage), args, state)
@@ -503,7 +503,7 @@ def continuation(llama: model.Llama, sp, prompt: str, device: str) -> str:
     return sp.decode([i for i in ids if i < sp.get_piece_size()])
 
 
-def find_cause(llama: model.Llama, parts: list[tuple], sources, names: list[str]) -> str:
+def find_cause(llama: model.Llama, parts: list[tuple], source_of, names: list[str]) -> str:
     """Why a step is not finite, in words: the source of the first window whose own loss is not
     finite, on any process; or a gradient."""
     # One window at a time, on the batch that was just trained: its update was not made.
@@ -512,7 +512,7 @@ def find_cause(llama: model.Llama, parts: list[tuple], sources, names: list[str]
         windows += zip(*(tensors.split(1) for tensors in part), strict=True)
     bad_sources = []
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        for window, source in zip(windows, sources, strict=True):
+        for window, source in zip(windows, source_of, strict=True):
             loss, _ = llama(*window)
             if not loss.isfinite():
                 bad_sources.append(names[source])
@@ -657,7 +657,7 @@ def add_run_flags(parser: cli.Parser) -> None:
               "it is finished")
 
     # Memory and speed
-    flag("--recompute", default="none", choices=["none", "attention", "full"],
+    flag("--recompute", default="none", choices=plan.RECOMPUTE,
          help="activations computed again instead of kept: attention's, or all inside a block")
     flag("--compile", action=argparse.BooleanOptionalAction, default=False,
          help="torch.compile each block: a minute at the start, faster steps")

@@ -444,7 +444,7 @@ def make_parser() -> cli.Parser:
     flag("--optimizer", default="adamw", choices=list(plan.MASTER),
          help="nanowhale's; the others have fused AdamW")
     flag("--lr", type=float, default=1e-5, help="learning rate, constant")
-    flag("--recompute", default="none", choices=["none", "attention", "full"],
+    flag("--recompute", default="none", choices=plan.RECOMPUTE,
          help="activations computed again")
     flag("--compile", action="store_true", help="torch.compile nanowhale's blocks")
     flag("--runs", type=int, default=5, help="turns")

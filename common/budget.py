@@ -71,9 +71,6 @@ CAPACITY = {16: 14.5, 24: 22.0, 32: 31.3, 40: 39.3, 48: 44.4, 80: 79.1, 141: 139
 # The sizes that a plan compares.
 SIZES = (16, 24, 40, 80, 141)
 
-# --recompute, from the fastest to the one that needs least memory.
-RECOMPUTE = ("none", "attention", "full")
-
 
 # ------------------------------------------------------------------------------------------ time
 
@@ -229,11 +226,11 @@ def costs_of(
 ) -> dict[str, dict]:
     """plan.cost of a stage by --recompute: the one planned first, then those that need less."""
     how = dataclasses.asdict(step)
-    run = [how.pop(name) for name in ("seq_len", "dtype", "optimizer")]
     costs = {}
-    for recompute in RECOMPUTE[RECOMPUTE.index(step.recompute):]:
+    first = plan.RECOMPUTE.index(step.recompute)
+    for recompute in plan.RECOMPUTE[first:]:
         how["recompute"] = recompute
-        costs[recompute] = plan.cost(config, stage, lora_rank, *run, **how)
+        costs[recompute] = plan.cost(config, stage, lora_rank, **how)
     return costs
 
 

@@ -86,6 +86,9 @@ TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 # The type of a trained weight, its gradient and its moments.
 MASTER = {"adamw": torch.float32, "adamw_bf16": torch.bfloat16}
 
+# --recompute, from the fastest to the one that needs least memory.
+RECOMPUTE = ("none", "attention", "full")
+
 # Bytes of a GPU's memory that PyTorch's allocator does not give out: the CUDA context with its
 # compiled kernels (about 0.6 GB), and the workspaces of cuBLAS and cuDNN.
 OUTSIDE = {"cpu": 0, "cuda": 2 * 10**9}
