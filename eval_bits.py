@@ -67,7 +67,7 @@ def from_shards(
     sizes = shards.validation_sizes()[: len(packed)].tolist()
     prompts = shards.prompts(packed)
     packer = shards.tokenizer_sha256
-    source = Source(name, sizes, [], packed, prompts, packer)
+    source = Source(name, sizes, packed=packed, prompts=prompts, tokenizer_sha256=packer)
 
     others = [path for path, sha256 in hash_of.items() if sha256 != packer]
     if not others:
@@ -86,7 +86,7 @@ def with_texts(source: Source, sp) -> Source:
     """The same source with the text of its documents, decoded by the tokenizer that packed them. A
     document whose text does not come back is left out for every model: all see the same text."""
     texts = sp.decode([ids[1:-1].tolist() for ids in source.packed])  # without BOS and EOS
-    kept = Source(source.name, [], tokenizer_sha256=source.tokenizer_sha256)
+    kept = Source(source.name, sizes=[], tokenizer_sha256=source.tokenizer_sha256)
     for i, text in enumerate(texts):
         # A tokenizer that normalises text, or has no piece for a character, loses some of it.
         if len(text.encode()) != source.sizes[i]:
@@ -104,7 +104,7 @@ def with_texts(source: Source, sp) -> Source:
 
 def from_documents(path: str, name: str, max_bytes: int, reading: documents.Reading) -> Source:
     """The first documents of a file or a folder that fit into max_bytes, and at least one."""
-    source = Source(name, [])
+    source = Source(name, sizes=[])
     rejected = []
     total = 0
     found = documents.read_documents(path, reading, rejected.append)

@@ -1,4 +1,4 @@
-"""How far a stage is: a bar on a terminal, and a line every half a minute in a log.
+"""How far a stage is: a bar on a terminal, and a line every half minute in a log.
 
 A bar redraws itself by carriage returns. In a file, such as the log of a SLURM job, they make one
 line of many kilobytes that no `tail` can show. So where stderr is no terminal, there are lines:
@@ -75,8 +75,8 @@ class Progress:
         tokens = (done - self.last_step) * self.tokens_per_step
         speed = tokens / (now - self.last_time)
 
-        # And the time left follows from all steps since the stage began, or was resumed: those of
-        # validations and checkpoints are among them.
+        # The time left follows from all steps since the stage began or was resumed, so that
+        # validations and checkpoints are in it.
         seconds_per_step = (now - self.began) / (done - self.first_step)
         left = timedelta(seconds=round(seconds_per_step * (self.steps - done)))
         return (
@@ -85,5 +85,5 @@ class Progress:
         )
 
     def close(self) -> None:
-        """Take the bar away, before something else is printed."""
+        """Remove the bar, before something else is printed."""
         self.bar.close()

@@ -1,8 +1,8 @@
 """What may change when a run is continued, what may not, and where its inputs are now.
 
 `train.py --resume RUN` takes its settings from RUN/config.json, and the command line on top of
-them. Whatever is left to do must not be another training than the one that was begun, so each flag
-is of one of four kinds:
+them. The rest of the training has to be that of the run that was begun, so each flag is of one of
+four kinds:
 
     MAY_CHANGE    leaves the numbers alone (memory, speed, how often to save)
     PLACES        says where an input is now; that it is the same input is checked by its hash
@@ -20,8 +20,8 @@ from pathlib import Path
 from common import checkpoint, cli, plan, sources
 from common.cli import UserError
 
-# These leave the numbers of what is left to do alone: all but the last bits, where another
-# micro-batch, kernel or device adds up in another order.
+# These do not change what is computed. The last bits may differ: another micro-batch, kernel or
+# device adds up in another order.
 MAY_CHANGE = (
     "save_every",
     "eval_every",
@@ -41,7 +41,7 @@ PLACES = ("model", "config", "tokenizer", "data")
 # Every flag is saved in RUN/config.json but these.
 NOT_SAVED = ("resume", "plan", "world_size", "gpu", "tflops", "out")
 
-# 0 asks for what follows from the model, which is what config.json holds.
+# 0 asks for what follows from the model. A run has worked that out, and config.json holds it.
 ZERO_IS_DEFAULT = ("seq_len", "batch_tokens", "lora_rank", "lora_alpha")
 
 
@@ -50,10 +50,11 @@ def settings_of(
     words: list[str],
     learning_rate_at: Callable[[int, plan.Stage, argparse.Namespace], float],
 ) -> argparse.Namespace:
-    """The settings with which the run continues that `words`, the command line, names by --resume:
-    its own, and what `words` changes. Prints what changes. UserError for what must not.
+    """The settings of the run that --resume names in `words`, the command line: those that it was
+    begun with, and on top of them what `words` changes. Prints what changes. UserError for what
+    must not change.
 
-    learning_rate_at(step, stage, args) is that of a step of a stage, counted from 0."""
+    learning_rate_at(step, stage, args): the learning rate of a step of a stage, counted from 0."""
     run = Path(parser.parse_args(words).resume)
     saved = saved_settings(parser, run)
 
@@ -133,8 +134,8 @@ def refuse_other_settings(
     differing = []
     for name, before in vars(saved).items():
         now = getattr(args, name)
-        # Of what may have moved, only what is not a place is compared: that it is there at all, and
-        # the weights of the data.
+        # An input may have moved. But --model cannot turn into none, nor can --data have another
+        # number of sources or other weights.
         if name in free or same_but_for_places(name, before, now, places):
             continue
         differing.append(f"--{name} {as_words(before)}, not {as_words(now)}")
@@ -195,7 +196,7 @@ def check_stages(
             new = now[number - 1]
             text = args.stages[number - 1]
         if new == old:
-            continue  # 1B is 1000M
+            continue  # though it may be written otherwise: 1B is 1000M
 
         if checkpoint.stage_folder(run, number, old).exists():
             raise UserError(f"--stages: stage {number} is finished and stays as it was, "
@@ -265,7 +266,8 @@ def find(path: str, is_given: bool, started_in: str, example: str) -> str:
     for directory in directories:
         there = Path(directory, path)
         if there.exists():
-            # As it was written, as long as that is true in both directories.
+            # Where the run was started, a relative path stays one, so that all may be moved
+            # together later. From elsewhere config.json gets the whole path.
             return path if here == started_in else str(there)
 
     if is_given:

@@ -12,8 +12,8 @@ with a quarter of English windows in both. Measured: bits per byte of held-out d
 kind, which are read by themselves, as always. The difference that the mask makes is taken seed by
 seed.
 
-    python -m studies.document_mask --model grown --short shards/comments shards/wiki --long shards/law \\
-        --english shards/en --out out/studies/document_mask --seeds 3
+    python -m studies.document_mask --model grown --short shards/comments shards/wiki \\
+        --long shards/law --english shards/en --out out/studies/document_mask --seeds 3
 """
 import statistics
 
