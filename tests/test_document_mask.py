@@ -122,10 +122,11 @@ def test_documents_begin_at_a_bos_and_at_the_window_s_start():
     tokens = windows()
     documents = model.find_documents(tokens, BOS)
     numbers = []
+    parts = []
     for row in tokens:
-        for part in segments(row):
-            number = len(numbers) and numbers[-1] + 1
-            numbers += [number] * (part.stop - part.start)
+        parts += segments(row)
+    for number, part in enumerate(parts):
+        numbers += [number] * (part.stop - part.start)
     assert documents.numbers.flatten().tolist() == numbers
     assert documents.numbers.dtype == torch.int32
     room = documents.room
@@ -247,7 +248,8 @@ def test_what_stands_in_other_documents_does_not_matter(way):
 def test_keys_are_repeated_only_where_they_cannot_be_shared(way):
     if way == "mask":
         pytest.skip("varlen_attn's")
-    together(model.Llama(tiny_config()), inputs := windows(), inputs)
+    inputs = windows()
+    together(model.Llama(tiny_config()), inputs, inputs)
     heads = {(q[1], k[1]) for q, k in model.varlen_attn.shapes}
     assert heads == {(4, 2 if model.VARLEN_SHARES_KEYS else 4)}
 
