@@ -62,8 +62,8 @@ def in_words(epochs: dict[str, list[float]]) -> str:
 def small_validation(n_documents: int) -> str:
     """What to tell someone with so few validation documents; "" if there are enough.
 
-    >>> small_validation(12)
-    'few documents (12): on others, bits per byte may differ by 5 % or more'
+    >>> small_validation(29)
+    'few documents (29): on others, bits per byte may differ by 5 % or more'
     >>> small_validation(30)
     ''
     """

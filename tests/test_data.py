@@ -221,6 +221,14 @@ cli.run(lambda: data.main({argv!r}))
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_pack_says_that_a_validation_set_is_small(world, tmp_path, capsys):
+    argv = ["pack", "--input", f"{world}/ko.jsonl", "--tokenizer", f"{world}/base.model", "--out"]
+    data.main([*argv, str(tmp_path / "few"), "--val_fraction", "0.05"])
+    assert "for validation few documents (" in capsys.readouterr().out
+    data.main([*argv, str(tmp_path / "enough"), "--val_fraction", "0.5"])
+    assert "few documents" not in capsys.readouterr().out
+
+
 def test_data_py_comes_without_torch():
     """Each of `clean`'s processes imports it, and torch would take seconds and 200 MB in each."""
     command = [sys.executable, "-c", "import data, sys; sys.exit('torch' in sys.modules)"]

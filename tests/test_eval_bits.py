@@ -16,7 +16,6 @@ import eval_bits
 import model
 import tokenizer
 import train
-from common import notices
 
 
 @pytest.fixture(scope="module")
@@ -207,20 +206,6 @@ def test_a_small_validation_set_is_said(world, tmp_path, capsys):
     n = data.Shards(world / "shards/ko").index["val"]["documents"]
     assert n < 30
     assert f"few documents ({n}): on others" in capsys.readouterr().out
-
-
-def test_how_few_are_few():
-    assert "nothing to measure" in notices.small_validation(0)
-    assert "(29)" in notices.small_validation(29)
-    assert notices.small_validation(30) == ""
-
-
-def test_pack_says_that_a_validation_set_is_small(world, tmp_path, capsys):
-    argv = ["pack", "--input", f"{world}/ko.jsonl", "--tokenizer", f"{world}/base.model", "--out"]
-    data.main([*argv, str(tmp_path / "few"), "--val_fraction", "0.05"])
-    assert "for validation few documents (" in capsys.readouterr().out
-    data.main([*argv, str(tmp_path / "enough"), "--val_fraction", "0.5"])
-    assert "few documents" not in capsys.readouterr().out
 
 
 def test_what_cannot_be_read_is_counted_and_said(world, tmp_path, capsys):
