@@ -301,9 +301,11 @@ def check_target(flag: str, folder: Path, run: Path, mark: str) -> None:
                         "another folder")
 
 
-def export_finished(folder: Path, is_last: bool, args: argparse.Namespace) -> None:
-    """Copy the adapter of a finished stage; UserError if its model is asked for, which is there
-    already."""
+def export_finished(
+    folder: Path, start: Path | None, is_last: bool, args: argparse.Namespace
+) -> None:
+    """Copy the adapter of a finished stage, which names the stage's `start` where that is now.
+    UserError if its model is asked for, which is there already."""
     if args.out:
         published = args.run / "model"
         if is_last and published.exists():
@@ -314,6 +316,10 @@ def export_finished(folder: Path, is_last: bool, args: argparse.Namespace) -> No
         raise UserError(f"{folder} has no adapter/: an older version of train.py wrote it")
     with cli.new_folder(args.adapter) as temporary:
         shutil.copytree(folder / "adapter", temporary, dirs_exist_ok=True)
+        # The run may have been moved since.
+        adapter_config = cli.read_json(temporary / "adapter_config.json")
+        adapter_config["base_model_name_or_path"] = os.path.abspath(start)
+        cli.write_json(temporary / "adapter_config.json", adapter_config)
     print(f"{args.adapter}: the adapter of {folder}")
 
 
@@ -356,7 +362,10 @@ def main(argv: list[str] | None = None) -> None:
                         f"is {what_there_is(args.run, stages)}")
     finished = checkpoint.stage_folder(args.run, number, stage)
     if finished.exists() and args.step is None:
-        export_finished(finished, number == len(stages), args)
+        start = None
+        if args.adapter:
+            start = start_of_stage(args.run, stages, number, settings, args.model)
+        export_finished(finished, start, number == len(stages), args)
         return
 
     # Which checkpoint

@@ -818,15 +818,17 @@ def windows_per_micro_batch(args: argparse.Namespace) -> int:
     and divide a process's share of the batch."""
     share = args.batch_tokens // args.seq_len // processes(args)
     # A run that is resumed by another number of processes may have shares that --micro_batch no
-    # longer divides: that is no reason to refuse.
+    # longer divides: that is no reason to refuse. Nor to take more, where memory was short.
+    most = MICRO_BATCH_TOKENS // args.seq_len
     if args.micro_batch > 0:
         divides = share % args.micro_batch == 0
         if divides or not args.resume:
             return args.micro_batch
+        most = args.micro_batch
 
     # The largest divisor of the share that is small enough.
     best = 1
-    for n in range(2, MICRO_BATCH_TOKENS // args.seq_len + 1):
+    for n in range(2, most + 1):
         if share and share % n == 0:
             best = n
     return best
@@ -885,7 +887,7 @@ def check_run(
     has_prompts = any(source.index["given"] for source in shards.values())
     if "sft" in parts and not has_prompts:
         raise UserError("an sft stage needs shards of prompts and responses: data.py pack "
-                        "--prompt_field F --response_field F")
+                        "--prompt_field F --response_field F, or --messages")
     if "new_rows" in parts and config.base_vocab_size is None:
         raise UserError("a new_rows stage needs base_vocab_size in config.json: a model directory "
                         "that init.py wrote")
@@ -929,22 +931,13 @@ def warn_of_repetition(
     hashes = {name: source.sha256 for name, source in shards.items()}
     again = sources.seen_again(Path(args.model), loader.state_dict(), hashes)
     if again:
+        advice = f"--skip_seen {args.model} continues behind them"
+        try:
+            sources.seen_before(Path(args.model), loader.state_dict(), list(hashes.values()))
+        except UserError:  # not with these sources
+            advice = "another --seed draws another order"
         cli.warn(f"{args.model} was trained on {again}, and this run begins the same data again, "
-                 f"in the same order; --skip_seen {args.model} continues behind them")
-
-
-def warn_of_settings(
-    run: Path,
-    stages: list[plan.Stage],
-    shards: dict[str, data.Shards],
-    loader: data.Loader,
-    args: argparse.Namespace,
-) -> None:
-    """Lines on stderr about what is left to train, where it is seldom what someone wanted."""
-    folders = [stage_folder(run, number, stage) for number, stage in enumerate(stages, 1)]
-    finished = len([folder for folder in folders if folder.exists()])
-    for line in notices.of_run(stages, finished, shards, loader, args.batch_tokens):
-        cli.warn(line)
+                 f"in the same order; {advice}")
 
 
 def set_up_torch(args: argparse.Namespace) -> None:
@@ -1018,20 +1011,21 @@ def main(argv: list[str] | None = None) -> None:
         # Where in the data the run begins: runs of an older version, at its beginning, do not say.
         if parallel.broadcast((run / "loader.json").exists()):
             loader.load_state_dict(cli.read_json(run / "loader.json"))
-        warn_of_settings(run, stages, shards, loader, args)
+        folders = [stage_folder(run, number, stage) for number, stage in enumerate(stages, 1)]
+        finished = parallel.on_rank_zero(lambda: checkpoint.finished_stages(run, stages))
+        finished = parallel.broadcast(finished)
+        for line in notices.of_run(stages, finished, shards, loader, args.batch_tokens):
+            cli.warn(line)
         tokens = 0
-        for number, stage in enumerate(stages, 1):
-            folder = stage_folder(run, number, stage)
-            if parallel.broadcast(folder.exists()):
-                # Finished before the run was stopped.
-                state = cli.read_json(folder / "training_state.json")
-                tokens = state["tokens"]
-                loader.load_state_dict(state["loader"])
-            else:
-                tokens = train_stage(
-                    number, stage, start, run, shards, loader, sp, args, stop, tokens
-                )
-            start = folder
+        if finished > 0:
+            # The run was stopped behind this stage.
+            start = folders[finished - 1]
+            state = cli.read_json(start / "training_state.json")
+            tokens = state["tokens"]
+            loader.load_state_dict(state["loader"])
+        for number, stage in enumerate(stages[finished:], finished + 1):
+            tokens = train_stage(number, stage, start, run, shards, loader, sp, args, stop, tokens)
+            start = folders[number - 1]
             asked = parallel.all_reduce_sum(stop.asked)[0]  # the number of processes
             if asked and number < len(stages):
                 leave(stop, run, f"stage {number}")

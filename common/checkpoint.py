@@ -285,6 +285,27 @@ def stage_folder(run: Path, number: int, stage: plan.Stage) -> Path:
     return run / "stages" / f"{number}-{stage.what}"
 
 
+def finished_stages(run: Path, stages: list[plan.Stage]) -> int:
+    """How many stages of a run are finished: all up to the last whose directory is there. Those
+    before it may have been deleted, for nothing reads them any more. UserError for a directory that
+    is needed, or has another name: its stage would be trained again, and its metrics dropped."""
+    finished = 0
+    begun = 0
+    for number, stage in enumerate(stages, 1):
+        folder = stage_folder(run, number, stage)
+        if folder.exists():
+            finished = number
+        elif renamed := list(run.glob(f"stages/{number}-*")):
+            raise UserError(f"{renamed[0]} is no directory of this run, whose stage {number} is "
+                            f"{stage.what}; rename it to {folder}, or move it away")
+        if find(run, number):
+            begun = number
+    if begun > finished + 1:
+        missing = stage_folder(run, begun - 1, stages[begun - 2])
+        raise UserError(f"{missing} is missing, from which stage {begun} started; put it back")
+    return finished
+
+
 def random_start(run: Path) -> Path:
     """The model directory of random weights that a run with --config starts from."""
     return run / "stages" / "0-random"

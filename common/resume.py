@@ -143,7 +143,8 @@ def refuse_other_settings(
         flags = " ".join(f"--{name}" for name in MAY_CHANGE)
         raise UserError(f"{run} was begun with {'; '.join(differing)}: that stays. --resume takes "
                         f"--stages, --data folders that have moved, and {flags}; for the rest, "
-                        f"start a new run (--model a stage of this one, --skip_seen {run})")
+                        "start a new run: --model a stage of this one, or what export.py writes of "
+                        "it, and --skip_seen the same")
 
 
 def same_but_for_places(name: str, before, now, places: list[str]) -> bool:
@@ -188,6 +189,7 @@ def check_stages(
     has seen. What has not begun is free. UserError for anything else."""
     before = [plan.parse_stage(text) for text in saved.stages]
     now = [plan.parse_stage(text) for text in args.stages]
+    finished = checkpoint.finished_stages(run, before)
     changes = []
     for number, old in enumerate(before, 1):
         new = None
@@ -198,7 +200,7 @@ def check_stages(
         if new == old:
             continue  # though it may be written otherwise: 1B is 1000M
 
-        if checkpoint.stage_folder(run, number, old).exists():
+        if number <= finished:
             raise UserError(f"--stages: stage {number} is finished and stays as it was, "
                             f"{saved.stages[number - 1]}; put a further stage behind it")
         change = f"stage {number}: {saved.stages[number - 1]} → {text}"

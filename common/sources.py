@@ -138,7 +138,7 @@ def as_flag(key: str, value) -> str:
 def seen_again(model: Path, order: dict, hashes: dict[str, str]) -> str:
     """The windows that the training of a model has seen, of sources that a new run would begin
     again in the same order: in words, "" if there are none. `hashes`: of each source's index.json,
-    by the source's name."""
+    by the source's name, in the order of --data."""
     state = read_state(model)
     if state is None:
         return ""
@@ -146,10 +146,11 @@ def seen_again(model: Path, order: dict, hashes: dict[str, str]) -> str:
     if any(loader[key] != order[key] for key in ORDER_FLAGS):
         return ""
 
-    # States of an older version have no hashes: nothing can be said then.
-    seen = dict(zip(state.get("data", []), loader["counts"], strict=False))
+    # States of an older version have no hashes: nothing can be said then. In another place of
+    # --data a source has another order.
     again = []
-    for name, sha in hashes.items():
-        if seen.get(sha, 0) > 0:
-            again.append(f"{seen[sha]:,} windows of {name}")
+    seen = zip(state.get("data", []), loader["counts"], strict=False)
+    for (before, count), (name, now) in zip(seen, hashes.items(), strict=False):
+        if before == now and count > 0:
+            again.append(f"{count:,} windows of {name}")
     return " and ".join(again)

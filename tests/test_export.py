@@ -357,6 +357,14 @@ def test_peft_opens_the_adapter_with_equal_logits(name, world, tmp_path, monkeyp
     assert (merged - ours).abs().max() < (2e-2 if name == "bfloat16" else 1e-5)
 
 
+def test_the_adapter_of_a_run_that_was_moved_names_its_start_there(run, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    export.main([str(moved), "--adapter", str(tmp_path / "a")])
+    settings = cli.read_json(tmp_path / "a/adapter_config.json")
+    assert settings["base_model_name_or_path"] == str(moved / "stages/1-odd")
+
+
 def test_an_adapter_of_an_older_run_is_missed_by_name(run, tmp_path, refused):
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/stages/2-lora+embed/adapter")

@@ -138,8 +138,10 @@ def test_a_changed_flag_stays_changed(whole, run):
 
 
 def test_a_micro_batch_that_does_not_divide_is_replaced_and_said(run, capsys):
+    """By a smaller one: who asks for less may have run out of memory."""
     continue_run(run, "--micro_batch", 3)
-    assert "--micro_batch 3 does not divide the 4 windows" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "--micro_batch 3 does not divide the 4 windows of a process; 2 is used" in out
 
 
 def test_a_run_from_a_gpu_continues_on_a_cpu(run, refused, monkeypatch):
@@ -239,6 +241,30 @@ def test_a_finished_run_is_extended(world, tmp_path):
     continue_run(tmp_path / "run", "--stages", *STAGES)
     assert_same_end(tmp_path / "run", tmp_path / "always")
     assert any((first[name] != t).any() for name, t in weights(tmp_path / "run/model").items())
+
+
+def test_a_finished_stage_may_be_deleted_when_the_next_one_is_finished(whole, tmp_path, refused):
+    """Each is as large as the model. What the run has measured stays, and nothing is trained again,
+    nor can the stage become another one."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "stages/1-embed")
+    shutil.rmtree(run / "stages/2-odd")
+    continue_run(run, "--stages", *STAGES, "full:256:1e-3")
+    assert exact(run)[:15] == exact(whole) and len(exact(run)) == 17
+    assert not (run / "stages/1-embed").exists()
+    argv = ["--resume", str(run), "--stages", "even:640:5e-3", *STAGES[1:], "full:256:1e-3"]
+    refused(train, argv, "stage 1 is finished and stays")
+
+
+def test_a_stage_that_is_needed_is_missed_by_name(run, refused):
+    """Stage 2 has begun: without its start, stage 1 would be trained again, and all metrics go."""
+    before = (run / "metrics.jsonl").read_bytes()
+    os.rename(run / "stages/1-embed", run / "stages/1-renamed")
+    refused(train, ["--resume", str(run)], "1-renamed is no directory of this run, whose stage 1")
+    shutil.move(run / "stages/1-renamed", run / "elsewhere")
+    refused(train, ["--resume", str(run)], "1-embed is missing, from which stage 2 started")
+    assert (run / "metrics.jsonl").read_bytes() == before
 
 
 def test_stages_that_have_not_begun_are_free(run):
@@ -515,6 +541,14 @@ def test_beginning_the_same_data_again_is_said(world, whole, tmp_path, capsys):
     err = capsys.readouterr().err
     assert f"{start} was trained on 45 windows of ko and 15 windows of en" in err
     assert f"--skip_seen {start} continues behind them" in err
+    # It advises nothing that would be refused.
+    ko = flags(world, tmp_path / "ko", "full:128:1e-3", more=["--model", str(start)])
+    train.main([*ko, "--data", str(world / "shards/ko")])
+    err = capsys.readouterr().err
+    assert "45 windows of ko, and" in err and "another --seed draws another order" in err
+    # In another place a source has another order.
+    train.main([*ko, "--out", str(tmp_path / "en"), "--data", str(world / "shards/en")])
+    assert "was trained on" not in capsys.readouterr().err
     # What it advises is silent, and so are another order, and a resume.
     for out, more in (("skips", ["--skip_seen", str(start)]), ("seed", ["--seed", "1"])):
         train.main([*argv, "--out", str(tmp_path / out), *more])
