@@ -293,14 +293,19 @@ def check_model_folder(path: str | Path) -> None:
         raise UserError(
             f"{path} is a run folder, not a model directory; its model is {path / 'model'}"
         )
+    advice = ""
+    if any(path.glob("checkpoints/[0-9]*-*")):
+        advice = f"; export.py {path} --out DIR makes a model directory of its newest checkpoint"
     stages = list(path.glob("stages/[0-9]*-*"))
     if stages:
         newest = max(stages, key=_number_of_stage)
         raise UserError(
             f"{path} is the folder of an unfinished run; its last finished stage is {newest}"
+            f"{advice}"
         )
     raise UserError(
         f"{path} is the folder of a run that has not finished a stage; it holds no model yet"
+        f"{advice}"
     )
 
 

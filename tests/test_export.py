@@ -10,6 +10,7 @@ from test_parallel import torchrun
 from test_train import copy_of_the_model, flags, records, stopping, weights
 
 import data
+import eval_bits
 import export
 import init
 import model
@@ -166,6 +167,11 @@ def test_moments_and_frozen_weights_take_no_memory(stopped, world):
     llama = export.read_checkpoint(folder, stage, stopped / "stages/1-odd", settings)
     for name, p in llama.named_parameters():
         assert p.is_meta != plan.is_trained(name, stage.what), name
+
+
+def test_who_names_the_folder_of_an_unfinished_run_is_told_of_export(stopped, world, refused):
+    argv = ["--models", str(stopped), "--data", str(world / "shards/ko")]
+    refused(eval_bits, argv, f"export.py {stopped} --out DIR makes a model directory")
 
 
 def test_a_broken_checkpoint_is_passed_over(stopped, tmp_path, capsys, refused):
