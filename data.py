@@ -171,7 +171,8 @@ def pack(args: argparse.Namespace) -> dict:
     with cli.new_folder(args.out) as folder:
         # The first reading settles which documents are for validation, and notes which lines are no
         # documents. It costs little: hashing is far faster than tokenizing.
-        with tqdm(desc="read", unit="B", unit_scale=True) as bar:
+        # (disable=None: no bar where stderr is no terminal.)
+        with tqdm(desc="read", unit="B", unit_scale=True, disable=None) as bar:
             held_out, seen = read_validation(args, folder / "rejected.jsonl", bar)
 
         # The second reading tokenizes all others. Two bytes per token are enough for most
@@ -179,7 +180,7 @@ def pack(args: argparse.Namespace) -> dict:
         dtype = np.uint16 if sp.vocab_size() <= 2**16 else np.uint32
         train = ShardWriter(folder, "train", dtype, args.shard_tokens)
         given = ShardWriter(folder, "given", bool, args.shard_tokens)
-        with tqdm(desc="pack", unit="B", unit_scale=True, total=bar.n) as bar:
+        with tqdm(desc="pack", unit="B", unit_scale=True, total=bar.n, disable=None) as bar:
             once = Once()
             texts = once.filter(read_texts(args, bar))
             written = write_training(args, sp, texts, held_out, train, given)

@@ -330,6 +330,8 @@ def open_sources(
 ) -> list[Source]:
     """The sources of --data, then those of --input."""
     reading = documents.reading_of(args)
+    if args.input:
+        documents.check_fields(args.input, reading)
     if args.input and parallel.rank() == 0:
         documents.announce(args.input, reading)
     names = short_names(args.data + args.input)

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 import model
 import tokenizer
-from common import checkpoint, cli, dialogues, parallel, plan
+from common import checkpoint, cli, dialogues, parallel, plan, resume
 from common.cli import UserError
 
 # The matrices of a block that get a LoRA, as PEFT names them: all seven.
@@ -250,7 +250,8 @@ def find_checkpoint(
     if step is None:
         found = checkpoint.newest(run, number)
         if found is None:
-            raise UserError(f"{run} has no whole checkpoint of stage {number}; {there_is}")
+            raise UserError(f"{run} has no whole checkpoint of stage {number}; with broken "
+                            f"ones, {there_is}")
         return found
 
     folder = checkpoint.folder_of(run, number, step)
@@ -277,7 +278,8 @@ def start_of_stage(
         return checkpoint.random_start(run)
 
     # An older config.json does not say where its relative paths start.
-    start = moved or Path(getattr(settings, "started_in", "."), settings.model)
+    started_in = getattr(settings, "started_in", os.getcwd())
+    start = moved or Path(resume.where_now(settings.model, False, started_in, "--model DIR"))
     for noted, sha256 in cli.read_json(run / "inputs.json").items():
         file = start / Path(noted).name
         if file.suffix != ".safetensors":

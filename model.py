@@ -114,6 +114,11 @@ class RMSNorm(nn.Module):
 # ------------------------------------------------------------------------------- attention
 
 
+def repeat_heads(x: torch.Tensor, H: int) -> torch.Tensor:
+    """Keys or values (B, K, S, E) → (B, H, S, E): each head once for every query that shares it."""
+    return x.repeat_interleave(H // x.shape[1], dim=1)
+
+
 def attention_reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
                         numbers: torch.Tensor | None = None) -> torch.Tensor:
     """The definition of causal attention (Vaswani et al., 1706.03762, section 3.2.1).
@@ -129,9 +134,9 @@ def attention_reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
     tensor([1., 5.])
     """
     H, T, E = q.shape[1:]
-    K, S = k.shape[1:3]
-    k = k.repeat_interleave(H // K, dim=1)                              # (B, H, S, E)
-    v = v.repeat_interleave(H // K, dim=1)                              # (B, H, S, E)
+    S = k.shape[2]
+    k = repeat_heads(k, H)                                              # (B, H, S, E)
+    v = repeat_heads(v, H)                                              # (B, H, S, E)
     scores = q @ k.transpose(2, 3) / math.sqrt(E)                       # (B, H, T, S)
     is_later = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(1 + S - T)
     scores = scores.masked_fill(is_later, -math.inf)
@@ -162,8 +167,8 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch
     # In float32 a GPU has only the memory-efficient kernel, which does not let heads share keys.
     # Without repeated keys the math backend would run and hold all scores, (B, H, T, S).
     if q.device.type != "cpu" and q.dtype == torch.float32 and K < H:
-        k = k.repeat_interleave(H // K, dim=1)                          # (B, H, S, E)
-        v = v.repeat_interleave(H // K, dim=1)                          # (B, H, S, E)
+        k = repeat_heads(k, H)                                          # (B, H, S, E)
+        v = repeat_heads(v, H)                                          # (B, H, S, E)
         K = H
 
     # New positions see what is in the cache, and each other up to themselves. A single one sees
@@ -324,8 +329,8 @@ def attention_within(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
     K = k.shape[1]
     if documents.mask is not None:
         if q.device.type != "cpu" and K < H:  # in float32, as in causal_attention
-            k = k.repeat_interleave(H // K, dim=1)                      # (B, H, T, E)
-            v = v.repeat_interleave(H // K, dim=1)                      # (B, H, T, E)
+            k = repeat_heads(k, H)                                      # (B, H, T, E)
+            v = repeat_heads(v, H)                                      # (B, H, T, E)
             K = H
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=documents.mask, enable_gqa=K < H
@@ -337,8 +342,8 @@ def attention_within(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
     if VARLEN_SHARES_KEYS:
         options["enable_gqa"] = K < H
     else:
-        k = k.repeat_interleave(H // K, dim=1)                          # (B, H, T, E)
-        v = v.repeat_interleave(H // K, dim=1)                          # (B, H, T, E)
+        k = repeat_heads(k, H)                                          # (B, H, T, E)
+        v = repeat_heads(v, H)                                          # (B, H, T, E)
     y = varlen_attn(
         q.transpose(1, 2).flatten(0, 1),                                # (B T, H, E)
         k.transpose(1, 2).flatten(0, 1),                                # (B T, K, E)

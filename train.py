@@ -18,13 +18,20 @@ or run alone:
     python train.py --model RUN/model --skip_seen RUN ...
                                        # a new run, on what RUN has not seen of the same shards
 
-RUN holds config.json (the settings), metrics.jsonl (one line per step), checkpoints/, stages/, and
-at the end model/.
+RUN holds
+
+    config.json        the settings, and the directory in which their relative paths begin
+    inputs.json        SHA-256 of what it starts from: weights, and the index of each source
+    loader.json        where in the data it begins
+    metrics.jsonl      a line per step, per validation, and where a stage begins or is resumed
+    checkpoints/       STAGE-STEP, the newest two; none when the run is finished (--keep)
+    stages/N-what/     a model directory; of a LoRA stage also adapter/, which PEFT opens
+    model/             at the end: the last stage's, under a name of its own
 
 Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP let the step finish and save a checkpoint. After Ctrl-C the exit
 status is 130, as shells expect, so a script that runs train.py stops too. After the others, which
-schedulers and terminals send, it is 0. A second Ctrl-C kills. Under `nohup` SIGHUP is ignored. A
-mistake in the flags or the data is one line and exit status 2.
+schedulers and terminals send, it is 0 (torchrun itself ends with 1). A second Ctrl-C kills. Under
+`nohup` SIGHUP is ignored. A mistake in the flags or the data is one line and exit status 2.
 
 SLURM sends SIGUSR1, here 300 seconds before the time limit, to what srun started. By itself,
 torchrun dies of it and leaves its processes behind, and it undoes nohup: name the signals that it
@@ -258,10 +265,10 @@ def train_stage(
     steps = stage.steps(args.batch_tokens)
     first_step = resume_or_begin(run, number, steps * windows, llama, optimizer, loader, args)
     metrics = run / "metrics.jsonl"
-    if first_step == 0:
-        tell_epochs(shards, loader, steps * windows, number, before, metrics)
-        if number == 1:
-            validate(llama, shards, sp, args, number, 0, before, metrics)
+    tokens = before + first_step * args.batch_tokens
+    tell_epochs(shards, loader, (steps - first_step) * windows, number, first_step, tokens, metrics)
+    if number == 1 and first_step == 0:
+        validate(llama, shards, sp, args, number, 0, before, metrics)
 
     progress = Progress(f"{number}-{stage.what}", first_step, steps, args.batch_tokens)
     upcoming = batches(loader, steps - first_step, windows, windows_per_micro_batch(args),
@@ -422,6 +429,8 @@ def resume_or_begin(
         first_step = last_kept = counters["step"]
         say(f"resuming from {folder}")
     else:
+        if args.resume and checkpoint.find(run, number):
+            cli.warn(f"stage {number} has no whole checkpoint left, so it begins again")
         loader.begin_stage(windows)
 
     # Drop the lines of the steps that will be trained again.
@@ -442,14 +451,15 @@ def tell_epochs(
     loader: data.Loader,
     windows: int,
     stage: int,
+    step: int,
     tokens: int,
     metrics: Path,
 ) -> None:
-    """What a stage of so many windows, which begins here, will read of each source: one line of
-    metrics.jsonl, and one on the screen."""
+    """What a stage will read of each source, which begins or is resumed here with so many windows
+    left: one line of metrics.jsonl, and one on the screen."""
     will_read = notices.epochs_of_stage(list(shards), loader, windows)
     say(f"stage {stage} reads, in epochs: {notices.in_words(will_read)}")
-    write_line(metrics, {"stage": stage, "step": 0, "tokens": tokens, "epochs": will_read})
+    write_line(metrics, {"stage": stage, "step": step, "tokens": tokens, "epochs": will_read})
 
 
 @torch.compiler.set_stance("force_eager")  # lengths differ: compiling for each would never end
@@ -696,7 +706,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
     # On how many processes, on which device
     check_plan_flags(args)
-    if args.plan and args.gpu and args.device is None:
+    if args.plan and (args.gpu or args.tflops) and args.device is None:
         args.device = "cuda"
     if args.plan and args.device == "cuda":
         args.dtype = args.dtype or "bfloat16"  # a laptop may plan for a GPU
@@ -954,22 +964,37 @@ def set_up_torch(args: argparse.Namespace) -> None:
     torch.use_deterministic_algorithms(args.deterministic)
 
 
-def note_settings(
-    run: Path, settings: dict, start: Path, shards: dict[str, data.Shards], loader: data.Loader
+def place_loader(
+    loader: data.Loader, run: Path, shards: dict[str, data.Shards], args: argparse.Namespace
 ) -> None:
-    """Write RUN/config.json, and note what the run starts from and where in the data; when it is
-    resumed, UserError if what it starts from has changed."""
+    """Put the loader where the run begins in the data: at its beginning; with --skip_seen, behind
+    what another training has seen."""
+    file = run / "loader.json"
+
+    # Noted, so that a resume does not need the other folder any more.
+    def note() -> None:
+        if args.skip_seen:
+            hashes = [source.sha256 for source in shards.values()]
+            seen = sources.seen_before(Path(args.skip_seen), loader.state_dict(), hashes)
+            loader.skip(seen)
+        cli.write_json(file, loader.state_dict())
+
+    if not args.resume:
+        parallel.on_rank_zero(note)
+    # Runs of an older version, which all began at the beginning, do not say where.
+    if parallel.broadcast(file.exists()):
+        loader.load_state_dict(cli.read_json(file))
+
+
+def note_settings(
+    run: Path, settings: dict, start: Path, shards: dict[str, data.Shards]
+) -> None:
+    """Write RUN/config.json, and note what the run starts from; when it is resumed, UserError if
+    that has changed."""
     resumed = settings["resume"] is not None
     indexes = [source.folder / "index.json" for source in shards.values()]
     weights = sorted(start.glob("*.safetensors"))
     checkpoint.check_inputs(run, indexes, weights, resumed)
-    if not resumed:
-        # Noted, so that a resume does not need the other folder any more.
-        if settings["skip_seen"]:
-            other = Path(settings["skip_seen"])
-            hashes = [source.sha256 for source in shards.values()]
-            loader.skip(sources.seen_before(other, loader.state_dict(), hashes))
-        cli.write_json(run / "loader.json", loader.state_dict())
     saved = {name: value for name, value in settings.items() if name not in resume.NOT_SAVED}
     cli.write_json(run / "config.json", saved)
 
@@ -1007,10 +1032,9 @@ def main(argv: list[str] | None = None) -> None:
     run = Path(args.out)
     with parallel.process_group(args.device), checkpoint.lock(run), checkpoint.StopSignal() as stop:
         start = start_directory(args, run)
-        parallel.on_rank_zero(lambda: note_settings(run, settings, start, shards, loader))
-        # Where in the data the run begins: runs of an older version, at its beginning, do not say.
-        if parallel.broadcast((run / "loader.json").exists()):
-            loader.load_state_dict(cli.read_json(run / "loader.json"))
+        place_loader(loader, run, shards, args)
+        # config.json comes last: what has one can be resumed.
+        parallel.on_rank_zero(lambda: note_settings(run, settings, start, shards))
         folders = [stage_folder(run, number, stage) for number, stage in enumerate(stages, 1)]
         finished = parallel.on_rank_zero(lambda: checkpoint.finished_stages(run, stages))
         finished = parallel.broadcast(finished)

@@ -166,7 +166,12 @@ class WorkFolder:
         to_do = sum(sizes[unit] for unit in missing)
         total = sum(sizes)
         with tqdm(
-            total=total, initial=total - to_do, desc=f"{name:10}", unit="B", unit_scale=True
+            total=total,
+            initial=total - to_do,
+            desc=f"{name:10}",
+            unit="B",
+            unit_scale=True,
+            disable=None,  # where stderr is no terminal
         ) as bar:
             if self.workers == 1:
                 for unit in missing:

@@ -39,11 +39,15 @@ def in_epochs(counts: list[float], loader) -> list[float]:
 
 
 def epochs_of_stage(names: list[str], loader, windows: int) -> dict[str, list[float]]:
-    """{source: [from, to]}: the epochs at which a stage of so many windows will begin and end,
-    counted since the run began. The loader is where the stage begins."""
+    """{source: [from, to]}: the epochs at which a stage begins, or is resumed with so many windows
+    left, and will end, counted since the run began. The loader is where it begins or is resumed."""
     before = in_epochs(loader.counts, loader)
-    after = in_epochs(after_stage(loader.counts, loader, windows), loader)
-    pairs = zip(names, before, after, strict=True)
+    if loader.first == loader.last:
+        end = after_stage(loader.counts, loader, windows)
+    else:
+        # Shares that move are at another place now than when the stage began.
+        end = after_stage(loader.origin, loader, loader.length)
+    pairs = zip(names, before, in_epochs(end, loader), strict=True)
     return {name: [round(start, 6), round(end, 6)] for name, start, end in pairs}
 
 

@@ -60,7 +60,7 @@ def settings_of(
 
     # argparse's own defaults give way to what a namespace holds already.
     args = parser.parse_args(words, argparse.Namespace(**vars(saved)))
-    args.data = [sources.with_weight(entry) for entry in args.data]
+    args.data = with_saved_weights(args.data, saved.data)
     for name in ZERO_IS_DEFAULT:
         if getattr(args, name) == 0:
             setattr(args, name, getattr(saved, name))
@@ -79,11 +79,26 @@ def settings_of(
 
     changes = changed_flags(saved, args)
     changes += check_stages(run, saved, args, learning_rate_at)
-    if changes:
-        cli.say(f"changed from here on: {'; '.join(changes)}")
     for name in places:
         find_input(name, saved, args)
+    if changes:
+        cli.say(f"changed from here on: {'; '.join(changes)}")
     return args
+
+
+def with_saved_weights(entries: list[str], saved: list[str]) -> list[str]:
+    """The entries of --data, with the run's own weights where none has a weight: people who say
+    where the folders are now need not know them.
+
+    >>> with_saved_weights(["new/ko", "new/en"], ["ko=0.75", "en=0.25"])
+    ['new/ko=0.75', 'new/en=0.25']
+    """
+    spelt_out = [sources.with_weight(entry) for entry in entries]
+    has_no_weights = spelt_out == [f"{entry}=1" for entry in entries]
+    if not has_no_weights or len(entries) != len(saved):
+        return spelt_out
+    weights = [sources.split_entry(entry)[1] for entry in saved]
+    return [f"{entry}={weight}" for entry, weight in zip(entries, weights, strict=True)]
 
 
 # ------------------------------------------------------------------------------ the saved settings
@@ -245,18 +260,18 @@ def find_input(name: str, saved: argparse.Namespace, args: argparse.Namespace) -
     is_given = now != before
     if name != "data":
         example = f"--{name} PATH"
-        setattr(args, name, find(now, is_given, saved.started_in, example))
+        setattr(args, name, where_now(now, is_given, saved.started_in, example))
         return
 
     example = "--data with all folders, in the same order and with the same weights"
     entries = []
     for entry in now:
         folder, weight = sources.split_entry(entry)
-        entries.append(f"{find(folder, is_given, saved.started_in, example)}={weight}")
+        entries.append(f"{where_now(folder, is_given, saved.started_in, example)}={weight}")
     args.data = entries
 
 
-def find(path: str, is_given: bool, started_in: str, example: str) -> str:
+def where_now(path: str, is_given: bool, started_in: str, example: str) -> str:
     """Where a path is now. One from config.json begins in the directory that the run was started
     in, or, if all was moved together, in this one. UserError that ends in the flag that would say
     where it is, if it is in neither."""

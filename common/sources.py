@@ -117,11 +117,15 @@ def seen_before(folder: Path, order: dict, hashes: list[str]) -> list[int]:
     # A source's number, too, is part of what its order is drawn from. States of an older version
     # have no hashes.
     counts = loader["counts"]
+    known = state.get("data", [])
     in_places = "name the same shards in the same places, and further ones behind them"
-    for number, (before, now) in enumerate(zip(state.get("data", []), hashes, strict=False), 1):
+    for number, (before, now) in enumerate(zip(known, hashes, strict=False), 1):
         if before != now:
             raise UserError(f"--skip_seen {folder}: source {number} of --data is not what that "
                             f"training read; {in_places}")
+    # The last ones may be left out: that moves no other.
+    if known:
+        counts = counts[: len(hashes)]
     if len(counts) > len(hashes):
         raise UserError(f"--skip_seen {folder}: that training read {len(counts)} sources, --data "
                         f"has {len(hashes)}; {in_places}")

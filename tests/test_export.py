@@ -250,7 +250,7 @@ def test_the_start_may_have_moved_but_not_changed(world, tmp_path, refused):
     refused(export, [str(tmp_path / "run"), "--out", str(start)], "started from; choose another")
     start.rename(tmp_path / "moved")
     asked = [str(tmp_path / "run"), "--out", str(tmp_path / "out")]
-    refused(export, asked, "--model says where")
+    refused(export, asked, "say where it is now: --model DIR")
     export.main([*asked, "--model", str(tmp_path / "moved")])
     tensors = weights(tmp_path / "moved")
     tensors["model.norm.weight"] *= 2

@@ -55,14 +55,28 @@ def test_a_stage_says_what_it_will_read(weights, world, tmp_path, capsys):
         before = after
 
 
-def test_a_resumed_stage_says_it_once(world, tmp_path):
-    argv = flags(world, tmp_path / "run", "embed:1280:5e-3", "odd:1280:5e-3")
+@pytest.mark.parametrize("weights", [("0.75", "0.25"), ("0.2:0.8", "0.8:0.2")])
+def test_a_resumed_stage_says_what_is_left(weights, world, tmp_path):
+    """Also where it has become shorter since."""
+    ko, en = weights
+    sources = ["--data", f"{world}/shards/ko={ko}", f"{world}/shards/en={en}"]
+    run = tmp_path / "run"
+    argv = flags(world, run, "embed:5k:5e-3", "odd:1280:5e-3", more=sources)
     for after in (5, 4):
         with pytest.raises(SystemExit):
             stopping(lambda: train.main(argv), after)  # noqa: B023
-        argv = ["--resume", str(tmp_path / "run")]
+        argv = ["--resume", str(run), "--stages", "embed:1280:5e-3", "odd:1280:5e-3"]
     train.main(argv)
-    assert [record["stage"] for record in epochs_of(tmp_path / "run")] == [1, 2]
+    said = epochs_of(run)
+    assert [(record["stage"], record["step"]) for record in said] == [(1, 0), (1, 5), (1, 9), (2, 0)]
+    begun, shortened, resumed, _ = [record["epochs"] for record in said]
+    first, _ = windows_read(run, [f"{world}/shards/ko", f"{world}/shards/en"])
+    for name, read in first.items():
+        a_window = 1 / data.Shards(world / "shards" / name).windows(32)
+        assert begun[name][1] > read + a_window
+        assert 0 < shortened[name][0] < resumed[name][0] < read + a_window
+        for record in (shortened, resumed):
+            assert record[name][1] == pytest.approx(read, abs=1.01 * a_window)
 
 
 def test_a_stage_begun_anew_says_it_once(world, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from test_train import flags as flags_of_test_train
 
 import data
 import train
-from common import plan, resume, sources
+from common import checkpoint, plan, resume, sources
 from common.cli import UserError
 
 # Five steps of four windows each; a checkpoint after the third.
@@ -383,6 +383,22 @@ def test_a_folder_with_everything_in_it_may_be_moved(world, whole, tmp_path, mon
     assert_same_end("run", whole)
 
 
+def test_folders_that_moved_need_no_weights(world, whole, run, tmp_path):
+    for name in ("ko", "en"):
+        shutil.copytree(world / "shards" / name, tmp_path / "new" / name)
+    continue_run(run, "--data", tmp_path / "new/ko", tmp_path / "new/en")
+    assert config(run)["data"] == [f"{tmp_path}/new/ko=0.75", f"{tmp_path}/new/en=0.25"]
+    assert_same_end(run, whole)
+
+
+def test_a_stage_without_a_whole_checkpoint_says_that_it_begins_again(whole, run, capsys):
+    for folder in checkpoint.find(run):
+        (folder / "counters.json").write_text("{")
+    continue_run(run)
+    assert "stage 1 has no whole checkpoint left, so it begins again" in capsys.readouterr().err
+    assert_same_end(run, whole)
+
+
 def test_other_shards_in_the_moved_place_are_refused(world, here):
     stop_at(3, relative(world, here))
     shutil.move("shards", "elsewhere")
@@ -520,6 +536,7 @@ def test_further_sources_may_follow_and_older_states_are_trusted(world, whole, t
     order = {"seed": 0, "seq_len": 32, "as_packed": False}
     hashes = sources.position(whole)["data"]
     assert sources.seen_before(whole, order, [*hashes, "another"]) == [45, 15]
+    assert sources.seen_before(whole, order, hashes[:1]) == [45]
     old = tmp_path / "old"
     old.mkdir()
     state = sources.position(whole)
@@ -541,9 +558,15 @@ def test_beginning_the_same_data_again_is_said(world, whole, tmp_path, capsys):
     err = capsys.readouterr().err
     assert f"{start} was trained on 45 windows of ko and 15 windows of en" in err
     assert f"--skip_seen {start} continues behind them" in err
-    # It advises nothing that would be refused.
+    # It advises nothing that would be refused: without English --skip_seen is taken, with another
+    # source in its place it is not.
     ko = flags(world, tmp_path / "ko", "full:128:1e-3", more=["--model", str(start)])
     train.main([*ko, "--data", str(world / "shards/ko")])
+    err = capsys.readouterr().err
+    assert "45 windows of ko, and" in err and f"--skip_seen {start} continues" in err
+    shutil.copytree(world / "shards/ko", tmp_path / "again")
+    both = [str(world / "shards/ko"), str(tmp_path / "again")]
+    train.main([*ko, "--out", str(tmp_path / "both"), "--data", *both])
     err = capsys.readouterr().err
     assert "45 windows of ko, and" in err and "another --seed draws another order" in err
     # In another place a source has another order.
