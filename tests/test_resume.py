@@ -395,7 +395,7 @@ def test_a_stage_without_a_whole_checkpoint_says_that_it_begins_again(whole, run
     for folder in checkpoint.find(run):
         (folder / "counters.json").write_text("{")
     continue_run(run)
-    assert "stage 1 has no whole checkpoint left, so it begins again" in capsys.readouterr().err
+    assert "stage 2 has no whole checkpoint left, so it begins again" in capsys.readouterr().err
     assert_same_end(run, whole)
 
 
