@@ -810,6 +810,7 @@ def bytes_to_predict(text: str, is_dialogue: bool) -> int:
 def in_batches(texts: Iterable[str], max_characters: int = 2_000_000) -> Iterator[list[str]]:
     """Yield the texts in lists of about `max_characters`: enough work for every thread of the
     tokenizer, little enough for any memory."""
+    # By characters and not by documents: some are books.
     batch: list[str] = []
     n_characters = 0
     for text in texts:
@@ -880,6 +881,8 @@ def say_what_was_packed(args: argparse.Namespace, index: dict, seen: Seen) -> No
           f"{len(index['files'])} shards; for validation {val['documents']} documents, "
           f"{val['bytes']} bytes; {index['duplicates']} duplicates dropped, "
           f"{seen.rejected.total()} lines rejected")
+
+    # What someone would rather know now than after a week of training.
     if seen.repaired:
         print(f"{seen.repaired} documents have a few broken bytes, which are packed as U+FFFD")
     if few := small_validation(val["documents"]):

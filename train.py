@@ -526,6 +526,7 @@ def find_cause(llama: model.Llama, parts: list[tuple], source_of, names: list[st
             loss, _ = llama(*window)
             if not loss.isfinite():
                 bad_sources.append(names[source])
+    # Rank 0 speaks for all, and the window may be another's.
     bad_sources = parallel.gather(bad_sources)
     if bad_sources:
         return f"a window of {bad_sources[0]}"
@@ -891,6 +892,7 @@ def check_run(
 ) -> None:
     """UserError for stages that the data or the model cannot serve, and for a run that is there
     already."""
+    # Two kinds of stages ask for more than a model and shards.
     parts = set()
     for stage in stages:
         parts.update(stage.parts)
@@ -901,6 +903,7 @@ def check_run(
     if "new_rows" in parts and config.base_vocab_size is None:
         raise UserError("a new_rows stage needs base_vocab_size in config.json: a model directory "
                         "that init.py wrote")
+    # What is there already is never written over.
     if not args.resume and Path(args.out, "metrics.jsonl").exists():
         raise UserError(f"{args.out} is a run already; --resume {args.out} continues it, also with "
                         "longer or further --stages; or choose another --out")
@@ -924,6 +927,7 @@ def plan_table(
         "document_mask": args.document_mask,
     }
     tables = plan.table(*run, **how)
+    # Before a run that trains its own bytes are enough.
     if args.plan:
         from_scratch = args.config is not None
         tables += "\n\n" + budget.table(
@@ -941,6 +945,7 @@ def warn_of_repetition(
     hashes = {name: source.sha256 for name, source in shards.items()}
     again = sources.seen_again(Path(args.model), loader.state_dict(), hashes)
     if again:
+        # No advice that would be refused.
         advice = f"--skip_seen {args.model} continues behind them"
         try:
             sources.seen_before(Path(args.model), loader.state_dict(), list(hashes.values()))
