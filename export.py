@@ -102,6 +102,7 @@ def save_stage(
     adapter = {}
 
     def finished(name: str, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
+        """The tensor as the directory gets it; read(name) gives it as the stage found it."""
         parts = {part: tensor.cpu() for part, tensor in trained_parts(name, trained).items()}
         if "lora" in stage.parts:
             adapter.update(parts)
@@ -119,7 +120,6 @@ def save_stage(
                 tokenizer.save(start / "tokenizer.model", temporary, chat_template)
                 cli.write_json(temporary / "training_state.json", state)
                 if adapter:
-                    (temporary / "adapter").mkdir()
                     save_adapter(adapter, llama.config, start, temporary / "adapter", args)
         finally:
             # If writing failed, the other processes still wait for the tensors that are left.
@@ -159,8 +159,9 @@ def save_adapter(
     folder: Path,
     args: argparse.Namespace,
 ) -> None:
-    """Write what a LoRA stage trained into an existing folder, as PEFT does: it goes beside the
-    weights of directory `start`."""
+    """Write what a LoRA stage trained into a folder, as PEFT does: it goes beside the weights of
+    directory `start`."""
+    folder.mkdir(exist_ok=True)
     # A table that is trained as well is replaced as a whole. PEFT takes a tied one for two modules.
     tables = {name: trained[name] for name in plan.TABLES if name in trained}
     embedding, head = plan.TABLES
