@@ -103,30 +103,30 @@ def choose_validation(texts: Iterable[str], fraction: float, max_bytes: int) -> 
 
 
 def encode_documents(
-    sp,
+    vocabulary: tokenizer.Vocabulary,
     texts: list[str],
     workers: int,
     are_dialogues: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """BOS text EOS of each text, joined: (ids, is_prompt), uint32 and bool, (tokens,) each.
 
-    SentencePiece's own threads do the work: the ids are the same for any number of `workers`."""
+    `workers`: threads. The ids are the same for any number of them."""
     # The empty arrays are for no text at all, which np.concatenate would refuse.
     ids = [np.zeros(0, np.uint32)]
     is_prompt = [np.zeros(0, bool)]
     if are_dialogues:
-        for row, is_given in encode_dialogues(sp, texts, workers):
+        for row, is_given in encode_dialogues(vocabulary, texts, workers):
             ids.append(np.array(row, np.uint32))
             is_prompt.append(is_given)
     else:
-        for row in sp.encode(texts, add_bos=True, add_eos=True, num_threads=workers):
+        for row in vocabulary.encode(texts, bos=True, eos=True, workers=workers):
             ids.append(np.array(row, np.uint32))
             is_prompt.append(np.zeros(len(row), bool))
     return np.concatenate(ids), np.concatenate(is_prompt)
 
 
 def encode_dialogues(
-    sp,
+    vocabulary: tokenizer.Vocabulary,
     texts: list[str],
     workers: int,
 ) -> Iterator[tuple[list[int], np.ndarray]]:
@@ -143,14 +143,14 @@ def encode_dialogues(
             prompts.append(prompt.rstrip())
             exchanges.append(f"{prompt.rstrip()} {response.lstrip()}")
             begins.append(n == 0)
-    prompt_rows = sp.encode(prompts, num_threads=workers)
-    rows = sp.encode(exchanges, add_eos=True, num_threads=workers)
+    prompt_rows = vocabulary.encode(prompts, bos=False, workers=workers)
+    rows = vocabulary.encode(exchanges, bos=False, eos=True, workers=workers)
 
     # A document has one BOS, at its beginning: by it `Shards.validation` tells documents apart.
     for prompt, row, is_first in zip(prompt_rows, rows, begins, strict=True):
         n_given = len(prompt)
         if is_first:
-            row = [sp.bos_id(), *row]
+            row = [vocabulary.bos, *row]
             n_given += 1
         yield row, np.arange(len(row)) < n_given
 
@@ -161,10 +161,7 @@ def pack(args: argparse.Namespace) -> dict:
     inputs, the first is packed. Memory: a shard, a batch, and some 100 bytes for each document.
 
         python data.py pack --input clean/a clean/b --tokenizer merged.model --out shards/ko"""
-    model_file = Path(args.tokenizer)
-    if model_file.is_dir():
-        model_file = model_file / "tokenizer.model"
-    sp = tokenizer.load(model_file)
+    vocabulary = tokenizer.load(args.tokenizer)
     check_pack_flags(args)
     check_fields(args.input, reading_of(args), wanted_of(args))
 
@@ -177,13 +174,13 @@ def pack(args: argparse.Namespace) -> dict:
 
         # The second reading tokenizes all others. Two bytes per token are enough for most
         # vocabularies. Beside each token of a corpus of prompts stands whether it is a prompt's.
-        dtype = np.uint16 if sp.vocab_size() <= 2**16 else np.uint32
+        dtype = np.uint16 if vocabulary.size <= 2**16 else np.uint32
         train = ShardWriter(folder, "train", dtype, args.shard_tokens)
         given = ShardWriter(folder, "given", bool, args.shard_tokens)
         with tqdm(desc="pack", unit="B", unit_scale=True, total=bar.n, disable=None) as bar:
             once = Once()
             texts = once.filter(read_texts(args, bar))
-            written = write_training(args, sp, texts, held_out, train, given)
+            written = write_training(args, vocabulary, texts, held_out, train, given)
         if written["documents"] == 0:
             raise cli.UserError(f"no document to train on in {' '.join(map(str, args.input))} "
                                 f"({seen.rejected.total()} lines were rejected{why(seen)}, "
@@ -191,15 +188,15 @@ def pack(args: argparse.Namespace) -> dict:
 
         # The index says what is in the folder, and by the hashes whether it still is; the
         # tokenizer's hash tells shards that were packed for another model.
-        val = write_validation(args, sp, list(held_out.values()), folder, dtype)
+        val = write_validation(args, vocabulary, list(held_out.values()), folder, dtype)
         index = {
             **written,
             "duplicates": once.n_duplicates,
-            "vocab_size": sp.vocab_size(),
-            "tokenizer_sha256": cli.sha256(model_file),
+            "vocab_size": vocabulary.size,
+            "tokenizer_sha256": vocabulary.sha256,
             "dtype": train.buffer.dtype.name,
-            "bos_token_id": sp.bos_id(),
-            "eos_token_id": sp.eos_id(),
+            "bos_token_id": vocabulary.bos,
+            "eos_token_id": vocabulary.eos,
             "files": train.files,
             "given": given.files,
             "val": val,
@@ -266,7 +263,7 @@ class Once:
 
 def write_training(
     args: argparse.Namespace,
-    sp,
+    vocabulary: tokenizer.Vocabulary,
     texts: Iterable[str],
     held_out: dict[int, str],
     train: "ShardWriter",
@@ -279,7 +276,7 @@ def write_training(
     for batch in in_batches(texts):
         # By the hash, not by the place: the validation documents are among these texts.
         batch = [text for text in batch if text_hash(text) not in held_out]
-        ids, is_prompt = encode_documents(sp, batch, args.workers, has_dialogues(args))
+        ids, is_prompt = encode_documents(vocabulary, batch, args.workers, has_dialogues(args))
         train.append(ids)
         if has_dialogues(args):
             given.append(is_prompt)
@@ -294,7 +291,7 @@ def write_training(
 
 def write_validation(
     args: argparse.Namespace,
-    sp,
+    vocabulary: tokenizer.Vocabulary,
     texts: list[str],
     folder: Path,
     dtype: type,
@@ -303,7 +300,7 @@ def write_validation(
     index."""
     # The bytes of each document stand beside the tokens: bits per byte divides by them, and by them
     # the first megabyte of documents is the same under every tokenizer.
-    ids, is_prompt = encode_documents(sp, texts, args.workers, has_dialogues(args))
+    ids, is_prompt = encode_documents(vocabulary, texts, args.workers, has_dialogues(args))
     n_bytes = [bytes_to_predict(text, has_dialogues(args)) for text in texts]
     files = {
         "val-00000.npy": save_array(folder / "val-00000.npy", ids.astype(dtype)),

@@ -82,10 +82,10 @@ def from_shards(
     return with_texts(source, tokenizers[packer])
 
 
-def with_texts(source: Source, sp) -> Source:
+def with_texts(source: Source, vocabulary: tokenizer.Vocabulary) -> Source:
     """The same source with the text of its documents, decoded by the tokenizer that packed them. A
     document whose text does not come back is left out for every model: all see the same text."""
-    texts = sp.decode([ids[1:-1].tolist() for ids in source.packed])  # without BOS and EOS
+    texts = vocabulary.decode([ids[1:-1].tolist() for ids in source.packed])  # without BOS and EOS
     kept = Source(source.name, sizes=[], tokenizer_sha256=source.tokenizer_sha256)
     for i, text in enumerate(texts):
         # A tokenizer that normalises text, or has no piece for a character, loses some of it.
@@ -128,11 +128,14 @@ def from_documents(path: str, name: str, max_bytes: int, reading: documents.Read
     return source
 
 
-def tokens_of(source: Source, sp, sha256: str) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
+def tokens_of(
+    source: Source,
+    vocabulary: tokenizer.Vocabulary,
+) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
     """The documents as tokens of this tokenizer, BOS ... EOS, and which of them are a prompt's."""
-    if sha256 == source.tokenizer_sha256:
+    if vocabulary.sha256 == source.tokenizer_sha256:
         return source.packed, source.prompts
-    rows = tokenizer.encode(sp, source.texts, bos=True, eos=True)
+    rows = vocabulary.encode(source.texts, bos=True, eos=True)
     return [np.array(row, np.int64) for row in rows], [None] * len(rows)
 
 
@@ -149,17 +152,16 @@ def window_length(folder: str, asked: int) -> int:
 
 def score_model(
     folder: str,
-    sha256: str,
     seq_len: int,
     sources: list[Source],
     args: argparse.Namespace,
 ) -> dict[str, dict]:
     """The scores of one model on every source, by the source's name. UserError if one of them is
     not finite."""
-    sp, llama = sample.load(Path(folder), args.device, getattr(torch, args.dtype))
+    vocabulary, llama = sample.load(Path(folder), args.device, getattr(torch, args.dtype))
     scores = {}
     for source in sources:
-        tokens, prompts = tokens_of(source, sp, sha256)
+        tokens, prompts = tokens_of(source, vocabulary)
         score = data.score_documents(
             llama,
             tokens,
@@ -235,7 +237,7 @@ def main(argv: list[str] | None = None) -> None:
          help=f"files or folders of documents: {documents.KINDS}")
     documents.add_flags(parser)  # how to read them
     flag("--tokenizer", metavar="FILE",
-         help="the tokenizer.model that packed --data, if none of --models has it")
+         help="the tokenizer that packed --data, if none of --models has it")
     flag("--max_bytes", type=int, default=1_000_000,
          help="bytes of text, at most, of each source: its first documents, at least one")
     flag("--seq_len", type=int, default=0,
@@ -272,13 +274,13 @@ def score(args: argparse.Namespace) -> None:
     lengths = {}
     for folder in args.models:
         cli.check_model_folder(folder)
-        sp = tokenizer.load(folder)
-        hash_of[folder] = cli.sha256(Path(folder) / "tokenizer.model")
-        tokenizers[hash_of[folder]] = sp
+        vocabulary = tokenizer.load(folder)
+        hash_of[folder] = vocabulary.sha256
+        tokenizers[vocabulary.sha256] = vocabulary
         lengths[folder] = window_length(folder, args.seq_len)
     if args.tokenizer:
-        sp = tokenizer.load(args.tokenizer)
-        tokenizers[cli.sha256(args.tokenizer)] = sp
+        vocabulary = tokenizer.load(args.tokenizer)
+        tokenizers[vocabulary.sha256] = vocabulary
     sources = open_sources(args, hash_of, tokenizers)
 
     # What is scored.
@@ -303,7 +305,7 @@ def score(args: argparse.Namespace) -> None:
     say(heading(sources, width))
     results = {}
     for folder in args.models:
-        scores = score_model(folder, hash_of[folder], lengths[folder], sources, args)
+        scores = score_model(folder, lengths[folder], sources, args)
         if results:
             first = results[args.models[0]]["sources"]
             for name in scores:

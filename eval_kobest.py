@@ -33,7 +33,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sentencepiece import SentencePieceProcessor
 
 import model
 import sample
@@ -160,7 +159,7 @@ def add_shots(examples: list[Example], pool: list[Example], shots: int) -> list[
 Request = tuple[list[int], list[int]]       # the tokens of a context, the tokens of an answer
 
 
-def encoder(sp: SentencePieceProcessor, folder: Path) -> Callable[[str], list[int]]:
+def encoder(vocabulary: tokenizer.Vocabulary, folder: Path) -> Callable[[str], list[int]]:
     """A function text → tokens, BOS included, as transformers 5 encodes with this model directory.
 
     SentencePiece puts a space before every text, and so does the tokenizer.json that
@@ -170,13 +169,13 @@ def encoder(sp: SentencePieceProcessor, folder: Path) -> Callable[[str], list[in
     if (folder / "tokenizer_config.json").exists():
         config = cli.read_json(folder / "tokenizer_config.json")
     # What a file leaves out is as transformers' LlamaTokenizer, the usual one of a Llama, has it.
-    bos = config.get("add_bos_token", True)
+    bos = config.get("add_bos_token", vocabulary.adds_bos)
     is_llama_tokenizer = "LlamaTokenizer" in config.get("tokenizer_class", "LlamaTokenizer")
 
     def encode_text(text: str) -> list[int]:
-        if is_llama_tokenizer:
+        if vocabulary.adds_space and is_llama_tokenizer:
             text = text.removeprefix(" ")
-        return tokenizer.encode(sp, text, bos=bos)
+        return vocabulary.encode(text, bos=bos)
 
     return encode_text
 
@@ -660,12 +659,12 @@ def score(args) -> None:
             pool = read(args.data, name.removesuffix("_originated"), "train")
             examples[name] = add_shots(examples[name], pool, args.shots)
 
-    sp, llama = sample.load(args.model, args.device, getattr(torch, args.dtype))
-    tokens = encoder(sp, args.model)
+    vocabulary, llama = sample.load(args.model, args.device, getattr(torch, args.dtype))
+    tokens = encoder(vocabulary, args.model)
     # The control: the answers stand at the beginning of a document, and nothing was asked.
     context = None
     if args.answer_only:
-        context = [sp.bos_id()]
+        context = [vocabulary.bos]
 
     results = {}
     for name in examples:

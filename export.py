@@ -117,7 +117,7 @@ def save_stage(
             with cli.new_folder(folder) as temporary:
                 model.save(llama, temporary, tensors)
                 chat_template = template_after(stage, start)
-                tokenizer.save(start / "tokenizer.model", temporary, chat_template)
+                tokenizer.save(start, temporary, chat_template)
                 cli.write_json(temporary / "training_state.json", state)
                 if adapter:
                     save_adapter(adapter, llama.config, start, temporary / "adapter", args)

@@ -69,36 +69,34 @@ def growth(folder: Path, merged_file: Path, pad_to: int) -> Growth:
 
     UserError where the merged one does not extend the model's.
     """
-    base = tokenizer.read(folder)
-    merged = tokenizer.read(merged_file)
+    base = tokenizer.load(folder)
+    merged = tokenizer.load(merged_file)
     rows = model.Config.read(folder).vocab_size
-    old = len(base.pieces)
-    new = len(merged.pieces)
+    old = base.size
+    new = merged.size
 
     # Ids are row numbers: the base's pieces must come first, each under the id it has.
-    for i, (a, b) in enumerate(zip(base.pieces, merged.pieces, strict=False)):
+    for i, (a, b) in enumerate(zip(base.entries, merged.entries, strict=False)):
         if a != b:
             raise cli.UserError(f"{merged_file} does not extend the tokenizer of {folder}: id {i} "
-                                f"is {b.text!r} (score {b.score:g}), in the model {a.text!r} "
-                                f"({a.score:g}); merge into the model's own")
+                                f"is {b}, in the model {a}; merge into the model's own")
     # A base that was padded has more rows than pieces. Those rows mean nothing, and new ones take
     # their place; but a table is never cut.
     if not old <= rows <= new:
-        raise cli.UserError(f"a vocabulary only grows, but {folder}/tokenizer.model has {old} "
+        raise cli.UserError(f"a vocabulary only grows, but the tokenizer of {folder} has {old} "
                             f"pieces, config.json says vocab_size {rows}, {merged_file} has {new} "
                             "pieces; none may be less than the last")
     if rows > old:
-        print(f"rows {old} to {rows - 1} of {folder} have no piece in its tokenizer.model; "
+        print(f"rows {old} to {rows - 1} of {folder} have no piece in its tokenizer; "
               "they are replaced")
     if pad_to < 1:
         raise cli.UserError(f"--pad_to {pad_to} must be at least 1, which pads nothing")
 
     # The base segments each new piece as it stands, without the ▁ that SentencePiece puts before a
     # text: 한국 ("Korea") is 한 국, ▁한국 is ▁ 한 국.
-    plain = tokenizer.processor(base.raw, dummy_prefix=False)
-    added = [piece.text for piece in merged.pieces[old:]]
-    parts = tokenizer.encode(plain, added, bos=False)
-    return Growth(old, new, math.ceil(new / pad_to) * pad_to, parts, plain.piece_to_id("▁"))
+    parts = [base.split(merged.bytes_of(i)) for i in range(old, new)]
+    [space] = base.split(b" ")
+    return Growth(old, new, math.ceil(new / pad_to) * pad_to, parts, space)
 
 
 def new_rows(
@@ -284,7 +282,7 @@ def probe(folder: Path, merged_file: Path, args: argparse.Namespace) -> dict:
     grow = growth(folder, merged_file, args.pad_to)
     # With other shards the ids would be those of other pieces, and every number wrong.
     shards = data.Shards(args.probe)
-    if shards.tokenizer_sha256 != cli.sha256(merged_file):
+    if shards.tokenizer_sha256 != tokenizer.load(merged_file).sha256:
         raise cli.UserError(f"{args.probe} was packed with another tokenizer than {merged_file}; "
                             "data.py pack it again")
     if args.probe_steps < 1:
@@ -380,7 +378,7 @@ def main(argv: list[str] | None = None) -> None:
     flag = parser.add_argument
     flag("--model", type=Path, required=True, help="the base's model directory")
     flag("--tokenizer", type=Path, required=True,
-         help="the merged .model file (tokenizer.py merge)")
+         help="the merged tokenizer (tokenizer.py merge): a file, or a folder with it")
     flag("--out", type=Path,
          help="the grown model directory to write; with --probe, a JSON file for its numbers")
     flag("--method", choices=METHODS, default="subtoken_both",
@@ -399,15 +397,12 @@ def main(argv: list[str] | None = None) -> None:
     cli.set_device(args)
     settings = cli.settings(args)
 
-    # --tokenizer may be a folder with a tokenizer.model in it, such as a model directory.
-    merged_file = args.tokenizer
-    if merged_file.is_dir():
-        merged_file = merged_file / "tokenizer.model"
     if args.probe:
-        result = probe(args.model, merged_file, args)
+        result = probe(args.model, args.tokenizer, args)
         cli.write_json(args.out or "probe.json", {"settings": settings, **result})
     elif args.out:
-        grow = grow_folder(args.model, merged_file, args.out, args.method, args.pad_to, args.seed)
+        grow = grow_folder(
+            args.model, args.tokenizer, args.out, args.method, args.pad_to, args.seed)
         print(f"{args.out}: {grow.base} rows kept, {grow.size - grow.base} new, "
               f"{grow.padded - grow.size} of padding")
     else:

@@ -68,6 +68,14 @@ class Config:
     base_vocab_size: int | None = None          # pieces of the base tokenizer, before the new ones
     unpadded_vocab_size: int | None = None      # pieces of the tokenizer; later rows are padding
 
+    def eos_ids(self) -> list[int]:
+        """eos_token_id as a list, which may be empty."""
+        if self.eos_token_id is None:
+            return []
+        if isinstance(self.eos_token_id, int):
+            return [self.eos_token_id]
+        return self.eos_token_id
+
     @classmethod
     def read(cls, path: str | Path) -> "Config":
         """Read a config.json, or the one in a model directory. UserError for what this Llama would
@@ -552,13 +560,14 @@ class Llama(nn.Module):
     @torch.no_grad()  # not inference_mode: what rope_tables keeps is used in training too
     def generate(self, tokens: torch.Tensor, max_new_tokens: int, temperature: float = 1.0,
                  top_p: float = 1.0, generator: torch.Generator | None = None,
-                 eos: int | None = None) -> torch.Tensor:
+                 eos: Iterable[int] = ()) -> torch.Tensor:
         """Continue tokens (B, T) by sampling → (B, T + n), n ≤ max_new_tokens.
 
-        Temperature 0 takes the most likely token. It stops when every sequence has ended in `eos`,
-        with which the shorter ones are filled up. Padded rows of the vocabulary are never
-        sampled."""
+        Temperature 0 takes the most likely token. It stops when every sequence has ended, in any
+        of `eos`; the shorter ones are filled up with the first of these. Padded rows of the
+        vocabulary are never sampled."""
         B, T = tokens.shape
+        ends = torch.tensor(list(eos), device=tokens.device)
         cache = Cache(self.config, B, T + max_new_tokens, tokens.device, self.compute_dtype)
         has_ended = torch.zeros(B, dtype=torch.bool, device=tokens.device)
 
@@ -575,9 +584,9 @@ class Llama(nn.Module):
                 new = sample_top_p(logits / temperature, top_p, generator)
 
             # A sequence that has ended waits for the others.
-            if eos is not None:
-                new[has_ended] = eos
-                has_ended[new[:, 0] == eos] = True
+            if len(ends):
+                new[has_ended] = ends[0]
+                has_ended |= torch.isin(new[:, 0], ends)
             tokens = torch.cat((tokens, new), 1)
             if has_ended.all():
                 break

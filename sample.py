@@ -13,7 +13,6 @@ bad token derails what follows. `Llama.generate` does both, with a key-value cac
 from pathlib import Path
 
 import torch
-from sentencepiece import SentencePieceProcessor
 
 import model
 import tokenizer
@@ -24,19 +23,30 @@ def load(
     folder: Path,
     device: str,
     dtype: torch.dtype,
-) -> tuple[SentencePieceProcessor, model.Llama]:
+) -> tuple[tokenizer.Vocabulary, model.Llama]:
     """The tokenizer and the model of a model directory. UserError where they do not fit."""
     cli.check_model_folder(folder)
-    sp = tokenizer.load(folder)
+    vocabulary = tokenizer.load(folder)
     llama = model.load(folder, device=device, dtype=dtype)
-    pieces = sp.get_piece_size()
+    pieces = vocabulary.size
     rows = llama.config.vocab_size
     if pieces > rows:
         raise cli.UserError(f"{folder}: its tokenizer has {pieces} pieces, its embedding {rows} "
                             "rows; they belong to different models")
     # More rows than pieces are padding, never to be sampled. Not every model's config.json says so.
     llama.config.unpadded_vocab_size = pieces
-    return sp, llama
+    return vocabulary, llama
+
+
+def end_tokens(folder: Path, llama: model.Llama, vocabulary: tokenizer.Vocabulary) -> list[int]:
+    """The tokens at which a text ends: the tokenizer's EOS, and those that the directory names. A
+    chat model of Llama 3 ends an answer in another token than a document."""
+    ends = [vocabulary.eos, *llama.config.eos_ids()]
+    file = folder / "generation_config.json"
+    if file.is_file():
+        more = cli.read_json(file).get("eos_token_id") or []
+        ends += more if isinstance(more, list) else [more]
+    return [i for i in ends if i is not None]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -62,8 +72,8 @@ def main(argv: list[str] | None = None) -> None:
                             f"{args.max_new_tokens}, {args.temperature} and {args.top_p}")
     cli.settings(args)
 
-    sp, llama = load(args.model, args.device, getattr(torch, args.dtype))
-    prompt = tokenizer.encode(sp, args.prompt, bos=True)
+    vocabulary, llama = load(args.model, args.device, getattr(torch, args.dtype))
+    prompt = vocabulary.encode(args.prompt, bos=True)
     limit = llama.config.max_position_embeddings
     if len(prompt) >= limit:
         raise cli.UserError(f"--prompt has {len(prompt)} tokens; the model has {limit} positions, "
@@ -76,9 +86,9 @@ def main(argv: list[str] | None = None) -> None:
         args.temperature,
         args.top_p,
         generator,
-        eos=sp.eos_id(),
+        eos=end_tokens(args.model, llama, vocabulary),
     )
-    print(sp.decode(tokens[0].tolist()))
+    print(vocabulary.decode(tokens[0].tolist()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train a Korean SentencePiece model, merge it into the base's, and measure what that saves.
+"""Learn a Korean vocabulary, merge it into the base's, and measure what that saves.
 
 An English base spells Korean in bytes and single syllables. RedWhale (arXiv 2408.11294, section
 3.2) appends the pieces of a Korean BPE model. Four facts make that a small program:
@@ -11,23 +11,33 @@ An English base spells Korean in bytes and single syllables. RedWhale (arXiv 240
   ranked below the base's pieces, in the order in which they were learned, the new ones are joined
   as they were in training.
 
+Llama 3's tokenizer has ranks in the place of scores, and bytes in the place of characters: see
+common/byte_level.py. What is learned there depends on the base, so `train` is told which it is:
+`--base BASE`.
+
     python tokenizer.py train  --input wiki reviews --balance --min_count 50 --out korean.model
     python tokenizer.py merge  --base base.model --korean korean.model --out merged.model
     python tokenizer.py report --tokenizers base.model merged.model --input held_out.jsonl en.jsonl
     python tokenizer.py report --tokenizers base.model --korean ko.model --sizes 8000 16000 24000 \\
         --input new.jsonl
+
+    # a base with byte-level BPE; `merged` is then a folder
+    python tokenizer.py train  --base BASE --input wiki reviews --balance --vocab_size 16000 \\
+        --out korean.tiktoken
+    python tokenizer.py merge  --base BASE --korean korean.tiktoken --out merged
 """
 import argparse
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import regex
 import sentencepiece
 
-from common import cli, tokenizer_json
+from common import byte_level_file, cli, tokenizer_json
+from common.byte_level import ByteLevel, learn
 from common.documents import (
     KINDS,
     PLAIN,
@@ -54,6 +64,8 @@ from common.sentencepiece_file import (
     read,
 )
 
+Vocabulary = Model | ByteLevel  # the two kinds, with the same methods
+
 # The compatibility jamo, as in ㅋㅋ (without U+3164, an invisible filler), and the 11,172
 # syllables.
 HANGUL = "ㄱ-ㅣㅥ-ㆎ가-힣"
@@ -65,6 +77,14 @@ HANGUL_RUN = regex.compile(f" ?[{HANGUL}]{{1,256}}")
 
 # What a merge adds. ▁ is SentencePiece's space.
 HANGUL_PIECE = regex.compile(f"▁?[{HANGUL}]+")
+
+# The same in bytes, of which a syllable has three: EA B0 80 (가) to ED 9E A3 (힣). Rare syllables
+# are joined from two of these and one; two bytes are allowed that begin nothing but syllables.
+HANGUL_TOKEN = regex.compile(f" ?[{HANGUL}]+")
+TWO_BYTES = regex.compile(rb" ?(\xEA[\xB0-\xBF]|[\xEB\xEC][\x80-\xBF]|\xED[\x80-\x9D])")
+
+# Characters of the longest chunk that a byte-level vocabulary learns from.
+LONGEST_CHUNK = 256
 
 # Scores below are no ranks. Mistral gives its runs of spaces -1e9, where float32 counts in steps
 # of 64: scores that continued from there would be equal, sixty at a time.
@@ -187,15 +207,8 @@ def train_korean(
     reading: how to read all these files.
     UserError if the inputs hold no Hangul, or not enough of it for vocab_size.
     """
-    # What is rare is judged by what occurs, so before any counts are raised.
-    counts = [hangul_counts(texts([path], reading)) for path in inputs]
-    occurring = sum(counts, hangul_counts(texts(also, reading)))
-
-    if balance:
-        counts = balanced(counts)
-    lines = [f"{run}\t{n}" for run, n in sum(counts, Counter()).most_common()]
-    if not lines:
-        raise cli.UserError(f"--input {' '.join(inputs)} holds no Hangul")
+    weighed, occurring = count_inputs(inputs, also, hangul_counts, balance, reading)
+    lines = [f"{run}\t{n}" for run, n in weighed.most_common()]
 
     # Rare pieces will be replaced by those that are learned next, so learn half as many again.
     learned = vocab_size
@@ -218,6 +231,27 @@ def train_korean(
     if min_count > 1:
         raw = prune(raw, occurring, vocab_size, min_count)
     return raw
+
+
+def count_inputs(
+    inputs: list[str],
+    also: Iterable[str],
+    count: Callable[[Iterable[str]], Counter],
+    balance: bool,
+    reading: Reading,
+) -> tuple[Counter, Counter]:
+    """What to learn from, {run: how much it weighs}; and how often each occurs, in `also` too.
+
+    UserError if the inputs hold no Hangul."""
+    # What is rare is judged by what occurs, so before any counts are raised.
+    counts = [count(texts([path], reading)) for path in inputs]
+    occurring = sum(counts, count(texts(also, reading)))
+    if balance:
+        counts = balanced(counts)
+    weighed = sum(counts, Counter())
+    if not weighed:
+        raise cli.UserError(f"--input {' '.join(inputs)} holds no Hangul")
+    return weighed, occurring
 
 
 def train_base(
@@ -280,18 +314,18 @@ def run_trainer(lines: list[str], asked: int, **options) -> bytes:
     return out.getvalue()
 
 
-def occurrences(pieces: Iterable[str], runs: Counter) -> Counter:
-    """How often each piece occurs in the runs as text, whatever a tokenizer makes of them.
+def occurrences(pieces: Iterable[str | bytes], runs: Counter) -> Counter:
+    """How often each piece occurs in the runs, whatever a tokenizer makes of them; both are text,
+    or both are bytes.
 
-    >>> occurrences(["▁가", "가", "다"], Counter({" 가가": 10, "나가": 1}))
-    Counter({'가': 21, '▁가': 10})
+    >>> occurrences([" 가", "가", "다"], Counter({" 가가": 10, "나가": 1}))
+    Counter({'가': 21, ' 가': 10})
     """
     # Every stretch of every word, up to the longest piece, is looked up.
     pieces = set(pieces)
     longest = max(map(len, pieces), default=0)
     found = Counter()
-    for run, n in cli.progress(runs.items(), "count pieces", " runs"):
-        word = run.replace(" ", "▁")
+    for word, n in cli.progress(runs.items(), "count pieces", " runs"):
         for start in range(len(word)):
             last = min(start + longest, len(word))
             for end in range(start + 1, last + 1):
@@ -306,7 +340,8 @@ def prune(raw: bytes, runs: Counter, size: int, min_count: int) -> bytes:
     The parts of a piece occur at least as often as the piece itself, so every piece that is kept
     can still be joined from its parts. UserError if too few pieces occur that often."""
     hangul = [piece for piece in parse(raw)[0] if HANGUL_PIECE.fullmatch(piece.text)]
-    found = occurrences([piece.text for piece in hangul], runs)
+    spelled = Counter({run.replace(" ", "▁"): n for run, n in runs.items()})
+    found = occurrences([piece.text for piece in hangul], spelled)
     frequent = [piece for piece in hangul if found[piece.text] >= min_count]
     characters = [piece for piece in frequent if len(piece.text) == 1]
     if not len(characters) <= size <= len(frequent):
@@ -344,9 +379,80 @@ def truncated(pieces: list[Piece], size: int) -> list[Piece]:
     return merges[:size - len(characters)] + characters
 
 
+# ---- The same for a byte-level base --------------------------------------------------------------
+# No model is trained apart: the base's own merges go on. Chunks are counted as the base cuts them,
+# so one may hold other scripts too ("Python은", "(한국"). What is learned is Hangul alone.
+
+
+def is_hangul_token(token: bytes) -> bool:
+    """May a byte-level vocabulary learn this token?
+
+    No text without Hangul holds one, so none is changed.
+
+    >>> is_hangul_token(" 한국".encode()), is_hangul_token("은(".encode())
+    (True, False)
+    >>> is_hangul_token("나".encode()[:2]), is_hangul_token("漢".encode()[:2])
+    (True, False)
+    """
+    if TWO_BYTES.fullmatch(token):
+        return True
+    try:
+        return HANGUL_TOKEN.fullmatch(token.decode()) is not None
+    except UnicodeDecodeError:
+        return False
+
+
+def chunk_counts(base: ByteLevel, documents: Iterable[str]) -> Counter:
+    """The chunks that hold Hangul, as the base cuts them, and their counts."""
+    counts = Counter()
+    for text in documents:
+        counts.update(base.chunks(text))
+    with_hangul = Counter()
+    for chunk, n in counts.items():
+        # Longer ones are laughter mostly.
+        if HANGUL_LETTER.search(chunk) and len(chunk) <= LONGEST_CHUNK:
+            with_hangul[chunk] = n
+    return with_hangul
+
+
+def train_on_base(
+    base: ByteLevel,
+    inputs: list[str],
+    vocab_size: int,
+    balance: bool = False,
+    min_count: int = 1,
+    also: Iterable[str] = (),
+    reading: Reading = PLAIN,
+) -> list[bytes]:
+    """Learn tokens of Hangul on top of a byte-level base's, in their order (continued BPE).
+
+    vocab_size: their number. All else, the errors too, is as in `train_korean`."""
+    def count(documents: Iterable[str]) -> Counter:
+        return chunk_counts(base, documents)
+
+    weighed, occurring = count_inputs(inputs, also, count, balance, reading)
+    # Rare tokens will be replaced by those that are learned next, so learn half as many again.
+    learned = vocab_size
+    if min_count > 1:
+        learned = vocab_size * 3 // 2
+    tokens = learn(weighed, base.ranks, learned, is_hangul_token)
+
+    # The parts of a token occur at least as often as itself: those that stay can still be joined.
+    if min_count > 1:
+        in_bytes = Counter({chunk.encode(): n for chunk, n in occurring.items()})
+        found = occurrences(tokens, in_bytes)
+        tokens = [token for token in tokens if found[token] >= min_count]
+    if len(tokens) < vocab_size:
+        raise cli.UserError(
+            f"--vocab_size {vocab_size}: the inputs hold only {len(tokens)} tokens to learn, with "
+            f"--min_count {min_count}; ask for fewer, or give more text")
+    return tokens[:vocab_size]
+
+
 # ---- Merging appends -----------------------------------------------------------------------------
 # Two promises are kept: text without Hangul is segmented as before, and Korean words are segmented
-# as the Korean model does it, as far as the base lets them.
+# as the Korean model does it, as far as the base lets them. (A byte-level base keeps the second one
+# without exception: its tokens were learned from what it leaves.)
 
 
 def merge(base: Model, korean: list[Piece]) -> bytes:
@@ -392,10 +498,7 @@ def merge(base: Model, korean: list[Piece]) -> bytes:
 # Tokens saved are what a merge is for; the rest of a row shows damage, and should be 0.
 
 
-def measure(
-    processors: list[sentencepiece.SentencePieceProcessor],
-    documents: Iterable[str],
-) -> list[dict]:
+def measure(vocabularies: list[Vocabulary], documents: Iterable[str]) -> list[dict]:
     """Counts and ratios under each tokenizer, of which the first is the base: one dict for each.
 
     token_ratio: tokens, divided by the base's.
@@ -404,9 +507,9 @@ def measure(
     round_trips_lost: documents that decode to themselves under the base, and not here.
     UserError if there is no text.
     """
-    base = processors[0]
+    base = vocabularies[0]
     size = Counter(documents=0, characters=0, bytes=0, eojeol=0, lines_without_hangul=0)
-    counts = [Counter(tokens=0, lines_changed=0, round_trips_lost=0) for _ in processors]
+    counts = [Counter(tokens=0, lines_changed=0, round_trips_lost=0) for _ in vocabularies]
     for text in documents:
         # What is the same for all tokenizers.
         lines = [line for line in text.split("\n") if not HANGUL_LETTER.search(line)]
@@ -417,15 +520,16 @@ def measure(
         size["lines_without_hangul"] += len(lines)
 
         # What each makes of it, beside what the base does.
-        base_lines = [encode(base, line, bos=False) for line in lines]
-        base_keeps_text = base.decode(encode(base, text, bos=False)) == text
-        for sp, count in zip(processors, counts, strict=True):
-            ids = encode(sp, text, bos=False)
+        base_lines = base.encode(lines, bos=False)
+        base_keeps_text = base.decode(base.encode(text, bos=False)) == text
+        for vocabulary, count in zip(vocabularies, counts, strict=True):
+            ids = vocabulary.encode(text, bos=False)
             count["tokens"] += len(ids)
-            if base_keeps_text and sp.decode(ids) != text:
+            if base_keeps_text and vocabulary.decode(ids) != text:
                 count["round_trips_lost"] += 1
-            for line, base_ids in zip(lines, base_lines, strict=True):
-                if encode(sp, line, bos=False) != base_ids:
+            own_lines = vocabulary.encode(lines, bos=False)
+            for own, before in zip(own_lines, base_lines, strict=True):
+                if own != before:
                     count["lines_changed"] += 1
 
     # Ratios, which compare inputs and tokenizers of any size, before the counts.
@@ -445,44 +549,54 @@ def measure(
     return rows
 
 
-def unreachable(model: Model, first: int) -> dict[str, str]:
+def unreachable(vocabulary: Vocabulary, first: int) -> dict[str, str]:
     """The pieces from id `first` on that no text can become: {piece: how its text is segmented}."""
-    # Without the ▁ before a text, which would stand before a piece from the middle of a word.
-    sp = processor(model.raw, dummy_prefix=False)
     lost = {}
-    for piece in model.pieces[first:]:
-        ids = encode(sp, piece.text, bos=False)
+    for i in range(first, vocabulary.size):
+        ids = vocabulary.split(vocabulary.bytes_of(i))
         if len(ids) > 1:
-            lost[piece.text] = " ".join(sp.id_to_piece(i) for i in ids)
+            lost[shown(vocabulary, i)] = " ".join(shown(vocabulary, part) for part in ids)
     return lost
 
 
-def report(models: dict[str, Model], inputs: list[str], reading: Reading = PLAIN) -> dict:
+def shown(vocabulary: Vocabulary, i: int) -> str:
+    """A piece for the reader: ▁ for a space, and <0xEA> for a byte that is no text by itself."""
+    piece = vocabulary.bytes_of(i)
+    try:
+        return piece.decode().replace(" ", "▁")
+    except UnicodeDecodeError:
+        return "".join(f"<0x{byte:02X}>" for byte in piece)
+
+
+def report(
+    vocabularies: dict[str, Vocabulary],
+    inputs: list[str],
+    reading: Reading = PLAIN,
+) -> dict:
     """Measure every input (a file or a folder) under every tokenizer, the base's first.
 
     Prints a table for each input and one for all; returns the last one: {tokenizer: its row}."""
     # A table per input: a tokenizer may do well on one source and badly on another.
-    processors = [model.sp for model in models.values()]
     by_input = {}
     for path in inputs:
-        rows = measure(processors, texts([path], reading))
-        by_input[path] = dict(zip(models, rows, strict=True))
+        rows = measure(list(vocabularies.values()), texts([path], reading))
+        by_input[path] = dict(zip(vocabularies, rows, strict=True))
         print_table(path, by_input[path])
 
     # Saved tokens are paid for in rows of the embedding, so that is what stands beside them.
-    base_size = len(next(iter(models.values())).pieces)
+    base_size = next(iter(vocabularies.values())).size
     summary = {}
-    for name, model in models.items():
+    for name, vocabulary in vocabularies.items():
         own_rows = {path: rows[name] for path, rows in by_input.items()}
         ratios = [row["token_ratio"] for row in own_rows.values()]
         # A piece that is never made costs a row and saves nothing.
-        lost = unreachable(model, base_size)
+        lost = unreachable(vocabulary, base_size)
         for text, cut in lost.items():
             print(f"{name}: {text} is unreachable; by the base's ranks its text becomes {cut}")
         summary[name] = {
-            "pieces": len(model.pieces),
-            "added": len(model.pieces) - base_size,
-            "embedding_growth": len(model.pieces) / base_size,
+            "pieces": vocabulary.size,
+            "added": vocabulary.size - base_size,
+            "embedding_growth": vocabulary.size / base_size,
             "mean_token_ratio": sum(ratios) / len(ratios),
             "unreachable": len(lost),
             "unreachable_pieces": lost,
@@ -535,7 +649,7 @@ def suggest(rows: dict[str, dict]) -> str:
 
 
 # ---- Files in, files out -------------------------------------------------------------------------
-# The formats themselves are in common/: documents, sentencepiece_file and tokenizer_json.
+# The formats are in common/: documents, sentencepiece_file, byte_level_file, tokenizer_json.
 
 
 def texts(paths: Iterable[str | Path], reading: Reading = PLAIN) -> Iterator[str]:
@@ -554,36 +668,32 @@ def texts(paths: Iterable[str | Path], reading: Reading = PLAIN) -> Iterator[str
             f"`data.py clean` lists them one by one")
 
 
-def load(path: str | Path) -> sentencepiece.SentencePieceProcessor:
-    """Load a .model file, or the tokenizer.model of a model directory."""
-    return read(path).sp
+def load(path: str | Path, base: bool = False) -> Vocabulary:
+    """The tokenizer of a file or of a model directory, of either kind.
+
+    UserError for a file that is missing, damaged or of a third kind; with `base` also for one that
+    cannot take new pieces, or that tokenizer.json cannot describe."""
+    file = byte_level_file.vocabulary_file(path)
+    if file:
+        return byte_level_file.read(file)
+    return read(path, base)
 
 
-def encode(
-    sp: sentencepiece.SentencePieceProcessor,
-    text: str | list[str],
-    *,
-    bos: bool,
-    eos: bool = False,
-) -> list:
-    """Token ids of a text, or a list of them for a list of texts.
+def save(path: str | Path, folder: str | Path, chat_template: str = "") -> None:
+    """Write the tokenizer's files into a model directory: its own, and those of transformers.
 
-    BOS is the caller's choice, never a default."""
-    return sp.encode(text, add_bos=bos, add_eos=eos)
-
-
-def save(file: str | Path, folder: str | Path, chat_template: str = "") -> None:
-    """Write the tokenizer's files into a model directory: SentencePiece's and transformers'.
-
-    `file`: a .model file, or another model directory. `chat_template`: how the model was taught to
+    `path`: a file, or another model directory. `chat_template`: how the model was taught to
     converse, if it was. UserError if tokenizer.json cannot say what the model does."""
-    # transformers would rank the merges of tokenizer.model by id; written out, they are by score.
-    model = read(file, base=True)
-    merges = ranked_merges(model.pieces)
+    vocabulary = load(path, base=True)
     folder = Path(folder)
-    (folder / "tokenizer.model").write_bytes(model.raw)
-    cli.write_json(folder / "tokenizer.json", tokenizer_json.build(model, merges))
-    config = tokenizer_json.config(model.sp)
+    if isinstance(vocabulary, ByteLevel):
+        byte_level_file.save(vocabulary, folder, chat_template)
+        return
+    # transformers would rank the merges of tokenizer.model by id; written out, they are by score.
+    merges = ranked_merges(vocabulary.pieces)
+    (folder / "tokenizer.model").write_bytes(vocabulary.raw)
+    cli.write_json(folder / "tokenizer.json", tokenizer_json.build(vocabulary, merges))
+    config = tokenizer_json.config(vocabulary.sp)
     if chat_template:
         config["chat_template"] = chat_template
     cli.write_json(folder / "tokenizer_config.json", config)
@@ -613,30 +723,65 @@ def write_model(raw: bytes, file: str) -> None:
 
 def run_train(args: argparse.Namespace) -> None:
     """`tokenizer.py train`"""
+    # The base is read first: a wrong one is found before the corpus is.
+    base = None
+    if args.base:
+        base = load(args.base, base=True)
     reading = reading_of(args)
     announce([*args.input, *args.also], reading)
     if args.text == "all":
-        if args.balance or args.min_count > 1 or args.also:
-            raise cli.UserError("--balance, --min_count and --also are for --text hangul")
+        if args.balance or args.min_count > 1 or args.also or args.base:
+            raise cli.UserError("--balance, --min_count, --also and --base are for --text hangul")
         raw = train_base(args.input, args.vocab_size, args.character_coverage, reading)
+        write_model(raw, args.out)
+        return
+
+    how = {
+        "balance": args.balance,
+        "min_count": args.min_count,
+        "also": args.also,
+        "reading": reading,
+    }
+    if isinstance(base, ByteLevel):
+        tokens = train_on_base(base, args.input, args.vocab_size, **how)
+        byte_level_file.write_ranks(tokens, base.size, args.out)
+        print(f"{args.out}: {len(tokens)} tokens for {args.base}")
     else:
-        raw = train_korean(
-            args.input,
-            args.vocab_size,
-            args.character_coverage,
-            args.balance,
-            args.min_count,
-            args.also,
-            reading,
-        )
-    write_model(raw, args.out)
+        raw = train_korean(args.input, args.vocab_size, args.character_coverage, **how)
+        write_model(raw, args.out)
 
 
 def run_merge(args: argparse.Namespace) -> None:
     """`tokenizer.py merge`"""
-    base = read(args.base, base=True)
-    korean = read(args.korean)
-    write_model(merge(base, korean.pieces), args.out)
+    base = load(args.base, base=True)
+    if isinstance(base, ByteLevel):
+        merged = base.extended(learned_on(base, args.korean))
+        with cli.new_folder(args.out) as folder:
+            byte_level_file.save(merged, folder)
+        print(f"{args.out}: {merged.size} tokens")
+    else:
+        write_model(merge(base, read(args.korean).pieces), args.out)
+
+
+def learned_on(base: ByteLevel, file: str) -> list[bytes]:
+    """The tokens that `train --base` wrote. UserError if it was another base."""
+    ranks = byte_level_file.read_ranks(file)
+    if min(ranks.values(), default=0) != base.size:
+        raise cli.UserError(
+            f"{file} was not learned on this base, of {base.size} tokens: run `tokenizer.py train "
+            f"--base` with the base that you merge into")
+    return list(ranks)
+
+
+def merged_of_size(base: Vocabulary, korean: str, size: int) -> Vocabulary:
+    """The base and the first `size` pieces of a Korean vocabulary."""
+    if isinstance(base, ByteLevel):
+        tokens = learned_on(base, korean)
+        if size > len(tokens):
+            raise cli.UserError(f"--sizes {size}: choose up to {len(tokens)} (all)")
+        return base.extended(tokens[:size])
+    raw = merge(base, truncated(read(korean).pieces, size))
+    return Model(raw, parse(raw)[0], processor(raw))
 
 
 def run_report(args: argparse.Namespace, settings: dict) -> None:
@@ -644,20 +789,19 @@ def run_report(args: argparse.Namespace, settings: dict) -> None:
     if bool(args.sizes) != bool(args.korean):
         raise cli.UserError(
             "--sizes and --korean go together: the sizes are cut from that Korean model")
-    models = {path: read(path) for path in args.tokenizers}
-    base = models[args.tokenizers[0]]
+    vocabularies = {path: load(path) for path in args.tokenizers}
+    base = vocabularies[args.tokenizers[0]]
 
-    # Each size is a merged model of its own, made here.
+    # Each size is a merged vocabulary of its own, made here.
     sizes = []
     for size in sorted(set(args.sizes)):
         name = f"{size} pieces"
-        raw = merge(base, truncated(read(args.korean).pieces, size))
-        models[name] = Model(raw, parse(raw)[0], processor(raw))
+        vocabularies[name] = merged_of_size(base, args.korean, size)
         sizes.append(name)
 
     reading = reading_of(args)
     announce(args.input, reading)
-    rows = report(models, args.input, reading)
+    rows = report(vocabularies, args.input, reading)
     result = {"settings": settings, "tokenizers": rows}
     # Two sizes make a line, and a line has no knee.
     if len(sizes) > 2:
@@ -682,7 +826,9 @@ def add_train(commands) -> None:
     flag("--input", nargs="+", required=True, help=f"files or folders of {KINDS}")
     flag("--vocab_size", type=int, default=20000,
          help="pieces of Hangul; with --text all, pieces in all")
-    flag("--out", required=True, help="the .model file to write")
+    flag("--base",
+         help="the base's tokenizer; a byte-level one must be given, its merges are continued")
+    flag("--out", required=True, help="the file to write")
     flag("--text", choices=("hangul", "all"), default="hangul",
          help="runs of Hangul, to be merged; or all, for a base")
     flag("--character_coverage", type=float, default=0.9999,
@@ -702,9 +848,10 @@ def add_merge(commands) -> None:
         commands, "merge", "Append a Korean model's Hangul pieces to a base's.",
         "--base BASE --korean korean.model --out merged.model")
     flag = command.add_argument
-    flag("--base", required=True, help="the base's tokenizer.model, or its model directory")
+    flag("--base", required=True, help="the base's tokenizer file, or its model directory")
     flag("--korean", required=True, help="what `train` wrote")
-    flag("--out", required=True, help="the .model file to write")
+    flag("--out", required=True,
+         help="the .model file to write; for a byte-level base, a folder")
 
 
 def add_report(commands) -> None:
@@ -715,7 +862,7 @@ def add_report(commands) -> None:
         "--tokenizers BASE merged.model --input held_out.jsonl english.jsonl")
     flag = command.add_argument
     flag("--tokenizers", nargs="+", required=True,
-         help=".model files or model directories, the base's first")
+         help="tokenizer files or model directories, the base's first")
     flag("--input", nargs="+", required=True,
          help="held-out documents; each file or folder gets its table")
     flag("--korean", help="a large Korean model, from which --sizes are cut")

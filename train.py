@@ -239,7 +239,8 @@ def start_reading(x: torch.Tensor) -> Callable[[], list[float]]:
 
 def train_stage(
     number: int, stage: plan.Stage, start: Path, run: Path, shards: dict[str, data.Shards],
-    loader: data.Loader, sp, args: argparse.Namespace, stop: checkpoint.StopSignal, before: int
+    loader: data.Loader, vocabulary: tokenizer.Vocabulary, args: argparse.Namespace,
+    stop: checkpoint.StopSignal, before: int
 ) -> int:
     """Train one stage from directory `start` and write the stage's own directory.
 
@@ -268,7 +269,7 @@ def train_stage(
     tokens = before + first_step * args.batch_tokens
     tell_epochs(shards, loader, (steps - first_step) * windows, number, first_step, tokens, metrics)
     if number == 1 and first_step == 0:
-        validate(llama, shards, sp, args, number, 0, before, metrics)
+        validate(llama, shards, vocabulary, args, number, 0, before, metrics)
 
     progress = Progress(f"{number}-{stage.what}", first_step, steps, args.batch_tokens)
     upcoming = batches(loader, steps - first_step, windows, windows_per_micro_batch(args),
@@ -345,7 +346,7 @@ def train_stage(
         if done == steps:
             break
         if args.eval_every and done % args.eval_every == 0:
-            validate(llama, shards, sp, args, number, done, tokens, metrics)
+            validate(llama, shards, vocabulary, args, number, done, tokens, metrics)
         if stopping or done % args.save_every == 0:
             state = training_state(number, done, tokens, loader_state, shards)
             checkpoint.save(run, llama, optimizer, state, args.keep)
@@ -353,7 +354,7 @@ def train_stage(
             leave(stop, run, f"stage {number} step {done}")
 
     progress.close()
-    validate(llama, shards, sp, args, number, steps, tokens, metrics)
+    validate(llama, shards, vocabulary, args, number, steps, tokens, metrics)
     state = training_state(number, steps, tokens, loader.state_dict(), shards)
     export.save_stage(llama, stage, start, stage_folder(run, number, stage), args, state)
     return tokens
@@ -466,7 +467,7 @@ def tell_epochs(
 def validate(
     llama: model.Llama,
     shards: dict[str, data.Shards],
-    sp,
+    vocabulary: tokenizer.Vocabulary,
     args: argparse.Namespace,
     stage: int,
     step: int,
@@ -482,7 +483,7 @@ def validate(
             scores[name] = data.bits_per_byte(
                 llama, source, args.seq_len, args.eval_bytes, device=args.device
             )
-    samples = {prompt: continuation(llama, sp, prompt, args.device) for prompt in PROMPTS}
+    samples = {prompt: continuation(llama, vocabulary, prompt, args.device) for prompt in PROMPTS}
     write_line(metrics, {
         "stage": stage,
         "step": step,
@@ -501,16 +502,19 @@ def validate(
         say("    " + " ".join(text.split()))
 
 
-def continuation(llama: model.Llama, sp, prompt: str, device: str) -> str:
+def continuation(
+    llama: model.Llama, vocabulary: tokenizer.Vocabulary, prompt: str, device: str
+) -> str:
     """The prompt and the likeliest next tokens, 24 at most, up to the end of the document."""
-    start = torch.tensor([tokenizer.encode(sp, prompt, bos=True)], device=device)      # (1, T)
+    start = torch.tensor([vocabulary.encode(prompt, bos=True)], device=device)      # (1, T)
     room = llama.config.max_position_embeddings - start.shape[1]
     # Cut at EOS afterwards: all processes have to run a sharded model equally often.
     ids = llama.generate(start, min(24, room), temperature=0)[0].tolist()
-    if sp.eos_id() in ids:
-        ids = ids[:ids.index(sp.eos_id())]
+    for end in (vocabulary.eos, *llama.config.eos_ids()):
+        if end in ids:
+            ids = ids[:ids.index(end)]
     # The model may have more rows than the tokenizer has pieces.
-    return sp.decode([i for i in ids if i < sp.get_piece_size()])
+    return vocabulary.decode([i for i in ids if i < vocabulary.size])
 
 
 def find_cause(llama: model.Llama, parts: list[tuple], source_of, names: list[str]) -> str:
@@ -537,13 +541,13 @@ def find_cause(llama: model.Llama, parts: list[tuple], source_of, names: list[st
 
 
 def start_files(args: argparse.Namespace) -> tuple[Path, Path]:
-    """config.json and tokenizer.model of what the run starts from."""
+    """config.json and the tokenizer (a file, or a model directory) of what the run starts from."""
     if not args.config:
-        return Path(args.model, "config.json"), Path(args.model, "tokenizer.model")
+        return Path(args.model, "config.json"), Path(args.model)
     # A run from random weights carries them along, once it has begun.
     start = checkpoint.random_start(Path(args.out))
     if args.resume and start.exists():
-        return start / "config.json", start / "tokenizer.model"
+        return start / "config.json", start
     return Path(args.config), Path(args.tokenizer or "")
 
 
@@ -561,7 +565,7 @@ def start_directory(args: argparse.Namespace, run: Path) -> Path:
 def write_random_model(args: argparse.Namespace, folder: Path) -> None:
     """A model directory of --config's shape with random weights, and --tokenizer."""
     config = model.Config.read(args.config)
-    pieces = tokenizer.load(args.tokenizer).get_piece_size()
+    pieces = tokenizer.load(args.tokenizer).size
     if pieces > config.vocab_size:
         raise UserError(f"{args.tokenizer} has {pieces} pieces, more than {args.config}'s "
                         "vocab_size")
@@ -598,7 +602,8 @@ def add_data_flags(parser: cli.Parser) -> None:
     flag("--model", default=None, help=f"model directory to start from (default: {WORLD_MODEL})")
     flag("--config", default=None,
          help="config.json of a model to start from random weights, in place of --model")
-    flag("--tokenizer", default=None, help="tokenizer.model that goes with --config")
+    flag("--tokenizer", default=None,
+         help="tokenizer that goes with --config: a file, or a model directory")
 
     # The stages
     flag("--stages", nargs="+", metavar="WHAT:TOKENS:PEAK_LR",
@@ -726,7 +731,7 @@ def check_start(args: argparse.Namespace) -> None:
         raise UserError("--config and --tokenizer start from random weights, --model has its own "
                         "tokenizer; choose one")
     if args.config and not (args.tokenizer or args.plan):
-        raise UserError("--config needs --tokenizer: the tokenizer.model that the shards were "
+        raise UserError("--config needs --tokenizer: the tokenizer that the shards were "
                         "packed with")
     own_model = args.config is not None or args.model not in (None, WORLD_MODEL)
     if not own_model:
@@ -849,7 +854,8 @@ def windows_per_micro_batch(args: argparse.Namespace) -> int:
 
 
 def open_sources(
-    args: argparse.Namespace, config: model.Config, tokenizer_file: Path
+    args: argparse.Namespace, config: model.Config, tokenizer_path: Path,
+    vocabulary: tokenizer.Vocabulary
 ) -> tuple[dict[str, data.Shards], list[tuple[float, float]]]:
     """The shards by name, and their weights (first and last). UserError for shards that do not fit
     the model and its tokenizer."""
@@ -860,9 +866,9 @@ def open_sources(
         # Rank 0 verifies every byte; the others look at sizes.
         source = data.Shards(folder, verify=parallel.rank() == 0)
         # Another tokenizer's ids would be read as other pieces, and nothing would say so.
-        if source.tokenizer_sha256 != cli.sha256(tokenizer_file):
-            raise UserError(f"{folder} was packed with another tokenizer than {tokenizer_file}; "
-                            f"pack it again with data.py pack --tokenizer {tokenizer_file}")
+        if source.tokenizer_sha256 != vocabulary.sha256:
+            raise UserError(f"{folder} was packed with another tokenizer than {tokenizer_path}; "
+                            f"pack it again with data.py pack --tokenizer {tokenizer_path}")
         if source.index["vocab_size"] > config.vocab_size:
             raise UserError(f"{folder} has ids up to {source.index['vocab_size']}, the model "
                             f"{config.vocab_size} rows; grow it with init.py")
@@ -1011,7 +1017,7 @@ def main(argv: list[str] | None = None) -> None:
     stages = [plan.parse_stage(text) for text in args.stages]
     if args.model:
         cli.check_model_folder(args.model)
-    config_file, tokenizer_file = start_files(args)
+    config_file, tokenizer_path = start_files(args)
     config = model.Config.read(config_file)
     check_numbers(args)
     fill_in(args, config)
@@ -1024,8 +1030,8 @@ def main(argv: list[str] | None = None) -> None:
     # What it reads.
     if not args.out:
         raise UserError("--out is empty: name the run folder")
-    sp = tokenizer.load(tokenizer_file)
-    shards, weights = open_sources(args, config, tokenizer_file)
+    vocabulary = tokenizer.load(tokenizer_path)
+    shards, weights = open_sources(args, config, tokenizer_path, vocabulary)
     check_run(args, config, stages, shards)
     set_up_torch(args)
     loader = data.Loader(
@@ -1053,7 +1059,8 @@ def main(argv: list[str] | None = None) -> None:
             tokens = state["tokens"]
             loader.load_state_dict(state["loader"])
         for number, stage in enumerate(stages[finished:], finished + 1):
-            tokens = train_stage(number, stage, start, run, shards, loader, sp, args, stop, tokens)
+            tokens = train_stage(
+                number, stage, start, run, shards, loader, vocabulary, args, stop, tokens)
             start = folders[number - 1]
             asked = parallel.all_reduce_sum(stop.asked)[0]  # the number of processes
             if asked and number < len(stages):

@@ -73,18 +73,17 @@ def peer_nats(peer, ids: list[int], seq_len: int) -> float:
 def agreement(
     args: argparse.Namespace,
     peer,
-    sp,
+    vocabulary,
     seq_len: int,
     sources: list[eval_bits.Source],
 ) -> list[dict]:
     """A row per source: bits per byte by eval_bits.py, by `peer`, and the relative difference."""
-    sha256 = cli.sha256(args.model / "tokenizer.model")
-    scores = eval_bits.score_model(str(args.model), sha256, seq_len, sources, args)
+    scores = eval_bits.score_model(str(args.model), seq_len, sources, args)
     rows = []
     for source in sources:
         nats = 0.0
         for text in cli.progress(source.texts, "transformers", " documents"):
-            ids = [sp.bos_id(), *sp.encode(text), sp.eos_id()]
+            ids = vocabulary.encode(text, bos=True, eos=True)
             nats += peer_nats(peer, ids, seq_len)
         ours = scores[source.name]["bits_per_byte"]
         theirs = nats / sum(source.sizes) / math.log(2)
@@ -104,7 +103,7 @@ def agreement(
 
 def nats_per_document(
     llama,
-    sp,
+    vocabulary,
     source: eval_bits.Source,
     seq_len: int,
     args: argparse.Namespace,
@@ -113,7 +112,7 @@ def nats_per_document(
     nats = []
     pairs = zip(source.texts, source.sizes, strict=True)
     for text, size in cli.progress(pairs, source.name, " documents", total=len(source.texts)):
-        ids = tokenizer.encode(sp, text, bos=True, eos=True)
+        ids = vocabulary.encode(text, bos=True, eos=True)
         score = data.score_documents(
             llama,
             [np.array(ids)],
@@ -145,7 +144,7 @@ def deviation(nats: np.ndarray, sizes: np.ndarray, n: int, draws: int, seed: int
 
 def scatter(
     args: argparse.Namespace,
-    sp,
+    vocabulary,
     llama,
     seq_len: int,
     sources: list[eval_bits.Source],
@@ -153,7 +152,7 @@ def scatter(
     """A row per source: bits per byte of all its documents, and how far draws of them scatter."""
     rows = []
     for source in sources:
-        nats = nats_per_document(llama, sp, source, seq_len, args)
+        nats = nats_per_document(llama, vocabulary, source, seq_len, args)
         sizes = np.array(source.sizes)
         row = {
             "source": source.name,
@@ -199,15 +198,15 @@ def main(argv: list[str] | None = None) -> None:
     for path, name in zip(args.input, eval_bits.short_names(args.input), strict=True):
         sources.append(open_source(path, name, args))
     seq_len = eval_bits.window_length(str(args.model), 0)
-    sp, llama = sample.load(args.model, args.device, getattr(torch, args.dtype))
+    vocabulary, llama = sample.load(args.model, args.device, getattr(torch, args.dtype))
     peer = LlamaForCausalLM.from_pretrained(args.model, dtype=torch.float64).to(args.device)
 
     # The second table takes longer, so the first is on the screen before it.
     few = [beginning(source, args.agreement_bytes) for source in sources]
-    agreed = agreement(args, peer, sp, seq_len, few)
+    agreed = agreement(args, peer, vocabulary, seq_len, few)
     print(f"bits per byte, {args.dtype} beside transformers in float64")
     print(measure.table(agreed), flush=True)
-    scattered = scatter(args, sp, llama, seq_len, sources)
+    scattered = scatter(args, vocabulary, llama, seq_len, sources)
 
     conditions = measure.machine("transformers") | {
         "dtype": args.dtype,

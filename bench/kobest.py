@@ -94,8 +94,8 @@ def main(argv: list[str] | None = None) -> None:
     except ImportError as error:
         raise cli.UserError(f"the rival is missing ({error}); pip install lm-eval transformers "
                             "accelerate") from None
-    sp, llama = sample.load(args.model, args.device, getattr(torch, args.dtype))
-    tokens = kobest.encoder(sp, args.model)
+    vocabulary, llama = sample.load(args.model, args.device, getattr(torch, args.dtype))
+    tokens = kobest.encoder(vocabulary, args.model)
     lm = HFLM(pretrained=str(args.model), dtype=args.dtype, device=args.device, batch_size=1)
 
     sizes = {}

@@ -152,11 +152,11 @@ def rarity(
     A piece that occurs often as text may be a rare token, if longer pieces take its place."""
     new = {piece.text: i for i, piece in enumerate(merged.pieces) if i >= len(base.pieces)}
     runs = tokenizer.hangul_counts(tokenizer.texts(files))
-    seen = tokenizer.occurrences(new, runs)
+    spelled = Counter({run.replace(" ", "▁"): n for run, n in runs.items()})
+    seen = tokenizer.occurrences(new, spelled)
 
     tokens = Counter()
-    inside = tokenizer.processor(merged.raw, dummy_prefix=False)
-    for ids, n in zip(inside.encode(list(runs)), runs.values(), strict=True):
+    for ids, n in zip(merged.inside_words.encode(list(runs)), runs.values(), strict=True):
         for i in ids:
             tokens[i] += n
     rare = [i for i in new.values() if tokens[i] < min_count]
@@ -219,7 +219,7 @@ def compare_with_transformers(texts: list[str], folder: Path) -> dict:
     found["ids_differ"] = 0
     found["text_differs"] = 0
     for text in texts:
-        ids = tokenizer.encode(ours, text, bos=True)
+        ids = ours.encode(text, bos=True)
         if theirs(text)["input_ids"] != ids:
             found["ids_differ"] += 1
         if theirs.decode(ids, skip_special_tokens=True) != ours.decode(ids):
@@ -232,7 +232,7 @@ def unchanged(texts: list[str], base_file: Path, merged_file: Path) -> dict:
     base = tokenizer.load(base_file)
     merged = tokenizer.load(merged_file)
     plain = [text for text in texts if not tokenizer.HANGUL_LETTER.search(text)]
-    changed = [text for text in plain if base.encode(text) != merged.encode(text)]
+    changed = [text for text in plain if base.encode(text, bos=False) != merged.encode(text, bos=False)]
     return {"documents_without_hangul": len(plain), "of_which_changed": len(changed)}
 
 

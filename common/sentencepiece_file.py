@@ -15,12 +15,14 @@ to append it once more.
 
 Field numbers are those of sentencepiece_model.proto (https://github.com/google/sentencepiece).
 """
+import dataclasses
+import hashlib
 import struct
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import regex
 import sentencepiece
 
 from common import cli
@@ -47,23 +49,21 @@ MODEL_TYPE = 3
 VOCAB_SIZE = 4
 DUMMY_PREFIX = 3  # is ▁ put before every text?
 
-# Types of pieces. 5 is one that is never used, 6 a byte.
+# Types of pieces. 5 is one that is never used.
 NORMAL = 1
 UNKNOWN = 2
 CONTROL = 3
 USER_DEFINED = 4
+BYTE = 6
 
 # Model types, as their refusal names them. Only BPE's scores are ranks.
 BPE = 2
 MODEL_TYPES = {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}
 
-# Tiktoken's format, by its first line: a token in base64 and its rank.
-TIKTOKEN = regex.compile(rb"[\w+/]+=* \d+\n")
-
 # The end of every refusal.
 INSTEAD = (
     "take a SentencePiece BPE model (Llama 2, TinyLlama, Mistral v0.1, SOLAR, "
-    "or `tokenizer.py train`)")
+    "or `tokenizer.py train`), or Llama 3's tokenizer.json")
 
 
 class Piece(NamedTuple):
@@ -73,13 +73,82 @@ class Piece(NamedTuple):
     score: float
     type: int
 
+    def __str__(self) -> str:
+        return f"{self.text!r} (score {self.score:g})"
 
-class Model(NamedTuple):
-    """A SentencePiece file: its bytes, its pieces in the order of their ids, and a processor."""
 
-    raw: bytes
-    pieces: list[Piece]
+@dataclasses.dataclass(eq=False, repr=False)
+class Model:
+    """A SentencePiece model. Its methods are those of byte_level.ByteLevel, and only tokenizer.py
+    knows which of the two it has."""
+
+    raw: bytes  # the file
+    pieces: list[Piece]  # in the order of their ids
     sp: sentencepiece.SentencePieceProcessor
+    # Does transformers put BOS before a text? And is a space put there, as byte-level BPE never
+    # does?
+    adds_bos = True
+    adds_space = True
+
+    @property
+    def size(self) -> int:
+        """The number of pieces."""
+        return len(self.pieces)
+
+    @property
+    def bos(self) -> int:
+        """The id of BOS."""
+        return self.sp.bos_id()
+
+    @property
+    def eos(self) -> int:
+        """The id of EOS."""
+        return self.sp.eos_id()
+
+    @property
+    def entries(self) -> list[Piece]:
+        """What stands under each id."""
+        return self.pieces
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the file."""
+        return hashlib.sha256(self.raw).hexdigest()
+
+    @cached_property
+    def inside_words(self) -> sentencepiece.SentencePieceProcessor:
+        """A processor for parts of words: no ▁ is put before a text."""
+        return processor(self.raw, dummy_prefix=False)
+
+    def encode(
+        self,
+        text: str | list[str],
+        *,
+        bos: bool,
+        eos: bool = False,
+        workers: int = -1,
+    ) -> list:
+        """Token ids of a text, or a list of them for a list of texts.
+
+        bos, eos: put these around each text. workers: threads for a list, -1 for one per core."""
+        return self.sp.encode(text, add_bos=bos, add_eos=eos, num_threads=workers)
+
+    def decode(self, ids: list) -> str | list[str]:
+        """The text of token ids, or a list of texts for a list of lists."""
+        return self.sp.decode(ids)
+
+    def bytes_of(self, i: int) -> bytes:
+        """What piece i adds to a text; nothing, if it is a control piece."""
+        piece = self.pieces[i]
+        if piece.type in (UNKNOWN, CONTROL):
+            return b""
+        if piece.type == BYTE:
+            return bytes([int(piece.text[1:-1], 16)])  # <0xED>
+        return piece.text.replace("▁", " ").encode()
+
+    def split(self, piece: bytes) -> list[int]:
+        """The pieces of a part of a word."""
+        return self.inside_words.encode(piece.decode())
 
 
 def varint(value: int) -> bytes:
@@ -214,10 +283,6 @@ def read(path: str | Path, base: bool = False) -> Model:
         raw = path.read_bytes()
     except OSError as error:
         raise cli.UserError(f"cannot read {path}: {error.strerror}") from None
-    if TIKTOKEN.match(raw):
-        raise cli.UserError(
-            f"{path} is tiktoken's format (Llama 3), which has no pieces to add to: {INSTEAD}")
-
     try:
         pieces, model_type = parse(raw)
         sp = processor(raw)

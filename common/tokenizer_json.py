@@ -25,7 +25,7 @@ def build(model: Model, merges: list[tuple[str, str]]) -> dict:
         "added_tokens": added_tokens(model.pieces),
         "normalizer": normalizer(prefix),
         "pre_tokenizer": pre_tokenizer(own),
-        "post_processor": post_processor(model.sp),
+        "post_processor": post_processor(model.sp.id_to_piece(model.bos), model.bos),
         "decoder": decoder(prefix),
         "model": {
             "type": "BPE",
@@ -67,16 +67,21 @@ def added_tokens(pieces: list[Piece]) -> list[dict]:
     tokens = []
     for i, piece in enumerate(pieces):
         if piece.type in (UNKNOWN, CONTROL):
-            tokens.append({
-                "id": i,
-                "content": piece.text,
-                "special": True,
-                "normalized": False,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-            })
+            tokens.append(added_token(i, piece.text))
     return tokens
+
+
+def added_token(i: int, text: str) -> dict:
+    """A control token."""
+    return {
+        "id": i,
+        "content": text,
+        "special": True,
+        "normalized": False,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+    }
 
 
 def normalizer(prefix: bool) -> dict:
@@ -103,10 +108,8 @@ def pre_tokenizer(own: list[str]) -> dict | None:
     }
 
 
-def post_processor(sp: sentencepiece.SentencePieceProcessor) -> dict:
+def post_processor(bos: str, bos_id: int) -> dict:
     """BOS before a text, and before each of a pair."""
-    bos_id = sp.bos_id()
-    bos = sp.id_to_piece(bos_id)
     start = {"SpecialToken": {"id": bos, "type_id": 0}}
     first = {"Sequence": {"id": "A", "type_id": 0}}
     second = {"Sequence": {"id": "B", "type_id": 0}}

@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
 
 def test_a_piece_is_cut_as_the_base_has_spelt_it(folder):
     grow = init.growth(folder / "model", folder / "merged.model", 1)
-    name = tokenizer.load(folder / "model").id_to_piece
+    name = tokenizer.load(folder / "model").sp.id_to_piece
     assert [" ".join(map(name, ids)) for ids in grow.parts] == [
         "한 국", "▁ 한 국", "대 한", "▁ 국", "<0xEB> <0x8B> <0xAD>", "▁ <0xEB> <0x8B> <0xAD>"]
     assert name(grow.space) == "▁"

@@ -41,28 +41,28 @@ def sample(args) -> list[dict]:
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     found = {data.text_hash(document["text"]): {"text": document["text"], "source": stem(path)}
              for path in files(args.text) for document in read_documents([path])}
-    sp, left, chosen = tokenizer.load(args.model), round(args.tokens * (1 - ENGLISH)), []
+    vocabulary, left, chosen = tokenizer.load(args.model), round(args.tokens * (1 - ENGLISH)), []
     for key in sorted(found, reverse=True):
         if left <= 0:
             break
         chosen.append(found[key])
-        left -= len(tokenizer.encode(sp, chosen[-1]["text"], bos=True, eos=True))
+        left -= len(vocabulary.encode(chosen[-1]["text"], bos=True, eos=True))
     if left > 0:
         raise cli.UserError(f"--text holds {left} tokens too few for --tokens {args.tokens}; ask for fewer, or give "
                             "more text")
-    llama, sp = model.load(args.scorer), tokenizer.load(args.scorer)
+    llama, vocabulary = model.load(args.scorer), tokenizer.load(args.scorer)
     length = min(args.seq_len, llama.config.max_position_embeddings)
     for document in cli.progress(chosen, "scoring", " documents"):
-        document["bits_per_byte"] = difficulty(llama, sp, document["text"], length)
+        document["bits_per_byte"] = difficulty(llama, vocabulary, document["text"], length)
     with cli.new_file(file) as temporary:
         temporary.write_text("".join(json.dumps(d, ensure_ascii=False) + "\n" for d in chosen), encoding="utf-8")
     return chosen
 
 
 @torch.no_grad()
-def difficulty(llama: model.Llama, sp, text: str, seq_len: int) -> float:
+def difficulty(llama: model.Llama, vocabulary, text: str, seq_len: int) -> float:
     """Bits a byte of one text, in windows of seq_len as data.bits_per_byte takes them."""
-    ids = torch.tensor(tokenizer.encode(sp, text, bos=True, eos=True))
+    ids = torch.tensor(vocabulary.encode(text, bos=True, eos=True))
     windows = (ids[None, a:a + seq_len + 1] for a in range(0, len(ids) - 1, seq_len))
     return sum(float(llama(window[:, :-1], window[:, 1:])[0]) for window in windows) / len(text.encode()) / math.log(2)
 

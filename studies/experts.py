@@ -36,7 +36,7 @@ def upcycled(args) -> Path:
         llama = moe.upcycle(model.load(args.model), args.experts, args.balance)
         with cli.new_folder(folder) as temporary:
             model.save(llama, temporary)
-            tokenizer.save(Path(args.model) / "tokenizer.model", temporary)
+            tokenizer.save(Path(args.model), temporary)
     return folder
 
 

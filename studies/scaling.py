@@ -25,7 +25,7 @@ def shape(args, text: str) -> tuple[str, int]:
     if not (width.isdecimal() and layers.isdecimal() and int(width) % 32 == 0 and int(width) and int(layers)):
         raise cli.UserError(f"--sizes {text!r} is not width x layers with a width in steps of 32, such as 128x4")
     width, file = int(width), args.out / f"{text}.config.json"
-    config = model.Config(tokenizer.load(args.tokenizer).get_piece_size(), width, 16 * round(width / 6), int(layers),
+    config = model.Config(tokenizer.load(args.tokenizer).size, width, 16 * round(width / 6), int(layers),
                           width // 32, width // 32, 32, max_position_embeddings=args.seq_len)
     config.write(file)
     found = plan.shapes(config, "full", 1)

@@ -43,7 +43,7 @@ def test_documents_alone_and_windows_of_a_peer_add_up_to_the_whole(world):
     """With our own model as the peer: the windows and the softmax are the bench's."""
     source = bits.open_source(f"{world}/ko.jsonl", "ko", ARGS)
     sp = tokenizer.load(world / "model")
-    rows = tokenizer.encode(sp, source.texts, bos=True, eos=True)
+    rows = sp.encode(source.texts, bos=True, eos=True)
     assert len(rows) == 5 and min(map(len, rows)) > 33  # each has several windows
     llama = model.load(world / "model")
     whole = data.score_documents(llama, list(map(np.array, rows)), [None] * 5, 1, 32)

@@ -408,7 +408,7 @@ def test_prompts_are_given_and_responses_learnt(world, tmp_path):
         elif learnt[-1]:
             learnt.append([])
         assert 0 <= token < 400
-    texts = [sp.decode(ids) for ids in learnt if ids[-1:] == [sp.eos_id()]]
+    texts = [sp.decode(ids) for ids in learnt if ids[-1:] == [sp.eos]]
     assert shards.index["documents"] + len(docs) == len(pairs)
     assert len(texts) >= shards.index["documents"] - 2 and all(text in responses for text in texts)
     prompts = shards.prompts(docs)

@@ -76,8 +76,8 @@ def test_several_prompt_fields_are_joined_by_a_newline_and_some_may_be_empty(wor
     wanted = []
     for prompt, response in [("sort these\ntree sea", "sea tree"), ("say tree", "tree"),
                              ("say sea", "sea"), ("only here", "yes")]:
-        n_given = len(sp.encode(prompt, add_bos=True))
-        ids = sp.encode(f"{prompt} {response}", add_bos=True, add_eos=True)
+        n_given = len(sp.encode(prompt, bos=True))
+        ids = sp.encode(f"{prompt} {response}", bos=True, eos=True)
         wanted.append((ids, ids[n_given:]))
     assert sorted(documents(shards)) == sorted(wanted)
     rejected = (tmp_path / "out/rejected.jsonl").read_text()
@@ -93,9 +93,9 @@ def test_a_prompt_of_one_field_is_packed_as_it_always_was(world, tmp_path):
     for row in rows:
         prompt = row["q"].rstrip()
         text = f"{prompt} {row['a'].lstrip()}"
-        ids = sp.encode(text, add_bos=True, add_eos=True)
+        ids = sp.encode(text, bos=True, eos=True)
         key = data.text_hash(f"{row['q']}\x00{row['a']}")
-        wanted.append((key, ids, ids[len(sp.encode(prompt, add_bos=True)):]))
+        wanted.append((key, ids, ids[len(sp.encode(prompt, bos=True)):]))
     lowest = min(wanted)
     wanted.remove(lowest)
     assert documents(shards) == [entry[1:] for entry in [*wanted, lowest]]
@@ -230,15 +230,15 @@ def test_of_a_chat_the_answers_and_their_ends_are_learnt(world, tmp_path):
     rows = [{"messages": CHAT}, {"messages": [user("say sky"), assistant("sky")]}]
     shards = pack(world, tmp_path, rows, "--messages")
     sp = tokenizer.load(world / "base.model")
-    ids = [sp.bos_id()]
+    ids = [sp.bos]
     learnt = []
     for prompt, whole in [("be brief\nsay sea", "be brief\nsay sea sea"),
                           ("and\nsay tree", "and\nsay tree tree")]:
-        exchange = sp.encode(whole, add_eos=True)
+        exchange = sp.encode(whole, bos=False, eos=True)
         ids += exchange
-        learnt += exchange[len(sp.encode(prompt)):]
+        learnt += exchange[len(sp.encode(prompt, bos=False)):]
     assert (ids, learnt) in documents(shards)
-    assert [sp.decode(learnt), learnt.count(sp.eos_id())] == ["sea tree", 2]
+    assert [sp.decode(learnt), learnt.count(sp.eos)] == ["sea tree", 2]
     n_bytes = shards.index["bytes"] + shards.index["val"]["bytes"]
     assert n_bytes == len("sea" + "  tree" + "sky")
     _, n_bytes = shards.validation(10**6)
@@ -342,7 +342,7 @@ def test_the_chat_template_gives_the_ids_that_pack_wrote(world, tmp_path, chats)
         answer = ids[len(asked):]
         assert ids[:len(asked)] == asked
         assert answer == learnt[-len(answer):]
-        assert sp.eos_id() not in answer[:-1] and len(answer) > 1
+        assert sp.eos not in answer[:-1] and len(answer) > 1
 
 
 def test_a_template_of_the_base_is_carried_along(world, tmp_path):

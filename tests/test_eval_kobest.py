@@ -210,10 +210,10 @@ def test_spaces_at_the_end_of_a_context_move_to_the_answer(world, context, choic
     sp = tokenizer.load(world / "model")
     tokens = kobest.encoder(sp, world / "model")
     [(ours, answer)] = kobest.encode(tokens, kobest.Example(1, context, [choice], 0))
-    body = sp.encode(context.strip())
+    body = sp.encode(context.strip(), bos=False)
     assert ours == [1, *body]
-    assert answer == sp.encode(context.strip() + spaces + choice.lstrip())[len(body):]
-    assert sp.id_to_piece(answer[0]).startswith("▁")
+    assert answer == sp.encode(context.strip() + spaces + choice.lstrip(), bos=False)[len(body):]
+    assert sp.pieces[answer[0]].text.startswith("▁")
     assert sp.decode(ours) == context.strip()
 
 
@@ -222,9 +222,9 @@ def test_spaces_at_the_end_of_a_context_move_to_the_answer(world, context, choic
 def test_bos_as_the_tokenizer_s_configuration_says(world, tmp_path, said, bos):
     sp = tokenizer.load(world / "model")
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
-    assert kobest.encoder(sp, tmp_path)("예") == bos + sp.encode("예")
+    assert kobest.encoder(sp, tmp_path)("예") == bos + sp.encode("예", bos=False)
     (tmp_path / "tokenizer_config.json").unlink()
-    assert kobest.encoder(sp, tmp_path)("예") == [1, *sp.encode("예")]
+    assert kobest.encoder(sp, tmp_path)("예") == [1, *sp.encode("예", bos=False)]
 
 
 @pytest.mark.parametrize("class_name", ["LlamaTokenizer", "PreTrainedTokenizerFast"])
@@ -539,10 +539,10 @@ def test_answer_only_sees_no_context(world, tmp_path):
     llama = model.load(world / "model")
     row = kobest.read(world, "hellaswag", "dev")[0]
     spaces = " " * (len(row.context) - len(row.context.rstrip()) + 1)
-    before = len(sp.encode("가"))
+    before = len(sp.encode("가", bos=False))
     expected = []
     for choice in row.choices:
-        answer = sp.encode("가" + spaces + choice)[before:]
+        answer = sp.encode("가" + spaces + choice, bos=False)[before:]
         expected.append(naive(llama, [1], answer))
     ours = tasks["hellaswag"]["examples"][0]["loglikelihoods"]
     np.testing.assert_allclose(ours, expected, rtol=1e-4)

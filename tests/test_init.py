@@ -102,8 +102,8 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 def spelling(sp, piece: str) -> list[int]:
     """A piece's ids under the base, by another way than init's: behind a new line, which never
     merges with Hangul."""
-    behind = sp.encode("\n")
-    ids = sp.encode("\n" + piece.replace("▁", " "))
+    behind = sp.encode("\n", bos=False)
+    ids = sp.encode("\n" + piece.replace("▁", " "), bos=False)
     assert ids[:len(behind)] == behind
     return ids[len(behind):]
 
@@ -116,7 +116,7 @@ def test_rows_are_their_definition(base, tmp_path, name, method):
     old = load_file(base / name / "model.safetensors")
     new = grow(base, name, tmp_path / "out", method)
     assert old.keys() == new.keys()
-    pieces = merged.get_piece_size()
+    pieces = merged.size
     assert 1000 < pieces < 1664
     for k, before in old.items():
         after = new[k]
@@ -139,13 +139,13 @@ def test_rows_are_their_definition(base, tmp_path, name, method):
             continue
         expected = []
         for i in range(900, pieces):
-            ids = spelling(sp, merged.id_to_piece(i))
+            ids = spelling(sp, merged.pieces[i].text)
             if rule == "m":
                 expected.append(table.mean(0))
             elif rule == "s":
                 expected.append(table[ids].mean(0))
             else:
-                expected.append(table[[j for j in ids if sp.id_to_piece(j) != "▁"][0]])
+                expected.append(table[[j for j in ids if sp.pieces[j].text != "▁"][0]])
         exact = torch.from_numpy(np.stack(expected)).to(before.dtype)
         one_ulp = 8e-3 if name == "half" else 2e-7
         assert torch.allclose(after[900:pieces].float(), exact.float(), rtol=one_ulp, atol=1e-9)
@@ -154,7 +154,7 @@ def test_rows_are_their_definition(base, tmp_path, name, method):
 def test_the_written_folder_is_a_model(base, tmp_path):
     grow(base, "model", tmp_path / "out", "subtoken_both")
     config = model.Config.read(tmp_path / "out")
-    size = tokenizer.load(tmp_path / "out").get_piece_size()
+    size = tokenizer.load(tmp_path / "out").size
     assert config.base_vocab_size == 900
     assert config.unpadded_vocab_size == size
     assert config.vocab_size % 64 == 0
@@ -173,7 +173,7 @@ def test_the_written_folder_is_a_model(base, tmp_path):
 def test_padding_can_never_be_likely_or_sampled(base, tmp_path):
     grow(base, "model", tmp_path / "out", "random", "--pad_to", "2000")
     llama = model.load(tmp_path / "out")
-    size = tokenizer.load(tmp_path / "out").get_piece_size()
+    size = tokenizer.load(tmp_path / "out").size
     assert llama.config.vocab_size == 2000 > size
     hidden = 30 * torch.randn(500, 32)
     logits = llama.lm_head(hidden)[:, [*range(900), 1999]]
@@ -193,7 +193,7 @@ def test_seeds_and_padding_of_one(base, tmp_path):
     a, b, c = (grow(base, "model", tmp_path / "out", "random", "--seed", seed, "--pad_to", "1")
                for seed in "112")
     assert torch.equal(a[HEAD], b[HEAD]) and not torch.equal(a[HEAD], c[HEAD])
-    assert len(a[HEAD]) == tokenizer.load(base / "merged.model").get_piece_size()
+    assert len(a[HEAD]) == tokenizer.load(base / "merged.model").size
     # The tables' draws are independent.
     head = a[HEAD][900:] / a[HEAD].std()
     embedding = a[EMBEDDING][900:] / a[EMBEDDING].std()
@@ -231,7 +231,7 @@ def test_a_base_with_padding_of_its_own_is_regrown_from_its_pieces(base, tmp_pat
     shutil.copy(base / "base.model", tmp_path / "once/tokenizer.model")
     shutil.copy(base / "merged.model", tmp_path)
     config = json.loads((tmp_path / "once/config.json").read_text())
-    assert tokenizer.load(base / "merged.model").get_piece_size() < config["vocab_size"]
+    assert tokenizer.load(base / "merged.model").size < config["vocab_size"]
     with pytest.raises(cli.UserError, match="only grows"):
         grow(tmp_path, "once", tmp_path / "twice", "subtoken_both")
     # A base whose tables end a little after its pieces is grown as if they ended there.
@@ -282,7 +282,7 @@ def test_memory_is_one_weight_file_not_a_model(base, tmp_path, together):
         sizes.append(sparse_shard(folder / f"{i}.safetensors", shapes))
         where.update(dict.fromkeys(shapes, f"{i}.safetensors"))
     cli.write_json(folder / init.INDEX, {"metadata": {}, "weight_map": where})
-    pieces = tokenizer.load(base / "merged.model").get_piece_size()
+    pieces = tokenizer.load(base / "merged.model").size
     added = math.ceil(pieces / 64) * 64 - 900
 
     def memory(field: str) -> int:

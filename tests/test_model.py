@@ -331,7 +331,7 @@ def test_greedy_generation_equals_argmax_without_cache():
 
 def test_generation_never_gives_padded_rows_and_stops_at_eos():
     llama = random_llama(unpadded_vocab_size=5)
-    out = llama.generate(torch.zeros(8, 1, dtype=torch.long), 40, temperature=5.0, eos=3)
+    out = llama.generate(torch.zeros(8, 1, dtype=torch.long), 40, temperature=5.0, eos=[3])
     assert out.max() < 5
     for row in out[:, 1:].tolist():
         if 3 in row:

@@ -74,8 +74,8 @@ def test_new_pieces_shorten_korean_and_leave_english(recipe):
     base, merged = tokenizer.load(recipe / "base"), tokenizer.load(recipe / "run/model")
     for language in ("ko", "en"):
         texts = [d["text"] for d in data.read_documents([recipe / "clean" / language])]
-        before = sum(map(len, tokenizer.encode(base, texts, bos=False)))
-        after = sum(map(len, tokenizer.encode(merged, texts, bos=False)))
+        before = sum(map(len, base.encode(texts, bos=False)))
+        after = sum(map(len, merged.encode(texts, bos=False)))
         if language == "en":
             assert after == before
         else:
@@ -91,7 +91,7 @@ def test_the_finished_directory_opens_in_transformers(recipe):
     sp = tokenizer.load(recipe / "run/model")
     korean = [d["text"] for d in data.read_documents([recipe / "clean/ko"])][:100]
     for text in ODD_TEXTS + korean:
-        ids = tokenizer.encode(sp, text, bos=True)
+        ids = sp.encode(text, bos=True)
         assert peer_tokenizer(text)["input_ids"] == ids
         assert peer_tokenizer.decode(ids, skip_special_tokens=True) == sp.decode(ids)
         tokens = torch.tensor([ids[:64]])
@@ -102,7 +102,7 @@ def test_the_finished_directory_opens_in_transformers(recipe):
 def test_padded_rows_are_never_sampled_here_or_in_transformers(recipe):
     transformers = pytest.importorskip("transformers")
     folder = recipe / "grown"
-    config, pieces = model.Config.read(folder), tokenizer.load(folder).get_piece_size()
+    config, pieces = model.Config.read(folder), tokenizer.load(folder).size
     assert config.vocab_size % 64 == 0 and config.unpadded_vocab_size == pieces < config.vocab_size
     peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokens = torch.ones(64, 1, dtype=torch.long)

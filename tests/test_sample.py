@@ -36,12 +36,12 @@ def greedy(folder, prompt: str, new: int) -> str:
     """By the definition: the whole text is run for every token."""
     sp = tokenizer.load(folder)
     llama = model.load(folder)
-    tokens = [1, *sp.encode(prompt)]
+    tokens = [1, *sp.encode(prompt, bos=False)]
     for _ in range(new):
         with torch.inference_mode():
             logits = llama(torch.tensor([tokens]))[0, -1, :400]
         tokens.append(logits.argmax().item())
-        if tokens[-1] == sp.eos_id():
+        if tokens[-1] == sp.eos:
             break
     return sp.decode(tokens)
 
@@ -90,7 +90,7 @@ def test_stops_at_the_last_position_and_at_the_end_of_a_document(
     eos = torch.full((1, 1), 2)
     monkeypatch.setattr(torch.Tensor, "argmax", lambda self, *args, **more: eos)
     text(capsys, tmp_path, *long, "--temperature", 0)
-    assert made[-1][0].tolist() == [1, *tokenizer.load(folder).encode("tea"), 2]
+    assert made[-1][0].tolist() == [1, *tokenizer.load(folder).encode("tea", bos=False), 2]
 
 
 def test_wrong_input_is_refused(folder, tmp_path, refused, monkeypatch):

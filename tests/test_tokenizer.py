@@ -236,16 +236,16 @@ def test_round_trips(merged):
     rng = random.Random()
     for _ in range(300):
         text = mixed(rng)
-        back = new.sp.decode(tokenizer.encode(new.sp, text, bos=True, eos=True))
+        back = new.sp.decode(new.encode(text, bos=True, eos=True))
         assert back == base.sp.decode(base.sp.encode(text))
         assert back == text or "▁" in text
 
 
 def test_encode_puts_bos_and_eos_where_it_is_told(merged):
-    sp = merged[0][2].sp
-    ids = tokenizer.encode(sp, "한국 ab", bos=False)
-    assert tokenizer.encode(sp, "한국 ab", bos=True, eos=True) == [1, *ids, 2]
-    assert tokenizer.encode(sp, ["한국 ab", ""], bos=True) == [[1, *ids], [1]]
+    new = merged[0][2]
+    ids = new.sp.encode("한국 ab")
+    assert new.encode("한국 ab", bos=True, eos=True) == [1, *ids, 2]
+    assert new.encode(["한국 ab", ""], bos=True) == [[1, *ids], [1]]
 
 
 def test_mistral_scores_of_spaces_are_no_rank():
@@ -535,10 +535,10 @@ def test_transformers_opens_what_save_writes(merged, tmp_path):
         assert theirs.eos_token_id == 2
         assert len(theirs) == len(new.pieces)
         for text in [" a", "  한국", "", " ", "\n한", *(mixed(rng) for _ in range(200))]:
-            ids = tokenizer.encode(new.sp, text, bos=True)
+            ids = new.encode(text, bos=True)
             assert theirs(text)["input_ids"] == ids, text
             assert theirs.decode(ids, skip_special_tokens=True) == new.sp.decode(ids), text
-        first, second = tokenizer.encode(new.sp, ["a", "b"], bos=True)
+        first, second = new.encode(["a", "b"], bos=True)
         assert theirs("a", "b")["input_ids"] == first + second
 
 
