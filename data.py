@@ -145,12 +145,13 @@ def encode_dialogues(
             begins.append(n == 0)
     prompt_rows = vocabulary.encode(prompts, bos=False, workers=workers)
     rows = vocabulary.encode(exchanges, bos=False, eos=True, workers=workers)
+    bos = vocabulary.encode("", bos=True)
 
     # A document has one BOS, at its beginning: by it `Shards.validation` tells documents apart.
     for prompt, row, is_first in zip(prompt_rows, rows, begins, strict=True):
         n_given = len(prompt)
         if is_first:
-            row = [vocabulary.bos, *row]
+            row = [*bos, *row]
             n_given += 1
         yield row, np.arange(len(row)) < n_given
 

@@ -37,7 +37,7 @@ import torch.nn.functional as F
 import model
 import sample
 import tokenizer
-from common import cli, parallel
+from common import cli, parallel, tokenizer_json
 
 # ------------------------------------------------------------------------------- what is asked
 
@@ -168,8 +168,12 @@ def encoder(vocabulary: tokenizer.Vocabulary, folder: Path) -> Callable[[str], l
     config = {}
     if (folder / "tokenizer_config.json").exists():
         config = cli.read_json(folder / "tokenizer_config.json")
-    # What a file leaves out is as transformers' LlamaTokenizer, the usual one of a Llama, has it.
-    bos = config.get("add_bos_token", vocabulary.adds_bos)
+    # tokenizer.json says whether BOS is put there; a setting decides only where there is no such
+    # file. What is left out is as transformers' LlamaTokenizer, the usual one of a Llama, has it.
+    if (folder / "tokenizer.json").exists():
+        bos = tokenizer_json.puts_bos(cli.read_json(folder / "tokenizer.json"))
+    else:
+        bos = config.get("add_bos_token", True)
     is_llama_tokenizer = "LlamaTokenizer" in config.get("tokenizer_class", "LlamaTokenizer")
 
     def encode_text(text: str) -> list[int]:
@@ -664,7 +668,7 @@ def score(args) -> None:
     # The control: the answers stand at the beginning of a document, and nothing was asked.
     context = None
     if args.answer_only:
-        context = [vocabulary.bos]
+        context = vocabulary.encode("", bos=True)
 
     results = {}
     for name in examples:

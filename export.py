@@ -118,6 +118,7 @@ def save_stage(
                 model.save(llama, temporary, tensors)
                 chat_template = template_after(stage, start)
                 tokenizer.save(start, temporary, chat_template)
+                carry_generation_config(start, temporary)
                 cli.write_json(temporary / "training_state.json", state)
                 if adapter:
                     save_adapter(adapter, llama.config, start, temporary / "adapter", args)
@@ -131,6 +132,15 @@ def save_stage(
         for name in remaining:
             trained_parts(name, trained)
     parallel.on_rank_zero(write)
+
+
+def carry_generation_config(start: Path, folder: Path) -> None:
+    """What the start directory says about sampling counts: an Instruct model may name there alone
+    where an answer ends."""
+    file = start / "generation_config.json"
+    if file.is_file():
+        target = folder / "generation_config.json"
+        cli.write_json(target, {**cli.read_json(target), **cli.read_json(file)})
 
 
 def trained_parameters(llama: model.Llama) -> dict[str, torch.Tensor]:

@@ -252,10 +252,12 @@ def save_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:
 
 def write_generation_config(folder: Path, target: Path, grow: Growth) -> None:
     """The base's generation_config.json, with padding rows suppressed: no program samples them."""
-    # transformers' generate() reads this file; our own goes by config.unpadded_vocab_size.
-    generation = {}
+    # transformers' generate() reads this file; our own goes by config.unpadded_vocab_size. Where it
+    # exists, it alone says where a text ends: config.json is no longer asked.
+    config = cli.read_json(folder / "config.json")
+    generation = {name: config.get(name) for name in ("bos_token_id", "eos_token_id")}
     if (folder / "generation_config.json").exists():
-        generation = cli.read_json(folder / "generation_config.json")
+        generation.update(cli.read_json(folder / "generation_config.json"))
     if grow.padded > grow.size:
         generation["suppress_tokens"] = list(range(grow.size, grow.padded))
     cli.write_json(target / "generation_config.json", generation)

@@ -11,9 +11,9 @@ An English base spells Korean in bytes and single syllables. RedWhale (arXiv 240
   ranked below the base's pieces, in the order in which they were learned, the new ones are joined
   as they were in training.
 
-Llama 3's tokenizer has ranks in the place of scores, and bytes in the place of characters: see
-common/byte_level.py. What is learned there depends on the base, so `train` is told which it is:
-`--base BASE`.
+Llama 3's tokenizer is the same BPE with ranks instead of scores and bytes instead of characters:
+compare `segment` with `join` in common/byte_level.py. Its new tokens are learned on top of the
+base's, so `train` must know the base: `--base BASE`.
 
     python tokenizer.py train  --input wiki reviews --balance --min_count 50 --out korean.model
     python tokenizer.py merge  --base base.model --korean korean.model --out merged.model
@@ -78,8 +78,8 @@ HANGUL_RUN = regex.compile(f" ?[{HANGUL}]{{1,256}}")
 # What a merge adds. ▁ is SentencePiece's space.
 HANGUL_PIECE = regex.compile(f"▁?[{HANGUL}]+")
 
-# The same in bytes, of which a syllable has three: EA B0 80 (가) to ED 9E A3 (힣). Rare syllables
-# are joined from two of these and one; two bytes are allowed that begin nothing but syllables.
+# The same in bytes. A syllable has three, EA B0 80 (가) to ED 9E A3 (힣), and before three can be
+# joined, two must be. So its first two bytes may be a token, if nothing else begins with them.
 HANGUL_TOKEN = regex.compile(f" ?[{HANGUL}]+")
 TWO_BYTES = regex.compile(rb" ?(\xEA[\xB0-\xBF]|[\xEB\xEC][\x80-\xBF]|\xED[\x80-\x9D])")
 
@@ -89,6 +89,9 @@ LONGEST_CHUNK = 256
 # Scores below are no ranks. Mistral gives its runs of spaces -1e9, where float32 counts in steps
 # of 64: scores that continued from there would be equal, sixty at a time.
 LOWEST_RANK = -1e6
+
+# The share of all characters that become pieces of their own.
+CHARACTER_COVERAGE = 0.9999
 
 # Characters per line for SentencePiece, which silently drops lines over max_sentence_length.
 LINE = 4096
@@ -102,8 +105,9 @@ LINE = 4096
 def segment(text: str, scores: dict[str, float]) -> list[str]:
     """The pieces of a text by SentencePiece's BPE: the definition, which its library does faster.
 
-    `scores` are those of the normal pieces. Only their order matters; of equal ones the leftmost
-    wins. These two vocabularies differ in nothing but the order of their ranks:
+    `scores` are those of the normal pieces. Only their order matters, so a score is a rank: -1 is
+    rank 1, the best (byte_level.join has the same example in ranks). Of equal ones the leftmost
+    wins. These two vocabularies differ in nothing but their order:
 
     >>> segment("lower", {"er": -1, "lo": -2, "low": -3, "we": -4})
     ['low', 'er']
@@ -192,7 +196,7 @@ def balanced(counts: list[Counter]) -> list[Counter]:
 def train_korean(
     inputs: list[str],
     vocab_size: int,
-    character_coverage: float = 0.9999,
+    character_coverage: float = CHARACTER_COVERAGE,
     balance: bool = False,
     min_count: int = 1,
     also: Iterable[str] = (),
@@ -257,7 +261,7 @@ def count_inputs(
 def train_base(
     inputs: list[str],
     vocab_size: int,
-    character_coverage: float = 0.9999,
+    character_coverage: float = CHARACTER_COVERAGE,
     reading: Reading = PLAIN,
 ) -> bytes:
     """Train a BPE model on all of the text, with the settings of Llama's; returns the file's bytes.
@@ -380,14 +384,15 @@ def truncated(pieces: list[Piece], size: int) -> list[Piece]:
 
 
 # ---- The same for a byte-level base --------------------------------------------------------------
-# No model is trained apart: the base's own merges go on. Chunks are counted as the base cuts them,
-# so one may hold other scripts too ("Python은", "(한국"). What is learned is Hangul alone.
+# There is no separate Korean model: training continues on top of the base. Chunks are counted as
+# the base splits them, and may hold other scripts ("Python은", "(한국"); only Hangul is learned.
 
 
 def is_hangul_token(token: bytes) -> bool:
     """May a byte-level vocabulary learn this token?
 
-    No text without Hangul holds one, so none is changed.
+    Only if its bytes never occur in a text without Hangul. In such a text nothing can then be
+    joined to a new token, whatever its rank, and every join is the base's own, as before.
 
     >>> is_hangul_token(" 한국".encode()), is_hangul_token("은(".encode())
     (True, False)
@@ -403,13 +408,13 @@ def is_hangul_token(token: bytes) -> bool:
 
 
 def chunk_counts(base: ByteLevel, documents: Iterable[str]) -> Counter:
-    """The chunks that hold Hangul, as the base cuts them, and their counts."""
+    """The chunks that hold Hangul, as the base splits them, and their counts."""
     counts = Counter()
     for text in documents:
         counts.update(base.chunks(text))
     with_hangul = Counter()
     for chunk, n in counts.items():
-        # Longer ones are laughter mostly.
+        # Longer ones are mostly laughter.
         if HANGUL_LETTER.search(chunk) and len(chunk) <= LONGEST_CHUNK:
             with_hangul[chunk] = n
     return with_hangul
@@ -424,9 +429,9 @@ def train_on_base(
     also: Iterable[str] = (),
     reading: Reading = PLAIN,
 ) -> list[bytes]:
-    """Learn tokens of Hangul on top of a byte-level base's, in their order (continued BPE).
+    """Learn Hangul tokens on top of a byte-level base, in order (continued BPE).
 
-    vocab_size: their number. All else, the errors too, is as in `train_korean`."""
+    vocab_size: their number. The other arguments and the errors are those of `train_korean`."""
     def count(documents: Iterable[str]) -> Counter:
         return chunk_counts(base, documents)
 
@@ -437,7 +442,7 @@ def train_on_base(
         learned = vocab_size * 3 // 2
     tokens = learn(weighed, base.ranks, learned, is_hangul_token)
 
-    # The parts of a token occur at least as often as itself: those that stay can still be joined.
+    # The parts of a token occur at least as often as the token, so what stays can still be joined.
     if min_count > 1:
         in_bytes = Counter({chunk.encode(): n for chunk, n in occurring.items()})
         found = occurrences(tokens, in_bytes)
@@ -451,8 +456,8 @@ def train_on_base(
 
 # ---- Merging appends -----------------------------------------------------------------------------
 # Two promises are kept: text without Hangul is segmented as before, and Korean words are segmented
-# as the Korean model does it, as far as the base lets them. (A byte-level base keeps the second one
-# without exception: its tokens were learned from what it leaves.)
+# as the Korean model does it, as far as the base lets them. (On a byte-level base the second one
+# has no exceptions: its tokens were learned from what that base leaves.)
 
 
 def merge(base: Model, korean: list[Piece]) -> bytes:
@@ -723,10 +728,15 @@ def write_model(raw: bytes, file: str) -> None:
 
 def run_train(args: argparse.Namespace) -> None:
     """`tokenizer.py train`"""
+    if args.vocab_size < 1:
+        raise cli.UserError(f"--vocab_size {args.vocab_size}: ask for at least one piece")
     # The base is read first: a wrong one is found before the corpus is.
     base = None
     if args.base:
         base = load(args.base, base=True)
+    if isinstance(base, ByteLevel) and args.character_coverage != CHARACTER_COVERAGE:
+        raise cli.UserError(
+            "--character_coverage is for SentencePiece: a byte-level vocabulary has every byte")
     reading = reading_of(args)
     announce([*args.input, *args.also], reading)
     if args.text == "all":
@@ -755,6 +765,10 @@ def run_merge(args: argparse.Namespace) -> None:
     """`tokenizer.py merge`"""
     base = load(args.base, base=True)
     if isinstance(base, ByteLevel):
+        # A folder that is there will be replaced; it may not be a model's.
+        inside = {file.name for file in Path(args.out).glob("*")}
+        if inside - {"tokenizer.json", "tokenizer_config.json"}:
+            raise cli.UserError(f"--out {args.out} holds more than a tokenizer; name a new folder")
         merged = base.extended(learned_on(base, args.korean))
         with cli.new_folder(args.out) as folder:
             byte_level_file.save(merged, folder)
@@ -764,7 +778,7 @@ def run_merge(args: argparse.Namespace) -> None:
 
 
 def learned_on(base: ByteLevel, file: str) -> list[bytes]:
-    """The tokens that `train --base` wrote. UserError if it was another base."""
+    """The tokens that `train --base` wrote. UserError if they were learned on another base."""
     ranks = byte_level_file.read_ranks(file)
     if min(ranks.values(), default=0) != base.size:
         raise cli.UserError(
@@ -777,7 +791,7 @@ def merged_of_size(base: Vocabulary, korean: str, size: int) -> Vocabulary:
     """The base and the first `size` pieces of a Korean vocabulary."""
     if isinstance(base, ByteLevel):
         tokens = learned_on(base, korean)
-        if size > len(tokens):
+        if not 1 <= size <= len(tokens):
             raise cli.UserError(f"--sizes {size}: choose up to {len(tokens)} (all)")
         return base.extended(tokens[:size])
     raw = merge(base, truncated(read(korean).pieces, size))
@@ -831,7 +845,7 @@ def add_train(commands) -> None:
     flag("--out", required=True, help="the file to write")
     flag("--text", choices=("hangul", "all"), default="hangul",
          help="runs of Hangul, to be merged; or all, for a base")
-    flag("--character_coverage", type=float, default=0.9999,
+    flag("--character_coverage", type=float, default=CHARACTER_COVERAGE,
          help="share of characters that get a piece of their own")
     flag("--balance", action="store_true",
          help="let every --input count alike, whatever its size (hangul only)")

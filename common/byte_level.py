@@ -1,20 +1,21 @@
-"""Byte-level BPE, the tokenizer of Llama 3: no scores, no characters; bytes, and ranks themselves.
+"""Byte-level BPE, the tokenizer of Llama 3: bytes instead of characters, ranks instead of scores.
 
-A regular expression splits a text into chunks, mostly a word with the space before it, and no token
-reaches across two of them. A chunk is a row of bytes, and `join` does the rest: of all neighbours
-that make a token it joins the two whose token has the lowest rank, again and again. That is
-SentencePiece's rule (`tokenizer.segment`) with a rank in the place of a score.
+A regular expression splits a text into chunks, usually a word with the space before it. A chunk
+starts as single bytes, and `join` does the rest: of all neighbours that make a token, it joins the
+two whose token has the lowest rank, again and again. This is `segment` in tokenizer.py, where the
+highest score wins: a rank r is a score of -r. No token crosses the border of a chunk.
 
-To extend such a vocabulary is to go on joining. `learn` counts what the base leaves side by side,
-and its tokens rank after all of the base's; so the base has its joins first, as before. Appended as
-whole words instead (`add_tokens`), they would be cut out of longer words before the base has seen
-what is around them.
+A vocabulary is extended by continuing its training (`learn`). The base encodes the new text, the
+most frequent pair of neighbours becomes the next token, and so on. The new tokens rank after all of
+the base's, so the base makes its own joins first, as it did when they were learned. `add_tokens`
+does something else: it cuts the new words out of the text, longest first, before any rank counts.
 
-Definition: https://github.com/openai/tiktoken. The idea of `learn`: continued BPE, 2512.03989.
+Definition: https://github.com/openai/tiktoken. Continued BPE: arXiv 2512.03989.
 """
 import dataclasses
 import hashlib
 import heapq
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
@@ -30,10 +31,14 @@ try:
 except ImportError:
     tiktoken = None
 
-# Different chunks that encode remembers. They repeat: most of a text is found here.
+# Chunks that `encode` remembers, with their ids. Words repeat, so most chunks are found here.
 CACHED_CHUNKS = 2**18
 
-NO_TOKEN = 2**62  # the rank of a pair that makes no token: above all ranks
+# Bytes from which a chunk goes to `join_long`; tokens of a vocabulary are shorter.
+LONG_CHUNK = 1000
+
+# tiktoken's regular expressions crash in a run of 1,000,000 spaces. Bytes of a text that is safe.
+SAFE_LENGTH = 900_000
 
 
 # ---- Encoding ------------------------------------------------------------------------------------
@@ -42,20 +47,22 @@ NO_TOKEN = 2**62  # the rank of a pair that makes no token: above all ranks
 def join(parts: Iterable[bytes], ranks: dict[bytes, int]) -> list[bytes]:
     """Join neighbours until no two of them make a token: the definition of byte-level BPE.
 
-    Of all pairs it takes the one whose token has the lowest rank, of equal ones the leftmost.
+    The pair whose token has the lowest rank comes first; of equal ones, the leftmost. These are
+    the examples of `segment` in tokenizer.py, with ranks 1 to 4 for its scores -1 to -4. Joined
+    are er, lo and low; and in the second one we and lo, after which no w is left for low.
 
     >>> letters = [b"l", b"o", b"w", b"e", b"r"]
-    >>> join(letters, {b"er": 0, b"lo": 1, b"low": 2, b"we": 3})
+    >>> join(letters, {b"er": 1, b"lo": 2, b"low": 3, b"we": 4})
     [b'low', b'er']
-    >>> join(letters, {b"we": 0, b"lo": 1, b"low": 2, b"er": 3})
+    >>> join(letters, {b"we": 1, b"lo": 2, b"low": 3, b"er": 4})
     [b'lo', b'we', b'r']
     """
     parts = list(parts)
     # Each pair's rank. It is kept from join to join, because one join changes only two of them.
-    pairs = [ranks.get(left + right, NO_TOKEN) for left, right in pairwise(parts)]
+    pairs = [ranks.get(left + right, math.inf) for left, right in pairwise(parts)]
     while pairs:
         lowest = min(pairs)
-        if lowest == NO_TOKEN:
+        if lowest == math.inf:
             break
         i = pairs.index(lowest)
         parts[i:i + 2] = [parts[i] + parts[i + 1]]
@@ -64,19 +71,64 @@ def join(parts: Iterable[bytes], ranks: dict[bytes, int]) -> list[bytes]:
         del pairs[i]
         for k in (i - 1, i):
             if 0 <= k < len(pairs):
-                pairs[k] = ranks.get(parts[k] + parts[k + 1], NO_TOKEN)
+                pairs[k] = ranks.get(parts[k] + parts[k + 1], math.inf)
     return parts
 
 
+def join_long(parts: Iterable[bytes], ranks: dict[bytes, int]) -> list[bytes]:
+    """`join` for chunks of which it would take minutes to look at all pairs before each join, such
+    as 100,000 letters without a space. The lowest rank is at the top of a heap here.
+
+    >>> join_long([b"l", b"o", b"w", b"e", b"r"], {b"we": 1, b"lo": 2, b"low": 3, b"er": 4})
+    [b'lo', b'we', b'r']
+    """
+    parts = list(parts)
+    before = [i - 1 for i in range(len(parts))]
+    after = [i + 1 for i in range(len(parts))]
+    heap = []
+
+    def offer(i: int, j: int) -> None:
+        """Put two neighbours on the heap, if they make a token."""
+        if i >= 0 and j < len(parts):
+            token = parts[i] + parts[j]
+            if token in ranks:
+                heapq.heappush(heap, (ranks[token], i, token))
+
+    # A part that was joined to the one before it is empty; `before` and `after` lead past it.
+    for i in range(1, len(parts)):
+        offer(i - 1, i)
+    while heap:
+        _, i, token = heapq.heappop(heap)
+        # One of the two may have been joined to another since.
+        j = after[i]
+        if not parts[i] or j == len(parts) or parts[i] + parts[j] != token:
+            continue
+
+        # The right one is gone, and what came after it comes after the token.
+        parts[i] = token
+        parts[j] = b""
+        after[i] = after[j]
+        if after[i] < len(parts):
+            before[after[i]] = i
+        offer(before[i], i)
+        offer(i, after[i])
+    return [part for part in parts if part]
+
+
 def single_bytes(token: bytes) -> list[bytes]:
-    """The bytes of a token, one by one: where joining begins."""
+    """The bytes of a token, one by one: what `join` starts from.
+
+    >>> [byte.hex() for byte in single_bytes("나".encode())]  # a syllable has three
+    ['eb', '82', '98']
+    """
     return [token[i:i + 1] for i in range(len(token))]
 
 
 def segment(chunk: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """The tokens of a chunk. One that is a token itself is not joined, but looked up.
+    """The tokens of a chunk. A chunk that is a token itself is looked up, not joined.
 
-    That is not always the same. Here the lowest rank leads astray:
+    The lookup is part of the definition: some tokens are never reached by joining. Here bc has the
+    lowest rank, and once it is joined, neither ab nor cd can be:
 
     >>> ranks = {b"bc": 0, b"ab": 1, b"cd": 2, b"abcd": 3}
     >>> join(single_bytes(b"abcd"), ranks)
@@ -86,6 +138,8 @@ def segment(chunk: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     """
     if chunk in ranks:
         return [chunk]
+    if len(chunk) > LONG_CHUNK:
+        return join_long(single_bytes(chunk), ranks)
     return join(single_bytes(chunk), ranks)
 
 
@@ -103,9 +157,10 @@ def learn(
     counts: chunks, and how often each occurs. ranks: the vocabulary so far. is_wanted: may this be
     a token? Fewer are returned if there is nothing left to join.
 
-    Each is the token that occurs most often as a pair of neighbours; of equally frequent ones, the
-    first in the order of their bytes. Every chunk is then what the longer vocabulary makes of it,
-    so a token is learned from what will be there when it is used.
+    The next token is the most frequent pair of neighbours, of equals the first by its bytes. Then
+    every chunk is encoded with it and counted again: tokens are learned from what they will meet.
+    Here the base leaves lo|w, a space|lo|w and w|o|w. So low comes first, with 5 + 3; then ow and
+    wo have 4 each, and ow sorts first.
 
     >>> ranks = {b"l": 0, b"o": 1, b"w": 2, b" ": 3, b"lo": 4}
     >>> learn({"low": 5, " low": 3, "wow": 4}, ranks, size=2, is_wanted=bytes.isalpha)
@@ -115,53 +170,61 @@ def learn(
     ranks = dict(ranks)
     last = max(ranks.values())
 
-    def new_tokens(parts: list[bytes]) -> list[bytes]:
-        """What neighbours would make, if it is wanted."""
-        joined = [left + right for left, right in pairwise(parts)]
-        return [token for token in joined if is_wanted(token)]
-
-    # Every chunk as the base leaves it; how often each new token occurs, and in which chunks.
+    # The chunks as the base encodes them. For each token to learn: how often it occurs, and where.
     chunks = []
     weights = []
     occurs = Counter()
     chunks_with = defaultdict(set)
     for chunk, n in counts.items():
         parts = segment(chunk.encode(), ranks)
-        for token in new_tokens(parts):
+        for token in new_tokens(parts, is_wanted):
             occurs[token] += n
             chunks_with[token].add(len(chunks))
         chunks.append(parts)
         weights.append(n)
 
-    # The most frequent token is at the top of a heap. When a count changes, its token is pushed
-    # again; the older entry is recognised by its count when it comes up, and dropped.
+    # The most frequent token is at the top of a heap. One whose count changes is pushed again.
     heap = [(-n, token) for token, n in occurs.items()]
     heapq.heapify(heap)
     learned = []
-    with cli.progress(None, "learn merges", " merges", total=size) as bar:
-        while heap and len(learned) < size:
-            n, token = heapq.heappop(heap)
-            if occurs[token] != -n:
-                continue
-            learned.append(token)
-            bar.update()
+    for _ in cli.progress(range(size), "learn merges", " merges"):
+        token = most_frequent(heap, occurs)
+        if token is None:
+            break
+        learned.append(token)
+        ranks[token] = last + len(learned)
 
-            # Join it wherever it occurs, after all joins of lower rank, which it may make possible.
-            ranks[token] = last + len(learned)
-            changed = set()
-            for i in chunks_with.pop(token):
-                for old in new_tokens(chunks[i]):
-                    occurs[old] -= weights[i]
-                    changed.add(old)
-                chunks[i] = join(chunks[i], ranks)
-                for new in new_tokens(chunks[i]):
-                    occurs[new] += weights[i]
-                    changed.add(new)
-                    chunks_with[new].add(i)
-            for one in changed:
-                if occurs[one] > 0:
-                    heapq.heappush(heap, (-occurs[one], one))
+        # Join it wherever it occurs. It may complete a token of lower rank, hence `join`.
+        changed = set()
+        for i in chunks_with.pop(token):
+            for old in new_tokens(chunks[i], is_wanted):
+                occurs[old] -= weights[i]
+                changed.add(old)
+            chunks[i] = join(chunks[i], ranks)
+            for new in new_tokens(chunks[i], is_wanted):
+                occurs[new] += weights[i]
+                changed.add(new)
+                chunks_with[new].add(i)
+        for one in changed:
+            if occurs[one] > 0:
+                heapq.heappush(heap, (-occurs[one], one))
     return learned
+
+
+def new_tokens(parts: list[bytes], is_wanted: Callable[[bytes], bool]) -> list[bytes]:
+    """The wanted tokens that neighbours would make, one for each pair."""
+    joined = [left + right for left, right in pairwise(parts)]
+    return [token for token in joined if is_wanted(token)]
+
+
+def most_frequent(heap: list[tuple[int, bytes]], occurs: Counter) -> bytes | None:
+    """Take the most frequent token from a heap of (-count, token); None if there is none left."""
+    while heap:
+        n, token = heapq.heappop(heap)
+        # An entry from before its count changed is dropped.
+        if occurs[token] == -n:
+            return token
+    return None
 
 
 # ---- A vocabulary --------------------------------------------------------------------------------
@@ -169,31 +232,30 @@ def learn(
 
 @dataclasses.dataclass(eq=False, repr=False)
 class ByteLevel:
-    """A byte-level BPE tokenizer. It has the methods of sentencepiece_file.Model, and only
+    """A byte-level BPE tokenizer. Its methods are those of sentencepiece_file.Model, and only
     tokenizer.py knows which of the two it has."""
 
-    # The id of each token. Ids rise with the ranks, so their order is all that `join` needs.
+    # The id of each token, which is also its rank: `join` compares ranks only, so gaps do no harm.
     ranks: dict[bytes, int]
-    # The ids of the control tokens, which no text can become.
+    # The ids of the control tokens. No text is encoded as one of them.
     controls: dict[str, int]
     # The regular expression that splits a text into chunks.
     pattern: str
-    # What else is in tokenizer.json, and in tokenizer_config.json: it is carried along.
+    # The rest of tokenizer.json, and tokenizer_config.json: they are carried along.
     content: dict
     config: dict
-    # Does transformers put BOS before a text? And is a space put there, as by SentencePiece?
-    adds_bos: bool = True
+    # Is a space put before a text, as by SentencePiece?
     adds_space = False
 
     def __post_init__(self):
         self.bos = self.controls.get(self.config.get("bos_token"))
         self.eos = self.controls.get(self.config.get("eos_token"))
-        # What stands under each id: bytes, the text of a control token, or nothing.
+        # The entry of each id: a token's bytes, a control token's text, or None for a gap.
         self.size = 1 + max([*self.ranks.values(), *self.controls.values()])
         self.entries = [None] * self.size
         for entry, i in [*self.ranks.items(), *self.controls.items()]:
             self.entries[i] = entry
-        # Chunks repeat: the latest are remembered.
+        # Chunks repeat: remember the most recent ones.
         self.ids_of_chunk = lru_cache(CACHED_CHUNKS)(self.ids_of_chunk)
 
     def encode(
@@ -206,21 +268,28 @@ class ByteLevel:
     ) -> list:
         """Token ids of a text, or a list of them for a list of texts.
 
-        bos, eos: put these around each text. workers: threads for a list, -1 for one per core;
-        only tiktoken has them."""
+        bos, eos: put these around each text; UserError if the vocabulary has none. workers: threads
+        for a list, -1 for one per core; only tiktoken has them."""
         if isinstance(text, str):
             return self.encode([text], bos=bos, eos=eos, workers=1)[0]
-        if tiktoken:
+        first = [self.bos] if bos else []
+        last = [self.eos] if eos else []
+        if None in first + last:
+            raise cli.UserError(
+                "the tokenizer has no BOS, or no EOS: name them in its tokenizer_config.json, as "
+                "bos_token and eos_token; they must be control tokens of tokenizer.json")
+
+        # A lone surrogate is no text: encode() raises an error, whoever does the rest.
+        longest = max([len(one.encode()) for one in text], default=0)
+        if tiktoken and longest < SAFE_LENGTH:
             threads = workers if workers > 0 else os.cpu_count()
             rows = self.tiktoken.encode_ordinary_batch(text, num_threads=threads)
         else:
             rows = [self.encode_chunks(one) for one in text]
-        first = [self.bos] if bos else []
-        last = [self.eos] if eos else []
         return [[*first, *row, *last] for row in rows]
 
     def encode_chunks(self, text: str) -> list[int]:
-        """Token ids of a text: the definition, which tiktoken does faster."""
+        """Token ids of a text: the definition. tiktoken computes the same, faster."""
         ids = []
         for chunk in self.chunks(text):
             ids += self.ids_of_chunk(chunk)
@@ -246,36 +315,37 @@ class ByteLevel:
         )
 
     def decode(self, ids: list) -> str | list[str]:
-        """The text of token ids, or a list of texts for a list of lists. Control tokens have none;
-        bytes that are no UTF-8 become U+FFFD."""
+        """The text of token ids, or a list of texts for a list of lists. Control tokens add
+        nothing; bytes that are not valid UTF-8 become U+FFFD."""
         if ids and isinstance(ids[0], list):
             return [self.decode(row) for row in ids]
         return b"".join(map(self.bytes_of, ids)).decode(errors="replace")
 
     def bytes_of(self, i: int) -> bytes:
-        """What token i adds to a text; nothing, if it is a control token."""
+        """The bytes that token i adds to a text; none, if it is a control token."""
         entry = self.entries[i]
         if isinstance(entry, bytes):
             return entry
         return b""
 
     def split(self, piece: bytes) -> list[int]:
-        """The tokens of a piece of a word. It is joined from its bytes, even if it is a token: what
-        is looked up is whole chunks, and this is part of one."""
+        """The ids of part of a word. Only whole chunks are looked up, so even a token is joined
+        from its bytes here; a token that comes apart is unreachable inside a word."""
         return [self.ranks[token] for token in join(single_bytes(piece), self.ranks)]
 
     @cached_property
     def sha256(self) -> str:
-        """A hash of all that decides the ids of a text, in whichever file it stands."""
+        """A hash of everything that decides the ids of a text: equal for both kinds of files."""
         known = (self.pattern, self.bos, self.eos, self.entries)
         return hashlib.sha256(repr(known).encode()).hexdigest()
 
     def extended(self, tokens: list[bytes]) -> "ByteLevel":
-        """This vocabulary and more tokens, in the order in which they were learned. Their ids come
-        after those of the control tokens. UserError if they were learned on another base."""
+        """This vocabulary with more tokens, in the order in which they were learned. Their ids
+        follow the control tokens'. UserError if they were learned on another base."""
         ranks = dict(self.ranks)
         for i, token in enumerate(tokens, start=self.size):
-            # A token that is no pair of two others is there already, or could not be made.
+            # What `learn` learned on this base is two of its tokens, joined. One part would mean
+            # that the token is known already, three that nothing would ever make it.
             if len(join(single_bytes(token), ranks)) != 2:
                 raise cli.UserError(
                     f"{token.decode(errors='backslashreplace')!r} is not a pair of two tokens: it "

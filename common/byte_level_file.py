@@ -1,9 +1,9 @@
 """The two kinds of files that hold a byte-level vocabulary: tiktoken's, and tokenizer.json.
 
-- tiktoken's has a line for each token, with its bytes in base64 and its rank. It says neither how
-  a text is split nor what the control tokens are; those of Llama 3 are below.
-- tokenizer.json, which transformers reads, says it all. But it has a list of merges in the place of
-  ranks, each a pair of tokens. `merges_of` writes the ranks as such a list.
+- tiktoken's file has one line per token: its bytes in base64, and its rank. How a text is split and
+  what the control tokens are is not in it; for Llama 3 both are below.
+- tokenizer.json, which transformers reads, has all of that. But instead of ranks it has a list of
+  merges, pairs of tokens, best first. `merges_of` writes ranks as such a list.
 
 The format: https://huggingface.co/docs/tokenizers.
 """
@@ -15,8 +15,8 @@ import regex
 from common import cli, tokenizer_json
 from common.byte_level import ByteLevel
 
-# Llama 3's tiktoken file is known by its number of tokens. How a text is split, and which control
-# tokens follow, is from Meta's documentation of Llama 3.1; 3, 3.2 and 3.3 differ in names only.
+# Llama 3's tiktoken file is recognised by its number of tokens. The regular expression and the
+# control tokens are from Meta's documentation of Llama 3.1; 3, 3.2 and 3.3 differ in names only.
 LLAMA3_RANKS = 128_000
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"     # what follows an apostrophe in English
@@ -34,9 +34,8 @@ LLAMA3_CONTROLS = (
     *(f"<|reserved_special_token_{i}|>" for i in range(3, 248)),
 )
 
-# Where a document of Llama 3 begins and ends, in the words of tokenizer_config.json.
+# BOS and EOS of Llama 3, as tokenizer_config.json names them.
 LLAMA3_CONFIG = {
-    "tokenizer_class": "PreTrainedTokenizerFast",
     "clean_up_tokenization_spaces": False,
     "bos_token": "<|begin_of_text|>",
     "eos_token": "<|end_of_text|>",
@@ -45,21 +44,25 @@ LLAMA3_CONFIG = {
 # A line of tiktoken's file.
 TIKTOKEN = regex.compile(rb"[\w+/]+=* \d+\r?\n")
 
-# Text in which a regular expression must find everything: letters, and what is none.
-PROBE = "It's  2,024 e\u0301 — 한국ㅋ😀\x00\t\r\n \n"
+# Text in which a regular expression must find everything: a character of every kind, and spaces.
+PROBE = (
+    "It's  2,024 e\u0301 — 한국ㅋ😀\x00\t\r\n \n"
+    "Aǅʰः⃝Ⅷ²_-()«»!+$^©\xa0\u2028\u2029\x85\xad\ue000\u0378"
+)
 
-# What is a word, and no control token such as <tool_call>.
-WORD = regex.compile(r"[\w\s]+")
+# A control token, as <s>, <|eot_id|>, <tool_call> or [INST].
+CONTROL = regex.compile(r"[<\[].+[>\]]")
 
 # The end of every refusal.
 INSTEAD = "take a tokenizer.json of Llama 3's family, or SentencePiece's tokenizer.model"
 
 # ---- tokenizer.json ------------------------------------------------------------------------------
-# A token is written as text with a letter for each byte, so that it can stand in JSON.
+# JSON holds text, not bytes. So a token is spelled with one letter for each of its bytes.
 
 
 def byte_letters() -> dict[int, str]:
-    """GPT-2's letter for each byte: its own in Latin-1, if that is visible; or one from U+0100 on.
+    """GPT-2's letter for each byte: that of Latin-1 if it is visible, otherwise the next one from
+    U+0100 on.
 
     >>> letters = byte_letters()
     >>> letters[ord("A")], letters[ord(" ")], letters[0xEA]
@@ -73,8 +76,17 @@ def byte_letters() -> dict[int, str]:
     return letters
 
 
+# The step that puts these letters in the place of bytes, and as a decoder the bytes back. A decoder
+# reads none of its settings, but `tokenizers` refuses a file in which they are missing.
+BYTE_LETTERS = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": False,
+}
+
 LETTER_OF_BYTE = byte_letters()
-BYTE_OF_LETTER = {ord(letter): byte for byte, letter in LETTER_OF_BYTE.items()}
+BYTE_OF_LETTER = {letter: byte for byte, letter in LETTER_OF_BYTE.items()}
 
 
 def spelled(token: bytes) -> str:
@@ -87,20 +99,24 @@ def spelled(token: bytes) -> str:
 
 
 def unspelled(text: str) -> bytes:
-    """The inverse of `spelled`. ValueError if the text spells no bytes."""
-    return text.translate(BYTE_OF_LETTER).encode("latin-1")
+    """The inverse of `spelled`. KeyError if the text spells no bytes."""
+    return bytes([BYTE_OF_LETTER[letter] for letter in text])
 
 
 def merges_of(ranks: dict[bytes, int]) -> list[str]:
     """The ranks as a list of merges, best first: how tokenizer.json describes a BPE.
 
-    `join` joins any two neighbours that make a token. So each cut of a token into two tokens is a
-    merge, and they come in the order of the token that they make. A list of only the merges that
-    were once learned would differ from the ranks, where a token is made in another way.
+    `join` joins any two neighbours that make a token. So every cut of a token into two tokens is a
+    merge, in the order of the tokens that they make:
 
     >>> merges_of({b"l": 0, b"o": 1, b"w": 2, b"ow": 3, b"lo": 4, b"low": 5})
     ['o w', 'l o', 'l ow', 'lo w']
+
+    One merge per token would not do. Of the tokens bc, ab, cd and abcd, in this order, the last is
+    never joined (see byte_level.segment), so its only cut is ab + cd. Append bcd, and a + bcd makes
+    it: a new token has given an old one another cut.
     """
+    names = {token: spelled(token) for token in ranks}
     merges = []
     for token in sorted(ranks, key=ranks.get):
         cuts = []
@@ -110,82 +126,83 @@ def merges_of(ranks: dict[bytes, int]) -> list[str]:
             if left in ranks and right in ranks:
                 cuts.append((ranks[left], ranks[right], left, right))
         for _, _, left, right in sorted(cuts):
-            merges.append(f"{spelled(left)} {spelled(right)}")
+            merges.append(f"{names[left]} {names[right]}")
     return merges
 
 
-def pre_tokenizer(pattern: str) -> dict:
-    """Split a text by a regular expression; spell the bytes of what it matches."""
+def pre_tokenizer(pattern: str, trim_offsets: bool = True) -> dict:
+    """Split a text by a regular expression; spell the bytes of what it matches.
+
+    trim_offsets is about places in the text, and changes no token."""
     split = {"pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    spell = {"add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    spell = {**BYTE_LETTERS, "trim_offsets": trim_offsets}
     return {
         "type": "Sequence",
-        "pretokenizers": [{"type": "Split", **split}, {"type": "ByteLevel", **spell}],
+        "pretokenizers": [{"type": "Split", **split}, spell],
     }
 
 
 def pattern_of(content: dict) -> str | None:
     """The regular expression in a tokenizer.json; None if a text is split in another way."""
     found = content.get("pre_tokenizer") or {}
-    try:
-        split, spell = found["pretokenizers"]
-        pattern = split["pattern"]["Regex"]
-    except (KeyError, TypeError, ValueError):
-        return None
-    spell["trim_offsets"] = True  # these are of places in a text, and change no token
-    if found != pre_tokenizer(pattern):
-        return None
-    return pattern
+    steps = found.get("pretokenizers") or [{}]
+    pattern = steps[0].get("pattern", {}).get("Regex")
+    if found in (pre_tokenizer(pattern, True), pre_tokenizer(pattern, False)):
+        return pattern
+    return None
 
 
 def unsupported(content: dict) -> str | None:
-    """What `ByteLevel` would compute wrongly, None if nothing."""
+    """Why `ByteLevel` would encode differently from this tokenizer.json; None if it would not."""
     pattern = pattern_of(content)
-    if content["model"]["type"] != "BPE" or pattern is None:
+    model = content["model"]
+    if model["type"] != "BPE" or pattern is None:
         return "it is no BPE over the bytes of what one regular expression matches"
     if content.get("normalizer"):
         return "it has a normalizer"
-    if "".join(regex.findall(pattern, PROBE)) != PROBE:
+    # {1,3}+ is three at most to some libraries, and any number to others.
+    if regex.search(r"\d}\+", pattern) or regex.compile(pattern).groups:
+        return f"its regular expression may be read in two ways: {pattern!r}"
+    matches = regex.findall(pattern, PROBE)
+    if "" in matches or "".join(matches) != PROBE:
         return "its regular expression loses some of a text"
     # Words of add_tokens are cut out of a text before anything is joined.
     for token in content["added_tokens"]:
-        if not token["special"] and WORD.fullmatch(token["content"]):
+        if not CONTROL.fullmatch(token["content"]):
             return f"add_tokens has put words beside its BPE, {token['content']!r} among them"
-    if not content["model"].get("ignore_merges"):
+    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(option):
+            return f"its BPE has a {option}"
+    if not model.get("ignore_merges"):
         return "ignore_merges is not set, so chunks that are tokens would not be looked up"
     return None
 
 
 def are_ranks(merges: list, ranks: dict[bytes, int]) -> bool:
     """Do these merges say what the ranks say?"""
-    as_text = []
+    given = []
     for merge in merges:
         # Newer files have a list of two, in the place of two with a space between them.
         if isinstance(merge, list):
             merge = " ".join(merge)
-        as_text.append(merge)
-    return as_text == merges_of(ranks)
-
-
-def puts_bos(content: dict, bos: str | None) -> bool:
-    """Does transformers put BOS before a text?"""
-    found = content.get("post_processor") or {}
-    for step in found.get("processors", [found]):
-        if {"SpecialToken": {"id": bos, "type_id": 0}} in step.get("single", []):
-            return True
-    return False
+        given.append(merge)
+    if set(given) != set(merges_of(ranks)):
+        return False
+    # The order is that of the tokens they make; between the cuts of one token it may be any.
+    made = [ranks[unspelled(merge.replace(" ", ""))] for merge in given]
+    return made == sorted(made)
 
 
 # ---- Files ---------------------------------------------------------------------------------------
 
 
 def vocabulary_file(path: str | Path) -> Path | None:
-    """The file that a path stands for, if the vocabulary is byte-level: a tokenizer.json, a file of
-    tiktoken, or the one in a model directory. None if it is SentencePiece's, or none."""
+    """The file with a path's byte-level vocabulary: the path itself, if it is a tokenizer.json or a
+    tiktoken file, or the one in a model directory. None if there is none, as for SentencePiece."""
     path = Path(path)
     if path.is_dir():
         model_file = path / "tokenizer.model"
-        # A tokenizer.json beside SentencePiece's file says the same in other words.
+        # A tokenizer.json beside SentencePiece's file describes the same vocabulary.
         if model_file.is_file() and not is_tiktoken(model_file):
             return None
         if (path / "tokenizer.json").is_file():
@@ -197,7 +214,7 @@ def vocabulary_file(path: str | Path) -> Path | None:
 
 
 def is_tiktoken(file: Path) -> bool:
-    """Is it a file of ranks, by its first line?"""
+    """Does the file begin with a line of tiktoken's format?"""
     with open(file, "rb") as opened:
         return bool(TIKTOKEN.match(opened.read(1000)))
 
@@ -206,20 +223,23 @@ def read(file: Path) -> ByteLevel:
     """Read what `vocabulary_file` found, and the tokenizer_config.json beside it.
 
     UserError if the file is damaged, or says what would be computed wrongly here."""
-    config = {}
-    if (file.parent / "tokenizer_config.json").is_file():
-        config = cli.read_json(file.parent / "tokenizer_config.json")
-    # The text of a token; in older files in a dictionary, with how it is found in a text.
+    # Older directories name BOS and EOS in a file of their own.
+    named = read_beside(file, "special_tokens_map.json")
+    config = read_beside(file, "tokenizer_config.json")
     for name in ("bos_token", "eos_token"):
-        if isinstance(config.get(name), dict):
-            config[name] = config[name]["content"]
+        token = config.get(name) or named.get(name)
+        # Older files have a dictionary, with how the token is found in a text.
+        if isinstance(token, dict):
+            token = token["content"]
+        if token:
+            config[name] = token
 
     if file.suffix != ".json":
         ranks = read_ranks(file)
-        if len(ranks) != LLAMA3_RANKS:
+        if sorted(ranks.values()) != list(range(LLAMA3_RANKS)):
             raise cli.UserError(
-                f"{file} has {len(ranks)} tokens, not Llama 3's {LLAMA3_RANKS}; how its text is "
-                f"split, and its control tokens, stand in a tokenizer.json: give that")
+                f"{file} has {len(ranks)} tokens, and they are not Llama 3's {LLAMA3_RANKS}; how "
+                f"its text is split, and its control tokens, stand in a tokenizer.json: give that")
         return llama3(ranks, config)
 
     content = cli.read_json(file)
@@ -228,29 +248,48 @@ def read(file: Path) -> ByteLevel:
         if not problem:
             controls = {token["content"]: token["id"] for token in content["added_tokens"]}
             ranks = read_vocabulary(content["model"]["vocab"], controls)
-            # GPT-2's and SmolLM's merges are those that were learned, one for each token.
+            # GPT-2 and SmolLM list one merge per token: these are not ranks, but another BPE.
             if not are_ranks(content["model"]["merges"], ranks):
                 problem = "its merges are not the ranks of its tokens, as Llama 3's are"
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            # `save` writes these two from the ranks; they take more memory than all else.
+            del content["model"]["vocab"], content["model"]["merges"]
+    except (LookupError, TypeError, ValueError, AttributeError, regex.error) as error:
         problem = f"it is no tokenizer.json of transformers, or a damaged one ({error!r})"
     if problem:
         raise cli.UserError(f"{file} cannot be used: {problem}; {INSTEAD}")
 
-    adds_bos = puts_bos(content, config.get("bos_token"))
-    return ByteLevel(ranks, controls, pattern_of(content), content, config, adds_bos)
+    return ByteLevel(ranks, controls, pattern_of(content), content, config)
+
+
+def read_beside(file: Path, name: str) -> dict:
+    """The JSON file of that name in the same folder; nothing, if there is none."""
+    beside = file.parent / name
+    if beside.is_file():
+        return cli.read_json(beside)
+    return {}
 
 
 def read_vocabulary(vocabulary: dict[str, int], controls: dict[str, int]) -> dict[bytes, int]:
-    """The ranks in a tokenizer.json: its vocabulary, less the control tokens that are in it."""
-    ranks = {}
-    for text, i in vocabulary.items():
-        if text not in controls:
-            ranks[unspelled(text)] = i
+    """The ranks in a tokenizer.json: its vocabulary without the control tokens.
+
+    ValueError if a token has no id of its own, or one that transformers would replace."""
+    ranks = {unspelled(text): i for text, i in vocabulary.items() if text not in controls}
+    if len({*ranks.values(), *controls.values()}) < len(ranks) + len(controls):
+        raise ValueError("two tokens have the same id")
+    if any(vocabulary.get(text, i) != i for text, i in controls.items()):
+        raise ValueError("a control token has two ids")
+    # transformers numbers control tokens that are not in the vocabulary after its size.
+    others = [i for text, i in controls.items() if text not in vocabulary]
+    if others != list(range(len(vocabulary), len(vocabulary) + len(others))):
+        raise ValueError("control tokens are neither in the vocabulary nor numbered after it")
+    # Without its bytes a vocabulary could not spell every text.
+    if not all(bytes([byte]) in ranks for byte in range(256)):
+        raise ValueError("a byte has no token")
     return ranks
 
 
 def llama3(ranks: dict[bytes, int], config: dict) -> ByteLevel:
-    """Llama 3's tokenizer, of which a tiktoken file has only the ranks."""
+    """Llama 3's tokenizer from its ranks, which are all that a tiktoken file has."""
     controls = {text: len(ranks) + i for i, text in enumerate(LLAMA3_CONTROLS)}
     config = {**LLAMA3_CONFIG, **config}
     bos = config["bos_token"]
@@ -260,7 +299,7 @@ def llama3(ranks: dict[bytes, int], config: dict) -> ByteLevel:
         "normalizer": None,
         "pre_tokenizer": pre_tokenizer(LLAMA3_PATTERN),
         "post_processor": tokenizer_json.post_processor(bos, controls[bos]),
-        "decoder": {"type": "ByteLevel"},
+        "decoder": dict(BYTE_LETTERS),
         "model": {"type": "BPE"},
     }
     return ByteLevel(ranks, controls, LLAMA3_PATTERN, content, config)
@@ -268,7 +307,7 @@ def llama3(ranks: dict[bytes, int], config: dict) -> ByteLevel:
 
 def save(vocabulary: ByteLevel, folder: Path, chat_template: str = "") -> None:
     """Write tokenizer.json and tokenizer_config.json into a folder."""
-    # A control token must be in the vocabulary, too, or transformers would give it another id.
+    # Control tokens must be in the vocabulary too, or transformers would renumber them.
     ids = {}
     for i, entry in enumerate(vocabulary.entries):
         if isinstance(entry, bytes):
@@ -283,7 +322,8 @@ def save(vocabulary: ByteLevel, folder: Path, chat_template: str = "") -> None:
     }
     cli.write_json(folder / "tokenizer.json", {**vocabulary.content, "model": model})
 
-    config = dict(vocabulary.config)
+    # The class that takes tokenizer.json as it is, in every version of transformers.
+    config = {**vocabulary.config, "tokenizer_class": "PreTrainedTokenizerFast"}
     if chat_template:
         config["chat_template"] = chat_template
     cli.write_json(folder / "tokenizer_config.json", config)
@@ -293,7 +333,7 @@ def save(vocabulary: ByteLevel, folder: Path, chat_template: str = "") -> None:
 
 
 def read_ranks(file: str | Path) -> dict[bytes, int]:
-    """The tokens of a tiktoken file and their ranks. UserError if it is none."""
+    """The tokens of a tiktoken file and their ranks. UserError if it is not one."""
     try:
         lines = Path(file).read_bytes().splitlines()
     except OSError as error:
@@ -311,7 +351,7 @@ def read_ranks(file: str | Path) -> dict[bytes, int]:
 
 
 def write_ranks(tokens: list[bytes], first: int, file: str | Path) -> None:
-    """Write tokens as a tiktoken file; `first` is the rank of the first."""
+    """Write tokens as a tiktoken file, with ranks that count up from `first`."""
     lines = []
     for rank, token in enumerate(tokens, start=first):
         lines.append(base64.b64encode(token) + f" {rank}\n".encode())

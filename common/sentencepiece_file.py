@@ -85,9 +85,7 @@ class Model:
     raw: bytes  # the file
     pieces: list[Piece]  # in the order of their ids
     sp: sentencepiece.SentencePieceProcessor
-    # Does transformers put BOS before a text? And is a space put there, as byte-level BPE never
-    # does?
-    adds_bos = True
+    # Is a space put before a text? (Byte-level BPE puts none there.)
     adds_space = True
 
     @property

@@ -121,6 +121,15 @@ def post_processor(bos: str, bos_id: int) -> dict:
     }
 
 
+def puts_bos(content: dict) -> bool:
+    """Does transformers put BOS before a text?"""
+    found = content.get("post_processor") or {}
+    for step in found.get("processors", [found]):
+        if "single" in step and "SpecialToken" in step["single"][0]:
+            return True
+    return False
+
+
 def decoder(prefix: bool) -> dict:
     """▁ to spaces, bytes to characters, and the pieces to one string; less the prefix's space."""
     steps = [
