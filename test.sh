@@ -19,7 +19,8 @@ export OMP_NUM_THREADS=1
 # Files whose tests start many programs take half of the time. Every other file, a new one too, is in
 # the other half.
 programs="tests/test_gpu.py tests/test_parallel.py tests/test_exercises.py tests/test_speedrun.py
-    tests/test_signals.py tests/test_export.py tests/test_document_mask.py tests/test_eval_bits.py"
+    tests/test_signals.py tests/test_export.py tests/test_document_mask.py tests/test_eval_bits.py
+    tests/test_llama3.py"
 ignored=$(for file in $programs; do echo "--ignore=$file"; done)
 
 # With -m a job in the background has a process group of its own, and is not deaf to SIGINT, which its

@@ -17,7 +17,7 @@ os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 import data  # noqa: E402
 import model  # noqa: E402
 import tokenizer  # noqa: E402
-from common import cli  # noqa: E402
+from common import byte_level, cli  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 # Tiny tensors: threads cost more than they bring, and one thread is always reproducible.
@@ -122,6 +122,23 @@ def world(tmp_path_factory):
                    "--tokenizer", str(root / "base.model"),
                    "--out", str(root / "shards" / language), "--val_fraction", "0.05"])
     return root
+
+
+@pytest.fixture(scope="session")
+def llama3(tmp_path_factory):
+    """Folder with toy/{ko,en,kobest}, base/ (of Llama 3's kind), korean.tiktoken, merged/, grown/ and
+    shards/{ko,en}: see llama3_world.make."""
+    import llama3_world  # it imports this file
+    return llama3_world.make(tmp_path_factory.mktemp("llama3"))
+
+
+@pytest.fixture(params=["tiktoken", "definition"])
+def engine(request, monkeypatch):
+    """Twice, if tiktoken is installed: with it and without it."""
+    if request.param == "tiktoken":
+        pytest.importorskip("tiktoken")
+    else:
+        monkeypatch.setattr(byte_level, "tiktoken", None)
 
 
 @pytest.fixture

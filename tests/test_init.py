@@ -170,6 +170,18 @@ def test_the_written_folder_is_a_model(base, tmp_path):
     assert torch.equal(before(tokens), after(tokens)[..., :900])
 
 
+def test_generate_knows_where_a_text_ends(base, tmp_path):
+    """Even if the base has no generation_config.json: then transformers asks config.json."""
+    shutil.copytree(base, tmp_path / "base")
+    (tmp_path / "base/model/generation_config.json").unlink()
+    config_file = tmp_path / "base/model/config.json"
+    config = json.loads(config_file.read_text())
+    config_file.write_text(json.dumps({**config, "eos_token_id": [2, 7]}))
+    grow(tmp_path / "base", "model", tmp_path / "out", "mean")
+    generation = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert generation["eos_token_id"] == [2, 7]
+
+
 def test_padding_can_never_be_likely_or_sampled(base, tmp_path):
     grow(base, "model", tmp_path / "out", "random", "--pad_to", "2000")
     llama = model.load(tmp_path / "out")
