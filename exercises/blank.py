@@ -42,7 +42,13 @@ WEEKS: dict[int, dict[str, dict[str, str]]] = {  # {week: {file: {function or Cl
             "hangul_counts": "count the Hangul runs, each with the space before it",
             "truncated": "drop the last merges, keep the characters",
             "merge": "append the new Hangul pieces with scores that continue below the base's lowest rank",
-            "ranked_merges": "every split of every piece into two pieces, best score first"}},
+            "ranked_merges": "every split of every piece into two pieces, best score first"},
+        "common/byte_level.py": {  # the second sheet, week2b.md
+            "join": "join the pair whose token has the lowest rank, leftmost first, until no two make a token",
+            "segment": "a chunk that is a token is that token; else join its bytes",
+            "learn": "count the tokens that neighbours would make, take the most frequent, join; again, `size` times"},
+        "common/byte_level_file.py": {
+            "merges_of": "every cut of every token into two tokens, in the order of the token that is made"}},
     3: {"init.py": {
             "growth": "how many rows, and for each new piece the base's ids of its spelling, without a ▁ put before it",
             "new_rows": "the new rows of one table by the method's rule; padding is the mean of the base's rows",

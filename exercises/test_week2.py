@@ -1,13 +1,19 @@
-"""Week 2, the tokenizer: see week2.md.  python -m pytest exercises/test_week2.py"""
+"""Week 2, the tokenizer: see week2.md, and week2b.md from part 5 on (`-k ranks` runs those).
+
+    python -m pytest exercises/test_week2.py
+"""
 import io
 import random
+from collections import Counter
+from functools import cache
 from itertools import pairwise
 
 import pytest
+import regex
 import sentencepiece
 
 import tokenizer
-from common import cli
+from common import byte_level, byte_level_file, cli
 from common import sentencepiece_file as files
 from common.sentencepiece_file import CONTROL, NORMAL, UNKNOWN, Model, Piece, field
 from toy import world as toy
@@ -253,3 +259,156 @@ def test_applied_the_list_segments_every_word_as_sentencepiece_does(korean):
         if known.issuperset(f"▁{word}"):
             expected = korean.sp.encode(f" {word}", out_type=str)
             assert apply(merges, f"▁{word}") == expected
+
+
+# ---- 5. join: ranks in the place of scores (week2b.md) -------------------------------------------
+
+
+def ranks_of(*tokens: str) -> dict[bytes, int]:
+    """A vocabulary made by hand: tokens by rank."""
+    return {token.encode(): rank for rank, token in enumerate(tokens)}
+
+
+def joined(text: str, ranks: dict[bytes, int]) -> list[str]:
+    """What `join` makes of the bytes of a text."""
+    found = byte_level.join(byte_level.single_bytes(text.encode()), ranks)
+    return [token.decode() for token in found]
+
+
+def anything(token: bytes) -> bool:
+    return True
+
+
+# abcd is a token that its own bytes never become: bc is joined first.
+LOST = ranks_of("a", "b", "c", "d", "e", "bc", "ab", "cd", "abcd")
+
+
+def test_ranks_the_lowest_goes_first_and_of_equals_the_leftmost():
+    assert joined("lower", ranks_of("er", "lo", "low", "we")) == ["low", "er"]
+    assert joined("lower", ranks_of("we", "lo", "low", "er")) == ["lo", "we", "r"]
+    assert joined("aaaaa", ranks_of("aa")) == ["aa", "aa", "a"]
+    assert joined("aaaaa", ranks_of("aa", "aaa")) == ["aa", "aaa"]
+
+
+def test_ranks_join_goes_on_from_what_is_joined_already():
+    parts = [b"lo", b"w", b"er"]
+    assert byte_level.join(parts, ranks_of("low", "lower")) == [b"lower"]
+    assert parts == [b"lo", b"w", b"er"]
+    assert byte_level.join([], LOST) == []
+
+
+def test_ranks_are_scores():
+    """Rank r is a score of -r: SentencePiece's rule says the same."""
+    rng = random.Random(2)
+    for _ in range(200):
+        tokens = {"".join(rng.choices("abc", k=rng.randint(2, 4))) for _ in range(12)}
+        ranks = ranks_of(*sorted(tokens, key=lambda token: rng.random()))
+        scores = {token.decode(): -rank for token, rank in ranks.items()}
+        text = "".join(rng.choices("abc", k=12))
+        assert joined(text, ranks) == tokenizer.segment(text, scores)
+
+
+# ---- 6. segment ----------------------------------------------------------------------------------
+
+
+def test_ranks_a_chunk_that_is_a_token_is_looked_up():
+    assert joined("abcd", LOST) == ["a", "bc", "d"]
+    assert byte_level.segment(b"abcd", LOST) == [b"abcd"]
+    assert byte_level.segment(b"abcde", LOST) == [b"a", b"bc", b"d", b"e"]
+
+
+# ---- 7. learn ------------------------------------------------------------------------------------
+
+
+def test_ranks_learn_by_hand():
+    ranks = ranks_of("l", "o", "w", " ", "lo")
+    counts = {"low": 5, " low": 3, "wow": 4}
+    assert byte_level.learn(counts, ranks, 2, anything) == [b"low", b"ow"]
+    assert byte_level.learn(counts, ranks, 9, bytes.isalpha) == [b"low", b"ow", b"wow"]
+    assert len(ranks) == 5  # the base's own stays as it is
+
+
+def test_ranks_of_equally_frequent_tokens_the_first_by_its_bytes_is_learned():
+    ranks = ranks_of("a", "b", "c", "d")
+    assert byte_level.learn({"cd": 2, "ab": 2, "bc": 1}, ranks, 2, anything) == [b"ab", b"cd"]
+
+
+def test_ranks_a_new_token_lets_the_base_join_again():
+    """abc is learned; then the base has a use for its abcd, which it could not make before."""
+    assert byte_level.learn({"abcde": 3}, LOST, 2, anything) == [b"abc", b"abcde"]
+
+
+@cache
+def byte_base() -> byte_level.ByteLevel:
+    """A base of 300 tokens beside the bytes, learned from English; with Llama 3's way to split a
+    text, and a little Korean, as Llama 3 has."""
+    counts = Counter()
+    for text in prose(1) + prose(0, 8):
+        counts.update(regex.findall(byte_level_file.LLAMA3_PATTERN, text))
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    for token in byte_level.learn(counts, dict(ranks), 300, anything):
+        ranks[token] = len(ranks)
+    return byte_level_file.llama3(ranks, {})
+
+
+@cache
+def grown_base() -> byte_level.ByteLevel:
+    """The same with 300 tokens of Hangul."""
+    base = byte_base()
+    counts = tokenizer.chunk_counts(base, prose(0))
+    tokens = byte_level.learn(counts, base.ranks, 300, tokenizer.is_hangul_token)
+    return base.extended(tokens)
+
+
+def held_out(language: int) -> list[str]:
+    teller = toy.Teller("week 2, held out", language)
+    return [teller.document() for _ in range(40)]
+
+
+def test_ranks_every_new_token_is_its_own():
+    new = list(grown_base().ranks)[-300:]
+    assert all(map(tokenizer.is_hangul_token, new))
+    assert not tokenizer.unreachable(grown_base(), byte_base().size)
+
+
+def test_ranks_save_tokens_and_no_document_gets_longer():
+    before = [len(byte_base().encode_chunks(text)) for text in held_out(0)]
+    after = [len(grown_base().encode_chunks(text)) for text in held_out(0)]
+    assert all(now <= old for now, old in zip(after, before, strict=True))
+    assert 0.35 < sum(after) / sum(before) < 0.50
+
+
+def test_ranks_text_without_hangul_cannot_change():
+    """English, and every character of the Basic Multilingual Plane that is not Hangul."""
+    others = [chr(code) for code in range(0x10000) if not 0xD800 <= code < 0xE000]
+    others = [one for one in others if not tokenizer.HANGUL_LETTER.search(one)]
+    for text in [*held_out(1), *others]:
+        assert grown_base().encode_chunks(text) == byte_base().encode_chunks(text), repr(text)
+
+
+# ---- 8. merges_of --------------------------------------------------------------------------------
+
+
+def test_ranks_every_cut_of_a_token_is_a_merge():
+    ranks = ranks_of("l", "o", "w", "ow", "lo", "low", " ", " l", " lo")
+    assert byte_level_file.merges_of(ranks) == ["o w", "l o", "l ow", "lo w", "Ġ l", "Ġ lo", "Ġl o"]
+
+
+def applied(ranks: dict[bytes, int], chunk: str) -> list[str]:
+    """What transformers makes of a chunk with these merges: letters in the place of bytes."""
+    merges = [tuple(merge.split(" ")) for merge in byte_level_file.merges_of(ranks)]
+    return apply(merges, byte_level_file.spelled(chunk.encode()))
+
+
+def test_ranks_a_cut_that_was_never_learned_is_needed():
+    """With bcd the base's own abcd can be joined at last: as a + bcd, which no training saw."""
+    ranks = {**LOST, b"bcd": 9}
+    assert joined("abcde", ranks) == ["abcd", "e"]
+    assert applied(ranks, "abcde") == ["abcd", "e"]
+
+
+def test_ranks_and_their_merges_say_the_same():
+    chunks = sorted(set(byte_base().chunks("\n".join(held_out(0)[:5] + held_out(1)[:5]))))
+    for chunk in chunks:
+        tokens = byte_level.join(byte_level.single_bytes(chunk.encode()), grown_base().ranks)
+        assert applied(grown_base().ranks, chunk) == [byte_level_file.spelled(one) for one in tokens]
