@@ -5,7 +5,7 @@ How they have to be written, so that this can be checked:
 
 - Commands stand in ```bash blocks, or indented and beginning with python, bash or torchrun; one a line, or with \\ at
   its end. What follows a # is a comment.
-- A word in capitals stands for something of the reader's. BASE is an English model directory, kobest (or KOBEST) the
+- A word in capitals stands for something of the reader's. BASE is an English model directory, LLAMA one of Llama 3, kobest (or KOBEST) the
   folder of KoBEST. A command with ... in it is a part of one: only its flags are looked at.
 - Documents that an --input names with a suffix or a / at the end are the reader's, and made here: Korean ones, or
   English if --lang or the name says so. Any other path is what an earlier command wrote; if there is none, or the
@@ -16,6 +16,7 @@ import importlib
 import random
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -115,7 +116,7 @@ def make(path: Path, folder: bool, language: str, encoding: str) -> None:
         write_jsonl(path, some)
 
 
-def test_commands_run_in_order(world, tmp_path, monkeypatch, capsys):
+def test_commands_run_in_order(world, llama3, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     toy.main(["--out", "toy", "--documents", "400"])
     Path("kobest").symlink_to("toy/kobest")
@@ -123,6 +124,7 @@ def test_commands_run_in_order(world, tmp_path, monkeypatch, capsys):
     Path("BASE").mkdir()
     model.save(model.Llama(tiny_config(vocab_size=400, max_position_embeddings=256)), "BASE")
     tokenizer.save(world / "base.model", "BASE")
+    shutil.copytree(llama3 / "base", "LLAMA")
     ran = set()
     for words in commands("README.md"):
         if not words[0].startswith("python") or not split(words):
@@ -137,6 +139,7 @@ def test_commands_run_in_order(world, tmp_path, monkeypatch, capsys):
         if not missing(args) and not Path(str(getattr(args, "out", None))).exists():
             importlib.import_module(module).main(argv)
             ran.add(name if argv[0].startswith("-") else f"{name} {argv[0]}")
+    assert Path("run3/model/tokenizer.json").exists(), "README's commands for Llama 3 did not run"
     assert ran >= {"data clean", "data pack", "tokenizer train", "tokenizer merge", "tokenizer report", "init", "train",
                    "eval_bits", "eval_kobest", "sample"}, "README has no whole chain of commands from documents to a score"
 
