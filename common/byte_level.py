@@ -75,44 +75,39 @@ def join(parts: Iterable[bytes], ranks: dict[bytes, int]) -> list[bytes]:
     return parts
 
 
-def join_long(parts: Iterable[bytes], ranks: dict[bytes, int]) -> list[bytes]:
+def join_long(chunk: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     """`join` for chunks of which it would take minutes to look at all pairs before each join, such
     as 100,000 letters without a space. The lowest rank is at the top of a heap here.
 
-    >>> join_long([b"l", b"o", b"w", b"e", b"r"], {b"we": 1, b"lo": 2, b"low": 3, b"er": 4})
+    >>> join_long(b"lower", {b"we": 1, b"lo": 2, b"low": 3, b"er": 4})
     [b'lo', b'we', b'r']
     """
-    parts = list(parts)
-    before = [i - 1 for i in range(len(parts))]
-    after = [i + 1 for i in range(len(parts))]
+    # Where each token ends, by where it starts; and where it starts, by where it ends.
+    ends = {i: i + 1 for i in range(len(chunk))}
+    starts = {i + 1: i for i in range(len(chunk))}
     heap = []
 
-    def offer(i: int, j: int) -> None:
-        """Put two neighbours on the heap, if they make a token."""
-        if i >= 0 and j < len(parts):
-            token = parts[i] + parts[j]
-            if token in ranks:
-                heapq.heappush(heap, (ranks[token], i, token))
+    def offer(middle: int) -> None:
+        """Put the two tokens that meet here on the heap, if together they make a token."""
+        if middle in starts and middle in ends:
+            start = starts[middle]
+            end = ends[middle]
+            if chunk[start:end] in ranks:
+                heapq.heappush(heap, (ranks[chunk[start:end]], start, middle, end))
 
-    # A part that was joined to the one before it is empty; `before` and `after` lead past it.
-    for i in range(1, len(parts)):
-        offer(i - 1, i)
+    for i in range(len(chunk)):
+        offer(i)
     while heap:
-        _, i, token = heapq.heappop(heap)
+        _, start, middle, end = heapq.heappop(heap)
         # One of the two may have been joined to another since.
-        j = after[i]
-        if not parts[i] or j == len(parts) or parts[i] + parts[j] != token:
+        if ends.get(start) != middle or ends.get(middle) != end:
             continue
-
-        # The right one is gone, and what came after it comes after the token.
-        parts[i] = token
-        parts[j] = b""
-        after[i] = after[j]
-        if after[i] < len(parts):
-            before[after[i]] = i
-        offer(before[i], i)
-        offer(i, after[i])
-    return [part for part in parts if part]
+        del ends[middle], starts[middle]
+        ends[start] = end
+        starts[end] = start
+        offer(start)
+        offer(end)
+    return [chunk[start:end] for start, end in ends.items()]
 
 
 def single_bytes(token: bytes) -> list[bytes]:
@@ -139,7 +134,7 @@ def segment(chunk: bytes, ranks: dict[bytes, int]) -> list[bytes]:
     if chunk in ranks:
         return [chunk]
     if len(chunk) > LONG_CHUNK:
-        return join_long(single_bytes(chunk), ranks)
+        return join_long(chunk, ranks)
     return join(single_bytes(chunk), ranks)
 
 
@@ -171,19 +166,16 @@ def learn(
     last = max(ranks.values())
 
     # The chunks as the base encodes them. For each token to learn: how often it occurs, and where.
-    chunks = []
-    weights = []
+    chunks = [segment(chunk.encode(), ranks) for chunk in counts]
+    weights = list(counts.values())
     occurs = Counter()
     chunks_with = defaultdict(set)
-    for chunk, n in counts.items():
-        parts = segment(chunk.encode(), ranks)
+    for i, parts in enumerate(chunks):
         for token in new_tokens(parts, is_wanted):
-            occurs[token] += n
-            chunks_with[token].add(len(chunks))
-        chunks.append(parts)
-        weights.append(n)
+            occurs[token] += weights[i]
+            chunks_with[token].add(i)
 
-    # The most frequent token is at the top of a heap. One whose count changes is pushed again.
+    # The most frequent token is at the top of a heap.
     heap = [(-n, token) for token, n in occurs.items()]
     heapq.heapify(heap)
     learned = []
@@ -195,19 +187,17 @@ def learn(
         ranks[token] = last + len(learned)
 
         # Join it wherever it occurs. It may complete a token of lower rank, hence `join`.
-        changed = set()
+        found = set()
         for i in chunks_with.pop(token):
             for old in new_tokens(chunks[i], is_wanted):
                 occurs[old] -= weights[i]
-                changed.add(old)
             chunks[i] = join(chunks[i], ranks)
             for new in new_tokens(chunks[i], is_wanted):
                 occurs[new] += weights[i]
-                changed.add(new)
                 chunks_with[new].add(i)
-        for one in changed:
-            if occurs[one] > 0:
-                heapq.heappush(heap, (-occurs[one], one))
+                found.add(new)
+        for new in found:
+            heapq.heappush(heap, (-occurs[new], new))
     return learned
 
 
@@ -221,9 +211,12 @@ def most_frequent(heap: list[tuple[int, bytes]], occurs: Counter) -> bytes | Non
     """Take the most frequent token from a heap of (-count, token); None if there is none left."""
     while heap:
         n, token = heapq.heappop(heap)
-        # An entry from before its count changed is dropped.
         if occurs[token] == -n:
             return token
+        # It has become rarer since: put it back where it belongs. (One that has become more
+        # frequent is on the heap a second time.)
+        if 0 < occurs[token] < -n:
+            heapq.heappush(heap, (-occurs[token], token))
     return None
 
 
@@ -250,11 +243,11 @@ class ByteLevel:
     def __post_init__(self):
         self.bos = self.controls.get(self.config.get("bos_token"))
         self.eos = self.controls.get(self.config.get("eos_token"))
-        # The entry of each id: a token's bytes, a control token's text, or None for a gap.
+        # What stands under each id: a token's bytes, a control token's text, or None for a gap.
         self.size = 1 + max([*self.ranks.values(), *self.controls.values()])
         self.entries = [None] * self.size
-        for entry, i in [*self.ranks.items(), *self.controls.items()]:
-            self.entries[i] = entry
+        for piece, i in [*self.ranks.items(), *self.controls.items()]:
+            self.entries[i] = piece
         # Chunks repeat: remember the most recent ones.
         self.ids_of_chunk = lru_cache(CACHED_CHUNKS)(self.ids_of_chunk)
 
@@ -323,10 +316,8 @@ class ByteLevel:
 
     def bytes_of(self, i: int) -> bytes:
         """The bytes that token i adds to a text; none, if it is a control token."""
-        entry = self.entries[i]
-        if isinstance(entry, bytes):
-            return entry
-        return b""
+        piece = self.entries[i]
+        return piece if isinstance(piece, bytes) else b""
 
     def split(self, piece: bytes) -> list[int]:
         """The ids of part of a word. Only whole chunks are looked up, so even a token is joined
