@@ -76,7 +76,7 @@ def growth(folder: Path, merged_file: Path, pad_to: int) -> Growth:
     new = merged.size
 
     # Ids are row numbers: the base's pieces must come first, each under the id it has.
-    for i, (a, b) in enumerate(zip(base.entries, merged.entries, strict=False)):
+    for i, (a, b) in enumerate(zip(base.pieces, merged.pieces, strict=False)):
         if a != b:
             raise cli.UserError(f"{merged_file} does not extend the tokenizer of {folder}: id {i} "
                                 f"is {b}, in the model {a}; merge into the model's own")

@@ -31,6 +31,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import regex
@@ -71,9 +72,11 @@ Vocabulary = Model | ByteLevel  # the two kinds, with the same methods
 HANGUL = "ㄱ-ㅣㅥ-ㆎ가-힣"
 HANGUL_LETTER = regex.compile(f"[{HANGUL}]")
 
-# What training sees: a run of Hangul with the space before it. Longer ones, mostly laughter, are
-# cut.
-HANGUL_RUN = regex.compile(f" ?[{HANGUL}]{{1,256}}")
+# Characters of the longest run that is learned from. Longer ones are mostly laughter.
+LONGEST_RUN = 256
+
+# What training sees: a run of Hangul with the space before it. Longer ones are cut.
+HANGUL_RUN = regex.compile(f" ?[{HANGUL}]{{1,{LONGEST_RUN}}}")
 
 # What a merge adds. ▁ is SentencePiece's space.
 HANGUL_PIECE = regex.compile(f"▁?[{HANGUL}]+")
@@ -82,9 +85,6 @@ HANGUL_PIECE = regex.compile(f"▁?[{HANGUL}]+")
 # joined, two must be. So its first two bytes may be a token, if nothing else begins with them.
 HANGUL_TOKEN = regex.compile(f" ?[{HANGUL}]+")
 TWO_BYTES = regex.compile(rb" ?(\xEA[\xB0-\xBF]|[\xEB\xEC][\x80-\xBF]|\xED[\x80-\x9D])")
-
-# Characters of the longest chunk that a byte-level vocabulary learns from.
-LONGEST_CHUNK = 256
 
 # Scores below are no ranks. Mistral gives its runs of spaces -1e9, where float32 counts in steps
 # of 64: scores that continued from there would be equal, sixty at a time.
@@ -215,10 +215,7 @@ def train_korean(
     lines = [f"{run}\t{n}" for run, n in weighed.most_common()]
 
     # Rare pieces will be replaced by those that are learned next, so learn half as many again.
-    learned = vocab_size
-    if min_count > 1:
-        learned = vocab_size * 3 // 2
-
+    learned = vocab_size * 3 // 2 if min_count > 1 else vocab_size
     raw = run_trainer(
         lines,
         asked=vocab_size,
@@ -399,12 +396,9 @@ def is_hangul_token(token: bytes) -> bool:
     >>> is_hangul_token("나".encode()[:2]), is_hangul_token("漢".encode()[:2])
     (True, False)
     """
-    if TWO_BYTES.fullmatch(token):
-        return True
-    try:
-        return HANGUL_TOKEN.fullmatch(token.decode()) is not None
-    except UnicodeDecodeError:
-        return False
+    # What is no whole character becomes U+FFFD, which is no Hangul.
+    text = token.decode(errors="replace")
+    return bool(TWO_BYTES.fullmatch(token) or HANGUL_TOKEN.fullmatch(text))
 
 
 def chunk_counts(base: ByteLevel, documents: Iterable[str]) -> Counter:
@@ -414,8 +408,7 @@ def chunk_counts(base: ByteLevel, documents: Iterable[str]) -> Counter:
         counts.update(base.chunks(text))
     with_hangul = Counter()
     for chunk, n in counts.items():
-        # Longer ones are mostly laughter.
-        if HANGUL_LETTER.search(chunk) and len(chunk) <= LONGEST_CHUNK:
+        if HANGUL_LETTER.search(chunk) and len(chunk) <= LONGEST_RUN:
             with_hangul[chunk] = n
     return with_hangul
 
@@ -432,14 +425,10 @@ def train_on_base(
     """Learn Hangul tokens on top of a byte-level base, in order (continued BPE).
 
     vocab_size: their number. The other arguments and the errors are those of `train_korean`."""
-    def count(documents: Iterable[str]) -> Counter:
-        return chunk_counts(base, documents)
-
+    count = partial(chunk_counts, base)
     weighed, occurring = count_inputs(inputs, also, count, balance, reading)
-    # Rare tokens will be replaced by those that are learned next, so learn half as many again.
-    learned = vocab_size
-    if min_count > 1:
-        learned = vocab_size * 3 // 2
+    # Rare tokens will be replaced by those that are learned next, as in `train_korean`.
+    learned = vocab_size * 3 // 2 if min_count > 1 else vocab_size
     tokens = learn(weighed, base.ranks, learned, is_hangul_token)
 
     # The parts of a token occur at least as often as the token, so what stays can still be joined.
@@ -696,12 +685,10 @@ def save(path: str | Path, folder: str | Path, chat_template: str = "") -> None:
         return
     # transformers would rank the merges of tokenizer.model by id; written out, they are by score.
     merges = ranked_merges(vocabulary.pieces)
-    (folder / "tokenizer.model").write_bytes(vocabulary.raw)
-    cli.write_json(folder / "tokenizer.json", tokenizer_json.build(vocabulary, merges))
+    content = tokenizer_json.build(vocabulary, merges)
     config = tokenizer_json.config(vocabulary.sp)
-    if chat_template:
-        config["chat_template"] = chat_template
-    cli.write_json(folder / "tokenizer_config.json", config)
+    tokenizer_json.write(content, config, folder, chat_template)
+    (folder / "tokenizer.model").write_bytes(vocabulary.raw)
 
 
 def chat_template(folder: Path) -> str:
@@ -739,62 +726,54 @@ def run_train(args: argparse.Namespace) -> None:
             "--character_coverage is for SentencePiece: a byte-level vocabulary has every byte")
     reading = reading_of(args)
     announce([*args.input, *args.also], reading)
+    how = (args.balance, args.min_count, args.also, reading)
     if args.text == "all":
         if args.balance or args.min_count > 1 or args.also or args.base:
             raise cli.UserError("--balance, --min_count, --also and --base are for --text hangul")
         raw = train_base(args.input, args.vocab_size, args.character_coverage, reading)
         write_model(raw, args.out)
-        return
-
-    how = {
-        "balance": args.balance,
-        "min_count": args.min_count,
-        "also": args.also,
-        "reading": reading,
-    }
-    if isinstance(base, ByteLevel):
-        tokens = train_on_base(base, args.input, args.vocab_size, **how)
+    elif isinstance(base, ByteLevel):
+        tokens = train_on_base(base, args.input, args.vocab_size, *how)
         byte_level_file.write_ranks(tokens, base.size, args.out)
         print(f"{args.out}: {len(tokens)} tokens for {args.base}")
     else:
-        raw = train_korean(args.input, args.vocab_size, args.character_coverage, **how)
+        raw = train_korean(args.input, args.vocab_size, args.character_coverage, *how)
         write_model(raw, args.out)
 
 
 def run_merge(args: argparse.Namespace) -> None:
     """`tokenizer.py merge`"""
-    base = load(args.base, base=True)
+    merged = merged_with(load(args.base, base=True), args.korean)
+    if isinstance(merged, Model):
+        write_model(merged.raw, args.out)
+        return
+    # A folder that is there will be replaced; it may not be a model's.
+    inside = {file.name for file in Path(args.out).glob("*")}
+    if inside - {"tokenizer.json", "tokenizer_config.json"}:
+        raise cli.UserError(f"--out {args.out} holds more than a tokenizer; name a new folder")
+    with cli.new_folder(args.out) as folder:
+        byte_level_file.save(merged, folder)
+    print(f"{args.out}: {merged.size} tokens")
+
+
+def merged_with(base: Vocabulary, korean: str, size: int | None = None) -> Vocabulary:
+    """The base and the pieces of a file that `train` wrote: all of them, or the first `size`.
+
+    UserError if the file has fewer, or was learned on another base."""
     if isinstance(base, ByteLevel):
-        # A folder that is there will be replaced; it may not be a model's.
-        inside = {file.name for file in Path(args.out).glob("*")}
-        if inside - {"tokenizer.json", "tokenizer_config.json"}:
-            raise cli.UserError(f"--out {args.out} holds more than a tokenizer; name a new folder")
-        merged = base.extended(learned_on(base, args.korean))
-        with cli.new_folder(args.out) as folder:
-            byte_level_file.save(merged, folder)
-        print(f"{args.out}: {merged.size} tokens")
-    else:
-        write_model(merge(base, read(args.korean).pieces), args.out)
+        ranks = byte_level_file.read_ranks(korean)
+        if min(ranks.values(), default=0) != base.size:
+            raise cli.UserError(
+                f"{korean} was not learned on this base, of {base.size} tokens: run `tokenizer.py "
+                f"train --base` with the base that you merge into")
+        if size is not None and not 1 <= size <= len(ranks):
+            raise cli.UserError(f"--sizes {size}: choose up to {len(ranks)} (all)")
+        return base.extended(list(ranks)[:size])
 
-
-def learned_on(base: ByteLevel, file: str) -> list[bytes]:
-    """The tokens that `train --base` wrote. UserError if they were learned on another base."""
-    ranks = byte_level_file.read_ranks(file)
-    if min(ranks.values(), default=0) != base.size:
-        raise cli.UserError(
-            f"{file} was not learned on this base, of {base.size} tokens: run `tokenizer.py train "
-            f"--base` with the base that you merge into")
-    return list(ranks)
-
-
-def merged_of_size(base: Vocabulary, korean: str, size: int) -> Vocabulary:
-    """The base and the first `size` pieces of a Korean vocabulary."""
-    if isinstance(base, ByteLevel):
-        tokens = learned_on(base, korean)
-        if not 1 <= size <= len(tokens):
-            raise cli.UserError(f"--sizes {size}: choose up to {len(tokens)} (all)")
-        return base.extended(tokens[:size])
-    raw = merge(base, truncated(read(korean).pieces, size))
+    pieces = read(korean).pieces
+    if size is not None:
+        pieces = truncated(pieces, size)
+    raw = merge(base, pieces)
     return Model(raw, parse(raw)[0], processor(raw))
 
 
@@ -810,7 +789,7 @@ def run_report(args: argparse.Namespace, settings: dict) -> None:
     sizes = []
     for size in sorted(set(args.sizes)):
         name = f"{size} pieces"
-        vocabularies[name] = merged_of_size(base, args.korean, size)
+        vocabularies[name] = merged_with(base, args.korean, size)
         sizes.append(name)
 
     reading = reading_of(args)

@@ -152,7 +152,7 @@ def contend(
     base = tokenizer.load(base_file, base=True)
     vocabularies = {"base": base}
     for size in sizes:
-        vocabularies[str(size)] = tokenizer.merged_of_size(base, korean, size)
+        vocabularies[str(size)] = tokenizer.merged_with(base, korean, size)
     return took, count(vocabularies, texts)
 
 

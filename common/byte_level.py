@@ -245,9 +245,9 @@ class ByteLevel:
         self.eos = self.controls.get(self.config.get("eos_token"))
         # What stands under each id: a token's bytes, a control token's text, or None for a gap.
         self.size = 1 + max([*self.ranks.values(), *self.controls.values()])
-        self.entries = [None] * self.size
+        self.pieces = [None] * self.size
         for piece, i in [*self.ranks.items(), *self.controls.items()]:
-            self.entries[i] = piece
+            self.pieces[i] = piece
         # Chunks repeat: remember the most recent ones.
         self.ids_of_chunk = lru_cache(CACHED_CHUNKS)(self.ids_of_chunk)
 
@@ -316,7 +316,7 @@ class ByteLevel:
 
     def bytes_of(self, i: int) -> bytes:
         """The bytes that token i adds to a text; none, if it is a control token."""
-        piece = self.entries[i]
+        piece = self.pieces[i]
         return piece if isinstance(piece, bytes) else b""
 
     def split(self, piece: bytes) -> list[int]:
@@ -327,7 +327,7 @@ class ByteLevel:
     @cached_property
     def sha256(self) -> str:
         """A hash of everything that decides the ids of a text: equal for both kinds of files."""
-        known = (self.pattern, self.bos, self.eos, self.entries)
+        known = (self.pattern, self.bos, self.eos, self.pieces)
         return hashlib.sha256(repr(known).encode()).hexdigest()
 
     def extended(self, tokens: list[bytes]) -> "ByteLevel":

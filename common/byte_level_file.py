@@ -8,6 +8,7 @@
 The format: https://huggingface.co/docs/tokenizers.
 """
 import base64
+from operator import itemgetter
 from pathlib import Path
 
 import regex
@@ -134,12 +135,8 @@ def pre_tokenizer(pattern: str, trim_offsets: bool = True) -> dict:
     """Split a text by a regular expression; spell the bytes of what it matches.
 
     trim_offsets is about places in the text, and changes no token."""
-    split = {"pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     spell = {**BYTE_LETTERS, "trim_offsets": trim_offsets}
-    return {
-        "type": "Sequence",
-        "pretokenizers": [{"type": "Split", **split}, spell],
-    }
+    return {"type": "Sequence", "pretokenizers": [tokenizer_json.split(pattern), spell]}
 
 
 def pattern_of(content: dict) -> str | None:
@@ -180,12 +177,8 @@ def unsupported(content: dict) -> str | None:
 
 def are_ranks(merges: list, ranks: dict[bytes, int]) -> bool:
     """Do these merges say what the ranks say?"""
-    given = []
-    for merge in merges:
-        # Newer files have a list of two, in the place of two with a space between them.
-        if isinstance(merge, list):
-            merge = " ".join(merge)
-        given.append(merge)
+    # Newer files have a list of two, in the place of two with a space between them.
+    given = [" ".join(merge) if isinstance(merge, list) else merge for merge in merges]
     if set(given) != set(merges_of(ranks)):
         return False
     # The order is that of the tokens they make; between the cuts of one token it may be any.
@@ -223,16 +216,13 @@ def read(file: Path) -> ByteLevel:
     """Read what `vocabulary_file` found, and the tokenizer_config.json beside it.
 
     UserError if the file is damaged, or says what would be computed wrongly here."""
-    # Older directories name BOS and EOS in a file of their own.
-    named = read_beside(file, "special_tokens_map.json")
-    config = read_beside(file, "tokenizer_config.json")
+    # Older directories name BOS and EOS in a file of their own, ...
+    config = read_beside(file, "special_tokens_map.json")
+    config |= read_beside(file, "tokenizer_config.json")
     for name in ("bos_token", "eos_token"):
-        token = config.get(name) or named.get(name)
-        # Older files have a dictionary, with how the token is found in a text.
-        if isinstance(token, dict):
-            token = token["content"]
-        if token:
-            config[name] = token
+        # ... and in a dictionary, with how the token is found in a text.
+        if isinstance(config.get(name), dict):
+            config[name] = config[name]["content"]
 
     if file.suffix != ".json":
         ranks = read_ranks(file)
@@ -299,7 +289,7 @@ def llama3(ranks: dict[bytes, int], config: dict) -> ByteLevel:
         "normalizer": None,
         "pre_tokenizer": pre_tokenizer(LLAMA3_PATTERN),
         "post_processor": tokenizer_json.post_processor(bos, controls[bos]),
-        "decoder": dict(BYTE_LETTERS),
+        "decoder": BYTE_LETTERS,
         "model": {"type": "BPE"},
     }
     return ByteLevel(ranks, controls, LLAMA3_PATTERN, content, config)
@@ -308,25 +298,17 @@ def llama3(ranks: dict[bytes, int], config: dict) -> ByteLevel:
 def save(vocabulary: ByteLevel, folder: Path, chat_template: str = "") -> None:
     """Write tokenizer.json and tokenizer_config.json into a folder."""
     # Control tokens must be in the vocabulary too, or transformers would renumber them.
-    ids = {}
-    for i, entry in enumerate(vocabulary.entries):
-        if isinstance(entry, bytes):
-            ids[spelled(entry)] = i
-        elif entry is not None:
-            ids[entry] = i
+    ids = {spelled(token): i for token, i in vocabulary.ranks.items()}
+    ids |= vocabulary.controls
     model = {
         **vocabulary.content["model"],
         "ignore_merges": True,
-        "vocab": ids,
+        # In the order of the ids.
+        "vocab": dict(sorted(ids.items(), key=itemgetter(1))),
         "merges": merges_of(vocabulary.ranks),
     }
-    cli.write_json(folder / "tokenizer.json", {**vocabulary.content, "model": model})
-
-    # The class that takes tokenizer.json as it is, in every version of transformers.
-    config = {**vocabulary.config, "tokenizer_class": "PreTrainedTokenizerFast"}
-    if chat_template:
-        config["chat_template"] = chat_template
-    cli.write_json(folder / "tokenizer_config.json", config)
+    content = {**vocabulary.content, "model": model}
+    tokenizer_json.write(content, vocabulary.config, folder, chat_template)
 
 
 # ---- tiktoken's file -----------------------------------------------------------------------------

@@ -88,10 +88,9 @@ class Model:
     # Is a space put before a text? (Byte-level BPE puts none there.)
     adds_space = True
 
-    @property
-    def size(self) -> int:
-        """The number of pieces."""
-        return len(self.pieces)
+    def __post_init__(self):
+        self.size = len(self.pieces)
+        self.sha256 = hashlib.sha256(self.raw).hexdigest()
 
     @property
     def bos(self) -> int:
@@ -102,16 +101,6 @@ class Model:
     def eos(self) -> int:
         """The id of EOS."""
         return self.sp.eos_id()
-
-    @property
-    def entries(self) -> list[Piece]:
-        """What stands under each id."""
-        return self.pieces
-
-    @cached_property
-    def sha256(self) -> str:
-        """SHA-256 of the file."""
-        return hashlib.sha256(self.raw).hexdigest()
 
     @cached_property
     def inside_words(self) -> sentencepiece.SentencePieceProcessor:

@@ -10,9 +10,12 @@ four characters to SentencePiece.
 
 The format: https://huggingface.co/docs/tokenizers.
 """
+from pathlib import Path
+
 import regex
 import sentencepiece
 
+from common import cli
 from common.sentencepiece_file import CONTROL, UNKNOWN, USER_DEFINED, Model, Piece
 
 
@@ -41,12 +44,8 @@ def build(model: Model, merges: list[tuple[str, str]]) -> dict:
 
 
 def config(sp: sentencepiece.SentencePieceProcessor) -> dict:
-    """The content of tokenizer_config.json.
-
-    PreTrainedTokenizerFast takes tokenizer.json as it is; LlamaTokenizer of transformers 5 would
-    put no ▁ before a text that begins with a space."""
+    """The content of tokenizer_config.json."""
     return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": True,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
@@ -54,6 +53,17 @@ def config(sp: sentencepiece.SentencePieceProcessor) -> dict:
         "eos_token": sp.id_to_piece(sp.eos_id()),
         "unk_token": sp.id_to_piece(sp.unk_id()),
     }
+
+
+def write(content: dict, config: dict, folder: Path, chat_template: str) -> None:
+    """Write tokenizer.json and tokenizer_config.json into a folder."""
+    # This class takes tokenizer.json as it is, in every version of transformers; LlamaTokenizer of
+    # transformers 5 would put no ▁ before a text that begins with a space.
+    config = {**config, "tokenizer_class": "PreTrainedTokenizerFast"}
+    if chat_template:
+        config["chat_template"] = chat_template
+    cli.write_json(folder / "tokenizer.json", content)
+    cli.write_json(folder / "tokenizer_config.json", config)
 
 
 def puts_prefix(sp: sentencepiece.SentencePieceProcessor) -> bool:
@@ -99,13 +109,12 @@ def pre_tokenizer(own: list[str]) -> dict | None:
     if not own:
         return None
     longest_first = sorted(own, key=len, reverse=True)
-    alternatives = "|".join(regex.escape(text) for text in longest_first)
-    return {
-        "type": "Split",
-        "pattern": {"Regex": alternatives},
-        "behavior": "Isolated",
-        "invert": False,
-    }
+    return split("|".join(regex.escape(text) for text in longest_first))
+
+
+def split(pattern: str) -> dict:
+    """The step that splits a text into what a regular expression matches and what lies between."""
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
 def post_processor(bos: str, bos_id: int) -> dict:

@@ -274,7 +274,7 @@ def test_every_learned_token_is_reached_by_joining_alone(merged, learned, base):
 
 
 def test_the_base_keeps_its_ids(base, merged):
-    assert merged.entries[:base.size] == base.entries
+    assert merged.pieces[:base.size] == base.pieces
     assert merged.controls == base.controls and (merged.bos, merged.eos) == (base.bos, base.eos)
     assert base.bos == len(base.ranks) and base.eos == base.bos + 1
 
@@ -748,7 +748,7 @@ def test_damaged_files_are_refused(llama3, tmp_path, refused, base, monkeypatch)
     for end in (b"", lines[-1][:-2], lines[-1][:-5]):
         ranks.write_bytes(b"".join(lines[:-1]) + end)
         refused(tokenizer, [*report, str(ranks)], "llama3.tiktoken")
-    same_token = base64.b64encode(base.entries[6]) + b" 7\n"
+    same_token = base64.b64encode(base.pieces[6]) + b" 7\n"
     ranks.write_bytes(b"".join([*lines[:7], same_token, *lines[8:]]))
     refused(tokenizer, [*report, str(ranks)], "llama3.tiktoken")
     refused(tokenizer, [*report, str(tmp_path / "none")], "does not exist")
