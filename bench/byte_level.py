@@ -29,7 +29,7 @@ import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -259,7 +259,10 @@ def hard_texts(documents: list[str]) -> dict[str, list[str]]:
     mixed += " \t\n\r\u00a0\u3000\u2028" * 20
     mixed += ".,'’-()!?" * 9
     # A letter that is younger than a program's Unicode is none to that program: see code_points.
-    assigned = [letter for letter in CODE_POINTS if unicodedata.category(letter) not in ("Cn", "Co")]
+    assigned = ""
+    for letter in CODE_POINTS:
+        if unicodedata.category(letter) not in ("Cn", "Co"):
+            assigned += letter
     return {
         "held-out documents": documents,
         "the same in NFD": [unicodedata.normalize("NFD", text) for text in documents[::10]],
@@ -270,7 +273,7 @@ def hard_texts(documents: list[str]) -> dict[str, list[str]]:
         "old jamo": random_texts(old_jamo + " ", 2000, 30),
         "emoji": random_texts(emoji, 2000, 10),
         "scripts and spaces": random_texts(mixed, 20000, 30),
-        "random letters": random_texts("".join(assigned), 20000, 20),
+        "random letters": random_texts(assigned, 20000, 20),
     }
 
 
@@ -350,6 +353,11 @@ def code_points(merged: ByteLevel, peers: dict) -> dict:
 # ---- All of it -----------------------------------------------------------------------------------
 
 
+def joined(by_domain: dict[str, list[str]]) -> list[str]:
+    """The texts of all domains."""
+    return list(chain.from_iterable(by_domain.values()))
+
+
 def tenth_of(corpus: dict, tenth: int, folder: Path) -> dict[str, list[str]]:
     """Write what is trained on to a folder; return what is measured, by domain."""
     held_out = split(corpus, tenth, folder)
@@ -405,7 +413,7 @@ def rows_of(by_contender: dict[str, dict]) -> list[dict]:
 
 
 def bytes_per_token(counts: dict, sizes: dict[str, int]) -> dict:
-    """{vocabulary: {domain: bytes per token}}, which bases of different kinds can be compared by."""
+    """{vocabulary: {domain: bytes per token}}, by which bases of any kind can be compared."""
     found = {}
     for name, facts in counts.items():
         found[name] = {domain: sizes[domain] / n for domain, n in facts["tokens"].items()}
@@ -418,8 +426,8 @@ def prove(args: argparse.Namespace, corpus: dict, texts: dict, folder: Path) -> 
     Returns (what `unchanged` found, where others agree)."""
     base = tokenizer.load(args.llama3, base=True)
     merged = tokenizer.load(folder / "merged")
-    english = [text for some in read(args.english).values() for text in some]
-    korean = [text for some in corpus.values() for text in some]
+    english = joined(read(args.english))
+    korean = joined(corpus)
     same = unchanged(base, merged, {
         "English documents": [text for text in english if not tokenizer.HANGUL_LETTER.search(text)],
         "lines without Hangul of all documents": lines_without_hangul(english + korean),
@@ -429,8 +437,7 @@ def prove(args: argparse.Namespace, corpus: dict, texts: dict, folder: Path) -> 
 
     peers, bos = peers_of(merged, folder / "merged")
     agreement = []
-    documents = [text for some in texts.values() for text in some]
-    for kind, some in hard_texts(documents).items():
+    for kind, some in hard_texts(joined(texts)).items():
         found = disagreements(merged, peers, some)
         agreement.append({"kind": kind, "texts": len(some)} | {k: len(v) for k, v in found.items()})
         print(agreement[-1], flush=True)
@@ -515,7 +522,7 @@ def main() -> None:
     summary = {"base_merges": len(byte_level_file.merges_of(llama3.ranks)), "training": took}
     summary |= summarise(by_contender, rival, first_tenth)
 
-    sizes = {domain: sum(len(text.encode()) for text in some) for domain, some in texts.items()}
+    sizes = {domain: len("".join(some).encode()) for domain, some in texts.items()}
     density = {name: bytes_per_token(found, sizes) for name, found in first_tenth.items()}
     conditions = measure.machine("tiktoken", "tokenizers", "transformers", "regex", "sentencepiece")
     conditions |= {"tenths": args.tenths, "others on tenth": args.tenths[0]}

@@ -1,4 +1,4 @@
-"""Llama 3: a grown model directory, opened by nanowhale, transformers and lm-evaluation-harness alike.
+"""Llama 3: a grown model directory, opened by nanowhale, transformers and lm-evaluation-harness.
 
 What a row compares, and how much of it differed (it should be nothing, or float32's rounding):
 
@@ -11,8 +11,8 @@ What a row compares, and how much of it differed (it should be nothing, or float
 
 The directory is any that the programs wrote. From Llama 3.2's:
 
-    python tokenizer.py train --base BASE --input WIKI RULINGS REVIEWS --balance --vocab_size 16000 \\
-        --out korean.tiktoken
+    python tokenizer.py train --base BASE --input WIKI RULINGS REVIEWS --balance \\
+        --vocab_size 16000 --out korean.tiktoken
     python tokenizer.py merge --base BASE --korean korean.tiktoken --out merged
     python data.py pack --input KO --tokenizer merged --out shards/ko
     python data.py pack --input EN --tokenizer merged --out shards/en
