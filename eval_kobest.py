@@ -165,9 +165,7 @@ def encoder(vocabulary: tokenizer.Vocabulary, folder: Path) -> Callable[[str], l
     SentencePiece puts a space before every text, and so does the tokenizer.json that
     `tokenizer.save` writes; transformers' own LlamaTokenizer adds none where there is one already.
     """
-    config = {}
-    if (folder / "tokenizer_config.json").exists():
-        config = cli.read_json(folder / "tokenizer_config.json")
+    config = cli.read_json_if_any(folder / "tokenizer_config.json")
     # tokenizer.json says whether BOS is put there; a setting decides only where there is no such
     # file. What is left out is as transformers' LlamaTokenizer, the usual one of a Llama, has it.
     if (folder / "tokenizer.json").exists():

@@ -137,10 +137,9 @@ def save_stage(
 def carry_generation_config(start: Path, folder: Path) -> None:
     """What the start directory says about sampling counts: an Instruct model may name there alone
     where an answer ends."""
-    file = start / "generation_config.json"
-    if file.is_file():
-        target = folder / "generation_config.json"
-        cli.write_json(target, {**cli.read_json(target), **cli.read_json(file)})
+    name = "generation_config.json"
+    merged = {**cli.read_json(folder / name), **cli.read_json_if_any(start / name)}
+    cli.write_json(folder / name, merged)
 
 
 def trained_parameters(llama: model.Llama) -> dict[str, torch.Tensor]:

@@ -256,8 +256,7 @@ def write_generation_config(folder: Path, target: Path, grow: Growth) -> None:
     # exists, it alone says where a text ends: config.json is no longer asked.
     config = cli.read_json(folder / "config.json")
     generation = {name: config.get(name) for name in ("bos_token_id", "eos_token_id")}
-    if (folder / "generation_config.json").exists():
-        generation.update(cli.read_json(folder / "generation_config.json"))
+    generation |= cli.read_json_if_any(folder / "generation_config.json")
     if grow.padded > grow.size:
         generation["suppress_tokens"] = list(range(grow.size, grow.padded))
     cli.write_json(target / "generation_config.json", generation)

@@ -70,11 +70,7 @@ class Config:
 
     def eos_ids(self) -> list[int]:
         """eos_token_id as a list, which may be empty."""
-        if self.eos_token_id is None:
-            return []
-        if isinstance(self.eos_token_id, int):
-            return [self.eos_token_id]
-        return self.eos_token_id
+        return hf.id_list(self.eos_token_id)
 
     @classmethod
     def read(cls, path: str | Path) -> "Config":

@@ -16,7 +16,7 @@ import torch
 
 import model
 import tokenizer
-from common import cli
+from common import cli, hf
 
 
 def load(
@@ -41,12 +41,9 @@ def load(
 def end_tokens(folder: Path, llama: model.Llama, vocabulary: tokenizer.Vocabulary) -> list[int]:
     """The tokens at which a text ends: the tokenizer's EOS, and those that the directory names. A
     chat model of Llama 3 ends an answer in another token than a document."""
-    ends = [vocabulary.eos, *llama.config.eos_ids()]
-    file = folder / "generation_config.json"
-    if file.is_file():
-        more = cli.read_json(file).get("eos_token_id") or []
-        ends += more if isinstance(more, list) else [more]
-    return [i for i in ends if i is not None]
+    generation = cli.read_json_if_any(folder / "generation_config.json")
+    more = hf.id_list(generation.get("eos_token_id"))
+    return [*hf.id_list(vocabulary.eos), *llama.config.eos_ids(), *more]
 
 
 def main(argv: list[str] | None = None) -> None:

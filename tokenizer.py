@@ -697,10 +697,8 @@ def chat_template(folder: Path) -> str:
     own_file = folder / "chat_template.jinja"
     if own_file.is_file():
         return own_file.read_text(encoding="utf-8")
-    config_file = folder / "tokenizer_config.json"
-    if not config_file.is_file():
-        return ""
-    return cli.read_json(config_file).get("chat_template") or ""
+    config = cli.read_json_if_any(folder / "tokenizer_config.json")
+    return config.get("chat_template") or ""
 
 
 def write_model(raw: bytes, file: str) -> None:

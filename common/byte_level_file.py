@@ -8,7 +8,6 @@
 The format: https://huggingface.co/docs/tokenizers.
 """
 import base64
-from operator import itemgetter
 from pathlib import Path
 
 import regex
@@ -216,20 +215,23 @@ def read(file: Path) -> ByteLevel:
     """Read what `vocabulary_file` found, and the tokenizer_config.json beside it.
 
     UserError if the file is damaged, or says what would be computed wrongly here."""
-    # Older directories name BOS and EOS in a file of their own, ...
-    config = read_beside(file, "special_tokens_map.json")
-    config |= read_beside(file, "tokenizer_config.json")
+    # Older directories name BOS and EOS in a file of their own.
+    named = cli.read_json_if_any(file.parent / "special_tokens_map.json")
+    config = cli.read_json_if_any(file.parent / "tokenizer_config.json")
     for name in ("bos_token", "eos_token"):
-        # ... and in a dictionary, with how the token is found in a text.
-        if isinstance(config.get(name), dict):
-            config[name] = config[name]["content"]
+        token = config.get(name) or named.get(name)
+        # Older files have a dictionary, with how the token is found in a text.
+        if isinstance(token, dict):
+            token = token["content"]
+        if token:
+            config[name] = token
 
     if file.suffix != ".json":
         ranks = read_ranks(file)
         if sorted(ranks.values()) != list(range(LLAMA3_RANKS)):
             raise cli.UserError(
                 f"{file} has {len(ranks)} tokens, and they are not Llama 3's {LLAMA3_RANKS}; how "
-                f"its text is split, and its control tokens, stand in a tokenizer.json: give that")
+                f"its text is split, and its control tokens, are in a tokenizer.json: give that")
         return llama3(ranks, config)
 
     content = cli.read_json(file)
@@ -249,14 +251,6 @@ def read(file: Path) -> ByteLevel:
         raise cli.UserError(f"{file} cannot be used: {problem}; {INSTEAD}")
 
     return ByteLevel(ranks, controls, pattern_of(content), content, config)
-
-
-def read_beside(file: Path, name: str) -> dict:
-    """The JSON file of that name in the same folder; nothing, if there is none."""
-    beside = file.parent / name
-    if beside.is_file():
-        return cli.read_json(beside)
-    return {}
 
 
 def read_vocabulary(vocabulary: dict[str, int], controls: dict[str, int]) -> dict[bytes, int]:
@@ -300,11 +294,11 @@ def save(vocabulary: ByteLevel, folder: Path, chat_template: str = "") -> None:
     # Control tokens must be in the vocabulary too, or transformers would renumber them.
     ids = {spelled(token): i for token, i in vocabulary.ranks.items()}
     ids |= vocabulary.controls
+    in_order = sorted(ids, key=ids.get)
     model = {
         **vocabulary.content["model"],
         "ignore_merges": True,
-        # In the order of the ids.
-        "vocab": dict(sorted(ids.items(), key=itemgetter(1))),
+        "vocab": {text: ids[text] for text in in_order},
         "merges": merges_of(vocabulary.ranks),
     }
     content = {**vocabulary.content, "model": model}
@@ -316,12 +310,8 @@ def save(vocabulary: ByteLevel, folder: Path, chat_template: str = "") -> None:
 
 def read_ranks(file: str | Path) -> dict[bytes, int]:
     """The tokens of a tiktoken file and their ranks. UserError if it is not one."""
-    try:
-        lines = Path(file).read_bytes().splitlines()
-    except OSError as error:
-        raise cli.UserError(f"cannot read {file}: {error.strerror}") from None
     ranks = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(cli.read_bytes(file).splitlines(), start=1):
         try:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)

@@ -309,16 +309,27 @@ def check_model_folder(path: str | Path) -> None:
     )
 
 
+def read_bytes(path: str | Path) -> bytes:
+    """Read a whole file. UserError if that is not possible."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
 def read_json(path: str | Path) -> dict:
     """Read a JSON file. UserError if it is missing or broken."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        return json.loads(read_bytes(path).decode())
     except ValueError as error:
         raise UserError(
             f"{path} is not valid JSON ({error}); was it cut short? write it again"
         ) from None
+
+
+def read_json_if_any(path: str | Path) -> dict:
+    """The same; {} if there is no such file."""
+    return read_json(path) if Path(path).is_file() else {}
 
 
 def sha256(path: str | Path) -> str:

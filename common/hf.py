@@ -134,6 +134,13 @@ def unsupported(config: dict, architectures: tuple[str, ...]) -> str | None:
     return None
 
 
+def id_list(ids: int | list[int] | None) -> list[int]:
+    """An eos_token_id as a list: there may be none, one, or several."""
+    if ids is None:
+        return []
+    return ids if isinstance(ids, list) else [ids]
+
+
 def write_config(path: str | Path, values: dict) -> None:
     """Write the fields of model.Config as a config.json, in both spellings: old and new
     transformers read it alike."""

@@ -85,7 +85,7 @@ class Model:
     raw: bytes  # the file
     pieces: list[Piece]  # in the order of their ids
     sp: sentencepiece.SentencePieceProcessor
-    # Is a space put before a text? (Byte-level BPE puts none there.)
+    # SentencePiece puts a space before a text; byte-level BPE does not.
     adds_space = True
 
     def __post_init__(self):
@@ -266,10 +266,7 @@ def read(path: str | Path, base: bool = False) -> Model:
     UserError, with the reason, for a file that is missing, damaged or of another kind; with `base`
     also for a model that cannot take new pieces, or that tokenizer.json cannot describe."""
     path = model_file(path)
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise cli.UserError(f"cannot read {path}: {error.strerror}") from None
+    raw = cli.read_bytes(path)
     try:
         pieces, model_type = parse(raw)
         sp = processor(raw)

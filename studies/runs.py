@@ -7,11 +7,7 @@ from common import cli, sources
 
 def read_jsonl(path: Path) -> list[dict]:
     """The records of a JSON-lines file. UserError if it cannot be read."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise cli.UserError(f"cannot read {path}: {error.strerror}") from None
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in cli.read_bytes(path).splitlines()]
 
 
 def check_finished(run: Path) -> None:
