@@ -406,6 +406,7 @@ def chunk_counts(base: ByteLevel, documents: Iterable[str]) -> Counter:
     counts = Counter()
     for text in documents:
         counts.update(base.chunks(text))
+    # Words repeat: there are far fewer different chunks than chunks to look at.
     with_hangul = Counter()
     for chunk, n in counts.items():
         if HANGUL_LETTER.search(chunk) and len(chunk) <= LONGEST_RUN:
@@ -427,7 +428,8 @@ def train_on_base(
     vocab_size: their number. The other arguments and the errors are those of `train_korean`."""
     count = partial(chunk_counts, base)
     weighed, occurring = count_inputs(inputs, also, count, balance, reading)
-    # Rare tokens will be replaced by those that are learned next, as in `train_korean`.
+
+    # As in `train_korean`: what is rare will be replaced, so learn half as many again.
     learned = vocab_size * 3 // 2 if min_count > 1 else vocab_size
     tokens = learn(weighed, base.ranks, learned, is_hangul_token)
 
@@ -555,6 +557,7 @@ def unreachable(vocabulary: Vocabulary, first: int) -> dict[str, str]:
 
 def shown(vocabulary: Vocabulary, i: int) -> str:
     """A piece for the reader: ▁ for a space, and <0xEA> for a byte that is no text by itself."""
+    # The first two bytes of a syllable may be a token; they are no text.
     piece = vocabulary.bytes_of(i)
     try:
         return piece.decode().replace(" ", "▁")
@@ -673,6 +676,27 @@ def load(path: str | Path, base: bool = False) -> Vocabulary:
     return read(path, base)
 
 
+def merged_with(base: Vocabulary, korean: str, size: int | None = None) -> Vocabulary:
+    """The base and the pieces of a file that `train` wrote: all of them, or the first `size`.
+
+    UserError if the file has fewer, or was learned on another base."""
+    if isinstance(base, ByteLevel):
+        ranks = byte_level_file.read_ranks(korean)
+        if min(ranks.values(), default=0) != base.size:
+            raise cli.UserError(
+                f"{korean} was not learned on this base, of {base.size} tokens: run `tokenizer.py "
+                f"train --base` with the base that you merge into")
+        if size is not None and not 1 <= size <= len(ranks):
+            raise cli.UserError(f"--sizes {size}: choose up to {len(ranks)} (all)")
+        return base.extended(list(ranks)[:size])
+
+    pieces = read(korean).pieces
+    if size is not None:
+        pieces = truncated(pieces, size)
+    raw = merge(base, pieces)
+    return Model(raw, parse(raw)[0], processor(raw))
+
+
 def save(path: str | Path, folder: str | Path, chat_template: str = "") -> None:
     """Write the tokenizer's files into a model directory: its own, and those of transformers.
 
@@ -715,15 +739,14 @@ def run_train(args: argparse.Namespace) -> None:
     """`tokenizer.py train`"""
     if args.vocab_size < 1:
         raise cli.UserError(f"--vocab_size {args.vocab_size}: ask for at least one piece")
-    # The base is read first: a wrong one is found before the corpus is.
-    base = None
-    if args.base:
-        base = load(args.base, base=True)
+    # The base comes first: a mistake in it should not wait for the corpus.
+    base = load(args.base, base=True) if args.base else None
     if isinstance(base, ByteLevel) and args.character_coverage != CHARACTER_COVERAGE:
         raise cli.UserError(
             "--character_coverage is for SentencePiece: a byte-level vocabulary has every byte")
     reading = reading_of(args)
     announce([*args.input, *args.also], reading)
+    # Runs and chunks of Hangul are weighed and pruned alike.
     how = (args.balance, args.min_count, args.also, reading)
     if args.text == "all":
         if args.balance or args.min_count > 1 or args.also or args.base:
@@ -752,27 +775,6 @@ def run_merge(args: argparse.Namespace) -> None:
     with cli.new_folder(args.out) as folder:
         byte_level_file.save(merged, folder)
     print(f"{args.out}: {merged.size} tokens")
-
-
-def merged_with(base: Vocabulary, korean: str, size: int | None = None) -> Vocabulary:
-    """The base and the pieces of a file that `train` wrote: all of them, or the first `size`.
-
-    UserError if the file has fewer, or was learned on another base."""
-    if isinstance(base, ByteLevel):
-        ranks = byte_level_file.read_ranks(korean)
-        if min(ranks.values(), default=0) != base.size:
-            raise cli.UserError(
-                f"{korean} was not learned on this base, of {base.size} tokens: run `tokenizer.py "
-                f"train --base` with the base that you merge into")
-        if size is not None and not 1 <= size <= len(ranks):
-            raise cli.UserError(f"--sizes {size}: choose up to {len(ranks)} (all)")
-        return base.extended(list(ranks)[:size])
-
-    pieces = read(korean).pieces
-    if size is not None:
-        pieces = truncated(pieces, size)
-    raw = merge(base, pieces)
-    return Model(raw, parse(raw)[0], processor(raw))
 
 
 def run_report(args: argparse.Namespace, settings: dict) -> None:

@@ -76,8 +76,8 @@ def join(parts: Iterable[bytes], ranks: dict[bytes, int]) -> list[bytes]:
 
 
 def join_long(chunk: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """`join` for chunks of which it would take minutes to look at all pairs before each join, such
-    as 100,000 letters without a space. The lowest rank is at the top of a heap here.
+    """`join` for long chunks, such as 100,000 letters without a space: to look at all pairs before
+    each join would take minutes. Here the pairs are on a heap, the lowest rank on top.
 
     >>> join_long(b"lower", {b"we": 1, b"lo": 2, b"low": 3, b"er": 4})
     [b'lo', b'we', b'r']
@@ -152,8 +152,10 @@ def learn(
     counts: chunks, and how often each occurs. ranks: the vocabulary so far. is_wanted: may this be
     a token? Fewer are returned if there is nothing left to join.
 
-    The next token is the most frequent pair of neighbours, of equals the first by its bytes. Then
-    every chunk is encoded with it and counted again: tokens are learned from what they will meet.
+    The next token is the one that neighbours would make most often, whichever two they are; ties go
+    to the first by its bytes. Then every chunk is encoded with it and counted again: tokens are
+    learned from what they will meet.
+
     Here the base leaves lo|w, a space|lo|w and w|o|w. So low comes first, with 5 + 3; then ow and
     wo have 4 each, and ow sorts first.
 

@@ -176,7 +176,7 @@ def unsupported(content: dict) -> str | None:
 
 def are_ranks(merges: list, ranks: dict[bytes, int]) -> bool:
     """Do these merges say what the ranks say?"""
-    # Newer files have a list of two, in the place of two with a space between them.
+    # Newer files write a merge as a list of two, older ones as one text with a space in it.
     given = [" ".join(merge) if isinstance(merge, list) else merge for merge in merges]
     if set(given) != set(merges_of(ranks)):
         return False
@@ -214,7 +214,7 @@ def is_tiktoken(file: Path) -> bool:
 def read(file: Path) -> ByteLevel:
     """Read what `vocabulary_file` found, and the tokenizer_config.json beside it.
 
-    UserError if the file is damaged, or says what would be computed wrongly here."""
+    UserError if the file is damaged, or describes what would be computed wrongly here."""
     # Older directories name BOS and EOS in a file of their own.
     named = cli.read_json_if_any(file.parent / "special_tokens_map.json")
     config = cli.read_json_if_any(file.parent / "tokenizer_config.json")
