@@ -299,9 +299,9 @@ def model_file(path: str | Path) -> Path:
 
     # `run` where `run/model` was meant.
     inside = path / "model"
-    if (inside / "tokenizer.model").exists():
+    if inside.is_dir():
         raise cli.UserError(
-            f"{path} is the folder of a run, without tokenizer.model: the model is in {inside}")
+            f"{path} is the folder of a run, without a tokenizer: the model is in {inside}")
     raise cli.UserError(f"{path} holds no tokenizer.model: {INSTEAD}")
 
 
