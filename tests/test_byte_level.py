@@ -15,7 +15,7 @@ from llama3_world import BEGIN, END, ODD_TEXTS, TURN, WHOLE, odd_text
 import data
 import tokenizer
 from common import byte_level, byte_level_file, cli, tokenizer_json
-from common.byte_level import join, learn, segment, single_bytes
+from common.byte_level import join, join_long, learn, segment, single_bytes
 
 SEEDS = range(20)
 
@@ -67,6 +67,7 @@ def test_join_is_its_definition(seed):
     for _ in range(60):
         chunk = bytes(rng.choices(alphabet, k=rng.randint(0, 30)))
         assert join(single_bytes(chunk), ranks) == world.joined(chunk, ranks)
+        assert join_long(chunk, ranks) == world.joined(chunk, ranks)
 
 
 def test_join_goes_on_from_what_is_joined_already():
