@@ -369,7 +369,8 @@ def new_file(path: str | Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
     """The same for a folder. One that exists already is replaced when the new one is whole."""
-    path = Path(os.path.abspath(path))  # `.` has a name then
+    # `.` has a name then, and behind a link the folder that it names is replaced.
+    path = Path(os.path.realpath(path))
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; a folder is to be written there")
     temporary = _temporary_name(path)

@@ -90,6 +90,16 @@ def test_a_good_block_replaces_file_and_folder(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "f"]
 
 
+def test_behind_a_link_its_folder_is_replaced(tmp_path):
+    (tmp_path / "disk/d").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("disk/d")
+    with cli.new_folder(tmp_path / "link") as temporary:
+        (temporary / "new").write_text("x")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk/d/new").exists()
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["d", "disk", "link", "new"]
+
+
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
     code = f"""
 import os, signal
