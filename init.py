@@ -257,8 +257,12 @@ def write_generation_config(folder: Path, target: Path, grow: Growth) -> None:
     config = cli.read_json(folder / "config.json")
     generation = {name: config.get(name) for name in ("bos_token_id", "eos_token_id")}
     generation |= cli.read_json_if_any(folder / "generation_config.json")
-    if grow.padded > grow.size:
-        generation["suppress_tokens"] = list(range(grow.size, grow.padded))
+    # Where the base had padding there are new pieces now: of its list only its own pieces stay.
+    before = generation.pop("suppress_tokens", None) or []
+    suppressed = [i for i in before if i < grow.base]
+    suppressed += range(grow.size, grow.padded)
+    if suppressed:
+        generation["suppress_tokens"] = suppressed
     cli.write_json(target / "generation_config.json", generation)
 
 

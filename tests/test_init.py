@@ -214,6 +214,21 @@ def test_seeds_and_padding_of_one(base, tmp_path):
     assert "suppress_tokens" not in generation
 
 
+@pytest.mark.parametrize("own", [[], [5]])
+def test_pieces_in_place_of_the_base_s_padding_can_be_sampled(base, tmp_path, own):
+    """A model that was grown and padded suppresses its padding; grown again, only the new one's."""
+    shutil.copytree(base / "model", tmp_path / "base/model")
+    generation = {"suppress_tokens": [*own, *range(900, 960)]}
+    cli.write_json(tmp_path / "base/model/generation_config.json", generation)
+    shutil.copy(base / "merged.model", tmp_path / "base")
+    size = tokenizer.load(base / "merged.model").size
+    for pad_to in (1, 64):
+        grown = grow(tmp_path / "base", "model", tmp_path / "out", "mean", "--pad_to", str(pad_to))
+        generation = cli.read_json(tmp_path / "out/generation_config.json")
+        suppressed = generation.get("suppress_tokens", [])
+        assert suppressed == [*own, *range(size, len(grown[EMBEDDING]))]
+
+
 def test_shards_are_grown_one_by_one(base, tmp_path):
     whole, parts = (grow(base, name, tmp_path / name, "eeve") for name in ("model", "sharded"))
     assert whole.keys() == parts.keys()
