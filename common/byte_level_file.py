@@ -231,7 +231,8 @@ def read(file: Path) -> ByteLevel:
         if sorted(ranks.values()) != list(range(LLAMA3_RANKS)):
             raise cli.UserError(
                 f"{file} has {len(ranks)} tokens, and they are not Llama 3's {LLAMA3_RANKS}; how "
-                f"its text is split, and its control tokens, are in a tokenizer.json: give that")
+                f"its text is split, and its control tokens, are in a tokenizer.json: give that "
+                f"(for what `tokenizer.py train` learned, the folder that `merge` writes)")
         return llama3(ranks, config)
 
     content = cli.read_json(file)
@@ -317,8 +318,8 @@ def read_ranks(file: str | Path) -> dict[bytes, int]:
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except ValueError:
             raise cli.UserError(
-                f"{file}, line {number}, is not a token in base64 and its rank: "
-                f"fetch or write the file again") from None
+                f"{file}, line {number}, is not a token in base64 and its rank: fetch the file "
+                f"again, or write it with `tokenizer.py train --base BASE`") from None
     return ranks
 
 

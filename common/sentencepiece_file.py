@@ -273,7 +273,8 @@ def read(path: str | Path, base: bool = False) -> Model:
     except (ValueError, RuntimeError):  # ours, and SentencePiece's
         raise cli.UserError(
             f"{path} is no SentencePiece model, or a damaged one: "
-            f"fetch or train it again") from None
+            f"fetch or train it again (with a byte-level --base `train` writes another kind)"
+        ) from None
     if model_type != BPE:
         name = MODEL_TYPES.get(model_type, "unknown")
         raise cli.UserError(

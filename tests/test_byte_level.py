@@ -353,7 +353,7 @@ def test_rare_tokens_are_replaced_and_too_many_refused(llama3, base, refused, tm
 
 
 def test_merging_what_was_learned_on_another_base_is_refused(
-    llama3, learned, base, tmp_path, refused
+    llama3, learned, base, tmp_path, refused, request
 ):
     merge = [
         "merge",
@@ -379,6 +379,11 @@ def test_merging_what_was_learned_on_another_base_is_refused(
         "is not a token in base64",
     )
     refused(tokenizer, [*merge[:4], f"{tmp_path}/none", *merge[5:]], "cannot read")
+    # A Korean model that was trained without --base, and the other way round.
+    model_file = str(request.getfixturevalue("world") / "base.model")
+    refused(tokenizer, [*merge[:4], model_file, *merge[5:]], "`tokenizer.py train --base BASE`")
+    byte_level_file.write_ranks(learned, base.size, tmp_path / "k")
+    refused(tokenizer, [*merge[:2], model_file, *merge[3:]], "with a byte-level --base")
     assert not (tmp_path / "m").exists()
 
 
@@ -394,7 +399,14 @@ def test_no_file_and_no_model_is_replaced_by_what_is_merged(llama3, tmp_path, re
         "--out",
     ]
     refused(tokenizer, [*merge, f"{tmp_path}/file"], "is a file; a folder is to be written there")
-    refused(tokenizer, [*merge, f"{tmp_path}/base"], "holds more than a tokenizer")
+    refused(tokenizer, [*merge, f"{tmp_path}/base"], "would replace what it is made of")
+    shutil.copytree(llama3 / "base", tmp_path / "another")
+    refused(tokenizer, [*merge, f"{tmp_path}/another"], "holds more than a tokenizer")
+    # A base may be a tokenizer alone.
+    (tmp_path / "alone").mkdir()
+    shutil.copy(llama3 / "base/tokenizer.json", tmp_path / "alone")
+    merge_alone = [*merge[:2], f"{tmp_path}/alone", *merge[3:]]
+    refused(tokenizer, [*merge_alone, f"{tmp_path}/alone"], "would replace what it is made of")
     assert (tmp_path / "file").read_text() == "mine"
     assert (tmp_path / "base/model.safetensors").exists()
     train = [
