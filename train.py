@@ -300,9 +300,8 @@ def train_stage(
         if args.clip:
             torch.nn.utils.clip_grads_with_norm_(trained, args.clip, norm)
 
-        # Update. A GPU would stand still if Python looked at the loss before it queued the update.
-        # So the GPU itself decides: where `found_inf`, PyTorch's own name for it, is 1, the
-        # optimizer leaves weights and moments as they are.
+        # Update. A GPU would stand still if Python looked at the loss before it queued the update,
+        # so the GPU decides: where `found_inf` (PyTorch's name) is 1, the optimizer does nothing.
         not_finite = ~(total + norm).isfinite()
         optimizer.found_inf = parallel.anywhere(not_finite.float())
         read_figures = start_reading(torch.stack((total, norm)))
@@ -1052,8 +1051,7 @@ def main(argv: list[str] | None = None) -> None:
         for line in notices.of_run(stages, finished, shards, loader, args.batch_tokens):
             cli.warn(line)
         tokens = 0
-        if finished > 0:
-            # The run was stopped behind this stage.
+        if finished > 0:  # the run was stopped behind this stage
             start = folders[finished - 1]
             state = cli.read_json(start / "training_state.json")
             tokens = state["tokens"]
