@@ -764,8 +764,9 @@ def run_train(args: argparse.Namespace) -> None:
 
 def run_merge(args: argparse.Namespace) -> None:
     """`tokenizer.py merge`"""
-    read_paths = [Path(args.base).resolve(), Path(args.korean).resolve()]
-    if Path(args.out).resolve() in read_paths:
+    inputs = [Path(args.base).resolve(), Path(args.korean).resolve()]
+    out = Path(args.out).resolve()
+    if out in inputs or out / "tokenizer.json" in inputs:
         raise cli.UserError(f"--out {args.out} would replace what it is made of; name another")
     merged = merged_with(load(args.base, base=True), args.korean)
     if isinstance(merged, Model):

@@ -407,6 +407,8 @@ def test_no_file_and_no_model_is_replaced_by_what_is_merged(llama3, tmp_path, re
     shutil.copy(llama3 / "base/tokenizer.json", tmp_path / "alone")
     merge_alone = [*merge[:2], f"{tmp_path}/alone", *merge[3:]]
     refused(tokenizer, [*merge_alone, f"{tmp_path}/alone"], "would replace what it is made of")
+    merge_alone[2] = f"{tmp_path}/alone/tokenizer.json"
+    refused(tokenizer, [*merge_alone, f"{tmp_path}/alone"], "would replace what it is made of")
     assert (tmp_path / "file").read_text() == "mine"
     assert (tmp_path / "base/model.safetensors").exists()
     train = [
