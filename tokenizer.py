@@ -516,14 +516,14 @@ def measure(vocabularies: list[Vocabulary], documents: Iterable[str]) -> list[di
         size["lines_without_hangul"] += len(lines)
 
         # What each makes of it, beside what the base does.
-        base_lines = base.encode(lines, bos=False)
+        base_lines = base.encode(lines, bos=False, workers=1)
         base_keeps_text = base.decode(base.encode(text, bos=False)) == text
         for vocabulary, count in zip(vocabularies, counts, strict=True):
             ids = vocabulary.encode(text, bos=False)
             count["tokens"] += len(ids)
             if base_keeps_text and vocabulary.decode(ids) != text:
                 count["round_trips_lost"] += 1
-            own_lines = vocabulary.encode(lines, bos=False)
+            own_lines = vocabulary.encode(lines, bos=False, workers=1)
             for own, before in zip(own_lines, base_lines, strict=True):
                 if own != before:
                     count["lines_changed"] += 1

@@ -277,11 +277,14 @@ class ByteLevel:
 
         # A lone surrogate is not text. encode() raises an error for it, with tiktoken or without.
         longest = max([len(one.encode()) for one in text], default=0)
-        if tiktoken and longest < SAFE_LENGTH:
+        if tiktoken is None or longest >= SAFE_LENGTH:
+            rows = [self.encode_chunks(one) for one in text]
+        elif workers == 1:
+            # A pool of threads costs more than a short text.
+            rows = [self.tiktoken.encode_ordinary(one) for one in text]
+        else:
             threads = workers if workers > 0 else os.cpu_count()
             rows = self.tiktoken.encode_ordinary_batch(text, num_threads=threads)
-        else:
-            rows = [self.encode_chunks(one) for one in text]
         return [[*first, *row, *last] for row in rows]
 
     def encode_chunks(self, text: str) -> list[int]:

@@ -3,6 +3,7 @@ import importlib.util
 import json
 import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 
 if not torch.cuda.is_available():  # before anything imports triton: its kernels run on the CPU then
     os.environ["TRITON_INTERPRET"] = "1"
+# Under nohup SIGHUP is ignored, by the programs that tests start, too; but some tests send it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # PyTorch looks at it once in a process, and some test runs --deterministic later.
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
