@@ -440,8 +440,8 @@ def train_on_base(
         tokens = [token for token in tokens if found[token] >= min_count]
     if len(tokens) < vocab_size:
         raise cli.UserError(
-            f"--vocab_size {vocab_size}: the inputs hold only {len(tokens)} tokens to learn, with "
-            f"--min_count {min_count}; ask for fewer, or give more text")
+            f"--vocab_size {vocab_size}: the inputs hold only {len(tokens)} tokens to learn (of "
+            f"the first {learned}, with --min_count {min_count}); lower one, or give more text")
     return tokens[:vocab_size]
 
 

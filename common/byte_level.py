@@ -95,6 +95,7 @@ def join_long(chunk: bytes, ranks: dict[bytes, int]) -> list[bytes]:
             if chunk[start:end] in ranks:
                 heapq.heappush(heap, (ranks[chunk[start:end]], start, middle, end))
 
+    # At first every byte is a token, and every place between two of them is where a pair meets.
     for i in range(len(chunk)):
         offer(i)
     while heap:
@@ -102,6 +103,8 @@ def join_long(chunk: bytes, ranks: dict[bytes, int]) -> list[bytes]:
         # One of the two may have been joined to another since.
         if ends.get(start) != middle or ends.get(middle) != end:
             continue
+
+        # The middle is gone. At both ends the new token meets its neighbours.
         del ends[middle], starts[middle]
         ends[start] = end
         starts[end] = start
@@ -153,8 +156,8 @@ def learn(
     a token? Fewer are returned if there is nothing left to join.
 
     The next token is the one that neighbours would make most often, whichever two they are; ties go
-    to the first by its bytes. Then every chunk is encoded with it and counted again: tokens are
-    learned from what they will meet.
+    to the first by its bytes, whatever the order of the inputs. Then every chunk is encoded with it
+    and counted again: tokens are learned from what they will meet.
 
     Here the base leaves lo|w, a space|lo|w and w|o|w. So low comes first, with 5 + 3; then ow and
     wo have 4 each, and ow sorts first.

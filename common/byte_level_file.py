@@ -278,6 +278,10 @@ def llama3(ranks: dict[bytes, int], config: dict) -> ByteLevel:
     controls = {text: len(ranks) + i for i, text in enumerate(LLAMA3_CONTROLS)}
     config = {**LLAMA3_CONFIG, **config}
     bos = config["bos_token"]
+    if bos not in controls:
+        raise cli.UserError(
+            f"tokenizer_config.json says bos_token {bos!r}, which is no control token of Llama 3; "
+            f"name one that is, or give a tokenizer.json")
     content = {
         "version": "1.0",
         "added_tokens": [tokenizer_json.added_token(i, text) for text, i in controls.items()],

@@ -328,8 +328,13 @@ def read_json(path: str | Path) -> dict:
 
 
 def read_json_if_any(path: str | Path) -> dict:
-    """The same; {} if there is no such file."""
-    return read_json(path) if Path(path).is_file() else {}
+    """The same for a file of settings; {} if there is none."""
+    if not Path(path).is_file():
+        return {}
+    settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} does not hold settings by their names ({{...}}); fetch it again")
+    return settings
 
 
 def sha256(path: str | Path) -> str:

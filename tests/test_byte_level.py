@@ -683,6 +683,15 @@ def test_a_word_of_add_tokens_and_a_changed_order_are_refused(llama3, tmp_path):
         tokenizer.load(written(tmp_path, change(content, "model.merges", own)))
 
 
+def test_settings_beside_a_tokenizer_may_be_wrong(llama3, tmp_path, base):
+    written(tmp_path, cli.read_json(llama3 / "base/tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text("[1]")
+    with pytest.raises(cli.UserError, match="does not hold settings"):
+        tokenizer.load(tmp_path)
+    with pytest.raises(cli.UserError, match="'<s>', which is no control token"):
+        byte_level_file.llama3(base.ranks, {"bos_token": "<s>"})
+
+
 def puts_bos(folder: Path) -> bool:
     return tokenizer_json.puts_bos(cli.read_json(folder / "tokenizer.json"))
 
