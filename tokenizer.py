@@ -83,6 +83,7 @@ HANGUL_PIECE = regex.compile(f"▁?[{HANGUL}]+")
 
 # The same in bytes. A syllable has three, EA B0 80 (가) to ED 9E A3 (힣), and before three can be
 # joined, two must be. So its first two bytes may be a token, if nothing else begins with them.
+# (Those of jamo, E3 84 to 86, begin other letters too. A base must have joined them, as Llama 3's.)
 HANGUL_TOKEN = regex.compile(f" ?[{HANGUL}]+")
 TWO_BYTES = regex.compile(rb" ?(\xEA[\xB0-\xBF]|[\xEB\xEC][\x80-\xBF]|\xED[\x80-\x9D])")
 
