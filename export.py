@@ -26,7 +26,17 @@ from safetensors.torch import save_file
 
 import model
 import tokenizer
-from common import checkpoint, cli, dialogues, parallel, plan, resume
+from common import (
+    checkpoint,
+    cli,
+    dialogues,
+    hf,
+    parallel,
+    plan,
+    resume,
+    special_tokens,
+    tokenizer_json,
+)
 from common.cli import UserError
 
 # The matrices of a block that get a LoRA, as PEFT names them: all seven.
@@ -71,13 +81,6 @@ def finished_tensor(
     return parts[name]
 
 
-def template_after(stage: plan.Stage, start: Path) -> str:
-    """The chat template that a stage's model has: `sft` teaches it one, others leave it alone."""
-    if "sft" in stage.parts:
-        return dialogues.CHAT_TEMPLATE
-    return tokenizer.chat_template(start)
-
-
 def save_stage(
     llama: model.Llama,
     stage: plan.Stage,
@@ -115,11 +118,10 @@ def save_stage(
             read = model.open_tensors(start)
             tensors = ((name, finished(name, read)) for name in remaining)
             with cli.new_folder(folder) as temporary:
+                hf.carry_files(start, temporary)
                 model.save(llama, temporary, tensors)
-                chat_template = template_after(stage, start)
-                tokenizer.save(start, temporary, chat_template)
-                carry_generation_config(start, temporary)
-                cli.write_json(temporary / "training_state.json", state)
+                finish_settings(stage, start, temporary)
+                cli.write_json(temporary / hf.STATE, state)
                 if adapter:
                     save_adapter(adapter, llama.config, start, temporary / "adapter", args)
         finally:
@@ -134,12 +136,43 @@ def save_stage(
     parallel.on_rank_zero(write)
 
 
-def carry_generation_config(start: Path, folder: Path) -> None:
-    """What the start directory says about sampling counts: an Instruct model may name there alone
-    where an answer ends."""
-    name = "generation_config.json"
-    merged = {**cli.read_json(folder / name), **cli.read_json_if_any(start / name)}
-    cli.write_json(folder / name, merged)
+def finish_settings(stage: plan.Stage, start: Path, folder: Path) -> None:
+    """What a stage changes beside the weights. Otherwise the start directory's files were copied as
+    they are: some may have been mended by hand."""
+    vocabulary = tokenizer.load(start)
+    if not (folder / "tokenizer.json").exists():
+        tokenizer.write(vocabulary, folder, start)
+
+    # The model has seen documents end in this token. If no file says that a text ends there, it is
+    # a base that was trained without being grown.
+    names = ("config.json", "generation_config.json")
+    settings = {name: cli.read_json(folder / name) for name in names}
+    ends = [special_tokens.id_list(one.get("eos_token_id")) for one in settings.values()]
+    if vocabulary.eos not in sum(ends, []):
+        for name in names:
+            amended = special_tokens.with_eos(settings[name], vocabulary.eos, name)
+            cli.write_json(folder / name, amended)
+
+    # Instruction tuning teaches a way to converse, in place of the one that the model may have had.
+    if "sft" in stage.parts:
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+        shutil.rmtree(folder / hf.TEMPLATES, ignore_errors=True)
+        config = cli.read_json_if_any(folder / "tokenizer_config.json")
+        config["chat_template"] = sft_template(vocabulary, folder)
+        cli.write_json(folder / "tokenizer_config.json", config)
+
+
+def sft_template(vocabulary: tokenizer.Vocabulary, folder: Path) -> str:
+    """The chat template that `sft` teaches, for the tokenizer.json in `folder`."""
+    # SentencePiece packs a prompt with a space before it. Behind a special token transformers may
+    # put none.
+    config = special_tokens.read_config(folder)
+    content = cli.read_json_if_any(folder / "tokenizer.json")
+    start = ""
+    if vocabulary.adds_space and not tokenizer_json.prefix_everywhere(config, content):
+        start = " "
+    names = {i: text for text, i in vocabulary.controls.items()}
+    return dialogues.chat_template(names[vocabulary.bos], names[vocabulary.eos], start)
 
 
 def trained_parameters(llama: model.Llama) -> dict[str, torch.Tensor]:

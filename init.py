@@ -35,7 +35,7 @@ from safetensors.torch import load_file, save_file
 import data
 import model
 import tokenizer
-from common import cli
+from common import cli, hf, special_tokens
 from common.hf import INDEX
 from common.plan import TABLES
 
@@ -52,16 +52,34 @@ METHODS = {                                     # (rule for the embedding, rule 
     "eeve": ("subtoken", "first"),
 }
 
+# Files that describe the base's vocabulary, and are written anew or would be wrong.
+OF_THE_VOCABULARY = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.model*",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "vocab.json",       # GPT-2's way of writing a byte-level vocabulary,
+    "merges.txt",
+    "tekken.json",      # and Mistral's
+    "params.json",
+)
+
 # ------------------------------------------------------------------------------- the new rows
 
 
 class Growth(NamedTuple):
-    """What is to be added: rows base … size - 1 are new pieces, size … padded - 1 are padding."""
+    """What is to be added: rows base … size - 1 are new, size … padded - 1 are padding."""
     base: int
     size: int
     padded: int
-    parts: list[list[int]]      # for each new piece: the base's ids that have spelt it so far
-    space: int                  # the id of a bare ▁, SentencePiece's space
+    # For each new piece: the base's ids that have spelt it so far. None for a control token.
+    parts: list[list[int]]
+    space: int                          # the id of a bare ▁, SentencePiece's space
+    vocabulary: tokenizer.Vocabulary    # the grown one, of `size`
+    new_ids: dict[int, int]             # ids of the base → ids of the same tokens there
+    moved: dict[int, int]               # rows that move: {new id: id in the base}
 
 
 def growth(folder: Path, merged_file: Path, pad_to: int) -> Growth:
@@ -70,18 +88,37 @@ def growth(folder: Path, merged_file: Path, pad_to: int) -> Growth:
     UserError where the merged one does not extend the model's.
     """
     base = tokenizer.load(folder)
-    merged = tokenizer.load(merged_file)
+    merged = tokenizer.load(merged_file, base=True)
     rows = model.Config.read(folder).vocab_size
-    old = base.size
-    new = merged.size
 
     # Ids are row numbers: the base's pieces must come first, each under the id it has.
-    for i, (a, b) in enumerate(zip(base.pieces, merged.pieces, strict=False)):
+    pieces = base.size - len(base.added)
+    for i, (a, b) in enumerate(zip(base.pieces[:pieces], merged.pieces, strict=False)):
         if a != b:
             raise cli.UserError(f"{merged_file} does not extend the tokenizer of {folder}: id {i} "
                                 f"is {b}, in the model {a}; merge into the model's own")
-    # A base that was padded has more rows than pieces. Those rows mean nothing, and new ones take
+    new_ids = {i: i for i in range(pieces)}
+
+    # Behind them stand the tokens that the directory adds. Merged into the directory, they are
+    # where they were. Merged into its tokenizer.model alone, their ids are Hangul's now, and they
+    # go behind all pieces.
+    behind = {}
+    for i, token in {**base.added, **base.without_row}.items():
+        text = token["content"]
+        new_ids[i] = merged.controls.get(text, merged.size + len(behind))
+        if new_ids[i] >= merged.size:
+            behind[new_ids[i]] = token
+    vocabulary = merged.with_added(behind) if behind else merged
+    moved = {}
+    for i, token in base.added.items():
+        if new_ids[i] != i:
+            moved[new_ids[i]] = i
+            print(f"{token['content']} was id {i} and is id {new_ids[i]} now, with its row")
+
+    # A base that was padded has more rows than tokens. Those rows mean nothing, and new ones take
     # their place; but a table is never cut.
+    old = base.size
+    new = vocabulary.size
     if not old <= rows <= new:
         raise cli.UserError(f"a vocabulary only grows, but the tokenizer of {folder} has {old} "
                             f"pieces, config.json says vocab_size {rows}, {merged_file} has {new} "
@@ -94,9 +131,11 @@ def growth(folder: Path, merged_file: Path, pad_to: int) -> Growth:
 
     # The base segments each new piece as it stands, without the ▁ that SentencePiece puts before a
     # text: 한국 ("Korea") is 한 국, ▁한국 is ▁ 한 국.
-    parts = [base.split(merged.bytes_of(i)) for i in range(old, new)]
+    kept = min(moved.values(), default=old)
+    parts = [base.split(vocabulary.bytes_of(i)) for i in range(kept, new)]
     [space] = base.split(b" ")
-    return Growth(old, new, math.ceil(new / pad_to) * pad_to, parts, space)
+    padded = math.ceil(new / pad_to) * pad_to
+    return Growth(kept, new, padded, parts, space, vocabulary, new_ids, moved)
 
 
 def new_rows(
@@ -124,6 +163,7 @@ def new_rows(
 
     # Mean and standard deviation of the base's rows, variance = E[x²] - E[x]². In slices: a copy of
     # the whole in float64 is four times the size of a table in bfloat16.
+    before = table
     table = table[:grow.base]
     total = torch.zeros(table.shape[1], dtype=torch.float64)
     squares = 0.0
@@ -137,12 +177,16 @@ def new_rows(
     new = mean.to(table.dtype).repeat(grow.padded - grow.base, 1)
     # (There are fewer parts than rows: padding has none.)
     for row, ids in zip(new, grow.parts, strict=False):
+        if not ids:
+            continue        # a control token: nothing spelt it
         if rule == "random":
             row[:] = torch.randn(len(row), generator=generator) * std
         elif rule == "subtoken":
             row[:] = table[ids].double().mean(0)
         elif rule == "first":
             row[:] = table[first_piece(ids, grow.space)]
+    for i, old in grow.moved.items():
+        new[i - grow.base] = before[old]
     return new
 
 
@@ -188,6 +232,7 @@ def grow_folder(
     # it when they are looked at.
     total_size = 0
     with cli.new_folder(out) as temporary:
+        hf.carry_files(folder, temporary, but=OF_THE_VOCABULARY)
         for file in cli.progress(files, "growing", " files"):
             tensors = load_file(folder / file)
             for name in TABLES:
@@ -202,14 +247,28 @@ def grow_folder(
             index = cli.read_json(folder / INDEX)
             index["metadata"] = {"total_size": total_size}
             cli.write_json(temporary / INDEX, index)
-        # What training and sampling must know: which rows are the base's, and which are padding.
-        config["vocab_size"] = grow.padded
-        config["base_vocab_size"] = grow.base
-        config["unpadded_vocab_size"] = grow.size
-        cli.write_json(temporary / "config.json", config)
-        write_generation_config(folder, temporary, grow)
-        tokenizer.save(merged_file, temporary, tokenizer.chat_template(folder))
+        write_settings(folder, temporary, grow)
+        tokenizer.write(grow.vocabulary, temporary, folder)
     return grow
+
+
+def write_settings(folder: Path, target: Path, grow: Growth) -> None:
+    """config.json and generation_config.json: the base's, with the sizes and the ids of the grown
+    vocabulary."""
+    config = cli.read_json(folder / "config.json")
+    # Without a generation_config.json transformers goes by config.json, otherwise not at all.
+    generation = {name: config[name] for name in special_tokens.WITH_ROW if name in config}
+    generation |= cli.read_json_if_any(folder / "generation_config.json")
+    for name, settings in (("config.json", config), ("generation_config.json", generation)):
+        amended = special_tokens.amend_ids(settings, grow.new_ids, grow.vocabulary, name)
+        cli.write_json(target / name, amended)
+
+    # What training and sampling must know: which rows are the base's, and which are padding.
+    grown = model.Config.read(target)
+    grown.vocab_size = grow.padded
+    grown.base_vocab_size = grow.base
+    grown.unpadded_vocab_size = grow.size
+    grown.write(target / "config.json")
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -248,22 +307,6 @@ def save_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:
         save_file(tensors, file, metadata={"format": "pt"})
     except SafetensorError as error:
         raise cli.UserError(f"cannot write {file}: {error}") from None
-
-
-def write_generation_config(folder: Path, target: Path, grow: Growth) -> None:
-    """The base's generation_config.json, with padding rows suppressed: no program samples them."""
-    # transformers' generate() reads this file; our own goes by config.unpadded_vocab_size. Where it
-    # exists, it alone says where a text ends: config.json is no longer asked.
-    config = cli.read_json(folder / "config.json")
-    generation = {name: config.get(name) for name in ("bos_token_id", "eos_token_id")}
-    generation |= cli.read_json_if_any(folder / "generation_config.json")
-    # Where the base had padding there are new pieces now: of its list only its own pieces stay.
-    before = generation.pop("suppress_tokens", None) or []
-    suppressed = [i for i in before if i < grow.base]
-    suppressed += range(grow.size, grow.padded)
-    if suppressed:
-        generation["suppress_tokens"] = suppressed
-    cli.write_json(target / "generation_config.json", generation)
 
 
 # ---------------------------------------------------------------------------------- the probe

@@ -36,7 +36,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
 import kernels
-from common import hf, parallel
+from common import hf, parallel, special_tokens
 from common.cli import UserError, progress, write_json
 from kernels.rotary import rope_frequencies
 
@@ -70,7 +70,7 @@ class Config:
 
     def eos_ids(self) -> list[int]:
         """eos_token_id as a list, which may be empty."""
-        return hf.id_list(self.eos_token_id)
+        return special_tokens.id_list(self.eos_token_id)
 
     @classmethod
     def read(cls, path: str | Path) -> "Config":
@@ -791,7 +791,7 @@ def save(llama: Llama, folder: str | Path,
          tensors: Iterable[tuple[str, torch.Tensor]] | None = None) -> None:
     """Write config.json, generation_config.json and the weights, in config.dtype, into an existing
     folder, in the layout that Hugging Face reads: above 5 GB in several files, one in memory at a
-    time.
+    time. What these two files say already, if they are there, stays.
 
     `tensors`: name and value of each, in the model's order, where they are not the model's own. A
     LoRA is not written; it is merged before."""
@@ -808,10 +808,6 @@ def save(llama: Llama, folder: str | Path,
     hf.write_tensors(folder, sizes, tensors or own, dtype)
 
     config.write(folder / "config.json")
-    generation = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
-
-    # Other programs must not sample padding either.
-    pieces = config.unpadded_vocab_size or config.vocab_size
-    if pieces < config.vocab_size:
-        generation["suppress_tokens"] = list(range(pieces, config.vocab_size))
-    write_json(folder / "generation_config.json", generation)
+    if not (folder / "generation_config.json").exists():
+        ends = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+        write_json(folder / "generation_config.json", ends)

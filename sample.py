@@ -16,7 +16,7 @@ import torch
 
 import model
 import tokenizer
-from common import cli, hf
+from common import cli, special_tokens
 
 
 def load(
@@ -42,8 +42,8 @@ def end_tokens(folder: Path, llama: model.Llama, vocabulary: tokenizer.Vocabular
     """The tokens at which a text ends: the tokenizer's EOS, and those that the directory names. A
     chat model of Llama 3 ends an answer in another token than a document."""
     generation = cli.read_json_if_any(folder / "generation_config.json")
-    more = hf.id_list(generation.get("eos_token_id"))
-    return [*hf.id_list(vocabulary.eos), *llama.config.eos_ids(), *more]
+    more = special_tokens.id_list(generation.get("eos_token_id"))
+    return [*special_tokens.id_list(vocabulary.eos), *llama.config.eos_ids(), *more]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -49,11 +49,13 @@ from common.documents import (
     reading_of,
 )
 from common.sentencepiece_file import (
+    CONTROL,
     NORMAL,
     PIECES,
     SCORE,
     TEXT,
     TRAINER,
+    TYPE,
     VOCAB_SIZE,
     Model,
     Piece,
@@ -63,6 +65,8 @@ from common.sentencepiece_file import (
     parse_piece,
     processor,
     read,
+    why_no_base,
+    why_no_ranks,
 )
 
 Vocabulary = Model | ByteLevel  # the two kinds, with the same methods
@@ -479,9 +483,15 @@ def merge(base: Model, korean: list[Piece]) -> bytes:
     ranks = [score for score in ranks if score > LOWEST_RANK]
     lowest = math.floor(min(ranks, default=0.0))
 
-    # The base's bytes stay as they are. Steps of 1 keep the scores distinct, which float32 can do
-    # down to -2^24; were they equal, the leftmost join would win and not the one learned first.
+    # The base's bytes stay as they are. Tokens that its directory adds behind its pieces become
+    # pieces, under the ids that they have; as control pieces no text becomes one.
     parts = [base.raw]
+    for token in base.added.values():
+        text = token["content"].encode()
+        parts.append(field(PIECES, field(TEXT, text) + field(SCORE, 0.0) + field(TYPE, CONTROL)))
+
+    # Steps of 1 keep the scores distinct, which float32 can do down to -2^24; were they equal, the
+    # leftmost join would win and not the one learned first.
     for i, piece in enumerate(new, start=1):
         score = float(lowest - i)
         parts.append(field(PIECES, field(TEXT, piece.text.encode()) + field(SCORE, score)))
@@ -691,39 +701,37 @@ def merged_with(base: Vocabulary, korean: str, size: int | None = None) -> Vocab
             raise cli.UserError(f"--sizes {size}: choose up to {len(ranks)} (all)")
         return base.extended(list(ranks)[:size])
 
-    pieces = read(korean).pieces
+    learned = read(korean)
+    if reason := why_no_ranks(learned):
+        raise cli.UserError(f"{korean} {reason}: train it with `tokenizer.py train`")
+    pieces = learned.pieces
     if size is not None:
         pieces = truncated(pieces, size)
     raw = merge(base, pieces)
     return Model(raw, parse(raw)[0], processor(raw))
 
 
-def save(path: str | Path, folder: str | Path, chat_template: str = "") -> None:
-    """Write the tokenizer's files into a model directory: its own, and those of transformers.
+def save(path: str | Path, folder: Path) -> None:
+    """Write the tokenizer of a file, or of another model directory with its settings, into a model
+    directory."""
+    base = Path(path) if Path(path).is_dir() else None
+    write(load(path), folder, base)
 
-    `path`: a file, or another model directory. `chat_template`: how the model was taught to
-    converse, if it was. UserError if tokenizer.json cannot say what the model does."""
-    vocabulary = load(path, base=True)
-    folder = Path(folder)
+
+def write(vocabulary: Vocabulary, folder: Path, base: Path | None) -> None:
+    """Write a tokenizer's files into a model directory: its own, and those of transformers.
+
+    base: the model directory whose settings are carried along, such as the chat template, the pad
+    token, and what is put around a text; None for a file."""
     if isinstance(vocabulary, ByteLevel):
-        byte_level_file.save(vocabulary, folder, chat_template)
+        byte_level_file.save(vocabulary, folder, base)
         return
-    # transformers would rank the merges of tokenizer.model by id; written out, they are by score.
-    merges = ranked_merges(vocabulary.pieces)
-    content = tokenizer_json.build(vocabulary, merges)
-    config = tokenizer_json.config(vocabulary.sp)
-    tokenizer_json.write(content, config, folder, chat_template)
     (folder / "tokenizer.model").write_bytes(vocabulary.raw)
-
-
-def chat_template(folder: Path) -> str:
-    """The chat template of a model directory, "" if it has none. transformers writes it to a file
-    of its own, older versions into tokenizer_config.json."""
-    own_file = folder / "chat_template.jinja"
-    if own_file.is_file():
-        return own_file.read_text(encoding="utf-8")
-    config = cli.read_json_if_any(folder / "tokenizer_config.json")
-    return config.get("chat_template") or ""
+    # transformers would rank the merges of tokenizer.model by id; written out, they are by score.
+    # (What is no BPE that keeps text is left to it.)
+    if not why_no_base(vocabulary):
+        merges = ranked_merges(vocabulary.pieces)
+        tokenizer_json.save(vocabulary, merges, folder, base)
 
 
 def write_model(raw: bytes, file: str) -> None:

@@ -242,8 +242,11 @@ class ByteLevel:
     # The rest of tokenizer.json, and tokenizer_config.json: they are carried along.
     content: dict
     config: dict
-    # SentencePiece puts a space before a text; byte-level BPE does not.
+    # SentencePiece may put a space before a text; byte-level BPE does not.
     adds_space = False
+    # Its directory adds no tokens behind: all control tokens are in the tokenizer.json.
+    added = {}
+    without_row = {}
 
     def __post_init__(self):
         self.bos = self.controls.get(self.config.get("bos_token"))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import regex
 
-from common import cli, tokenizer_json
+from common import cli, special_tokens, tokenizer_json
 from common.byte_level import ByteLevel
 
 # Llama 3's tiktoken file is recognised by its number of tokens. The regular expression and the
@@ -215,16 +215,10 @@ def read(file: Path) -> ByteLevel:
     """Read what `vocabulary_file` found, and the tokenizer_config.json beside it.
 
     UserError if the file is damaged, or describes what would be computed wrongly here."""
-    # Older directories name BOS and EOS in a file of their own.
-    named = cli.read_json_if_any(file.parent / "special_tokens_map.json")
-    config = cli.read_json_if_any(file.parent / "tokenizer_config.json")
-    for name in ("bos_token", "eos_token"):
-        token = config.get(name) or named.get(name)
-        # Older files have a dictionary, with how the token is found in a text.
-        if isinstance(token, dict):
-            token = token["content"]
-        if token:
-            config[name] = token
+    config = special_tokens.read_config(file.parent)
+    for role in ("bos_token", "eos_token"):
+        if config.get(role):
+            config[role] = special_tokens.text_of(config[role])
 
     if file.suffix != ".json":
         ranks = read_ranks(file)
@@ -294,8 +288,10 @@ def llama3(ranks: dict[bytes, int], config: dict) -> ByteLevel:
     return ByteLevel(ranks, controls, LLAMA3_PATTERN, content, config)
 
 
-def save(vocabulary: ByteLevel, folder: Path, chat_template: str = "") -> None:
-    """Write tokenizer.json and tokenizer_config.json into a folder."""
+def save(vocabulary: ByteLevel, folder: Path, base: Path | None = None) -> None:
+    """Write tokenizer.json and tokenizer_config.json into a folder.
+
+    base: the model directory whose settings are carried along, if the vocabulary is not its own."""
     # Control tokens must be in the vocabulary too, or transformers would renumber them.
     ids = {spelled(token): i for token, i in vocabulary.ranks.items()}
     ids |= vocabulary.controls
@@ -307,7 +303,10 @@ def save(vocabulary: ByteLevel, folder: Path, chat_template: str = "") -> None:
         "merges": merges_of(vocabulary.ranks),
     }
     content = {**vocabulary.content, "model": model}
-    tokenizer_json.write(content, vocabulary.config, folder, chat_template)
+    config = special_tokens.read_config(base) if base else {}
+    # A tiktoken file under this name would be taken for SentencePiece's.
+    (folder / "tokenizer.model").unlink(missing_ok=True)
+    tokenizer_json.write(content, {**config, **vocabulary.config}, folder)
 
 
 # ---- tiktoken's file -----------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from common import parallel, plan
+from common import hf, parallel, plan
 from common.cli import UserError, new_file, new_folder, read_json, sha256, warn, write_json
 
 # PyTorch warns when a single process saves, which is a usual case here and not a mistake.
@@ -332,9 +332,11 @@ def publish(folder: Path, run: Path) -> None:
     """RUN/model: the last stage's directory under a name that does not depend on the stages. Its
     adapter/ stays behind: it fits the model before it was merged."""
     with new_folder(run / "model") as temporary:
-        for file in folder.iterdir():
+        for file in [*folder.glob("*"), *folder.glob(f"{hf.TEMPLATES}/*")]:
             if file.is_file():
-                link(file, temporary / file.name)
+                other = temporary / file.relative_to(folder)
+                other.parent.mkdir(exist_ok=True)
+                link(file, other)
 
 
 def link(source: Path, target: Path) -> None:

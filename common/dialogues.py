@@ -193,16 +193,27 @@ def read_messages(messages: list) -> tuple[list[tuple[str, str]], str]:
 # The same for transformers' apply_chat_template: it gives the ids that `pack` gives, and without
 # the last answer those up to where the model answers. (Jinja; `open`: has the prompt text yet?)
 CHAT_TEMPLATE = (
-    "{{ bos_token }}"
+    "{{ BOS }}"
     "{% set prompt = namespace(open=false) %}"
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}"
-    "{{ ' ' + message['content'].lstrip() + eos_token }}"
+    "{{ ' ' + message['content'].lstrip() + EOS }}"
     "{% set prompt.open = false %}"
     "{% elif message['content'].strip() %}"
-    r"{% if prompt.open %}{{ '\n' }}{% endif %}"
+    r"{{ '\n' if prompt.open else START }}"
     "{{ message['content'].rstrip() }}"
     "{% set prompt.open = true %}"
     "{% endif %}"
     "{% endfor %}"
 )
+
+
+def chat_template(bos: str, eos: str, start: str) -> str:
+    """The template for a vocabulary. bos, eos: the tokens between which documents are packed.
+    start: what stands before a prompt, if transformers does not put a space there by itself.
+
+    They are written out, because the model's own bos_token and eos_token may be others."""
+    template = CHAT_TEMPLATE
+    for name, text in (("BOS", bos), ("EOS", eos), ("START", start)):
+        template = template.replace(name, repr(text))
+    return template

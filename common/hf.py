@@ -10,14 +10,16 @@ file. A safetensors file begins with a table of names, types, shapes and offsets
 tensor, or some rows of it, can be read alone.
 """
 import itertools
+import shutil
 from collections.abc import Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from common.cli import UserError, progress, read_json, write_json
+from common.cli import UserError, progress, read_json, read_json_if_any, write_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -134,16 +136,9 @@ def unsupported(config: dict, architectures: tuple[str, ...]) -> str | None:
     return None
 
 
-def id_list(ids: int | list[int] | None) -> list[int]:
-    """An eos_token_id as a list: there may be none, one, or several."""
-    if ids is None:
-        return []
-    return ids if isinstance(ids, list) else [ids]
-
-
 def write_config(path: str | Path, values: dict) -> None:
     """Write the fields of model.Config as a config.json, in both spellings: old and new
-    transformers read it alike."""
+    transformers read it alike. Whatever else the file says already stays in it."""
     rope = dict(values["rope_scaling"] or {"rope_type": "default"})
     rope["rope_theta"] = values["rope_theta"]
     config = {
@@ -152,14 +147,52 @@ def write_config(path: str | Path, values: dict) -> None:
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
+        **read_json_if_any(path),
     }
     for name, value in values.items():
         if value is not None:
             config[name] = value
     config["torch_dtype"] = values["dtype"]
     config["rope_parameters"] = rope
-    config["rope_scaling"] = values["rope_scaling"]
+    config["rope_scaling"] = None
+    if values["rope_scaling"]:
+        config["rope_scaling"] = {name: rope[name] for name in rope if name != "rope_theta"}
     write_json(path, config)
+
+
+# ------------------------------------------------------------------------- everything else
+
+# What a model directory may hold and its successor must not: weights, also in formats that are not
+# read here, and the state of the training that made it.
+WEIGHTS_OF_OTHERS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.bin",
+    "*.bin.index.json",
+    "*.pt",
+    "*.pth",
+    "*.ckpt",
+    "*.gguf",
+    "*.h5",
+    "*.msgpack",
+    "*.onnx",
+)
+STATE = "training_state.json"
+
+# The one folder whose files belong to the tokenizer: chat templates beside the usual one.
+TEMPLATES = "additional_chat_templates"
+
+
+def carry_files(source: Path, target: Path, but: tuple[str, ...] = ()) -> None:
+    """Copy the files of a model directory that are no weights into another one: the licence, the
+    chat template, and whatever there is that we know nothing of. `but`: names, or patterns of
+    names, to leave out."""
+    left_out = (*WEIGHTS_OF_OTHERS, STATE, ".*", *but)
+    for file in sorted([*source.glob("*"), *source.glob(f"{TEMPLATES}/*")]):
+        if file.is_file() and not any(fnmatch(file.name, pattern) for pattern in left_out):
+            copy = target / file.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
 
 
 # --------------------------------------------------------------------------------- safetensors

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import sentencepiece
 
-from common import cli
+from common import cli, special_tokens
 
 # Wire types.
 VARINT = 0
@@ -83,24 +83,44 @@ class Model:
     knows which of the two it has."""
 
     raw: bytes  # the file
-    pieces: list[Piece]  # in the order of their ids
+    pieces: list[Piece]  # in the order of their ids: the file's, then those of `added`
     sp: sentencepiece.SentencePieceProcessor
-    # SentencePiece puts a space before a text; byte-level BPE does not.
-    adds_space = True
-
+    # Tokens behind the file's pieces, which its directory names: {id: description}, as in
+    # special_tokens.added_tokens. No text becomes one, so the hash is that of the file.
+    added: dict[int, dict] = dataclasses.field(default_factory=dict)
+    # More of these, with ids beyond the rows of the embedding: the model does not know them.
+    without_row: dict[int, dict] = dataclasses.field(default_factory=dict)
     def __post_init__(self):
         self.size = len(self.pieces)
         self.sha256 = hashlib.sha256(self.raw).hexdigest()
+        self.controls = {}
+        for i, piece in enumerate(self.pieces):
+            if piece.type == CONTROL:
+                self.controls[piece.text] = i
+
+    def with_added(self, tokens: dict[int, dict]) -> "Model":
+        """This vocabulary with tokens behind its last piece, {id: description}."""
+        pieces = list(self.pieces)
+        for token in tokens.values():
+            pieces.append(Piece(token["content"], 0.0, CONTROL))
+        return dataclasses.replace(self, pieces=pieces, added={**self.added, **tokens})
 
     @property
-    def bos(self) -> int:
-        """The id of BOS."""
-        return self.sp.bos_id()
+    def bos(self) -> int | None:
+        """The id of BOS, if there is one."""
+        i = self.sp.bos_id()
+        return i if i >= 0 else None
 
     @property
-    def eos(self) -> int:
-        """The id of EOS."""
-        return self.sp.eos_id()
+    def eos(self) -> int | None:
+        """The id of EOS, if there is one."""
+        i = self.sp.eos_id()
+        return i if i >= 0 else None
+
+    @cached_property
+    def adds_space(self) -> bool:
+        """Is a space put before every text (add_dummy_prefix)? Byte-level BPE never does it."""
+        return self.sp.encode("a", out_type=str)[0].startswith("▁")
 
     @cached_property
     def inside_words(self) -> sentencepiece.SentencePieceProcessor:
@@ -121,8 +141,11 @@ class Model:
         return self.sp.encode(text, add_bos=bos, add_eos=eos, num_threads=workers)
 
     def decode(self, ids: list) -> str | list[str]:
-        """The text of token ids, or a list of texts for a list of lists."""
-        return self.sp.decode(ids)
+        """The text of token ids, or a list of texts for a list of lists. Control tokens add
+        nothing."""
+        if ids and isinstance(ids[0], list):
+            return [self.decode(row) for row in ids]
+        return self.sp.decode([i for i in ids if i not in self.added])
 
     def bytes_of(self, i: int) -> bytes:
         """What piece i adds to a text; nothing, if it is a control piece."""
@@ -261,30 +284,52 @@ def processor(raw: bytes, dummy_prefix: bool = True) -> sentencepiece.SentencePi
 
 
 def read(path: str | Path, base: bool = False) -> Model:
-    """Read a SentencePiece BPE model: a .model file, or the tokenizer.model of a model directory.
+    """Read a SentencePiece model: a .model file, or a model directory, whose added tokens count
+    too.
 
     UserError, with the reason, for a file that is missing, damaged or of another kind; with `base`
     also for a model that cannot take new pieces, or that tokenizer.json cannot describe."""
-    path = model_file(path)
-    raw = cli.read_bytes(path)
+    file = model_file(path)
+    raw = cli.read_bytes(file)
     try:
-        pieces, model_type = parse(raw)
+        pieces, _ = parse(raw)
         sp = processor(raw)
     except (ValueError, RuntimeError):  # ours, and SentencePiece's
         raise cli.UserError(
-            f"{path} is no SentencePiece model, or a damaged one: "
+            f"{file} is no SentencePiece model, or a damaged one: "
             f"fetch or train it again (with a byte-level --base `train` writes another kind)"
         ) from None
-    if model_type != BPE:
-        name = MODEL_TYPES.get(model_type, "unknown")
-        raise cli.UserError(
-            f"{path} is a SentencePiece {name} model; its scores are no merge ranks: {INSTEAD}")
+    model = Model(raw, pieces, sp)
+    if base and (reason := why_no_base(model)):
+        raise cli.UserError(f"{file} {reason}: {INSTEAD}")
+    folder = Path(path)
+    if folder.is_dir():
+        rows = special_tokens.rows_of(folder)
+        tokens = special_tokens.added_tokens(folder, [piece.text for piece in pieces])
+        model = model.with_added({i: token for i, token in tokens.items() if i < rows})
+        model.without_row = {i: token for i, token in tokens.items() if i >= rows}
+    return model
 
-    if base and not keeps_text(sp):
-        raise cli.UserError(
-            f"{path} changes or loses text (a normaliser other than identity, repeated spaces "
-            f"removed, no byte fallback, or unused pieces): {INSTEAD}")
-    return Model(raw, pieces, sp)
+
+def why_no_base(model: Model) -> str | None:
+    """Why a model cannot take new pieces, or tokenizer.json cannot describe it; None if it can."""
+    if reason := why_no_ranks(model):
+        return reason
+    if not keeps_text(model.sp):
+        return ("changes or loses text (a normaliser other than identity, repeated spaces removed, "
+                "no byte fallback, or unused pieces)")
+    if None in (model.bos, model.eos):
+        return "has no piece for BOS, or none for EOS, between which documents are packed"
+    return None
+
+
+def why_no_ranks(model: Model) -> str | None:
+    """Why a model's scores are not the ranks of merges; None if they are."""
+    _, model_type = parse(model.raw)
+    if model_type == BPE:
+        return None
+    name = MODEL_TYPES.get(model_type, "unknown")
+    return f"is a SentencePiece {name} model; its scores are no merge ranks"
 
 
 def model_file(path: str | Path) -> Path:

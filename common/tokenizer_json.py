@@ -13,103 +13,163 @@ The format: https://huggingface.co/docs/tokenizers.
 from pathlib import Path
 
 import regex
-import sentencepiece
 
-from common import cli
-from common.sentencepiece_file import CONTROL, UNKNOWN, USER_DEFINED, Model, Piece
+from common import cli, special_tokens
+from common.sentencepiece_file import CONTROL, UNKNOWN, USER_DEFINED, Model
 
 
-def build(model: Model, merges: list[tuple[str, str]]) -> dict:
-    """The content of tokenizer.json; `merges` are pairs, best first (tokenizer.ranked_merges)."""
-    prefix = puts_prefix(model.sp)
-    own = [piece.text for piece in model.pieces if piece.type == USER_DEFINED]
-    return {
+def save(model: Model, merges: list[tuple[str, str]], folder: Path, base: Path | None) -> None:
+    """Write tokenizer.json and what goes with it into a folder.
+
+    merges: pairs, best first (tokenizer.ranked_merges). base: the model directory whose settings
+    are carried along, if there is one."""
+    config = {}
+    content = {}
+    described = {}
+    if base:
+        config = special_tokens.read_config(base)
+        content = cli.read_json_if_any(base / "tokenizer.json")
+        for token in special_tokens.described(base).values():
+            described[token["content"]] = token
+
+    tokens = added_tokens(model, described)
+    new = {
         "version": "1.0",
-        "added_tokens": added_tokens(model.pieces),
-        "normalizer": normalizer(prefix),
-        "pre_tokenizer": pre_tokenizer(own),
-        "post_processor": post_processor(model.sp.id_to_piece(model.bos), model.bos),
-        "decoder": decoder(prefix),
-        "model": {
-            "type": "BPE",
-            "byte_fallback": True,
-            "fuse_unk": True,
-            # A user-defined piece is found whole in the vocabulary: no merges lead to it.
-            "ignore_merges": bool(own),
-            "unk_token": model.sp.id_to_piece(model.sp.unk_id()),
-            "merges": merges,
-            "vocab": {piece.text: i for i, piece in enumerate(model.pieces)},
-        },
+        "added_tokens": tokens,
+        **text_steps(model, prefix_everywhere(config, content)),
+        "post_processor": post_processor(
+            model.sp.id_to_piece(model.bos),
+            model.bos,
+            puts_bos(content) if content else config.get("add_bos_token", True),
+            model.sp.id_to_piece(model.eos),
+            model.eos,
+            puts_eos(content) if content else config.get("add_eos_token", False),
+        ),
+        "model": bpe(model, merges),
+    }
+    write(new, settings(model, config, tokens), folder)
+
+    # llama.cpp reads added tokens from this file or the settings, older transformers from here.
+    if base and (base / "added_tokens.json").exists():
+        ids = {token["content"]: token["id"] for token in tokens}
+        before = cli.read_json(base / "added_tokens.json")
+        cli.write_json(folder / "added_tokens.json", {text: ids[text] for text in before})
+
+
+def bpe(model: Model, merges: list[tuple[str, str]]) -> dict:
+    """The pieces and the merges."""
+    own = [piece for piece in model.pieces if piece.type == USER_DEFINED]
+    return {
+        "type": "BPE",
+        "byte_fallback": True,
+        "fuse_unk": True,
+        # A user-defined piece is found whole in the vocabulary: no merges lead to it.
+        "ignore_merges": bool(own),
+        "unk_token": model.sp.id_to_piece(model.sp.unk_id()),
+        # As text with a space: `tokenizers` reads pairs from 0.20 on, and text in every version.
+        "merges": [f"{left} {right}" for left, right in merges],
+        "vocab": {piece.text: i for i, piece in enumerate(model.pieces)},
     }
 
 
-def config(sp: sentencepiece.SentencePieceProcessor) -> dict:
-    """The content of tokenizer_config.json."""
-    return {
+def settings(model: Model, before: dict, tokens: list[dict]) -> dict:
+    """The content of tokenizer_config.json: the base's, amended where the vocabulary changes it."""
+    config = {
         "add_bos_token": True,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
-        "bos_token": sp.id_to_piece(sp.bos_id()),
-        "eos_token": sp.id_to_piece(sp.eos_id()),
-        "unk_token": sp.id_to_piece(sp.unk_id()),
+        **before,
     }
+    for role, i in (("bos_token", model.bos), ("eos_token", model.eos),
+                    ("unk_token", model.sp.unk_id())):
+        config[role] = before.get(role) or model.sp.id_to_piece(i)
+    if "added_tokens_decoder" in before or model.added:
+        decoder = {}
+        for token in tokens:
+            decoder[str(token["id"])] = {name: token[name] for name in token if name != "id"}
+        config["added_tokens_decoder"] = decoder
+    # llama.cpp goes by this setting. It is left out where its default is right.
+    if not model.adds_space or "add_prefix_space" in before:
+        config["add_prefix_space"] = model.adds_space
+    return config
 
 
-def write(content: dict, config: dict, folder: Path, chat_template: str) -> None:
+def write(content: dict, config: dict, folder: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json into a folder."""
     # This class takes tokenizer.json as it is, in every version of transformers; LlamaTokenizer of
     # transformers 5 would put no ▁ before a text that begins with a space.
     config = {**config, "tokenizer_class": "PreTrainedTokenizerFast"}
-    if chat_template:
-        config["chat_template"] = chat_template
     cli.write_json(folder / "tokenizer.json", content)
     cli.write_json(folder / "tokenizer_config.json", config)
 
 
-def puts_prefix(sp: sentencepiece.SentencePieceProcessor) -> bool:
-    """Does the model put ▁ before every text (add_dummy_prefix)?"""
-    pieces = sp.encode("a", out_type=str)
-    return pieces[0].startswith("▁")
+# ---- How a text becomes pieces, and back ---------------------------------------------------------
 
 
-def added_tokens(pieces: list[Piece]) -> list[dict]:
-    """<unk> and the control pieces, which no merge may make."""
+def prefix_everywhere(config: dict, content: dict) -> bool:
+    """Does transformers put ▁ before the text after each special token too, or only before a text
+    as a whole? `config` and `content`: tokenizer_config.json and tokenizer.json of the base."""
+    # "legacy" is LlamaTokenizer's name for doing it everywhere.
+    if config.get("legacy") is not None:
+        return config["legacy"]
+    steps = content.get("pre_tokenizer") or {}
+    steps = steps.get("pretokenizers", [steps])
+    return not any(step.get("prepend_scheme") == "first" for step in steps)
+
+
+def text_steps(model: Model, everywhere: bool) -> dict:
+    """What is done with a text before its pieces are joined, and with them when it is decoded.
+
+    everywhere: put ▁ before each stretch of text between special tokens, and not only before the
+    first."""
+    normalizers = [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+    steps = []
+    if model.adds_space and everywhere:
+        normalizers.insert(0, {"type": "Prepend", "prepend": "▁"})
+    elif model.adds_space:
+        # Metaspace puts nothing before what begins with its own symbol. SentencePiece does; so that
+        # symbol is a space here, which no text has left, and which then becomes ▁.
+        steps.append(metaspace(" ", "first"))
+        steps.append(metaspace("▁", "never"))
+
+    # User-defined pieces are cut out, the longest first, before anything is merged. As added tokens
+    # they would get a ▁ after them.
+    own = [piece.text for piece in model.pieces if piece.type == USER_DEFINED]
+    if own:
+        longest_first = sorted(own, key=len, reverse=True)
+        steps.append(split("|".join(regex.escape(text) for text in longest_first)))
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps} if steps else None,
+        "decoder": decoder(model.adds_space),
+    }
+
+
+def metaspace(symbol: str, scheme: str) -> dict:
+    """The step that puts `symbol` for spaces, and before "first", the beginning of a text, or
+    "never"."""
+    return {
+        "type": "Metaspace",
+        "replacement": symbol,
+        "prepend_scheme": scheme,
+        "split": False,
+    }
+
+
+def added_tokens(model: Model, described: dict[str, dict]) -> list[dict]:
+    """<unk>, the control pieces and the added tokens, which no merge may make, as the base
+    describes them."""
     tokens = []
-    for i, piece in enumerate(pieces):
+    for i, piece in enumerate(model.pieces):
         if piece.type in (UNKNOWN, CONTROL):
-            tokens.append(added_token(i, piece.text))
+            before = described.get(piece.text, {})
+            tokens.append({**added_token(i, piece.text), **before, "id": i})
     return tokens
 
 
 def added_token(i: int, text: str) -> dict:
     """A control token."""
-    return {
-        "id": i,
-        "content": text,
-        "special": True,
-        "normalized": False,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-    }
-
-
-def normalizer(prefix: bool) -> dict:
-    """▁ before the text, if the model puts one there, and for every space."""
-    steps = [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
-    if prefix:
-        steps.insert(0, {"type": "Prepend", "prepend": "▁"})
-    return {"type": "Sequence", "normalizers": steps}
-
-
-def pre_tokenizer(own: list[str]) -> dict | None:
-    """Cut user-defined pieces out of the text, the longest first, before anything is merged.
-
-    As added tokens they would get a ▁ after them."""
-    if not own:
-        return None
-    longest_first = sorted(own, key=len, reverse=True)
-    return split("|".join(regex.escape(text) for text in longest_first))
+    return {"id": i, "content": text, **special_tokens.PLAIN}
 
 
 def split(pattern: str) -> dict:
@@ -117,26 +177,49 @@ def split(pattern: str) -> dict:
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
-def post_processor(bos: str, bos_id: int) -> dict:
-    """BOS before a text, and before each of a pair."""
-    start = {"SpecialToken": {"id": bos, "type_id": 0}}
-    first = {"Sequence": {"id": "A", "type_id": 0}}
-    second = {"Sequence": {"id": "B", "type_id": 0}}
+def post_processor(
+    bos: str,
+    bos_id: int,
+    puts_bos: bool = True,
+    eos: str = "",
+    eos_id: int = 0,
+    puts_eos: bool = False,
+) -> dict:
+    """BOS before a text, EOS behind it, and so for each of a pair."""
+    start = [{"SpecialToken": {"id": bos, "type_id": 0}}] if puts_bos else []
+    end = [{"SpecialToken": {"id": eos, "type_id": 0}}] if puts_eos else []
+    first = [*start, {"Sequence": {"id": "A", "type_id": 0}}, *end]
+    second = [*start, {"Sequence": {"id": "B", "type_id": 0}}, *end]
+    tokens = {}
+    if puts_bos:
+        tokens[bos] = {"id": bos, "ids": [bos_id], "tokens": [bos]}
+    if puts_eos:
+        tokens[eos] = {"id": eos, "ids": [eos_id], "tokens": [eos]}
     return {
         "type": "TemplateProcessing",
-        "single": [start, first],
-        "pair": [start, first, start, second],
-        "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
+        "single": first,
+        "pair": [*first, *second],
+        "special_tokens": tokens,
     }
 
 
 def puts_bos(content: dict) -> bool:
-    """Does transformers put BOS before a text?"""
+    """Does transformers put BOS before a text, by this tokenizer.json?"""
+    return "SpecialToken" in single_template(content)[0]
+
+
+def puts_eos(content: dict) -> bool:
+    """Does it put EOS behind it?"""
+    return "SpecialToken" in single_template(content)[-1]
+
+
+def single_template(content: dict) -> list[dict]:
+    """What becomes of a single text, in the order of its parts."""
     found = content.get("post_processor") or {}
     for step in found.get("processors", [found]):
-        if "single" in step and "SpecialToken" in step["single"][0]:
-            return True
-    return False
+        if "single" in step:
+            return step["single"]
+    return [{"Sequence": {"id": "A", "type_id": 0}}]
 
 
 def decoder(prefix: bool) -> dict:

@@ -519,11 +519,12 @@ def stop(path, value):
 write = checkpoint.write_json
 checkpoint.write_json = stop""",
     "before a stage is renamed": f"""
-def stop(model_file, folder, *more):
-    tokenizer_save(model_file, folder, *more)
+import export
+def stop(stage, start, folder):
+    finish_settings(stage, start, folder)
     if "2-odd" in str(folder): {KILL}
-tokenizer_save = train.tokenizer.save
-train.tokenizer.save = stop""",
+finish_settings = export.finish_settings
+export.finish_settings = stop""",
 }
 
 

@@ -1,0 +1,190 @@
+"""Special tokens: what a model directory names beside the pieces of its tokenizer.model.
+
+A chat model has tokens that no text becomes, as <|im_end|> where an answer ends. Their ids follow
+the last piece's, and rows of the embedding belong to them. By the age of the transformers that
+wrote it, one of three files describes these added tokens:
+
+    added_tokens.json       {"<|im_end|>": 32000}
+    tokenizer_config.json   "added_tokens_decoder": {"32000": {"content": "<|im_end|>", …}}
+    tokenizer.json          "added_tokens": [{"id": 32000, "content": "<|im_end|>", …}]
+
+tokenizer_config.json and special_tokens_map.json say which of them is the BOS, the EOS, the pad
+token; config.json and generation_config.json say the same by id. When a vocabulary grows, all of
+these must be amended: an id that is left behind would be that of a Korean word, and a text would
+end in that word, or never.
+"""
+from pathlib import Path
+
+from common import cli
+
+# Which token is used for what, in tokenizer_config.json and special_tokens_map.json.
+ROLES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+# Lists of further ones, without a role.
+MORE = ("additional_special_tokens", "extra_special_tokens")
+
+# In config.json and generation_config.json: the ids that a model with a head has a row for, and
+# lists of ids under names that do not end in token_id.
+WITH_ROW = ("bos_token_id", "eos_token_id", "pad_token_id")
+ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
+
+# How transformers looks for a special token in a text.
+PLAIN = {
+    "special": True,
+    "normalized": False,
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+}
+
+# ---- Reading -------------------------------------------------------------------------------------
+
+
+def id_list(ids: int | list[int] | None) -> list[int]:
+    """An eos_token_id as a list: there may be none, one, or several."""
+    if ids is None:
+        return []
+    return ids if isinstance(ids, list) else [ids]
+
+
+def text_of(token: str | dict | None) -> str | None:
+    """A token's text: files name it alone, or with how it is found in a text."""
+    if isinstance(token, dict):
+        return token["content"]
+    return token
+
+
+def read_config(folder: Path) -> dict:
+    """tokenizer_config.json, with the names that only special_tokens_map.json has. {} if there is
+    neither."""
+    config = cli.read_json_if_any(folder / "tokenizer_config.json")
+    named = cli.read_json_if_any(folder / "special_tokens_map.json")
+    for role in ROLES:
+        if role in named and not config.get(role):
+            config[role] = text_of(named[role])
+    for name in MORE:
+        if isinstance(named.get(name), list) and not config.get(name):
+            config[name] = [text_of(token) for token in named[name]]
+    return config
+
+
+def names(config: dict) -> list[str]:
+    """The texts of all special tokens that a tokenizer_config.json names."""
+    tokens = [config.get(role) for role in ROLES]
+    for name in MORE:
+        # transformers 5 may have a dictionary here, {role: token}.
+        more = config.get(name) or []
+        tokens += more.values() if isinstance(more, dict) else more
+    return [text_of(token) for token in tokens if token]
+
+
+def described(folder: Path) -> dict[int, dict]:
+    """The tokens that a directory's files describe: {id: its "content", and how it is found in a
+    text}. Where two files describe the same id, the newer kind counts."""
+    found = {}
+    for text, i in cli.read_json_if_any(folder / "added_tokens.json").items():
+        found[i] = {"content": text}
+    config = cli.read_json_if_any(folder / "tokenizer_config.json")
+    for i, token in config.get("added_tokens_decoder", {}).items():
+        found[int(i)] = token
+    for token in cli.read_json_if_any(folder / "tokenizer.json").get("added_tokens", []):
+        found[token["id"]] = token
+    return {i: {**PLAIN, **token} for i, token in found.items()}
+
+
+def added_tokens(folder: Path, pieces: list[str]) -> dict[int, dict]:
+    """The tokens behind the pieces of a directory's tokenizer.model: {id: description}, in the
+    order of their ids, which may lie beyond the rows of the embedding.
+
+    `pieces`: the texts of those pieces. Every id that has a row and is named in config.json gets a
+    token, even if no file says what it is called."""
+    first = len(pieces)
+    found = {i: token for i, token in described(folder).items() if i >= first}
+
+    # A name that no file gives an id: transformers appends it.
+    known = {*pieces, *(token["content"] for token in found.values())}
+    for text in dict.fromkeys(names(read_config(folder))):
+        if text not in known:
+            found[max([first - 1, *found]) + 1] = {"content": text, **PLAIN}
+
+    # An id that no file gives a name, in a directory where those files are missing. A model that
+    # was taught to end its answers in it must still do so.
+    rows = rows_of(folder)
+    last = first - 1
+    for file in ("config.json", "generation_config.json"):
+        settings = cli.read_json_if_any(folder / file)
+        for name in WITH_ROW:
+            last = max([last, *(i for i in id_list(settings.get(name)) if i < rows)])
+    last = max([last, *(i for i in found if i < rows)])
+    for i in range(first, last + 1):
+        found.setdefault(i, {"content": f"<|unnamed_{i}|>", **PLAIN})
+    return dict(sorted(found.items()))
+
+
+def rows_of(folder: Path) -> float:
+    """The rows of a directory's embedding; infinity, if it has a tokenizer alone."""
+    return cli.read_json_if_any(folder / "config.json").get("vocab_size", float("inf"))
+
+
+# ---- Amending ------------------------------------------------------------------------------------
+
+
+def new_value(value, new_ids: dict[int, int]):
+    """An id, or a list of ids or of lists, in the new vocabulary. What it lacks is left out: None
+    in place of an id, nothing in place of a list's element.
+
+    >>> new_value([2, 32000, 32001], {2: 2, 32000: 36000})
+    [2, 36000]
+    >>> new_value([[5, 32000], [5, 32001]], {5: 5, 32000: 36000})     # bad_words_ids: sequences
+    [[5, 36000]]
+    """
+    if not isinstance(value, list):
+        return new_ids.get(value)
+    new = []
+    for element in value:
+        other = new_value(element, new_ids)
+        # A sequence that lost an id is another sequence.
+        is_whole = not isinstance(element, list) or len(other) == len(element)
+        if other is not None and is_whole:
+            new.append(other)
+    return new
+
+
+def amend_ids(settings: dict, new_ids: dict[int, int], vocabulary, file: str) -> dict:
+    """config.json or generation_config.json (`file`), with every id that it names as the grown
+    vocabulary has it. What is left out is said.
+
+    `new_ids`: {id in the base: id in `vocabulary`}; others have no token."""
+    amended = dict(settings)
+    for name, value in settings.items():
+        if value is None or not (name.endswith("token_id") or name in ID_LISTS):
+            continue
+        new = new_value(value, new_ids)
+        # Padding is not to be learned or attended to, so it may not be a piece of text.
+        if name == "pad_token_id" and new is not None and vocabulary.bytes_of(new):
+            new = None
+        if value != new:
+            print(f"{file}: {name} is now {new} (it was {value})")
+        amended[name] = new
+    # A missing id is not none to transformers, but Llama 2's.
+    if amended.get("bos_token_id") is None:
+        amended["bos_token_id"] = vocabulary.bos
+    return with_eos(amended, vocabulary.eos, file)
+
+
+def with_eos(settings: dict, eos: int, file: str) -> dict:
+    """The settings with the id in which every packed document ends among those of EOS: what a model
+    learned to end with must end its text."""
+    ids = id_list(settings.get("eos_token_id"))
+    if eos in ids:
+        return settings
+    if ids:
+        print(f"{file}: eos_token_id is now {[*ids, eos]}, because documents are packed with {eos}")
+    return {**settings, "eos_token_id": [*ids, eos] if ids else eos}
