@@ -1,0 +1,372 @@
+"""Model directories: what a base holds beside its weights, after growing and after training."""
+import io
+import json
+import shutil
+
+import pytest
+import sentencepiece
+import torch
+from conftest import tiny_config
+from safetensors.torch import load_file
+from test_train import SMALL
+
+import data
+import eval_kobest
+import init
+import model
+import sample
+import tokenizer
+import train
+from common import cli, special_tokens
+
+PIECES = 400                                    # of world/base.model
+END, PAD = "<|im_end|>", "<|pad|>"              # ids 400 and 401 of a chat model
+TABLES = ("model.embed_tokens.weight", "lm_head.weight")
+QUICK = [*SMALL, "--eval_bytes", "1"]
+
+# What a chat model's directory says beside what every directory says.
+TOKENIZER_CONFIG = {
+    "model_max_length": 4096,
+    "padding_side": "left",
+    "legacy": False,
+    "eos_token": END,
+    "chat_template": "{{ messages }}",
+    "additional_special_tokens": [END],
+}
+GENERATION = {
+    "eos_token_id": [400],
+    "pad_token_id": 401,
+    "temperature": 0.6,
+    "top_p": 0.9,
+    "bad_words_ids": [[5, 400], [7]],
+}
+
+
+@pytest.fixture(scope="module")
+def korean_model(world, tmp_path_factory):
+    file = tmp_path_factory.mktemp("korean") / "korean.model"
+    tokenizer.main(["train", "--input", f"{world}/ko.jsonl", "--vocab_size", "600",
+                    "--out", str(file)])
+    return file
+
+
+def write_base(world, folder, rows: int = PIECES + 2, **config):
+    """A random model with `rows` rows, and the files of world/base.model."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(3)
+    llama = model.Llama(tiny_config(vocab_size=rows, **config))
+    for table in (llama.model.embed_tokens.weight, llama.lm_head.weight):
+        table.data.normal_()
+    model.save(llama, folder)
+    tokenizer.save(world / "base.model", folder)
+    return folder
+
+
+def update(file, **values):
+    cli.write_json(file, {**cli.read_json_if_any(file), **values})
+
+
+@pytest.fixture
+def chat(world, tmp_path):
+    """A chat model, with two tokens behind its pieces."""
+    folder = write_base(world, tmp_path / "chat")
+    update(folder / "config.json", eos_token_id=400, pad_token_id=401, _name_or_path="chat")
+    cli.write_json(folder / "generation_config.json", GENERATION)
+    cli.write_json(folder / "added_tokens.json", {END: 400, PAD: 401})
+    cli.write_json(folder / "special_tokens_map.json", {"pad_token": {"content": PAD}})
+    cli.write_json(folder / "tokenizer_config.json", TOKENIZER_CONFIG)
+    (folder / "LICENSE").write_text("mine")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates/tool.jinja").write_text("{{ tools }}")
+    (folder / "pytorch_model.bin").write_bytes(b"old weights")
+    return folder
+
+
+def merge(base, korean_model, out):
+    tokenizer.main(["merge", "--base", str(base), "--korean", str(korean_model), "--out", str(out)])
+    return out
+
+
+def grow(base, merged, out, *more):
+    init.main(["--model", str(base), "--tokenizer", str(merged), "--out", str(out), *more])
+    return out
+
+
+def rows_of(folder, i: int) -> list[torch.Tensor]:
+    tensors = load_file(folder / "model.safetensors")
+    return [tensors[name][i] for name in TABLES]
+
+
+def named_ids(folder) -> dict[str, int]:
+    """The added tokens by each of the files that describe them; they must agree."""
+    content = cli.read_json(folder / "tokenizer.json")
+    by_json = {token["content"]: token["id"] for token in content["added_tokens"]}
+    decoder = cli.read_json(folder / "tokenizer_config.json").get("added_tokens_decoder")
+    if decoder is not None:
+        assert {token["content"]: int(i) for i, token in decoder.items()} == by_json
+    assert {text: content["model"]["vocab"][text] for text in by_json} == by_json
+    if (folder / "added_tokens.json").exists():
+        for text, i in cli.read_json(folder / "added_tokens.json").items():
+            assert by_json[text] == i
+    return by_json
+
+
+# ------------------------------------------------------------------- an id and its row
+
+def test_tokens_behind_the_pieces_keep_their_ids_if_the_directory_was_merged(
+        chat, korean_model, tmp_path, capsys):
+    merged = merge(chat, korean_model, tmp_path / "merged.model")
+    out = grow(chat, merged, tmp_path / "out")
+    assert {END: 400, PAD: 401}.items() <= named_ids(out).items()
+    for i in range(PIECES + 2):
+        for before, after in zip(rows_of(chat, i), rows_of(out, i), strict=True):
+            assert torch.equal(before, after)
+    assert model.Config.read(out).base_vocab_size == PIECES + 2
+    # No text becomes one of them, and the first new piece is not the token that ends a text.
+    vocabulary = tokenizer.load(out)
+    assert not {400, 401} & set(vocabulary.encode(f"a{END}b", bos=False))
+    assert vocabulary.bytes_of(402)
+    assert vocabulary.decode([*vocabulary.encode("tea", bos=True), 400]) == "tea"
+
+
+def test_merged_into_the_file_alone_they_move_and_are_renamed_everywhere(
+        chat, korean_model, tmp_path, capsys):
+    merged = merge(chat / "tokenizer.model", korean_model, tmp_path / "merged.model")
+    size = tokenizer.load(merged).size
+    out = grow(chat, merged, tmp_path / "out", "--pad_to", "1")
+    assert f"{END} was id 400 and is id {size} now, with its row" in capsys.readouterr().out
+    assert {END: size, PAD: size + 1}.items() <= named_ids(out).items()
+    for old, new in ((400, size), (401, size + 1)):
+        for before, after in zip(rows_of(chat, old), rows_of(out, new), strict=True):
+            assert torch.equal(before, after)
+    config = cli.read_json(out / "config.json")
+    assert config["eos_token_id"] == [size, 2] and config["pad_token_id"] == size + 1
+    generation = cli.read_json(out / "generation_config.json")
+    assert generation == {
+        **GENERATION,
+        "bos_token_id": 1,
+        "eos_token_id": [size, 2],
+        "pad_token_id": size + 1,
+        "bad_words_ids": [[5, size], [7]],
+    }
+    # What was packed with merged.model still fits, and the directory can be read and grown again.
+    vocabulary = tokenizer.load(out)
+    assert vocabulary.sha256 == tokenizer.load(merged).sha256
+    assert vocabulary.size == size + 2 == config["unpadded_vocab_size"]
+    again = grow(out, out, tmp_path / "again")
+    assert named_ids(again) == named_ids(out)
+
+
+@pytest.mark.parametrize("method", init.METHODS)
+def test_rows_move_whatever_the_method(chat, korean_model, tmp_path, method):
+    merged = merge(chat / "tokenizer.model", korean_model, tmp_path / "merged.model")
+    init.main(["--model", str(chat), "--tokenizer", str(merged), "--out", f"{tmp_path}/out",
+               "--method", method])
+    size = tokenizer.load(merged).size
+    for before, after in zip(rows_of(chat, 400), rows_of(tmp_path / "out", size), strict=True):
+        assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("name", [
+    "added_tokens.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", None,
+])
+def test_each_file_that_can_name_a_token(world, korean_model, tmp_path, name):
+    """And none: config.json alone says that a text ends in 400."""
+    base = write_base(world, tmp_path / "base", PIECES + 1)
+    for file in ("config.json", "generation_config.json"):
+        update(base / file, eos_token_id=400)
+    if name == "added_tokens.json":
+        cli.write_json(base / name, {END: 400})
+    elif name == "tokenizer_config.json":
+        update(base / name, added_tokens_decoder={"400": {"content": END}})
+    elif name == "tokenizer.json":
+        content = cli.read_json(base / name)
+        content["added_tokens"].append({"id": 400, "content": END, "lstrip": True})
+        cli.write_json(base / name, content)
+    elif name == "special_tokens_map.json":
+        cli.write_json(base / name, {"additional_special_tokens": [END]})
+    for given in (base, base / "tokenizer.model"):
+        merged = merge(given, korean_model, tmp_path / "merged.model")
+        out = grow(base, merged, tmp_path / "out")
+        i = named_ids(out)[END if name else "<|unnamed_400|>"]
+        assert cli.read_json(out / "config.json")["eos_token_id"] == [i, 2]
+        assert cli.read_json(out / "generation_config.json")["eos_token_id"] == [i, 2]
+        assert torch.equal(rows_of(base, 400)[1], rows_of(out, i)[1])
+        assert i in sample.end_tokens(out, *reversed(sample.load(out, "cpu", torch.float32)))
+        if name == "tokenizer.json":
+            [token] = [token for token in cli.read_json(out / name)["added_tokens"]
+                       if token["content"] == END]
+            assert token["lstrip"] and token["id"] == i
+
+
+def test_a_token_without_a_row_gets_one_behind_all_pieces(world, korean_model, tmp_path):
+    """Llama 2's <pad>: id 32000 of a model with 32,000 rows."""
+    base = write_base(world, tmp_path / "base", PIECES)
+    update(base / "config.json", pad_token_id=400)
+    update(base / "tokenizer_config.json", pad_token="<pad>")
+    assert tokenizer.load(base).size == PIECES
+    merged = merge(base, korean_model, tmp_path / "merged.model")
+    out = grow(base, merged, tmp_path / "out")
+    pad = tokenizer.load(merged).size
+    assert named_ids(out)["<pad>"] == pad == cli.read_json(out / "config.json")["pad_token_id"]
+    means = [load_file(base / "model.safetensors")[name].double().mean(0).float() for name in TABLES]
+    for mean, row in zip(means, rows_of(out, pad), strict=True):
+        assert torch.allclose(mean, row, atol=1e-6)
+
+
+@pytest.mark.parametrize("pad", [-1, 13, 300, 5000])
+def test_a_pad_id_is_never_a_piece_of_text(world, korean_model, tmp_path, pad, capsys):
+    """-1 stands in Llama 1's config.json; 13 is a byte, 300 an English piece."""
+    base = write_base(world, tmp_path / "base", PIECES)
+    update(base / "config.json", pad_token_id=pad)
+    out = grow(base, merge(base, korean_model, tmp_path / "merged.model"), tmp_path / "out")
+    assert cli.read_json(out / "config.json")["pad_token_id"] is None
+    assert f"config.json: pad_token_id is now None (it was {pad})" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("named, exported", [(2, 2), (7, [7, 2]), ([7, 2, 5], [7, 2, 5]), (None, 2)])
+def test_documents_end_in_one_of_the_exported_tokens(
+        world, korean_model, tmp_path, named, exported):
+    base = write_base(world, tmp_path / "base", PIECES)
+    for name in ("config.json", "generation_config.json"):
+        update(base / name, eos_token_id=named)
+    out = grow(base, merge(base, korean_model, tmp_path / "merged.model"), tmp_path / "out")
+    assert cli.read_json(out / "config.json")["eos_token_id"] == exported
+    assert cli.read_json(out / "generation_config.json")["eos_token_id"] == exported
+
+
+# ------------------------------------------------------------------- files that are carried along
+
+def everything(folder) -> dict[str, bytes]:
+    """The files of a directory that a stage does not write."""
+    files = {}
+    for file in folder.rglob("*"):
+        if file.is_file() and file.suffix != ".safetensors" and file.name != "training_state.json":
+            files[str(file.relative_to(folder))] = file.read_bytes()
+    return files
+
+
+def test_init_keeps_what_the_base_says(chat, korean_model, tmp_path):
+    out = grow(chat, merge(chat, korean_model, tmp_path / "merged.model"), tmp_path / "out")
+    config = cli.read_json(out / "tokenizer_config.json")
+    assert TOKENIZER_CONFIG.items() <= config.items()
+    assert config["pad_token"] == PAD and config["bos_token"] == "<s>"
+    assert cli.read_json(out / "config.json")["_name_or_path"] == "chat"
+    for name in ("LICENSE", "special_tokens_map.json", "additional_chat_templates/tool.jinja"):
+        assert (out / name).read_bytes() == (chat / name).read_bytes()
+    assert not (out / "pytorch_model.bin").exists()
+
+
+def test_a_stage_copies_what_it_does_not_change(world, chat, korean_model, tmp_path):
+    """Also what was mended by hand since."""
+    merged = merge(chat, korean_model, tmp_path / "merged.model")
+    grown = grow(chat, merged, tmp_path / "grown")
+    update(grown / "config.json", note="mine", attention_dropout=0.25)
+    update(grown / "generation_config.json", eos_token_id=[400], temperature=0.3)
+    update(grown / "tokenizer_config.json", chat_template="{{ mended }}", padding_side="right")
+    (grown / "NOTICE").write_text("notice")
+    data.main(["pack", "--input", f"{world}/ko.jsonl", "--tokenizer", str(merged),
+               "--out", f"{tmp_path}/shards", "--val_fraction", "0.05"])
+    train.main(["--model", str(grown), "--data", f"{tmp_path}/shards", "--out", f"{tmp_path}/run",
+                "--stages", "embed:64:1e-3", "lora:64:1e-3", *QUICK])
+    before = everything(grown)
+    for folder in (tmp_path / "run/stages/1-embed", tmp_path / "run/model"):
+        after = everything(folder)
+        assert after.keys() - before.keys() <= {"adapter/adapter_config.json"}
+        for name, content in before.items():
+            assert json.loads(after[name]) == json.loads(content) if name.endswith(".json") \
+                else after[name] == content, name
+
+
+def test_a_base_that_is_trained_without_growing_ends_as_its_documents_do(world, chat, tmp_path):
+    train.main(["--model", str(chat), "--data", f"{world}/shards/ko", "--out", f"{tmp_path}/run",
+                "--stages", "odd:64:1e-3", *QUICK])
+    out = tmp_path / "run/model"
+    assert cli.read_json(out / "config.json")["eos_token_id"] == [400, 2]
+    assert cli.read_json(out / "generation_config.json") == {**GENERATION, "eos_token_id": [400, 2]}
+    assert (out / "tokenizer.json").read_bytes() == (chat / "tokenizer.json").read_bytes()
+
+
+# ------------------------------------------------------------------- how transformers reads a text
+
+def encode_json(folder, text: str) -> list[str]:
+    tokenizers = pytest.importorskip("tokenizers")
+    fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return fast.encode(text).tokens
+
+
+@pytest.mark.parametrize("legacy", [True, False, None])
+def test_text_after_a_special_token_is_segmented_as_by_the_base(
+        world, chat, korean_model, tmp_path, legacy):
+    update(chat / "tokenizer_config.json", legacy=legacy)
+    out = grow(chat, merge(chat, korean_model, tmp_path / "merged.model"), tmp_path / "out")
+    after = encode_json(out, f"tea{END}tea{END} tea")
+    first = encode_json(out, "tea")
+    everywhere = "".join(first[1:]).startswith("▁") and legacy is not False
+    behind = after[len(first):]
+    assert after[:len(first)] == first
+    text = "".join(behind).split(END)
+    assert text == (["", "▁tea", "▁▁tea"] if everywhere else ["", "tea", "▁tea"])
+    # A whole text is read as SentencePiece reads it, even if it begins with a space.
+    vocabulary = tokenizer.load(out)
+    for given in ("tea", " tea", "  two spaces", "", "한국어 tea", "a\nb"):
+        ids = vocabulary.encode(given, bos=True)
+        assert encode_json(out, given) == [vocabulary.pieces[i].text for i in ids]
+
+
+@pytest.mark.parametrize("bos, eos", [(True, False), (False, False), (True, True)])
+def test_what_the_base_puts_around_a_text(chat, korean_model, tmp_path, bos, eos):
+    update(chat / "tokenizer_config.json", add_bos_token=bos, add_eos_token=eos)
+    (chat / "tokenizer.json").unlink()
+    out = grow(chat, merge(chat, korean_model, tmp_path / "merged.model"), tmp_path / "out")
+    tokens = encode_json(out, "tea")
+    assert (tokens[0] == "<s>") is bos
+    assert (tokens[-1] == "</s>") is eos
+
+
+def test_merges_are_text_which_every_version_of_tokenizers_reads(world):
+    merges = cli.read_json(world / "model/tokenizer.json")["model"]["merges"]
+    assert merges and all(isinstance(merge, str) for merge in merges)
+
+
+# ------------------------------------------------------------------- scoring is not merging
+
+def train_unigram(world) -> bytes:
+    out = io.BytesIO()
+    texts = [json.loads(line)["text"] for line in open(world / "en.jsonl", encoding="utf-8")]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=out, model_type="unigram", vocab_size=400,
+        byte_fallback=True, hard_vocab_limit=False, minloglevel=2)
+    return out.getvalue()
+
+
+def test_a_unigram_model_is_packed_trained_sampled_and_scored(world, tmp_path, capsys):
+    base = write_base(world, tmp_path / "base", 512)
+    (base / "tokenizer.model").write_bytes(train_unigram(world))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (base / name).unlink()
+    data.main(["pack", "--input", f"{world}/en.jsonl", "--tokenizer", str(base),
+               "--out", f"{tmp_path}/shards", "--val_fraction", "0.05"])
+    train.main(["--model", str(base), "--data", f"{tmp_path}/shards", "--out", f"{tmp_path}/run",
+                "--stages", "odd:64:1e-3", *QUICK])
+    out = tmp_path / "run/model"
+    assert (out / "tokenizer.model").read_bytes() == (base / "tokenizer.model").read_bytes()
+    assert not (out / "tokenizer.json").exists()
+    sample.main(["--model", str(out), "--prompt", "the tea", "--max_new_tokens", "4"])
+    vocabulary = tokenizer.load(out)
+    ids = vocabulary.sp.encode("the tea", add_bos=True)
+    assert eval_kobest.encoder(vocabulary, out)("the tea") == ids
+
+
+def test_ids_may_be_nested():
+    assert special_tokens.new_value([[1, 2], [3]], {1: 1, 2: 9}) == [[1, 9]]
+    assert special_tokens.new_value(None, {}) is None
+
+
+def test_a_directory_of_a_hub_cache_is_links(chat, korean_model, tmp_path):
+    """Files of Hugging Face's cache are links; what is copied are files."""
+    shutil.copytree(chat, tmp_path / "blobs")
+    (chat / "LICENSE").unlink()
+    (chat / "LICENSE").symlink_to(tmp_path / "blobs/LICENSE")
+    out = grow(chat, merge(chat, korean_model, tmp_path / "merged.model"), tmp_path / "out")
+    assert not (out / "LICENSE").is_symlink() and (out / "LICENSE").read_text() == "mine"
