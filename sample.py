@@ -12,11 +12,12 @@ bad token derails what follows. `Llama.generate` does both, with a key-value cac
 """
 from pathlib import Path
 
+import regex
 import torch
 
 import model
 import tokenizer
-from common import cli, special_tokens
+from common import cli, special_tokens, tokenizer_json
 
 
 def load(
@@ -46,12 +47,39 @@ def end_tokens(folder: Path, llama: model.Llama, vocabulary: tokenizer.Vocabular
     return [*special_tokens.id_list(vocabulary.eos), *llama.config.eos_ids(), *more]
 
 
+def encode_prompt(vocabulary: tokenizer.Vocabulary, folder: Path, prompt: str) -> list[int]:
+    """Token ids of a prompt, with BOS in front. The special tokens of a chat model are themselves
+    in it, as transformers reads them with this directory; in packed documents they are text."""
+    # Of two that begin alike, the longer one is meant.
+    longest_first = sorted(vocabulary.controls, key=len, reverse=True)
+    any_of_them = "|".join(regex.escape(text) for text in longest_first)
+    parts = regex.split(f"({any_of_them})", prompt) if any_of_them else [prompt]
+
+    # The first part is the beginning of a text. Does each of the others count as one?
+    config = special_tokens.read_config(folder)
+    content = cli.read_json_if_any(folder / "tokenizer.json")
+    everywhere = tokenizer_json.prefix_everywhere(config, content)
+    ids = []
+    for i, part in enumerate(parts):
+        if part in vocabulary.controls:
+            ids.append(vocabulary.controls[part])
+        elif part and (i == 0 or everywhere):
+            ids += vocabulary.encode(part, bos=False)
+        elif part:
+            ids += vocabulary.encode_inside(part)
+    # A prompt that was made by a template may begin with it.
+    if ids[:1] != [vocabulary.bos]:
+        ids = [*vocabulary.encode("", bos=True), *ids]
+    return ids
+
+
 def main(argv: list[str] | None = None) -> None:
     """Continue the prompt."""
     parser = cli.Parser(description=__doc__, prog="sample.py")
     flag = parser.add_argument
     flag("--model", type=Path, required=True, help="model directory, with its tokenizer")
-    flag("--prompt", required=True, help="text to continue; an empty one starts a document")
+    flag("--prompt", required=True, help="text to continue; an empty one starts a document; the special tokens of a chat "
+              "model are themselves in it")
     flag("--max_new_tokens", type=int, default=128,
          help="stop after so many tokens (or at the model's last position)")
     flag("--temperature", type=float, default=0.8,
@@ -70,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     cli.settings(args)
 
     vocabulary, llama = load(args.model, args.device, getattr(torch, args.dtype))
-    prompt = vocabulary.encode(args.prompt, bos=True)
+    prompt = encode_prompt(vocabulary, args.model, args.prompt)
     limit = llama.config.max_position_embeddings
     if len(prompt) >= limit:
         raise cli.UserError(f"--prompt has {len(prompt)} tokens; the model has {limit} positions, "

@@ -293,6 +293,10 @@ class ByteLevel:
             rows = self.tiktoken.encode_ordinary_batch(text, num_threads=threads)
         return [[*first, *row, *last] for row in rows]
 
+    def encode_inside(self, text: str) -> list[int]:
+        """Token ids of a text that follows a special token: like those of any text."""
+        return self.encode(text, bos=False)
+
     def encode_chunks(self, text: str) -> list[int]:
         """Token ids of a text: the definition. tiktoken computes the same, faster."""
         ids = []

@@ -140,6 +140,10 @@ class Model:
         bos, eos: put these around each text. workers: threads for a list, -1 for one per core."""
         return self.sp.encode(text, add_bos=bos, add_eos=eos, num_threads=workers)
 
+    def encode_inside(self, text: str) -> list[int]:
+        """Token ids of a text that follows a special token: no space is put before it."""
+        return self.inside_words.encode(text)
+
     def decode(self, ids: list) -> str | list[str]:
         """The text of token ids, or a list of texts for a list of lists. Control tokens add
         nothing."""
@@ -158,7 +162,7 @@ class Model:
 
     def split(self, piece: bytes) -> list[int]:
         """The pieces of a part of a word."""
-        return self.inside_words.encode(piece.decode())
+        return self.encode_inside(piece.decode())
 
 
 def varint(value: int) -> bytes:

@@ -329,6 +329,25 @@ def test_merges_are_text_which_every_version_of_tokenizers_reads(world):
     assert merges and all(isinstance(merge, str) for merge in merges)
 
 
+@pytest.mark.parametrize("prompt", [
+    f"tea{END}tea {PAD} tea", f"{END} tea", f" tea{END}", f"<s>tea{END}", "tea", "", END,
+])
+@pytest.mark.parametrize("legacy", [True, False])
+def test_special_tokens_in_a_prompt_are_themselves(
+        chat, korean_model, tmp_path, capsys, legacy, prompt):
+    update(chat / "tokenizer_config.json", legacy=legacy)
+    out = grow(chat, merge(chat, korean_model, tmp_path / "merged.model"), tmp_path / "out")
+    vocabulary = tokenizer.load(out)
+    ids = sample.encode_prompt(vocabulary, out, prompt)
+    assert ids.count(400) == prompt.count(END) and ids.count(1) == 1
+    sample.main(["--model", str(out), "--prompt", prompt, "--max_new_tokens", "1"])
+    # Before a BOS that is there already, transformers puts another one.
+    expected = encode_json(out, prompt)
+    if prompt.startswith("<s>"):
+        del expected[0]
+    assert [vocabulary.pieces[i].text for i in ids] == expected
+
+
 # ------------------------------------------------------------------- scoring is not merging
 
 def train_unigram(world) -> bytes:
