@@ -711,11 +711,11 @@ def merged_with(base: Vocabulary, korean: str, size: int | None = None) -> Vocab
     return Model(raw, parse(raw)[0], processor(raw))
 
 
-def save(path: str | Path, folder: Path) -> None:
+def save(path: str | Path, folder: str | Path) -> None:
     """Write the tokenizer of a file, or of another model directory with its settings, into a model
     directory."""
     base = Path(path) if Path(path).is_dir() else None
-    write(load(path), folder, base)
+    write(load(path), Path(folder), base)
 
 
 def write(vocabulary: Vocabulary, folder: Path, base: Path | None) -> None:
