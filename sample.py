@@ -78,8 +78,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__, prog="sample.py")
     flag = parser.add_argument
     flag("--model", type=Path, required=True, help="model directory, with its tokenizer")
-    flag("--prompt", required=True, help="text to continue; an empty one starts a document; the special tokens of a chat "
-              "model are themselves in it")
+    flag("--prompt", required=True,
+         help="text to continue; an empty one starts a document; a chat model's special tokens "
+              "are themselves in it")
     flag("--max_new_tokens", type=int, default=128,
          help="stop after so many tokens (or at the model's last position)")
     flag("--temperature", type=float, default=0.8,

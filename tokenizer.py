@@ -777,7 +777,10 @@ def run_merge(args: argparse.Namespace) -> None:
     out = Path(args.out).resolve()
     if out in inputs or out / "tokenizer.json" in inputs:
         raise cli.UserError(f"--out {args.out} would replace what it is made of; name another")
-    merged = merged_with(load(args.base, base=True), args.korean)
+    base = load(args.base, base=True)
+    if base.added:
+        print(f"{len(base.added)} tokens that {args.base} adds to its pieces keep their ids")
+    merged = merged_with(base, args.korean)
     if isinstance(merged, Model):
         write_model(merged.raw, args.out)
         return

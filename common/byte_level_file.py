@@ -50,9 +50,6 @@ PROBE = (
     "Aǅʰः⃝Ⅷ²_-()«»!+$^©\xa0\u2028\u2029\x85\xad\ue000\u0378"
 )
 
-# A control token, as <s>, <|eot_id|>, <tool_call> or [INST].
-CONTROL = regex.compile(r"[<\[].+[>\]]")
-
 # The end of every refusal.
 INSTEAD = "take a tokenizer.json of Llama 3's family, or SentencePiece's tokenizer.model"
 
@@ -164,7 +161,7 @@ def unsupported(content: dict) -> str | None:
         return "its regular expression loses some of a text"
     # Words of add_tokens are cut out of a text before anything is joined.
     for token in content["added_tokens"]:
-        if not CONTROL.fullmatch(token["content"]):
+        if not special_tokens.CONTROL.fullmatch(token["content"]):
             return f"add_tokens has put words beside its BPE, {token['content']!r} among them"
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
@@ -281,7 +278,7 @@ def llama3(ranks: dict[bytes, int], config: dict) -> ByteLevel:
         "added_tokens": [tokenizer_json.added_token(i, text) for text, i in controls.items()],
         "normalizer": None,
         "pre_tokenizer": pre_tokenizer(LLAMA3_PATTERN),
-        "post_processor": tokenizer_json.post_processor(bos, controls[bos]),
+        "post_processor": tokenizer_json.post_processor({bos: controls[bos]}, {}),
         "decoder": BYTE_LETTERS,
         "model": {"type": "BPE"},
     }
@@ -303,10 +300,15 @@ def save(vocabulary: ByteLevel, folder: Path, base: Path | None = None) -> None:
         "merges": merges_of(vocabulary.ranks),
     }
     content = {**vocabulary.content, "model": model}
-    config = special_tokens.read_config(base) if base else {}
+    config = dict(vocabulary.config)
+    if base:
+        config |= special_tokens.read_config(base)
+        # Documents are packed between these two.
+        for role in ("bos_token", "eos_token"):
+            config[role] = vocabulary.config.get(role)
     # A tiktoken file under this name would be taken for SentencePiece's.
     (folder / "tokenizer.model").unlink(missing_ok=True)
-    tokenizer_json.write(content, {**config, **vocabulary.config}, folder)
+    tokenizer_json.write(content, config, folder)
 
 
 # ---- tiktoken's file -----------------------------------------------------------------------------

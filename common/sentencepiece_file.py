@@ -310,6 +310,10 @@ def read(path: str | Path, base: bool = False) -> Model:
     if folder.is_dir():
         rows = special_tokens.rows_of(folder)
         tokens = special_tokens.added_tokens(folder, [piece.text for piece in pieces])
+        if word := special_tokens.word_among(tokens):
+            raise cli.UserError(
+                f"{folder} cannot be used: add_tokens has put words beside its tokenizer.model, "
+                f"{word!r} among them, which transformers would cut out of a text: {INSTEAD}")
         model = model.with_added({i: token for i, token in tokens.items() if i < rows})
         model.without_row = {i: token for i, token in tokens.items() if i >= rows}
     return model

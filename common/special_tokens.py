@@ -15,6 +15,8 @@ end in that word, or never.
 """
 from pathlib import Path
 
+import regex
+
 from common import cli
 
 # Which token is used for what, in tokenizer_config.json and special_tokens_map.json.
@@ -34,6 +36,9 @@ MORE = ("additional_special_tokens", "extra_special_tokens")
 # lists of ids under names that do not end in token_id.
 WITH_ROW = ("bos_token_id", "eos_token_id", "pad_token_id")
 ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
+
+# What a special token looks like: <s>, <|eot_id|>, <tool_call> or [INST].
+CONTROL = regex.compile(r"[<\[].+[>\]]")
 
 # How transformers looks for a special token in a text.
 PLAIN = {
@@ -90,7 +95,7 @@ def described(folder: Path) -> dict[int, dict]:
     text}. Where two files describe the same id, the newer kind counts."""
     found = {}
     for text, i in cli.read_json_if_any(folder / "added_tokens.json").items():
-        found[i] = {"content": text}
+        found[i] = {"content": text, "special": bool(CONTROL.fullmatch(text))}
     config = cli.read_json_if_any(folder / "tokenizer_config.json")
     for i, token in config.get("added_tokens_decoder", {}).items():
         found[int(i)] = token
@@ -126,6 +131,15 @@ def added_tokens(folder: Path, pieces: list[str]) -> dict[int, dict]:
     for i in range(first, last + 1):
         found.setdefault(i, {"content": f"<|unnamed_{i}|>", **PLAIN})
     return dict(sorted(found.items()))
+
+
+def word_among(tokens: dict[int, dict]) -> str | None:
+    """A word among added tokens: what is none of a model's special tokens, but add_tokens has put
+    beside the pieces. transformers cuts it out of a text before any pieces are joined."""
+    for token in tokens.values():
+        if not token["special"] and not CONTROL.fullmatch(token["content"]):
+            return token["content"]
+    return None
 
 
 def rows_of(folder: Path) -> float:

@@ -32,19 +32,21 @@ def save(model: Model, merges: list[tuple[str, str]], folder: Path, base: Path |
         for token in special_tokens.described(base).values():
             described[token["content"]] = token
 
+    # What is put around a text. A tokenizer.json says it, or settings with these defaults.
+    has_bos = config.get("add_bos_token", True)
+    has_eos = config.get("add_eos_token", False)
+    if content:
+        has_bos = puts_bos(content)
+        has_eos = puts_eos(content)
+    bos = {model.sp.id_to_piece(model.bos): model.bos}
+    eos = {model.sp.id_to_piece(model.eos): model.eos}
+
     tokens = added_tokens(model, described)
     new = {
         "version": "1.0",
         "added_tokens": tokens,
         **text_steps(model, prefix_everywhere(config, content)),
-        "post_processor": post_processor(
-            model.sp.id_to_piece(model.bos),
-            model.bos,
-            puts_bos(content) if content else config.get("add_bos_token", True),
-            model.sp.id_to_piece(model.eos),
-            model.eos,
-            puts_eos(content) if content else config.get("add_eos_token", False),
-        ),
+        "post_processor": post_processor(bos if has_bos else {}, eos if has_eos else {}),
         "model": bpe(model, merges),
     }
     write(new, settings(model, config, tokens), folder)
@@ -53,7 +55,8 @@ def save(model: Model, merges: list[tuple[str, str]], folder: Path, base: Path |
     if base and (base / "added_tokens.json").exists():
         ids = {token["content"]: token["id"] for token in tokens}
         before = cli.read_json(base / "added_tokens.json")
-        cli.write_json(folder / "added_tokens.json", {text: ids[text] for text in before})
+        amended = {text: ids.get(text, i) for text, i in before.items()}
+        cli.write_json(folder / "added_tokens.json", amended)
 
 
 def bpe(model: Model, merges: list[tuple[str, str]]) -> dict:
@@ -157,11 +160,11 @@ def metaspace(symbol: str, scheme: str) -> dict:
 
 
 def added_tokens(model: Model, described: dict[str, dict]) -> list[dict]:
-    """<unk>, the control pieces and the added tokens, which no merge may make, as the base
-    describes them."""
+    """<unk>, the control pieces and the added tokens, which no merge may make; and whatever else
+    the base describes as such."""
     tokens = []
     for i, piece in enumerate(model.pieces):
-        if piece.type in (UNKNOWN, CONTROL):
+        if piece.type in (UNKNOWN, CONTROL) or piece.text in described:
             before = described.get(piece.text, {})
             tokens.append({**added_token(i, piece.text), **before, "id": i})
     return tokens
@@ -177,24 +180,15 @@ def split(pattern: str) -> dict:
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
 
-def post_processor(
-    bos: str,
-    bos_id: int,
-    puts_bos: bool = True,
-    eos: str = "",
-    eos_id: int = 0,
-    puts_eos: bool = False,
-) -> dict:
-    """BOS before a text, EOS behind it, and so for each of a pair."""
-    start = [{"SpecialToken": {"id": bos, "type_id": 0}}] if puts_bos else []
-    end = [{"SpecialToken": {"id": eos, "type_id": 0}}] if puts_eos else []
+def post_processor(before: dict[str, int], after: dict[str, int]) -> dict:
+    """Put special tokens, {text: id}, before and after a text, and each of a pair."""
+    start = [{"SpecialToken": {"id": text, "type_id": 0}} for text in before]
+    end = [{"SpecialToken": {"id": text, "type_id": 0}} for text in after]
     first = [*start, {"Sequence": {"id": "A", "type_id": 0}}, *end]
     second = [*start, {"Sequence": {"id": "B", "type_id": 0}}, *end]
     tokens = {}
-    if puts_bos:
-        tokens[bos] = {"id": bos, "ids": [bos_id], "tokens": [bos]}
-    if puts_eos:
-        tokens[eos] = {"id": eos, "ids": [eos_id], "tokens": [eos]}
+    for text, i in {**before, **after}.items():
+        tokens[text] = {"id": text, "ids": [i], "tokens": [text]}
     return {
         "type": "TemplateProcessing",
         "single": first,

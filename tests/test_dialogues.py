@@ -319,12 +319,20 @@ def template(folder) -> str | None:
     return cli.read_json(folder / "tokenizer_config.json").get("chat_template")
 
 
-def test_the_chat_template_gives_the_ids_that_pack_wrote(world, tmp_path, chats):
-    """Written by `sft`, carried on by a later stage; transformers reads it."""
+@pytest.mark.parametrize("legacy", [True, False])
+def test_the_chat_template_gives_the_ids_that_pack_wrote(world, tmp_path, chats, legacy):
+    """Written by `sft`, carried on by a later stage; transformers reads it. Behind a special token
+    it puts a space, or none (legacy: false)."""
+    base = tmp_path / "base"
+    shutil.copytree(world / "model", base)
+    config = cli.read_json(base / "tokenizer_config.json")
+    cli.write_json(base / "tokenizer_config.json", {**config, "legacy": legacy})
+    tokenizer.save(base, base)
     shards = pack(world, tmp_path, [{"messages": chat} for chat in chats], "--messages")
-    train_stage(tmp_path / "out", tmp_path / "run", "sft:64:1e-3", world / "model")
+    train_stage(tmp_path / "out", tmp_path / "run", "sft:64:1e-3", base)
     train_stage(world / "shards/en", tmp_path / "more", "lora:64:1e-3", tmp_path / "run/model")
-    assert template(tmp_path / "more/model") == dialogues.chat_template("<s>", "</s>", start="")
+    assert template(tmp_path / "more/model") == dialogues.chat_template(
+        "<s>", "</s>", start="" if legacy else " ")
     train_stage(world / "shards/en", tmp_path / "plain", "lora:64:1e-3", world / "model")
     assert template(tmp_path / "plain/model") is None
 

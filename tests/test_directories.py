@@ -214,6 +214,16 @@ def test_a_token_without_a_row_gets_one_behind_all_pieces(world, korean_model, t
         assert torch.allclose(mean, row, atol=1e-6)
 
 
+def test_words_of_add_tokens_are_refused(world, tmp_path, refused):
+    base = write_base(world, tmp_path / "base")
+    update(base / "tokenizer_config.json", added_tokens_decoder={
+        "400": {"content": "영화", "special": False}, "401": {"content": "<tool>", "special": False}})
+    refused(sample, ["--model", str(base), "--prompt", "tea"], "'영화' among them")
+    cli.write_json(base / "added_tokens.json", {"극장": 400})
+    (base / "tokenizer_config.json").unlink()
+    refused(sample, ["--model", str(base), "--prompt", "tea"], "'극장' among them")
+
+
 @pytest.mark.parametrize("pad", [-1, 13, 300, 5000])
 def test_a_pad_id_is_never_a_piece_of_text(world, korean_model, tmp_path, pad, capsys):
     """-1 stands in Llama 1's config.json; 13 is a byte, 300 an English piece."""
