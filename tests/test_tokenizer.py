@@ -4,6 +4,8 @@ import io
 import json
 import random
 import struct
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -470,8 +472,10 @@ def disagreements(raw: bytes, texts: list[str]) -> list[str]:
     """Texts that `tokenizers` segments or decodes differently from SentencePiece."""
     tokenizers = pytest.importorskip("tokenizers")
     model = as_model(raw)
-    content = tokenizer_json.build(model, tokenizer.ranked_merges(model.pieces))
-    theirs = tokenizers.Tokenizer.from_str(json.dumps(content))
+    merges = tokenizer.ranked_merges(model.pieces)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer_json.save(model, merges, Path(folder), None)
+        theirs = tokenizers.Tokenizer.from_file(f"{folder}/tokenizer.json")
     ours = tokenizer.processor(raw)
     found = []
     for text in texts:
