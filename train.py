@@ -564,7 +564,8 @@ def start_directory(args: argparse.Namespace, run: Path) -> Path:
 def write_random_model(args: argparse.Namespace, folder: Path) -> None:
     """A model directory of --config's shape with random weights, and --tokenizer."""
     config = model.Config.read(args.config)
-    pieces = tokenizer.load(args.tokenizer).size
+    vocabulary = tokenizer.load(args.tokenizer)
+    pieces = vocabulary.size
     if pieces > config.vocab_size:
         raise UserError(f"{args.tokenizer} has {pieces} pieces, more than {args.config}'s "
                         "vocab_size")
@@ -572,6 +573,11 @@ def write_random_model(args: argparse.Namespace, folder: Path) -> None:
     config.unpadded_vocab_size = None
     if pieces < config.vocab_size:
         config.unpadded_vocab_size = pieces
+
+    # Documents are packed between these two, whatever the configuration was made for.
+    config.bos_token_id = vocabulary.bos
+    if vocabulary.eos not in config.eos_ids():
+        config.eos_token_id = vocabulary.eos
 
     # The model draws its weights when it is made.
     torch.manual_seed(args.seed)

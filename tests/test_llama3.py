@@ -285,9 +285,17 @@ def test_shards_of_the_base_s_vocabulary_are_refused(llama3, tmp_path, refused):
 
 
 def test_a_run_from_random_weights(llama3, tmp_path):
-    call(train, f"--config {llama3}/grown/config.json --tokenizer {llama3}/merged/tokenizer.json "
+    config = cli.read_json(llama3 / "grown/config.json")
+    cli.write_json(tmp_path / "config.json", {**config, "bos_token_id": 1, "eos_token_id": 2})
+    call(train, f"--config {tmp_path}/config.json --tokenizer {llama3}/merged/tokenizer.json "
                 f"--data {llama3}/shards/ko --out {tmp_path}/run --stages full:256:1e-3 {QUICK}")
     assert same_tokenizer(llama3 / "merged", tmp_path / "run/model")
+    # Its ids are those of the tokenizer, not of the configuration.
+    vocabulary = tokenizer.load(llama3 / "merged")
+    for name in ("config.json", "generation_config.json"):
+        settings = cli.read_json(tmp_path / "run/model" / name)
+        assert settings["bos_token_id"] == vocabulary.bos
+        assert settings["eos_token_id"] == vocabulary.eos
 
 
 def test_a_checkpoint_is_exported_with_its_tokenizer(llama3, run, tmp_path):
