@@ -93,15 +93,23 @@ def names(config: dict) -> list[str]:
 def described(folder: Path) -> dict[int, dict]:
     """The tokens that a directory's files describe: {id: its "content", and how it is found in a
     text}. Where two files describe the same id, the newer kind counts."""
-    found = {}
-    for text, i in cli.read_json_if_any(folder / "added_tokens.json").items():
-        found[i] = {"content": text, "special": bool(CONTROL.fullmatch(text))}
+    ids = cli.read_json_if_any(folder / "added_tokens.json")
     config = cli.read_json_if_any(folder / "tokenizer_config.json")
-    for i, token in config.get("added_tokens_decoder", {}).items():
-        found[int(i)] = token
-    for token in cli.read_json_if_any(folder / "tokenizer.json").get("added_tokens", []):
-        found[token["id"]] = token
-    return {i: {**PLAIN, **token} for i, token in found.items()}
+    content = cli.read_json_if_any(folder / "tokenizer.json")
+    found = {}
+    try:
+        for text, i in ids.items():
+            found[i] = {"content": text, "special": bool(CONTROL.fullmatch(text))}
+        for i, token in (config.get("added_tokens_decoder") or {}).items():
+            found[int(i)] = token
+        for token in content.get("added_tokens") or []:
+            found[token["id"]] = token
+        found = {i: {**PLAIN, **token, "content": token["content"]} for i, token in found.items()}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise cli.UserError(
+            f"the added tokens of {folder} cannot be read from added_tokens.json, "
+            f"tokenizer_config.json and tokenizer.json ({error!r}); fetch these again") from None
+    return found
 
 
 def added_tokens(folder: Path, pieces: list[str]) -> dict[int, dict]:
@@ -184,8 +192,12 @@ def amend_ids(settings: dict, new_ids: dict[int, int], vocabulary, file: str) ->
         # Padding is not to be learned or attended to, so it may not be a piece of text.
         if name == "pad_token_id" and new is not None and vocabulary.bytes_of(new):
             new = None
-        if value != new:
+        if isinstance(value, list) and len(new) < len(value):
+            print(f"{file}: {name} has lost {len(value) - len(new)} ids that are no tokens")
+        elif value != new:
             print(f"{file}: {name} is now {new} (it was {value})")
+        if new == []:
+            new = None
         amended[name] = new
     # A missing id is not none to transformers, but Llama 2's.
     if amended.get("bos_token_id") is None:

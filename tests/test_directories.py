@@ -224,6 +224,18 @@ def test_words_of_add_tokens_are_refused(world, tmp_path, refused):
     refused(sample, ["--model", str(base), "--prompt", "tea"], "'극장' among them")
 
 
+@pytest.mark.parametrize("name, content", [
+    ("added_tokens.json", {"<a>": "x"}),
+    ("tokenizer_config.json", {"added_tokens_decoder": {"a": 1}}),
+    ("tokenizer.json", {"added_tokens": [{"id": 400}]}),
+    ("special_tokens_map.json", [1]),
+])
+def test_damaged_files_of_the_tokenizer_are_one_line(world, tmp_path, refused, name, content):
+    base = write_base(world, tmp_path / "base")
+    cli.write_json(base / name, content)
+    refused(sample, ["--model", str(base), "--prompt", "tea"], "fetch")
+
+
 @pytest.mark.parametrize("pad", [-1, 13, 300, 5000])
 def test_a_pad_id_is_never_a_piece_of_text(world, korean_model, tmp_path, pad, capsys):
     """-1 stands in Llama 1's config.json; 13 is a byte, 300 an English piece."""
