@@ -1,0 +1,122 @@
+"""Pieces of equal score: what tokenizer.json cannot say is found, and said."""
+import itertools
+import json
+import random
+
+import pytest
+from test_tokenizer import as_model, letters, ranked, runs_of_spaces, strings, write_model
+
+import tokenizer
+from common import tied_scores, tokenizer_json
+from common.sentencepiece_file import NORMAL, USER_DEFINED, Model, Piece
+
+
+def tied(*texts: str, score: float = 0.0) -> list[Piece]:
+    return [Piece(text, score, NORMAL) for text in texts]
+
+
+def model_of(*pieces: Piece) -> Model:
+    """These pieces, and a base's around them."""
+    base = [*ranked(["▁t", "th", "▁th", "the"]), *runs_of_spaces(2, 4, 3), *letters("▁the")]
+    return as_model(write_model([*base, *pieces]))
+
+
+def compared(model: Model) -> str | None:
+    return tied_scores.compare(model, tokenizer.ranked_merges(model.pieces))
+
+
+def ranks_of(model: Model) -> dict[tuple[str, str], int]:
+    merges = tokenizer.ranked_merges(model.pieces)
+    return {pair: i for i, pair in enumerate(merges)}
+
+
+def disagreements(model: Model, texts: list[str]) -> list[str]:
+    """Texts that the list of merges segments differently from SentencePiece."""
+    ranks = ranks_of(model)
+    found = []
+    for text in texts:
+        if tied_scores.segment_by_merges(text, ranks) != model.inside_words.encode(text, out_type=str):
+            found.append(text)
+    return found
+
+
+def tied_model(rng: random.Random) -> Model:
+    """Random pieces of few different scores."""
+    alphabet = "abc▁"[:rng.randint(2, 4)]
+    texts = {text for text in strings(rng, alphabet, 5, 30) if len(text) > 1}
+    pieces = [Piece(text, -rng.randint(0, 3), NORMAL) for text in sorted(texts)]
+    return as_model(write_model([*pieces, *letters("abc▁")], dummy_prefix=False))
+
+
+# ---- What is said --------------------------------------------------------------------------------
+
+
+def test_segment_by_merges_is_what_tokenizers_does():
+    tokenizers = pytest.importorskip("tokenizers")
+    for seed in range(20):
+        rng = random.Random(seed)
+        model = tied_model(rng)
+        content = tokenizer_json.build(model, tokenizer.ranked_merges(model.pieces))
+        # Parts of words: no ▁ is put before them, and no BOS.
+        content |= {"normalizer": None, "post_processor": None}
+        theirs = tokenizers.Tokenizer.from_str(json.dumps(content))
+        ranks = ranks_of(model)
+        for text in strings(rng, "abc▁", 30, 100):
+            assert tied_scores.segment_by_merges(text, ranks) == theirs.encode(text).tokens
+
+
+def test_what_no_list_can_say_is_named_with_an_example():
+    # Whichever of the two comes first, one of 가나가 and 나가나 is joined from the wrong side.
+    pieces = tied("가", "나", "가나", "나가")
+    model = as_model(write_model(pieces))
+    [text] = disagreements(model, ["가나가", "나가나"])
+    said = compared(model)
+    expected = " ".join(model.inside_words.encode(text, out_type=str))
+    assert f"'{text}' as" in said
+    assert f"not '{expected}'" in said
+    assert "1 of 2 short texts" in said
+    assert "\n" not in said
+
+
+def test_every_pair_of_tied_pieces_that_differs_is_noticed():
+    """Not every text is in the sample, but if any three parts differ, one of the sample does."""
+    noticed = 0
+    for seed in range(200):
+        model = tied_model(random.Random(seed))
+        ranks = ranks_of(model)
+        wrong = []
+        for (a, b), (c, d) in itertools.product(ranks, ranks):
+            scores = {piece.text: piece.score for piece in model.pieces}
+            if b == c and scores[a + b] == scores[b + d]:
+                wrong += disagreements(model, [a + b + d])
+        if wrong:
+            noticed += 1
+            assert compared(model), wrong
+    assert noticed > 20
+
+
+def test_every_tied_piece_is_on_the_left_and_on_the_right_of_another():
+    pieces = tied("가", "나", "다", "라", "가나", "나다", "다라", "나다라")
+    model = as_model(write_model(pieces))
+    texts = tied_scores.competing(model, tokenizer.ranked_merges(model.pieces))
+    assert {"가나다", "나다라", "가나다라"} >= set(texts) >= {"가나다", "나다라"}
+
+
+def test_nothing_is_said_where_nothing_differs():
+    trained = [*ranked(["한국", "국한", "한국한"]), *letters("한국")]
+    without_ties = as_model(write_model(trained))
+    merges = tokenizer.ranked_merges(without_ties.pieces)
+    assert tied_scores.competing(without_ties, merges) == []
+    assert tied_scores.compare(without_ties, merges) is None
+    # Mistral's runs of spaces have one score, and agree.
+    spaces = model_of(*runs_of_spaces(5, 6, 7, 8, 16))
+    assert tied_scores.competing(spaces, tokenizer.ranked_merges(spaces.pieces))
+    assert compared(spaces) is None
+
+
+def test_what_differs_for_other_reasons_is_left_out():
+    # A user-defined piece is cut out of a text; a character that is no piece is spelled in bytes.
+    own = Piece("나가", 0, USER_DEFINED)
+    assert compared(model_of(*tied("가", "나", "가나", "나가나"), own)) is None
+    without_letters = tied("가나", "나가", "가나나가", "나가가나")
+    assert compared(model_of(*without_letters)) is None
