@@ -37,7 +37,7 @@ from pathlib import Path
 import regex
 import sentencepiece
 
-from common import byte_level_file, cli, tokenizer_json
+from common import byte_level_file, cli, tied_scores, tokenizer_json
 from common.byte_level import ByteLevel, learn
 from common.documents import (
     KINDS,
@@ -139,9 +139,9 @@ def ranked_merges(pieces: list[Piece]) -> list[tuple[str, str]]:
     """The scores as a list of pairs, best first: how other libraries (transformers) describe a BPE.
 
     SentencePiece joins any neighbours that make a piece, so every split of a piece into two pieces
-    is such a pair. Of equal scores it takes the leftmost, which no list can say. In practice these
-    are runs of one character (Mistral's spaces), and those grow from the left if the longer piece
-    ranks first.
+    is such a pair. Of equal scores it takes the leftmost, which no list can say: common/tied_scores
+    finds an order for them, right for runs of one character (Mistral's spaces) and mostly right for
+    others.
 
     >>> scores = {"a": -3, "aa": -1, "aaa": -1, "ab": -2, "b": -4}
     >>> ranked_merges([Piece(text, score, NORMAL) for text, score in scores.items()])
@@ -149,15 +149,14 @@ def ranked_merges(pieces: list[Piece]) -> list[tuple[str, str]]:
     """
     # Bytes, control and user-defined pieces take no part: no merge makes them, or uses them.
     scores = {piece.text: piece.score for piece in pieces if piece.type == NORMAL}
-    ranked = []
-    for text, score in scores.items():
+    merges = []
+    for text in tied_scores.by_rank(scores):
         for cut in range(1, len(text)):
             left = text[:cut]
             right = text[cut:]
             if left in scores and right in scores:
-                ranked.append((-score, -len(text), left, right))
-    ranked.sort()
-    return [(left, right) for _, _, left, right in ranked]
+                merges.append((left, right))
+    return merges
 
 
 # ---- Training needs words and counts -------------------------------------------------------------

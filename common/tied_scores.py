@@ -4,7 +4,7 @@ SentencePiece joins the pair with the best score, and of equal ones the leftmost
 holds a list of merges instead, and there one comes before the other, wherever they stand.
 
 In 란드의 the pieces 란드 and 드의 compete for 드. If their scores are equal, SentencePiece joins
-란드, which is on the left. A list does so too if it has 란드 first. But for 가나 and
+란드, which is on the left. A list does so too if it has 란드 first (`by_rank`). But for 가나 and
 나가 no order is right: one of 가나가 and 나가나 is always joined from the wrong side.
 
 Of what was trained, only runs of spaces have equal scores, and those agree. But the recipe of
@@ -15,6 +15,43 @@ from collections import Counter
 from itertools import pairwise
 
 from common.sentencepiece_file import NORMAL, USER_DEFINED, Model
+
+# ---- An order for equal scores -------------------------------------------------------------------
+
+
+def by_rank(scores: dict[str, float]) -> list[str]:
+    """The pieces, best score first; of equal ones, those that tend to stand further to the left.
+
+    What stands left is guessed from the pieces: their first characters begin many of them, and
+    their last ones end few. (For 20,000 Korean pieces of score 0, a list in this order segments
+    0.4 % of the words of 222 documents differently from SentencePiece; in alphabetical order, the
+    longer first, 1.6 %.)
+
+    Here 란 begins a piece, 의 ends one, and 드 does both:
+
+    >>> by_rank({"th": -1, "드의": 0, "란드": 0})
+    ['란드', '드의', 'th']
+
+    The pieces of a run of one character tend alike. They grow from the left, as in SentencePiece,
+    if the longer piece comes first:
+
+    >>> by_rank({"▁▁": 0, "▁▁▁": 0, "▁▁▁▁": 0})
+    ['▁▁▁▁', '▁▁▁', '▁▁']
+    """
+    # Only pieces of the same score are compared.
+    begins = Counter((score, text[0]) for text, score in scores.items())
+    ends = Counter((score, text[-1]) for text, score in scores.items())
+
+    def rank(text: str) -> tuple:
+        score = scores[text]
+        left = 0.0
+        for character in (text[0], text[-1]):
+            n = begins[score, character]
+            left += n / (n + ends[score, character])
+        return (-score, -left, -len(text), text)
+
+    return sorted(scores, key=rank)
+
 
 # ---- Does the list of merges do what SentencePiece does? -----------------------------------------
 

@@ -48,6 +48,30 @@ def tied_model(rng: random.Random) -> Model:
     return as_model(write_model([*pieces, *letters("abc▁")], dummy_prefix=False))
 
 
+# ---- The order -----------------------------------------------------------------------------------
+
+
+def test_the_smallest_case_agrees():
+    model = model_of(*tied("란", "드", "의", "란드", "드의"))
+    assert disagreements(model, ["란드의", "드의란드", "란드의란드의"]) == []
+    assert compared(model) is None
+
+
+def test_without_ties_the_order_is_that_of_the_scores():
+    rng = random.Random(0)
+    texts = sorted({text for text in strings(rng, "abc", 5, 60) if text})
+    rng.shuffle(texts)
+    scores = {text: -float(i) for i, text in enumerate(texts)}
+    assert tied_scores.by_rank(scores) == texts
+
+
+@pytest.mark.parametrize("beside", [[], tied("ㅋ가", "▁ㅋ", "ㅋㅋ가", "▁ㅋㅋ")])
+def test_runs_of_one_character_agree_though_tied(beside):
+    runs = ["ㅋ" * n for n in (2, 3, 4, 5, 8)]
+    model = model_of(*tied("ㅋ", "가", *runs), *beside)
+    assert disagreements(model, ["ㅋ" * n for n in range(1, 40)]) == []
+
+
 # ---- What is said --------------------------------------------------------------------------------
 
 
