@@ -779,6 +779,10 @@ def run_merge(args: argparse.Namespace) -> None:
     base = load(args.base, base=True)
     if base.added:
         print(f"{len(base.added)} tokens that {args.base} adds to its pieces keep their ids")
+    if args.break_ties:
+        if isinstance(base, ByteLevel):
+            raise cli.UserError("--break_ties: a byte-level base has no ties; drop the flag")
+        base = tied_scores.break_ties(base, LOWEST_RANK)
     merged = merged_with(base, args.korean)
     if isinstance(merged, Model):
         write_model(merged.raw, args.out)
@@ -860,6 +864,9 @@ def add_merge(commands) -> None:
     flag("--korean", required=True, help="what `train` wrote")
     flag("--out", required=True,
          help="the .model file to write; for a byte-level base, a folder")
+    flag("--break_ties", action="store_true",
+         help="give pieces of equal score different ones, so that transformers segments as "
+              "SentencePiece does; some texts are then segmented differently from the base")
 
 
 def add_report(commands) -> None:

@@ -1,4 +1,4 @@
-"""Pieces of equal score: what a list of merges cannot say, and what becomes of it.
+"""Pieces of equal score: what a list of merges cannot say, and what can be done about it.
 
 SentencePiece joins the pair with the best score, and of equal ones the leftmost. tokenizer.json
 holds a list of merges instead, and there one comes before the other, wherever they stand.
@@ -10,11 +10,22 @@ In 란드의 the pieces 란드 and 드의 compete for 드. If their scores are e
 Of what was trained, only runs of spaces have equal scores, and those agree. But the recipe of
 Chinese-LLaMA, which many bases followed, gives every new piece the score 0.
 """
+import dataclasses
 import math
 from collections import Counter
 from itertools import pairwise
 
-from common.sentencepiece_file import NORMAL, USER_DEFINED, Model
+from common.sentencepiece_file import (
+    NORMAL,
+    PIECES,
+    SCORE,
+    USER_DEFINED,
+    Model,
+    field,
+    fields,
+    parse_piece,
+    processor,
+)
 
 # ---- An order for equal scores -------------------------------------------------------------------
 
@@ -141,6 +152,39 @@ def compare(vocabulary: Model, merges: list[tuple[str, str]]) -> str | None:
     return (
         f"pieces of equal score: SentencePiece joins the leftmost, which tokenizer.json cannot "
         f"say, so transformers segments {len(differing):,} of {len(texts):,} short texts with such "
-        f"pieces differently ({text!r} as {theirs!r}, not {ours!r}); open the model with what "
-        f"joins the leftmost too: llama.cpp, or LlamaTokenizer of transformers 4 (not "
+        f"pieces differently ({text!r} as {theirs!r}, not {ours!r}); before training, use "
+        f"`tokenizer.py merge --break_ties`, after which all agree; after it, open the model with "
+        f"what joins the leftmost too: llama.cpp, or LlamaTokenizer of transformers 4 (not "
         f"AutoTokenizer)")
+
+
+# ---- Making them agree ---------------------------------------------------------------------------
+
+
+def break_ties(model: Model, lowest: float) -> Model:
+    """The model with scores that are all different, 0, -1, -2, … in the order of `by_rank`.
+
+    SentencePiece then does what a list of merges does. Only the order of scores matters, so nothing
+    else changes. Scores of `lowest` and below stay: they are no ranks (tokenizer.LOWEST_RANK)."""
+    scores = {}
+    for piece in model.pieces:
+        if piece.type == NORMAL and piece.score > lowest:
+            scores[piece.text] = piece.score
+    ranks = {text: -float(rank) for rank, text in enumerate(by_rank(scores))}
+
+    # A field that comes twice counts as it comes last: the new score stands behind the old one.
+    parts = []
+    for number, value in fields(model.raw):
+        if number == PIECES:
+            piece = parse_piece(value)
+            if piece.type == NORMAL and piece.text in ranks:
+                value += field(SCORE, ranks[piece.text])
+        parts.append(field(number, value))
+    raw = b"".join(parts)
+
+    pieces = []
+    for piece in model.pieces:
+        if piece.type == NORMAL:
+            piece = piece._replace(score=ranks.get(piece.text, piece.score))
+        pieces.append(piece)
+    return dataclasses.replace(model, raw=raw, pieces=pieces, sp=processor(raw))

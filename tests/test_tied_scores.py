@@ -1,14 +1,15 @@
-"""Pieces of equal score: what tokenizer.json cannot say is found, and said."""
+"""Pieces of equal score: what tokenizer.json cannot say is found, and said, and can be undone."""
 import itertools
 import json
 import random
 
+import llama3_world
 import pytest
 from test_tokenizer import as_model, letters, ranked, runs_of_spaces, strings, write_model
 
 import tokenizer
 from common import tied_scores, tokenizer_json
-from common.sentencepiece_file import NORMAL, USER_DEFINED, Model, Piece
+from common.sentencepiece_file import CONTROL, NORMAL, USER_DEFINED, Model, Piece
 
 
 def tied(*texts: str, score: float = 0.0) -> list[Piece]:
@@ -99,6 +100,7 @@ def test_what_no_list_can_say_is_named_with_an_example():
     assert f"'{text}' as" in said
     assert f"not '{expected}'" in said
     assert "1 of 2 short texts" in said
+    assert "--break_ties" in said
     assert "\n" not in said
 
 
@@ -144,3 +146,67 @@ def test_what_differs_for_other_reasons_is_left_out():
     assert compared(model_of(*tied("가", "나", "가나", "나가나"), own)) is None
     without_letters = tied("가나", "나가", "가나나가", "나가가나")
     assert compared(model_of(*without_letters)) is None
+
+
+# ---- Breaking ties -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_without_ties_all_agree_on_any_text(seed):
+    rng = random.Random(seed)
+    before = tied_model(rng)
+    after = tied_scores.break_ties(before, tokenizer.LOWEST_RANK)
+    texts = strings(rng, "abc▁", 30, 200)
+    assert compared(after) is None
+    assert disagreements(after, texts) == []
+
+
+def test_breaking_ties_changes_scores_alone():
+    control = Piece("<|im|>", 0, CONTROL)
+    before = model_of(*tied("가", "나", "가나", "나가"), control)
+    after = tied_scores.break_ties(before, tokenizer.LOWEST_RANK)
+    # What the file says, to our reader and to SentencePiece's.
+    assert tokenizer.parse(after.raw)[0] == after.pieces
+    assert [after.sp.get_score(i) for i in range(after.size)] == [p.score for p in after.pieces]
+
+    scores = []
+    for old, new in zip(before.pieces, after.pieces, strict=True):
+        assert (old.text, old.type) == (new.text, new.type)
+        if old.type == NORMAL and old.score > tokenizer.LOWEST_RANK:
+            scores.append((old.score, new.score))
+        else:
+            assert old.score == new.score
+    assert len({new for _, new in scores}) == len(scores)
+    # No score has crossed another.
+    for (old, new), (other, other_new) in itertools.product(scores, scores):
+        if old > other:
+            assert new > other_new
+
+
+def test_the_flag_of_merge(tmp_path, capsys):
+    base = model_of(*tied("가", "나", "가나", "나가"))
+    (tmp_path / "base.model").write_bytes(base.raw)
+    korean = write_model([*ranked(["가나다", "나다"]), *letters("가나다")])
+    (tmp_path / "korean.model").write_bytes(korean)
+    paths = ["--base", f"{tmp_path}/base.model", "--korean", f"{tmp_path}/korean.model"]
+    merged = {}
+    for name, flags in (("kept", []), ("broken", ["--break_ties"])):
+        tokenizer.main(["merge", *paths, *flags, "--out", f"{tmp_path}/{name}.model"])
+        merged[name] = tokenizer.load(tmp_path / f"{name}.model")
+
+    kept = merged["kept"].pieces
+    broken = merged["broken"].pieces
+    assert [piece.text for piece in kept] == [piece.text for piece in broken]
+    assert kept[:base.size] == base.pieces
+    assert compared(merged["kept"])
+    assert compared(merged["broken"]) is None
+    # The new pieces rank below all others, in their order.
+    ranks = [piece.score for piece in broken if piece.type == NORMAL and piece.score > -1e6]
+    new = [piece.score for piece in broken[base.size:]]
+    assert sorted(ranks, reverse=True)[-len(new):] == new
+
+
+def test_a_byte_level_base_has_no_ties_to_break(tmp_path, refused):
+    base = llama3_world.write_base(tmp_path, {bytes([i]): i for i in range(256)})
+    paths = ["--base", str(base), "--korean", f"{tmp_path}/korean", "--out", f"{tmp_path}/out"]
+    refused(tokenizer, ["merge", *paths, "--break_ties"], "a byte-level base has no ties")
