@@ -423,6 +423,7 @@ def main(argv: list[str] | None = None) -> None:
                             "choose another folder")
         state = {name: value for name, value in counters.items() if name != "files"}
         save_stage(llama, stage, start, args.out, settings, state)
+        tokenizer.warn_of_ties(tokenizer.load(args.out))
     else:
         with cli.new_folder(args.adapter) as temporary:
             save_adapter(trained_parameters(llama), llama.config, start, temporary, settings)

@@ -94,7 +94,7 @@ def growth(folder: Path, merged_file: Path, pad_to: int) -> Growth:
     # Ids are row numbers: the base's pieces must come first, each under the id it has.
     pieces = base.size - len(base.added)
     for i, (a, b) in enumerate(zip(base.pieces[:pieces], merged.pieces, strict=False)):
-        if a != b:
+        if not tokenizer.is_same(a, b):
             raise cli.UserError(f"{merged_file} does not extend the tokenizer of {folder}: id {i} "
                                 f"is {b}, in the model {a}; merge into the model's own")
     new_ids = {i: i for i in range(pieces)}
@@ -451,6 +451,7 @@ def main(argv: list[str] | None = None) -> None:
     elif args.out:
         grow = grow_folder(
             args.model, args.tokenizer, args.out, args.method, args.pad_to, args.seed)
+        tokenizer.warn_of_ties(grow.vocabulary)
         print(f"{args.out}: {grow.base} rows kept, {grow.size - grow.base} new, "
               f"{grow.padded - grow.size} of padding")
     else:

@@ -710,6 +710,13 @@ def merged_with(base: Vocabulary, korean: str, size: int | None = None) -> Vocab
     return Model(raw, parse(raw)[0], processor(raw))
 
 
+def is_same(a: Piece | bytes | str | None, b: Piece | bytes | str | None) -> bool:
+    """Are two entries of vocabularies the same piece? Its score may be another: --break_ties."""
+    if isinstance(a, Piece) and isinstance(b, Piece):
+        return (a.text, a.type) == (b.text, b.type)
+    return a == b
+
+
 def save(path: str | Path, folder: str | Path) -> None:
     """Write the tokenizer of a file, or of another model directory with its settings, into a model
     directory."""
@@ -731,6 +738,15 @@ def write(vocabulary: Vocabulary, folder: Path, base: Path | None) -> None:
     if not why_no_base(vocabulary):
         merges = ranked_merges(vocabulary.pieces)
         tokenizer_json.save(vocabulary, merges, folder, base)
+
+
+def warn_of_ties(vocabulary: Vocabulary) -> None:
+    """Say so, if transformers will segment some texts differently from SentencePiece, because
+    pieces have equal scores."""
+    if isinstance(vocabulary, Model) and not why_no_base(vocabulary):
+        difference = tied_scores.compare(vocabulary, ranked_merges(vocabulary.pieces))
+        if difference:
+            cli.warn(difference)
 
 
 def write_model(raw: bytes, file: str) -> None:
@@ -786,6 +802,7 @@ def run_merge(args: argparse.Namespace) -> None:
     merged = merged_with(base, args.korean)
     if isinstance(merged, Model):
         write_model(merged.raw, args.out)
+        warn_of_ties(merged)
         return
     # A folder that is there will be replaced; it may not be a model's.
     inside = {file.name for file in Path(args.out).glob("*")}

@@ -1070,6 +1070,7 @@ def main(argv: list[str] | None = None) -> None:
             if asked and number < len(stages):
                 leave(stop, run, f"stage {number}")
         parallel.on_rank_zero(lambda: checkpoint.publish(start, run))
+        parallel.on_rank_zero(lambda: tokenizer.warn_of_ties(vocabulary))
         if args.keep == 0:
             parallel.on_rank_zero(lambda: checkpoint.delete_all(run))
     say(f"{tokens:,} tokens trained; the model is in {run / 'model'}")

@@ -99,11 +99,11 @@ def described(folder: Path) -> dict[int, dict]:
     found = {}
     try:
         for text, i in ids.items():
-            found[i] = {"content": text, "special": bool(CONTROL.fullmatch(text))}
+            found[int(i)] = {"content": text, "special": bool(CONTROL.fullmatch(text))}
         for i, token in (config.get("added_tokens_decoder") or {}).items():
             found[int(i)] = token
         for token in content.get("added_tokens") or []:
-            found[token["id"]] = token
+            found[int(token["id"])] = token
         found = {i: {**PLAIN, **token, "content": token["content"]} for i, token in found.items()}
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise cli.UserError(

@@ -18,6 +18,8 @@ import sample
 import tokenizer
 import train
 from common import cli, special_tokens
+from common.sentencepiece_file import PIECES as FIELD_OF_PIECES
+from common.sentencepiece_file import SCORE, TEXT, field
 
 PIECES = 400                                    # of world/base.model
 END, PAD = "<|im_end|>", "<|pad|>"              # ids 400 and 401 of a chat model
@@ -368,6 +370,36 @@ def test_special_tokens_in_a_prompt_are_themselves(
     if prompt.startswith("<s>"):
         del expected[0]
     assert [vocabulary.pieces[i].text for i in ids] == expected
+
+
+# ------------------------------------------------------------------- pieces of equal score
+
+def test_ties_are_said_and_can_be_broken(world, korean_model, tmp_path, capsys):
+    """가나 and 나가 compete for both characters: no list of merges is right for both."""
+    base = write_base(world, tmp_path / "base", PIECES + 4)
+    raw = (base / "tokenizer.model").read_bytes()
+    for text in ("가", "나", "가나", "나가"):
+        piece = field(TEXT, text.encode()) + field(SCORE, 0.0)
+        raw += field(FIELD_OF_PIECES, piece)
+    (base / "tokenizer.model").write_bytes(raw)
+    for flags, is_said in ([], True), (["--break_ties"], False):
+        merged = tmp_path / "merged.model"
+        capsys.readouterr()
+        tokenizer.main(["merge", "--base", str(base / "tokenizer.model"),
+                        "--korean", str(korean_model), "--out", str(merged), *flags])
+        assert ("pieces of equal score" in capsys.readouterr().err) is is_said
+        out = grow(base, merged, tmp_path / "out")
+        assert ("pieces of equal score" in capsys.readouterr().err) is is_said
+        shards = tmp_path / f"shards{is_said}"
+        data.main(["pack", "--input", f"{world}/ko.jsonl", "--tokenizer", str(merged),
+                   "--out", str(shards), "--val_fraction", "0.05"])
+        train.main(["--model", str(out), "--data", str(shards), "--out", f"{tmp_path}/{is_said}",
+                    "--stages", "odd:64:1e-3", *QUICK])
+        assert ("pieces of equal score" in capsys.readouterr().err) is is_said
+    vocabulary = tokenizer.load(out)
+    for text in ("가나가", "나가나", "가나가나가"):
+        ids = vocabulary.encode(text, bos=True)
+        assert encode_json(out, text) == [vocabulary.pieces[i].text for i in ids]
 
 
 # ------------------------------------------------------------------- scoring is not merging
