@@ -42,6 +42,9 @@ FROM_OUTSIDE = {
 # Bytes that `sha256` reads at a time.
 READ_SIZE = 2**20
 
+# How a Git LFS pointer begins: a few lines in the place of a large file, until that is fetched.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
+
 
 class UserError(Exception):
     """A mistake the user can fix. The message says what is wrong, where, and what to do."""
@@ -309,12 +312,29 @@ def check_model_folder(path: str | Path) -> None:
     )
 
 
+def is_lfs_pointer(path: str | Path) -> bool:
+    """Does a file only say where Git LFS has the real one?"""
+    with open(path, "rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def refuse_lfs_pointer(path: str | Path) -> None:
+    """UserError for a Git LFS pointer. A file that is not there is left to whoever opens it."""
+    if Path(path).is_file() and is_lfs_pointer(path):
+        raise UserError(
+            f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its "
+            f"repository, or download the file"
+        )
+
+
 def read_bytes(path: str | Path) -> bytes:
     """Read a whole file. UserError if that is not possible."""
     try:
-        return Path(path).read_bytes()
+        content = Path(path).read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
+    refuse_lfs_pointer(path)
+    return content
 
 
 def read_json(path: str | Path) -> dict:

@@ -19,7 +19,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from common.cli import UserError, progress, read_json, read_json_if_any, write_json
+from common.cli import (
+    UserError,
+    progress,
+    read_json,
+    read_json_if_any,
+    refuse_lfs_pointer,
+    write_json,
+)
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -242,10 +249,12 @@ def files_of_tensors(folder: Path) -> dict[str, Path]:
 
 def open_file(file: Path) -> safe_open:
     """A safetensors file, memory-mapped. UserError if it is not one."""
+    refuse_lfs_pointer(file)
     try:
         return safe_open(file, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {file}: {error}; is it missing or cut short?") from None
+        raise UserError(f"cannot read {file}: {error}; is it missing or cut short? "
+                        "fetch it again") from None
 
 
 def into_shards(sizes: dict[str, int], most: int) -> list[list[str]]:

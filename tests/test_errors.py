@@ -221,3 +221,28 @@ def test_the_model_fixture_itself_is_fine(world, capsys):
     """The commands above fail for the reason they name: without the fault they run."""
     sample.main(["--device", "cpu", "--model", str(world / "model"), "--prompt", "a", "--max_new_tokens", "2"])
     assert model.load(world / "model").config.vocab_size == 512 and capsys.readouterr().out
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 14000000000\n".format("0" * 64)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
+                                  "model.safetensors", "generation_config.json"])
+def test_a_git_lfs_pointer_is_called_one(name, world, tmp_path, refused):
+    """What `git clone` leaves in the place of a large file; tokenizer.json counts where it is alone."""
+    folder = tmp_path / "model"
+    shutil.copytree(world / "model", folder)
+    if name.startswith("tokenizer") and name.endswith(".json"):
+        (folder / "tokenizer.model").unlink()
+    (folder / name).write_text(POINTER)
+    part = f"{name} is a Git LFS pointer, not the file itself: run `git lfs pull`"
+    refused(sample, ["--device", "cpu", "--model", str(folder), "--prompt", "a"], part)
+    if name == "model.safetensors":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 400}))  # the tokenizer's pieces
+        grow = ["--model", str(folder), "--tokenizer", f"{world}/base.model", "--out", f"{tmp_path}/grown"]
+        refused(init, grow, part)
+    if name.startswith("tokenizer"):
+        file = [] if name == "tokenizer_config.json" else [name]
+        path = folder.joinpath(*file)
+        refused(data, ["pack", "--input", f"{world}/ko.jsonl", "--tokenizer", str(path), "--out", f"{tmp_path}/p"], part)
