@@ -29,14 +29,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import data
 import model
 import tokenizer
 from common import cli, hf, special_tokens
-from common.hf import INDEX
+from common.hf import INDEX, open_file
 from common.plan import TABLES
 
 EMBEDDING, HEAD = TABLES
@@ -281,17 +281,13 @@ def weight_files(folder: Path) -> list[str]:
 def check_tables(folder: Path, files: list[str], shape: list[int], tied: bool) -> None:
     """UserError where a weight file is missing or cut short, or a table has another shape than
     config.json says. Reads the headers alone: what is wrong is said before anything is written."""
-    # safe_open compares the sizes in the header with the file's: what was cut short shows here.
+    # Opening compares the sizes in the header with the file's: what was cut short shows here.
     found = {}
     for file in files:
-        try:
-            with safe_open(folder / file, framework="pt") as weights:
-                for name in TABLES:
-                    if name in weights.keys():
-                        found[name] = weights.get_slice(name).get_shape()
-        except (OSError, SafetensorError) as error:
-            raise cli.UserError(f"cannot read {folder / file}: {error}; is it missing or cut "
-                                "short? fetch it again") from None
+        with open_file(folder / file) as weights:
+            for name in TABLES:
+                if name in weights.keys():
+                    found[name] = weights.get_slice(name).get_shape()
     # A head of the wrong shape would fail later, in the middle of the first matmul.
     for name in TABLES:
         if name == HEAD and tied and name not in found:
