@@ -150,6 +150,10 @@ def read_span(
 def read_rows(span: Span, reading: Reading = PLAIN, wanted: Wanted | None = None) -> Found:
     """The same for every row, whatever it holds: its value is there even if it is rejected."""
     head = first_bytes(span.path, HEAD)
+    # As a .txt it would be a document, and as anything else a broken file.
+    if cli.is_lfs_pointer(span.path):
+        yield 1, None, "Git LFS pointer (run `git lfs pull`)", ""
+        return
     encoding = encoding_of(head, reading.encoding)
     form = form_of(span.path, head, encoding, reading.one_per_line)
 

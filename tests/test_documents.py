@@ -551,3 +551,13 @@ def test_a_large_compressed_text_of_many_lines_is_announced(tmp_path, capsys):
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress("한 줄이 한 문서이다.\n".encode() * 50_000))
     documents.announce([tmp_path], documents.Reading())
     assert "--lines" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.parquet", "a.jsonl.gz", "a.txt.xz", "wiki_00"])
+def test_a_git_lfs_pointer_is_no_document(tmp_path, name):
+    """What `git clone` leaves in the place of a large file: of a .txt it would be the text."""
+    if name == "a.parquet":
+        pytest.importorskip("pyarrow")
+    path = tmp_path / name
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123456\n")
+    assert outcomes(path) == [(1, "", "Git LFS pointer (run `git lfs pull`)")]
