@@ -46,6 +46,14 @@ REQUIRED = (
     "num_attention_heads",
 )
 
+# What a Mistral's config.json leaves out, if it does: other numbers than a Llama's. A null is not
+# left out: without a window, sliding_window is null.
+MISTRAL = {
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "sliding_window": 4096,
+}
+
 # What Llama 3.1's rope_scaling must say.
 LLAMA3_ROPE = (
     "factor",
@@ -83,9 +91,14 @@ def in_one_spelling(config: dict) -> dict:
     there. `rope_type` is added, for `unsupported` to look at."""
     config = dict(config)
 
-    # What a file may leave out. Where it gives no epsilon, transformers takes 1e-6.
-    heads = config["num_attention_heads"]
+    # What a file may leave out, as transformers fills it in. It goes by the model type; a file
+    # without one may name the architecture.
     config["architectures"] = config.get("architectures") or ["LlamaForCausalLM"]
+    kind = config.get("model_type") or config["architectures"][0]
+    if kind in ("mistral", "MistralForCausalLM"):
+        config = {**MISTRAL, **config}
+        config.pop("use_sliding_window", None)  # it is Qwen's, and a Mistral has its window anyway
+    heads = config["num_attention_heads"]
     config["num_key_value_heads"] = config.get("num_key_value_heads") or heads
     config["head_dim"] = config.get("head_dim") or config["hidden_size"] // heads
     config["rms_norm_eps"] = config.get("rms_norm_eps", 1e-6)
@@ -115,8 +128,9 @@ def unsupported(config: dict, architectures: tuple[str, ...]) -> str | None:
     window = config.get("sliding_window")
     positions = config.get("max_position_embeddings", 2048)
     if window and window < positions and config.get("use_sliding_window", True):
-        return (f"sliding_window {window} is in use; set it to null and max_position_embeddings to "
-                f"{window} (below that length the two are the same)")
+        return (f"sliding_window {window} is in use (a Mistral's is 4096 if config.json leaves it "
+                f"out); set it to null and max_position_embeddings to {window} (up to that length "
+                "the two are the same)")
 
     # The other Llamas: with biases, or with another activation in the feed-forward.
     if config.get("attention_bias") or config.get("mlp_bias"):

@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensorMode
 
 import model
 from common import hf, plan
-from common.cli import UserError
+from common.cli import UserError, read_json, write_json
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LLAMA3 = {
@@ -451,3 +451,58 @@ def test_config_refuses_by_name(change, part, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**written, **change}))
     with pytest.raises(UserError, match=part):
         model.Config.read(tmp_path)
+
+
+MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+
+
+def write_mistral(folder, **changes):
+    """A config.json that says no more than it has to, as some Mistrals have it."""
+    sizes = {"vocab_size": 64, "hidden_size": 128, "intermediate_size": 48, "num_hidden_layers": 2,
+             "num_attention_heads": 16}
+    write_json(folder / "config.json", {**sizes, **MISTRAL, **changes})
+
+
+@pytest.mark.parametrize("changes, positions, key_value_heads", [
+    ({"sliding_window": None, "max_position_embeddings": 32768}, 32768, 8),     # v0.2, v0.3
+    ({"sliding_window": None, "max_position_embeddings": 4096}, 4096, 8),       # v0.1, as the error advises
+    ({"sliding_window": None}, 131072, 8),
+    ({"sliding_window": None, "num_key_value_heads": None}, 131072, 16),
+    ({"sliding_window": None, "architectures": None}, 131072, 8),
+    ({"sliding_window": None, "model_type": None}, 131072, 8),
+    ({"max_position_embeddings": 4096}, 4096, 8),                               # the window is as long as that
+    ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, 2048, 16),
+])
+def test_what_a_mistral_leaves_out_means_mistral_s_defaults(changes, positions, key_value_heads, tmp_path):
+    """transformers' MistralConfig has others than its LlamaConfig."""
+    write_mistral(tmp_path, **changes)
+    config = model.Config.read(tmp_path)
+    assert (config.max_position_embeddings, config.num_key_value_heads) == (positions, key_value_heads)
+    # Once trained it is written as a Llama, in which all of this is said.
+    config.write(tmp_path / "config.json")
+    assert model.Config.read(tmp_path) == config
+
+
+@pytest.mark.parametrize("changes, window", [
+    ({"sliding_window": 4096, "max_position_embeddings": 32768}, 4096),         # v0.1
+    ({"max_position_embeddings": 32768}, 4096), ({}, 4096),
+    ({"architectures": ["LlamaForCausalLM"]}, 4096),                            # transformers goes by model_type
+    ({"sliding_window": 1024, "use_sliding_window": False}, 1024),              # which no Mistral looks at
+])
+def test_the_window_of_a_mistral_is_in_use_unless_it_is_null(changes, window, tmp_path):
+    write_mistral(tmp_path, **changes)
+    advice = f"sliding_window {window} is in use .* null and max_position_embeddings to {window}"
+    with pytest.raises(UserError, match=advice):
+        model.Config.read(tmp_path)
+    write_mistral(tmp_path, **{**changes, "sliding_window": None, "max_position_embeddings": window})
+    assert model.Config.read(tmp_path).max_position_embeddings == window
+
+
+def test_a_mistral_is_read_as_transformers_reads_it(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    for changes in ({}, {"sliding_window": None}, {"max_position_embeddings": 512}, {"num_key_value_heads": 4}):
+        write_mistral(tmp_path, **changes)
+        theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+        ours = hf.in_one_spelling(read_json(tmp_path / "config.json"))
+        for name in (*hf.MISTRAL, "rms_norm_eps"):
+            assert getattr(theirs, name) == ours[name], name
