@@ -90,6 +90,9 @@ class Model:
     added: dict[int, dict] = dataclasses.field(default_factory=dict)
     # More of these, with ids beyond the rows of the embedding: the model does not know them.
     without_row: dict[int, dict] = dataclasses.field(default_factory=dict)
+    # What messages call it: the file that it was read from.
+    source: str = "the tokenizer"
+
     def __post_init__(self):
         self.size = len(self.pieces)
         self.sha256 = hashlib.sha256(self.raw).hexdigest()
@@ -137,7 +140,14 @@ class Model:
     ) -> list:
         """Token ids of a text, or a list of them for a list of texts.
 
-        bos, eos: put these around each text. workers: threads for a list, -1 for one per core."""
+        bos, eos: put these around each text; UserError if the model has none. workers: threads for
+        a list, -1 for one per core."""
+        for name, is_wanted, i in (("BOS", bos, self.bos), ("EOS", eos, self.eos)):
+            if is_wanted and i is None:
+                raise cli.UserError(
+                    f"{self.source} has no {name} piece, and a document is BOS, text, EOS: take "
+                    f"the tokenizer of a base that has both, or what `tokenizer.py merge` made of "
+                    f"it")
         return self.sp.encode(text, add_bos=bos, add_eos=eos, num_threads=workers)
 
     def encode_inside(self, text: str) -> list[int]:
@@ -303,7 +313,7 @@ def read(path: str | Path, base: bool = False) -> Model:
             f"{file} is no SentencePiece model, or a damaged one: "
             f"fetch or train it again (with a byte-level --base `train` writes another kind)"
         ) from None
-    model = Model(raw, pieces, sp)
+    model = Model(raw, pieces, sp, source=str(file))
     if base and (reason := why_no_base(model)):
         raise cli.UserError(f"{file} {reason}: {INSTEAD}")
     folder = Path(path)
@@ -356,6 +366,12 @@ def model_file(path: str | Path) -> Path:
     if inside.is_dir():
         raise cli.UserError(
             f"{path} is the folder of a run, without a tokenizer: the model is in {inside}")
+    # Meta's own layout of Llama 3.
+    original = path / "original" / "tokenizer.model"
+    if original.is_file():
+        raise cli.UserError(
+            f"{path} holds no tokenizer.json and no tokenizer.model, but {original}: give that "
+            f"file, or copy it into {path}")
     raise cli.UserError(f"{path} holds no tokenizer.model: {INSTEAD}")
 
 
