@@ -242,6 +242,8 @@ class ByteLevel:
     # The rest of tokenizer.json, and tokenizer_config.json: they are carried along.
     content: dict
     config: dict
+    # What messages call it: the file that it was read from.
+    source: str = "the tokenizer"
     # SentencePiece may put a space before a text; byte-level BPE does not.
     adds_space = False
     # Its directory adds no tokens behind: all control tokens are in the tokenizer.json.
@@ -278,8 +280,8 @@ class ByteLevel:
         last = [self.eos] if eos else []
         if None in first + last:
             raise cli.UserError(
-                "the tokenizer has no BOS, or no EOS: name them in its tokenizer_config.json, as "
-                "bos_token and eos_token; they must be control tokens of tokenizer.json")
+                f"{self.source} has no BOS, or no EOS: name them in its tokenizer_config.json, as "
+                f"bos_token and eos_token; they must be control tokens of tokenizer.json")
 
         # A lone surrogate is not text. encode() raises an error for it, with tiktoken or without.
         longest = max([len(one.encode()) for one in text], default=0)

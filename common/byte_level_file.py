@@ -171,6 +171,14 @@ def unsupported(content: dict) -> str | None:
     return None
 
 
+def describes_sentencepiece(content: dict) -> bool:
+    """Was this tokenizer.json made of a SentencePiece model? It writes ▁ for a space, or spells
+    bytes as <0xED>, or is a Unigram model."""
+    model = content["model"]
+    steps = [content.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")]
+    return "▁" in str(steps) or bool(model.get("byte_fallback")) or model.get("type") == "Unigram"
+
+
 def are_ranks(merges: list, ranks: dict[bytes, int]) -> bool:
     """Do these merges say what the ranks say?"""
     # Newer files write a merge as a list of two, older ones as one text with a space in it.
@@ -224,10 +232,12 @@ def read(file: Path) -> ByteLevel:
                 f"{file} has {len(ranks)} tokens, and they are not Llama 3's {LLAMA3_RANKS}; how "
                 f"its text is split, and its control tokens, are in a tokenizer.json: give that "
                 f"(for what `tokenizer.py train` learned, the folder that `merge` writes)")
-        return llama3(ranks, config)
+        return llama3(ranks, config, str(file))
 
     content = cli.read_json(file)
     try:
+        if describes_sentencepiece(content):
+            refuse_copy(file)
         problem = unsupported(content)
         if not problem:
             controls = {token["content"]: token["id"] for token in content["added_tokens"]}
@@ -242,7 +252,18 @@ def read(file: Path) -> ByteLevel:
     if problem:
         raise cli.UserError(f"{file} cannot be used: {problem}; {INSTEAD}")
 
-    return ByteLevel(ranks, controls, pattern_of(content), content, config)
+    return ByteLevel(ranks, controls, pattern_of(content), content, config, str(file))
+
+
+def refuse_copy(file: Path) -> None:
+    """UserError for a tokenizer.json that describes a SentencePiece model, which has a file of its
+    own. Some directories lack it, as transformers can do without."""
+    model_file = file.parent / "tokenizer.model"
+    if model_file.is_file():
+        raise cli.UserError(f"{file} describes a SentencePiece model; give {model_file}")
+    raise cli.UserError(
+        f"{file.parent} holds no tokenizer.model, and its tokenizer.json describes a SentencePiece "
+        f"model: copy tokenizer.model from the base that it was made from")
 
 
 def read_vocabulary(vocabulary: dict[str, int], controls: dict[str, int]) -> dict[bytes, int]:
@@ -264,7 +285,11 @@ def read_vocabulary(vocabulary: dict[str, int], controls: dict[str, int]) -> dic
     return ranks
 
 
-def llama3(ranks: dict[bytes, int], config: dict) -> ByteLevel:
+def llama3(
+    ranks: dict[bytes, int],
+    config: dict,
+    source: str = "the tokenizer",
+) -> ByteLevel:
     """Llama 3's tokenizer from its ranks, which are all that a tiktoken file has."""
     controls = {text: len(ranks) + i for i, text in enumerate(LLAMA3_CONTROLS)}
     config = {**LLAMA3_CONFIG, **config}
@@ -282,7 +307,7 @@ def llama3(ranks: dict[bytes, int], config: dict) -> ByteLevel:
         "decoder": BYTE_LETTERS,
         "model": {"type": "BPE"},
     }
-    return ByteLevel(ranks, controls, LLAMA3_PATTERN, content, config)
+    return ByteLevel(ranks, controls, LLAMA3_PATTERN, content, config, source)
 
 
 def save(vocabulary: ByteLevel, folder: Path, base: Path | None = None) -> None:

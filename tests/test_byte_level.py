@@ -620,7 +620,7 @@ SPELL = "pre_tokenizer.pretokenizers.1"
     [
         ("normalizer", {"type": "NFC"}, "it has a normalizer"),
         ("model.ignore_merges", False, "ignore_merges is not set"),
-        ("model.type", "Unigram", "it is no BPE over the bytes"),
+        ("model.type", "WordPiece", "it is no BPE over the bytes"),
         ("pre_tokenizer", None, "it is no BPE over the bytes"),
         (
             "pre_tokenizer",
@@ -720,7 +720,7 @@ def test_directories_as_people_have_them(llama3, tmp_path, base):
     written(folder, cli.read_json(llama3 / "base/tokenizer.json"))
     # BOS and EOS stand in a file of their own, or in none: then a document cannot begin.
     assert puts_bos(folder)
-    with pytest.raises(cli.UserError, match="the tokenizer has no BOS"):
+    with pytest.raises(cli.UserError, match="model/tokenizer.json has no BOS"):
         tokenizer.load(folder).encode("예", bos=True)
     named = {"bos_token": {"content": BEGIN}, "eos_token": "<|end_of_text|>"}
     cli.write_json(folder / "special_tokens_map.json", named)
