@@ -162,7 +162,11 @@ def pack(args: argparse.Namespace) -> dict:
     inputs, the first is packed. Memory: a shard, a batch, and some 100 bytes for each document.
 
         python data.py pack --input clean/a clean/b --tokenizer merged.model --out shards/ko"""
+    # What is wrong with the tokenizer is said now, not after the first reading of the corpus: that
+    # it has ids which its model has no row for, or no BOS or EOS.
     vocabulary = tokenizer.load(args.tokenizer)
+    tokenizer.check_rows(vocabulary, Path(args.tokenizer, "config.json"))
+    vocabulary.encode("", bos=True, eos=True)
     check_pack_flags(args)
     check_fields(args.input, reading_of(args), wanted_of(args))
 

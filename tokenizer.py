@@ -686,6 +686,22 @@ def load(path: str | Path, base: bool = False) -> Vocabulary:
     return read(path, base)
 
 
+def check_rows(vocabulary: Vocabulary, config_file: str | Path) -> None:
+    """UserError if a text could become an id for which a model's embedding has no row.
+
+    `config_file`: the model's config.json. There may be none beside a tokenizer."""
+    rows = cli.read_json_if_any(config_file).get("vocab_size")
+    # Only control tokens add nothing to a text. Without a row they do no harm, as no text becomes
+    # one; but documents begin with BOS and end with EOS.
+    last = vocabulary.size - 1
+    while not vocabulary.bytes_of(last) and last not in (vocabulary.bos, vocabulary.eos):
+        last -= 1
+    if rows is not None and last >= rows:
+        raise cli.UserError(
+            f"the tokenizer has ids up to {last}, {config_file} says vocab_size {rows}: take the "
+            f"model's own tokenizer, or grow the model for this one with init.py")
+
+
 def merged_with(base: Vocabulary, korean: str, size: int | None = None) -> Vocabulary:
     """The base and the pieces of a file that `train` wrote: all of them, or the first `size`.
 
