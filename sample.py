@@ -28,14 +28,10 @@ def load(
     """The tokenizer and the model of a model directory. UserError where they do not fit."""
     cli.check_model_folder(folder)
     vocabulary = tokenizer.load(folder)
+    tokenizer.check_rows(vocabulary, folder / "config.json")
     llama = model.load(folder, device=device, dtype=dtype)
-    pieces = vocabulary.size
-    rows = llama.config.vocab_size
-    if pieces > rows:
-        raise cli.UserError(f"{folder}: its tokenizer has {pieces} pieces, its embedding {rows} "
-                            "rows; they belong to different models")
     # More rows than pieces are padding, never to be sampled. Not every model's config.json says so.
-    llama.config.unpadded_vocab_size = pieces
+    llama.config.unpadded_vocab_size = vocabulary.size
     return vocabulary, llama
 
 
