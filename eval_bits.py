@@ -275,6 +275,7 @@ def score(args: argparse.Namespace) -> None:
     for folder in args.models:
         cli.check_model_folder(folder)
         vocabulary = tokenizer.load(folder)
+        tokenizer.check_rows(vocabulary, Path(folder, "config.json"))
         hash_of[folder] = vocabulary.sha256
         tokenizers[vocabulary.sha256] = vocabulary
         lengths[folder] = window_length(folder, args.seq_len)
