@@ -566,9 +566,6 @@ def write_random_model(args: argparse.Namespace, folder: Path) -> None:
     config = model.Config.read(args.config)
     vocabulary = tokenizer.load(args.tokenizer)
     pieces = vocabulary.size
-    if pieces > config.vocab_size:
-        raise UserError(f"{args.tokenizer} has {pieces} pieces, more than {args.config}'s "
-                        "vocab_size")
     # Rows beyond the pieces are padding, and never sampled.
     config.unpadded_vocab_size = None
     if pieces < config.vocab_size:
@@ -859,11 +856,10 @@ def windows_per_micro_batch(args: argparse.Namespace) -> int:
 
 
 def open_sources(
-    args: argparse.Namespace, config: model.Config, tokenizer_path: Path,
-    vocabulary: tokenizer.Vocabulary
+    args: argparse.Namespace, tokenizer_path: Path, vocabulary: tokenizer.Vocabulary
 ) -> tuple[dict[str, data.Shards], list[tuple[float, float]]]:
     """The shards by name, and their weights (first and last). UserError for shards that do not fit
-    the model and its tokenizer."""
+    the tokenizer."""
     shards = {}
     weights = []
     for entry in args.data:
@@ -874,9 +870,6 @@ def open_sources(
         if source.tokenizer_sha256 != vocabulary.sha256:
             raise UserError(f"{folder} was packed with another tokenizer than {tokenizer_path}; "
                             f"pack it again with data.py pack --tokenizer {tokenizer_path}")
-        if source.index["vocab_size"] > config.vocab_size:
-            raise UserError(f"{folder} has ids up to {source.index['vocab_size']}, the model "
-                            f"{config.vocab_size} rows; grow it with init.py")
         if source.windows(args.seq_len) < 1:
             raise UserError(f"{folder} holds {source.tokens} tokens, less than one window of "
                             f"{args.seq_len}")
@@ -1036,7 +1029,8 @@ def main(argv: list[str] | None = None) -> None:
     if not args.out:
         raise UserError("--out is empty: name the run folder")
     vocabulary = tokenizer.load(tokenizer_path)
-    shards, weights = open_sources(args, config, tokenizer_path, vocabulary)
+    tokenizer.check_rows(vocabulary, config_file)
+    shards, weights = open_sources(args, tokenizer_path, vocabulary)
     check_run(args, config, stages, shards)
     set_up_torch(args)
     loader = data.Loader(
