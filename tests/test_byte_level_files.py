@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+import tokenizer
 from common import byte_level, byte_level_file, cli
 from common.byte_level import join, segment, single_bytes
 
@@ -337,5 +338,39 @@ def test_without_bos(content, tmp_path):
     (tmp_path / "tokenizer_config.json").unlink()
     vocabulary = byte_level_file.read(tmp_path / "tokenizer.json")
     assert vocabulary.decode(vocabulary.encode("the", bos=False)) == "the"
-    with pytest.raises(cli.UserError, match="has no BOS"):
+    with pytest.raises(cli.UserError, match=f"{tmp_path}/tokenizer.json has no BOS"):
         vocabulary.encode("the", bos=True)
+
+
+@pytest.mark.parametrize("changes", [
+    {"normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}},
+    {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}]}},
+    {"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"}},
+    {"decoder": {"type": "Metaspace", "replacement": "▁"}},
+    {"model": {"type": "BPE", "byte_fallback": True}}, {"model": {"type": "Unigram", "vocab": []}},
+])
+def test_a_tokenizer_json_of_a_sentencepiece_model_asks_for_that(content, changes, tmp_path):
+    content = {**copy.deepcopy(content), **changes}
+    with pytest.raises(cli.UserError, match=f"{tmp_path} holds no tokenizer.model, .* from the base"):
+        read(content, tmp_path)
+    # The file itself was named, and what is read lies beside it.
+    (tmp_path / "tokenizer.model").touch()
+    with pytest.raises(cli.UserError, match=f"SentencePiece model; give {tmp_path}/tokenizer.model"):
+        read(content, tmp_path)
+
+
+def test_only_what_a_text_becomes_needs_a_row(content, tmp_path):
+    """A pad token behind the table does no harm; BOS, EOS and a piece do."""
+    vocabulary = read(copy.deepcopy(content), tmp_path)
+    pad = vocabulary.controls["<|reserved_special_token_0|>"]
+    assert (vocabulary.eos, pad) == (vocabulary.size - 2, vocabulary.size - 1)
+    tokenizer.check_rows(vocabulary, tmp_path / "config.json")      # there is none
+    cli.write_json(tmp_path / "config.json", {"vocab_size": pad})
+    tokenizer.check_rows(vocabulary, tmp_path / "config.json")
+    cli.write_json(tmp_path / "config.json", {"vocab_size": vocabulary.eos})
+    with pytest.raises(cli.UserError, match=f"ids up to {vocabulary.eos}, .* vocab_size {vocabulary.eos}:"):
+        tokenizer.check_rows(vocabulary, tmp_path / "config.json")
+    new = vocabulary.extended([b" thel"])
+    cli.write_json(tmp_path / "config.json", {"vocab_size": vocabulary.size})
+    with pytest.raises(cli.UserError, match=f"ids up to {vocabulary.size}, "):
+        tokenizer.check_rows(new, tmp_path / "config.json")

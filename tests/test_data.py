@@ -18,6 +18,8 @@ import data
 import tokenizer
 import train
 from common import cli
+from common import sentencepiece_file as files
+from common.sentencepiece_file import field
 
 WORDS = "바다 하늘 기차 도시 음악 책상 나무 sea sky train town music desk tree 1 22 333 ! ?".split()
 
@@ -483,3 +485,22 @@ def test_what_a_person_can_get_wrong(tmp_path, tokenizers, monkeypatch, flags, m
     with pytest.raises(cli.UserError, match=message):
         data.main(["pack", "--input", "in", "--tokenizer", str(tokenizers[0]), "--out", "out", *flags])
     assert not Path("out").exists()
+
+
+def test_a_tokenizer_longer_than_the_table_of_its_model(tmp_path, tokenizers):
+    """An id beyond the table would be found only by training. Only pieces that a text becomes count."""
+    write(tmp_path / "in/a.jsonl", ["하늘", "sky", "tree"])
+    folder = tmp_path / "model"
+    folder.mkdir()
+    raw = tokenizers[0].read_bytes()
+    pad = field(files.PIECES, field(files.TEXT, b"<pad>") + field(files.TYPE, files.CONTROL))
+    (folder / "tokenizer.model").write_bytes(raw + pad)
+    assert tokenizer.load(folder).size == 321
+    cli.write_json(folder / "config.json", {"vocab_size": 320})
+    pack(tmp_path, folder, "out")
+    cli.write_json(folder / "config.json", {"vocab_size": 319})
+    with pytest.raises(cli.UserError, match="ids up to 319, .*model/config.json says vocab_size 319: .* init.py"):
+        pack(tmp_path, folder, "again")
+    assert not (tmp_path / "again").exists()
+    # A file alone belongs to no model.
+    pack(tmp_path, folder / "tokenizer.model", "again")

@@ -20,6 +20,7 @@ import model
 import sample
 import tokenizer
 import train
+from common.sentencepiece_file import TRAINER, field
 from toy import world as toy
 
 PROGRAMS = {
@@ -246,3 +247,49 @@ def test_a_git_lfs_pointer_is_called_one(name, world, tmp_path, refused):
         file = [] if name == "tokenizer_config.json" else [name]
         path = folder.joinpath(*file)
         refused(data, ["pack", "--input", f"{world}/ko.jsonl", "--tokenizer", str(path), "--out", f"{tmp_path}/p"], part)
+
+
+TOO_LONG = {
+    "sample": "sample --device cpu --prompt a --model {m}",
+    "pack": PACK + "--tokenizer {m}",
+    "train": TRAIN + "--model {m}",
+    "train from random weights": "train --device cpu --config {m}/config.json --tokenizer {w}/base.model "
+                                 "--data {w}/shards/ko --seq_len 32 --stages full:1k:1e-3 --out {b}/run",
+    "eval_bits": BITS + "{m} --data {w}/shards/ko",
+    "eval_kobest": KOBEST + "--model {m}",
+    "init": "init --model {m} --tokenizer {w}/base.model --out {b}/grown --method mean",
+}
+
+
+def write_copa(folder):
+    (folder / "COPA").mkdir(parents=True)
+    (folder / "COPA/test.tsv").write_text("ID\tsentence\tquestion\t1\t2\tAnswer\n1\ta\t원인\tb\tc\t1\n")  # cause
+
+
+@pytest.mark.parametrize("name", TOO_LONG)
+def test_a_tokenizer_longer_than_the_table_is_one_line(name, world, tmp_path, refused):
+    write_copa(tmp_path / "kobest/v1.0")
+    folder = tmp_path / "model"
+    shutil.copytree(world / "model", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 399}))
+    command = TOO_LONG[name].replace("{w}", str(world)).replace("{b}", str(tmp_path)).replace("{m}", str(folder))
+    program, *argv = command.split()
+    refused(PROGRAMS[program], argv, "config.json says vocab_size 399")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kobest", "model"]
+
+
+@pytest.mark.parametrize("name", ["sample", "pack", "eval_kobest", "init"])
+def test_a_model_without_bos_is_one_line(name, world, tmp_path, refused):
+    write_copa(tmp_path / "kobest/v1.0")
+    folder = tmp_path / "model"
+    shutil.copytree(world / "model", folder)
+    (folder / "tokenizer.json").unlink()
+    raw = (folder / "tokenizer.model").read_bytes() + field(TRAINER, field(46, b"<none>"))  # the name of BOS
+    (folder / "tokenizer.model").write_bytes(raw)
+    model.save(model.Llama(tiny_config(vocab_size=400)), folder)    # for init: no more rows than pieces
+    command = TOO_LONG[name].replace("{w}/base.model", "{m}/tokenizer.model")
+    command = command.replace("{w}", str(world)).replace("{b}", str(tmp_path)).replace("{m}", str(folder))
+    program, *argv = command.split()
+    part = "tokenizer.model has no piece for BOS" if name == "init" else "tokenizer.model has no BOS piece"
+    refused(PROGRAMS[program], argv, part)

@@ -12,6 +12,7 @@ import pytest
 import sentencepiece
 from conftest import korean, write_jsonl
 
+import data
 import tokenizer
 from common import cli, tokenizer_json
 from common import sentencepiece_file as files
@@ -704,3 +705,39 @@ def test_refusals(world, tmp_path, refused):
     ]:
         refused(tokenizer, argv, part)
     assert not (tmp_path / "o").exists()
+
+
+def without(raw: bytes, ends: tuple[str, ...]) -> bytes:
+    """A model whose BOS or EOS is a piece that there is not, as if it had been trained without."""
+    for end in ends:
+        number = {"BOS": 46, "EOS": 47}[end]
+        raw += field(files.TRAINER, field(number, b"<none>"))
+    return raw
+
+
+@pytest.mark.parametrize("ends", [("BOS",), ("EOS",), ("BOS", "EOS")])
+def test_a_model_without_bos_or_eos_is_one_line(ends, world, tmp_path, refused):
+    """It may be measured and merged from. But documents have both, and so has a base."""
+    file = tmp_path / "base.model"
+    file.write_bytes(without(write_model(letters("▁ab")), ends))
+    korean_file = str(world / "base.model")
+    vocabulary = tokenizer.load(file)
+    assert (vocabulary.bos is None, vocabulary.eos is None) == ("BOS" in ends, "EOS" in ends)
+    assert vocabulary.decode(vocabulary.encode("ab", bos=False)) == "ab"
+
+    part = f"{file} has no {ends[0]} piece, and a document is BOS, text, EOS"
+    with pytest.raises(cli.UserError, match=part):
+        vocabulary.encode("ab", bos=True, eos=True)
+    refused(data, ["pack", "--input", f"{world}/ko.jsonl", "--tokenizer", str(file), "--out", f"{tmp_path}/o"], part)
+    part = f"{file} has no piece for BOS, or none for EOS"
+    refused(tokenizer, ["merge", "--base", str(file), "--korean", korean_file, "--out", f"{tmp_path}/o"], part)
+    assert not (tmp_path / "o").exists()
+
+
+def test_what_meta_calls_original_is_named(world, tmp_path, refused):
+    """Llama 3, downloaded without tokenizer.json."""
+    inside = tmp_path / "model/original/tokenizer.model"
+    inside.parent.mkdir(parents=True)
+    inside.write_bytes(b"IQ== 0\n")
+    argv = ["merge", "--base", f"{tmp_path}/model", "--korean", f"{world}/base.model", "--out", f"{tmp_path}/o"]
+    refused(tokenizer, argv, f"no tokenizer.model, but {inside}: give that file, or copy it")
