@@ -689,7 +689,7 @@ def test_wrong_models(world, tmp_path, refused):
     short = break_model(tmp_path / "short", world, shorten)
     refused(kobest, [*argv, *short, "--tasks", "hellaswag"], "the model takes 1…2")
     small = break_model(tmp_path / "small", world, shrink)
-    refused(kobest, [*argv, *small], "its tokenizer has 800 pieces")
+    refused(kobest, [*argv, *small], "ids up to 799,")
     refused(kobest, [*argv, "--model", str(tmp_path / "small")], f"{tmp_path}/small/model")
 
 
