@@ -96,6 +96,10 @@ def main(argv: list[str] | None = None) -> None:
 
     vocabulary, llama = load(args.model, args.device, getattr(torch, args.dtype))
     prompt = encode_prompt(vocabulary, args.model, args.prompt)
+    rows = llama.config.vocab_size
+    if max(prompt) >= rows:
+        raise cli.UserError(f"--prompt holds the special token {vocabulary.pieces[max(prompt)]}, "
+                            f"for which the model's {rows} rows have none; leave it out")
     limit = llama.config.max_position_embeddings
     if len(prompt) >= limit:
         raise cli.UserError(f"--prompt has {len(prompt)} tokens; the model has {limit} positions, "

@@ -8,6 +8,8 @@ from conftest import tiny_config
 import model
 import sample
 import tokenizer
+from common import sentencepiece_file as files
+from common.sentencepiece_file import field
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +127,13 @@ def test_what_is_no_model_directory_is_named(folder, tmp_path, refused):
     (run / "metrics.jsonl").write_text("")
     (run / "config.json").write_text("{}")
     refused(sample, [*argv, str(run)], f"{run}/model")
+
+
+def test_a_special_token_without_a_row_is_no_prompt(world, tmp_path, refused):
+    """It does no harm in the tokenizer: no other text becomes one."""
+    model.save(model.Llama(tiny_config(vocab_size=400)), tmp_path)
+    pad = field(files.PIECES, field(files.TEXT, b"<pad>") + field(files.TYPE, files.CONTROL))
+    (tmp_path / "tokenizer.model").write_bytes((world / "base.model").read_bytes() + pad)
+    argv = ["--model", str(tmp_path), "--device", "cpu", "--max_new_tokens", "1", "--prompt"]
+    sample.main([*argv, "tea"])
+    refused(sample, [*argv, "tea<pad>"], "--prompt holds the special token '<pad>'")
