@@ -8,7 +8,7 @@ import pytest
 from test_tokenizer import as_model, letters, ranked, runs_of_spaces, strings, write_model
 
 import tokenizer
-from common import tied_scores, tokenizer_json
+from common import cli, tied_scores, tokenizer_json
 from common.sentencepiece_file import CONTROL, NORMAL, USER_DEFINED, Model, Piece
 
 
@@ -76,12 +76,13 @@ def test_runs_of_one_character_agree_though_tied(beside):
 # ---- What is said --------------------------------------------------------------------------------
 
 
-def test_segment_by_merges_is_what_tokenizers_does():
+def test_segment_by_merges_is_what_tokenizers_does(tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     for seed in range(20):
         rng = random.Random(seed)
         model = tied_model(rng)
-        content = tokenizer_json.build(model, tokenizer.ranked_merges(model.pieces))
+        tokenizer_json.save(model, tokenizer.ranked_merges(model.pieces), tmp_path, None)
+        content = cli.read_json(tmp_path / "tokenizer.json")
         # Parts of words: no ▁ is put before them, and no BOS.
         content |= {"normalizer": None, "post_processor": None}
         theirs = tokenizers.Tokenizer.from_str(json.dumps(content))
