@@ -46,9 +46,16 @@ def end_tokens(folder: Path, llama: model.Llama, vocabulary: tokenizer.Vocabular
 def encode_prompt(vocabulary: tokenizer.Vocabulary, folder: Path, prompt: str) -> list[int]:
     """Token ids of a prompt, with BOS in front. The special tokens of a chat model are themselves
     in it, as transformers reads them with this directory; in packed documents they are text."""
-    # Of two that begin alike, the longer one is meant.
-    longest_first = sorted(vocabulary.controls, key=len, reverse=True)
-    any_of_them = "|".join(regex.escape(text) for text in longest_first)
+    # Some take the spaces beside them along. Of two that begin alike, the longer one is meant.
+    patterns = {text: regex.escape(text) for text in vocabulary.controls}
+    for token in special_tokens.described(folder).values():
+        text = token["content"]
+        if text in patterns and token["lstrip"]:
+            patterns[text] = r"\s*" + patterns[text]
+        if text in patterns and token["rstrip"]:
+            patterns[text] += r"\s*"
+    longest_first = sorted(patterns, key=len, reverse=True)
+    any_of_them = "|".join(patterns[text] for text in longest_first)
     parts = regex.split(f"({any_of_them})", prompt) if any_of_them else [prompt]
 
     # The first part is the beginning of a text. Does each of the others count as one?
@@ -57,8 +64,8 @@ def encode_prompt(vocabulary: tokenizer.Vocabulary, folder: Path, prompt: str) -
     everywhere = tokenizer_json.prefix_everywhere(config, content)
     ids = []
     for i, part in enumerate(parts):
-        if part in vocabulary.controls:
-            ids.append(vocabulary.controls[part])
+        if part.strip() in vocabulary.controls:
+            ids.append(vocabulary.controls[part.strip()])
         elif part and (i == 0 or everywhere):
             ids += vocabulary.encode(part, bos=False)
         elif part:
