@@ -17,7 +17,7 @@ the base, the grown one and the trained one.
   mean another token than in the base, or an ordinary piece
 - *rows*: special tokens of the base that transformers finds elsewhere or not at all; in the grown
   directory also those whose rows have other bits
-- *pad*: transformers' padding token
+- *pad*: transformers' padding token and side
 - *GGUF*: as `ids`, of fewer documents, by llama.cpp from what its converter makes of the directory
 - *lost*: files and settings of the base that are missing, and those with another value
 - *mended*: of three changes made by hand in the grown directory, how many the trained one has
@@ -147,6 +147,8 @@ KINDS = {
         dummy_prefix=False,
         settings={"add_prefix_space": False, "legacy": False},
     ),
+    # transformers 4 goes by tokenizer.json, transformers 5 by the setting.
+    "legacy: false, Prepend": Kind(settings={"legacy": False}),
 }
 
 
@@ -671,7 +673,7 @@ def check_pad(opened: Opened) -> str:
     ids = [peer.pad_token_id]
     for name in ("config.json", "generation_config.json"):
         ids.append(cli.read_json_if_any(opened.folder / name).get("pad_token_id"))
-    cell = f"{peer.pad_token} {peer.pad_token_id}"
+    cell = f"{peer.pad_token} {peer.pad_token_id} {peer.padding_side}"
     if len(set(ids)) > 1:
         cell += f", configurations {ids[1]}, {ids[2]}"
     return cell
