@@ -77,10 +77,14 @@ def bpe(model: Model, merges: list[tuple[str, str]]) -> dict:
 
 def settings(model: Model, before: dict, tokens: list[dict]) -> dict:
     """The content of tokenizer_config.json: the base's, amended where the vocabulary changes it."""
+    # What LlamaTokenizer does unless it is told otherwise. The class that will be named (`write`)
+    # does not: it also returns token_type_ids, which a Llama's generate() refuses.
     config = {
         "add_bos_token": True,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "padding_side": "left",
         **before,
     }
     for role, i in (("bos_token", model.bos), ("eos_token", model.eos),
