@@ -407,6 +407,13 @@ def train(folder: Path, stages: list[str]) -> list[str]:
 # ---- What a directory holds ----------------------------------------------------------------------
 
 
+def id_list(ids: int | list[int] | None) -> list[int]:
+    """An eos_token_id as a list: there may be none, one, or several."""
+    if ids is None:
+        return []
+    return ids if isinstance(ids, list) else [ids]
+
+
 def tokens_of(folder: Path) -> dict[int, tuple[str, bool]]:
     """{id: (text, is it an ordinary piece?)}, by tokenizer.model and the files of added tokens."""
     sp = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
@@ -439,7 +446,7 @@ def named(folder: Path) -> dict[str, list[str]]:
     for name in ("config.json", "generation_config.json"):
         for key, value in cli.read_json_if_any(folder / name).items():
             if key.endswith("_token_id") and value is not None:
-                found[f"{name} {key}"] = [described(i) for i in hf.id_list(value)]
+                found[f"{name} {key}"] = [described(i) for i in id_list(value)]
     config = cli.read_json_if_any(folder / "tokenizer_config.json")
     for key, value in config.items():
         if key.endswith("_token") and value and not isinstance(value, bool):
@@ -587,7 +594,7 @@ def check_ends(opened: Opened) -> str:
     """The tokens at which a text ends. Each is made the likeliest, and must end a continuation."""
     vocabulary, llama, peer = opened.models
     ours = sorted(set(sample.end_tokens(opened.folder, llama, vocabulary)))
-    theirs = sorted(set(hf.id_list(peer.generation_config.eos_token_id)))
+    theirs = sorted(set(id_list(peer.generation_config.eos_token_id)))
     tokens = torch.tensor([vocabulary.encode(PROMPT, bos=True)])
     hidden = peer.model(tokens).last_hidden_state[0, -1]                # (D,)
     wrong = []
