@@ -6,6 +6,7 @@ the base, the grown one and the trained one.
 
 - *ids*: documents of --korean and --english and odd strings, encoded by tokenizer.load and by
   AutoTokenizer, BOS included; how many differ
+- *text*: the same, decoded
 - *special*: texts that hold a special token, which is a token to transformers; compared with what
   the base makes of them, as AutoTokenizer opens it / by its tokenizer.json. The new pieces may be
   in them, so of Hangul only the letters count
@@ -467,13 +468,14 @@ def settings_of(folder: Path) -> dict[str, object]:
         if file.is_dir() or "safetensors" in name or name.startswith("adapter"):
             continue
         found[name] = True
+        # The vocabulary itself is compared by its ids.
+        if name in ("tokenizer.model", "tokenizer.json"):
+            continue
         if file.suffix == ".json":
             for key, value in cli.read_json(file).items():
-                # The vocabulary itself is compared by its ids.
-                is_vocabulary = name == "tokenizer.json" and key in ("model", "added_tokens")
-                if value is not None and not is_vocabulary:
+                if value is not None:
                     found[f"{name} {key}"] = value
-        elif name != "tokenizer.model":
+        else:
             found[name] = file.read_text(encoding="utf-8")
     return found
 
@@ -536,6 +538,18 @@ def check_ids(opened: Opened) -> str:
         if vocabulary.encode(text, bos=True) != peer(text)["input_ids"]:
             different.append(text)
     return opened.count("ids", different, len(texts))
+
+
+def check_text(opened: Opened) -> str:
+    """The texts of these ids, by nanowhale and by transformers."""
+    vocabulary = tokenizer.load(opened.folder)
+    texts = opened.texts(special=False)
+    different = []
+    for text in texts:
+        ids = vocabulary.encode(text, bos=True)
+        if vocabulary.decode(ids) != opened.peer.decode(ids, skip_special_tokens=True):
+            different.append(text)
+    return opened.count("text", different, len(texts))
 
 
 def spelled(peer, text: str) -> list[str]:
@@ -738,6 +752,7 @@ def check_mended(opened: Opened) -> str:
 
 TO_CHECK: dict[str, Callable[[Opened], str]] = {
     "ids": check_ids,
+    "text": check_text,
     "special": check_special,
     "logits": check_logits,
     "ends": check_ends,
