@@ -830,7 +830,8 @@ def main() -> None:
     flag("--train_documents", type=int, default=300, help="documents of each file, to train on")
     flag("--pieces", type=int, default=3000, help="Korean pieces to learn")
     flag("--stages", nargs="+", default=["embed:2k:1e-2", "lora:2k:1e-2"], help="of train.py")
-    flag("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="kinds of bases")
+    flag("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND",
+         help=f"of {'; '.join(KINDS)} (default: all)")
     flag("--converter", type=Path, help="llama.cpp's convert_hf_to_gguf.py")
     flag("--llama_tokenize", type=Path, help="llama.cpp's program llama-tokenize")
     flag("--keep", type=Path, help="a new folder for the directories; if not given, they go")
