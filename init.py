@@ -70,16 +70,12 @@ OF_THE_VOCABULARY = (
 
 
 class Growth(NamedTuple):
-    """What is to be added: rows base … size - 1 are new, size … padded - 1 are padding."""
+    """What is to be added: rows base … size - 1 are new pieces, size … padded - 1 are padding."""
     base: int
     size: int
     padded: int
-    # For each new piece: the base's ids that have spelt it so far. None for a control token.
-    parts: list[list[int]]
-    space: int                          # the id of a bare ▁, SentencePiece's space
-    vocabulary: tokenizer.Vocabulary    # the grown one, of `size`
-    new_ids: dict[int, int]             # ids of the base → ids of the same tokens there
-    moved: dict[int, int]               # rows that move: {new id: id in the base}
+    parts: list[list[int]]      # for each new piece: the base's ids that have spelt it so far
+    space: int                  # the id of a bare ▁, SentencePiece's space
 
 
 def growth(folder: Path, merged_file: Path, pad_to: int) -> Growth:
@@ -87,38 +83,24 @@ def growth(folder: Path, merged_file: Path, pad_to: int) -> Growth:
 
     UserError where the merged one does not extend the model's.
     """
-    base = tokenizer.load(folder)
-    merged = tokenizer.load(merged_file, base=True)
+    base, grown = vocabularies(folder, merged_file)
     rows = model.Config.read(folder).vocab_size
-
-    # Ids are row numbers: the base's pieces must come first, each under the id it has.
-    pieces = base.size - len(base.added)
-    for i, (a, b) in enumerate(zip(base.pieces[:pieces], merged.pieces, strict=False)):
-        if not tokenizer.is_same(a, b):
-            raise cli.UserError(f"{merged_file} does not extend the tokenizer of {folder}: id {i} "
-                                f"is {b}, in the model {a}; merge into the model's own")
-    new_ids = {i: i for i in range(pieces)}
-
-    # Behind them stand the tokens that the directory adds. Merged into the directory, they are
-    # where they were. Merged into its tokenizer.model alone, their ids are Hangul's now, and they
-    # go behind all pieces.
-    behind = {}
-    for i, token in {**base.added, **base.without_row}.items():
-        text = token["content"]
-        new_ids[i] = merged.controls.get(text, merged.size + len(behind))
-        if new_ids[i] >= merged.size:
-            behind[new_ids[i]] = token
-    vocabulary = merged.with_added(behind) if behind else merged
-    moved = {}
-    for i, token in base.added.items():
-        if new_ids[i] != i:
-            moved[new_ids[i]] = i
-            print(f"{token['content']} was id {i} and is id {new_ids[i]} now, with its row")
-
-    # A base that was padded has more rows than tokens. Those rows mean nothing, and new ones take
-    # their place; but a table is never cut.
     old = base.size
-    new = vocabulary.size
+    new = grown.size
+
+    # Ids are row numbers: the base's pieces must come first, each under the id it has. A token that
+    # its directory adds behind them may have moved.
+    kept = old
+    for i, (a, b) in enumerate(zip(base.pieces, grown.pieces, strict=False)):
+        if tokenizer.is_same(a, b):
+            continue
+        if i in base.added:
+            kept = i
+            break
+        raise cli.UserError(f"{merged_file} does not extend the tokenizer of {folder}: id {i} is "
+                            f"{b}, in the model {a}; merge into the model's own")
+    # A base that was padded has more rows than pieces. Those rows mean nothing, and new ones take
+    # their place; but a table is never cut.
     if not old <= rows <= new:
         raise cli.UserError(f"a vocabulary only grows, but the tokenizer of {folder} has {old} "
                             f"pieces, config.json says vocab_size {rows}, {merged_file} has {new} "
@@ -130,12 +112,36 @@ def growth(folder: Path, merged_file: Path, pad_to: int) -> Growth:
         raise cli.UserError(f"--pad_to {pad_to} must be at least 1, which pads nothing")
 
     # The base segments each new piece as it stands, without the ▁ that SentencePiece puts before a
-    # text: 한국 ("Korea") is 한 국, ▁한국 is ▁ 한 국.
-    kept = min(moved.values(), default=old)
-    parts = [base.split(vocabulary.bytes_of(i)) for i in range(kept, new)]
+    # text: 한국 ("Korea") is 한 국, ▁한국 is ▁ 한 국. A control token has been itself, or nothing.
+    controls = {i: text for text, i in grown.controls.items()}
+    parts = []
+    for i in range(kept, new):
+        if i not in controls:
+            parts.append(base.split(grown.bytes_of(i)))
+        elif controls[i] in base.controls:
+            parts.append([base.controls[controls[i]]])
+        else:
+            parts.append([])
     [space] = base.split(b" ")
-    padded = math.ceil(new / pad_to) * pad_to
-    return Growth(kept, new, padded, parts, space, vocabulary, new_ids, moved)
+    return Growth(kept, new, math.ceil(new / pad_to) * pad_to, parts, space)
+
+
+def vocabularies(
+    folder: Path, merged_file: Path
+) -> tuple[tokenizer.Vocabulary, tokenizer.Vocabulary]:
+    """The base's tokenizer and the grown one.
+
+    That is the merged one, if the base's directory was merged. Where only its tokenizer.model was,
+    the tokens that the directory adds are missing in it, and go behind all pieces."""
+    base = tokenizer.load(folder)
+    merged = tokenizer.load(merged_file, base=True)
+    behind = {}
+    for token in [*base.added.values(), *base.without_row.values()]:
+        if token["content"] not in merged.controls:
+            behind[merged.size + len(behind)] = token
+    if behind:
+        merged = merged.with_added(behind)
+    return base, merged
 
 
 def new_rows(
@@ -151,7 +157,9 @@ def new_rows(
 
     Padding rows are the mean of the base's: their logit is then the mean of the base's logits, and
     no softmax gives one more than 1 / base, whatever the hidden state (log-sum-exp ≥ mean + log
-    base). Rows of zeros could be the likeliest token.
+    base). Rows of zeros could be the likeliest token. Training lowers it further, for padding is
+    never a target. So other programs need no list of tokens to suppress, and a chat token that is
+    added later finds a row.
     """
     # A tied table serves as both, and is made by the input's rule.
     if name == EMBEDDING or tied:
@@ -161,10 +169,12 @@ def new_rows(
     rule = METHODS[method][which]
     generator = torch.Generator().manual_seed(2 * seed + which)     # the tables' draws differ
 
-    # Mean and standard deviation of the base's rows, variance = E[x²] - E[x]². In slices: a copy of
-    # the whole in float64 is four times the size of a table in bfloat16.
-    before = table
+    # Of the base's rows only those that stay; but a token may move with its row.
+    whole = table
     table = table[:grow.base]
+
+    # Mean and standard deviation of these, variance = E[x²] - E[x]². In slices: a copy of
+    # the whole in float64 is four times the size of a table in bfloat16.
     total = torch.zeros(table.shape[1], dtype=torch.float64)
     squares = 0.0
     for rows in table.split(4096):
@@ -178,15 +188,15 @@ def new_rows(
     # (There are fewer parts than rows: padding has none.)
     for row, ids in zip(new, grow.parts, strict=False):
         if not ids:
-            continue        # a control token: nothing spelt it
-        if rule == "random":
+            continue                        # a control token: nothing has spelt it
+        if ids[0] >= grow.base:
+            row[:] = whole[ids[0]]          # a token that has moved
+        elif rule == "random":
             row[:] = torch.randn(len(row), generator=generator) * std
         elif rule == "subtoken":
             row[:] = table[ids].double().mean(0)
         elif rule == "first":
             row[:] = table[first_piece(ids, grow.space)]
-    for i, old in grow.moved.items():
-        new[i - grow.base] = before[old]
     return new
 
 
@@ -247,28 +257,44 @@ def grow_folder(
             index = cli.read_json(folder / INDEX)
             index["metadata"] = {"total_size": total_size}
             cli.write_json(temporary / INDEX, index)
-        write_settings(folder, temporary, grow)
-        tokenizer.write(grow.vocabulary, temporary, folder)
+        base, grown = vocabularies(folder, merged_file)
+        write_settings(folder, temporary, grow, base, grown)
+        tokenizer.write(grown, temporary, folder)
+    tokenizer.warn_of_ties(grown)
     return grow
 
 
-def write_settings(folder: Path, target: Path, grow: Growth) -> None:
+def write_settings(
+    folder: Path,
+    target: Path,
+    grow: Growth,
+    base: tokenizer.Vocabulary,
+    grown: tokenizer.Vocabulary,
+) -> None:
     """config.json and generation_config.json: the base's, with the sizes and the ids of the grown
     vocabulary."""
+    # Pieces keep their ids, and tokens behind them have those of the grown vocabulary.
+    new_ids = {i: i for i in range(base.size)}
+    for i, token in {**base.added, **base.without_row}.items():
+        text = token["content"]
+        new_ids[i] = grown.controls[text]
+        if i in base.added and new_ids[i] != i:
+            print(f"{text} was id {i} and is id {new_ids[i]} now, with its row")
+
     config = cli.read_json(folder / "config.json")
     # Without a generation_config.json transformers goes by config.json, otherwise not at all.
     generation = {name: config[name] for name in special_tokens.WITH_ROW if name in config}
     generation |= cli.read_json_if_any(folder / "generation_config.json")
     for name, settings in (("config.json", config), ("generation_config.json", generation)):
-        amended = special_tokens.amend_ids(settings, grow.new_ids, grow.vocabulary, name)
+        amended = special_tokens.amend_ids(settings, new_ids, grown, name)
         cli.write_json(target / name, amended)
 
     # What training and sampling must know: which rows are the base's, and which are padding.
-    grown = model.Config.read(target)
-    grown.vocab_size = grow.padded
-    grown.base_vocab_size = grow.base
-    grown.unpadded_vocab_size = grow.size
-    grown.write(target / "config.json")
+    sizes = model.Config.read(target)
+    sizes.vocab_size = grow.padded
+    sizes.base_vocab_size = grow.base
+    sizes.unpadded_vocab_size = grow.size
+    sizes.write(target / "config.json")
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -447,7 +473,6 @@ def main(argv: list[str] | None = None) -> None:
     elif args.out:
         grow = grow_folder(
             args.model, args.tokenizer, args.out, args.method, args.pad_to, args.seed)
-        tokenizer.warn_of_ties(grow.vocabulary)
         print(f"{args.out}: {grow.base} rows kept, {grow.size - grow.base} new, "
               f"{grow.padded - grow.size} of padding")
     else:

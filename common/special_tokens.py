@@ -81,7 +81,8 @@ def read_config(folder: Path) -> dict:
 
 
 def names(config: dict) -> list[str]:
-    """The texts of all special tokens that a tokenizer_config.json names."""
+    """The texts of all special tokens that a tokenizer_config.json or special_tokens_map.json
+    names."""
     tokens = [config.get(role) for role in ROLES]
     for name in MORE:
         # transformers 5 may have a dictionary here, {role: token}.
@@ -123,9 +124,11 @@ def added_tokens(folder: Path, pieces: list[str]) -> dict[int, dict]:
 
     # A name that no file gives an id: transformers appends it.
     known = {*pieces, *(token["content"] for token in found.values())}
-    for text in dict.fromkeys(names(read_config(folder))):
-        if text not in known:
-            found[max([first - 1, *found]) + 1] = {"content": text, **PLAIN}
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        for text in names(cli.read_json_if_any(folder / file)):
+            if text not in known:
+                found[max([first - 1, *found]) + 1] = {"content": text, **PLAIN}
+                known.add(text)
 
     # An id that no file gives a name, in a directory where those files are missing. A model that
     # was taught to end its answers in it must still do so.

@@ -77,13 +77,11 @@ def bpe(model: Model, merges: list[tuple[str, str]]) -> dict:
 
 def settings(model: Model, before: dict, tokens: list[dict]) -> dict:
     """The content of tokenizer_config.json: the base's, amended where the vocabulary changes it."""
-    # What LlamaTokenizer does unless it is told otherwise. The class that will be named (`write`)
-    # does not: it also returns token_type_ids, which a Llama's generate() refuses.
+    # What LlamaTokenizer does unless it is told otherwise; the class that `write` names does not.
     config = {
         "add_bos_token": True,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
-        "model_input_names": ["input_ids", "attention_mask"],
         "padding_side": "left",
         **before,
     }
@@ -104,8 +102,13 @@ def settings(model: Model, before: dict, tokens: list[dict]) -> dict:
 def write(content: dict, config: dict, folder: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json into a folder."""
     # This class takes tokenizer.json as it is, in every version of transformers; LlamaTokenizer of
-    # transformers 5 would put no ▁ before a text that begins with a space.
-    config = {**config, "tokenizer_class": "PreTrainedTokenizerFast"}
+    # transformers 5 would put no ▁ before a text that begins with a space. By itself it returns
+    # token_type_ids in transformers 4, which a Llama's generate() refuses.
+    config = {
+        "model_input_names": ["input_ids", "attention_mask"],
+        **config,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
     cli.write_json(folder / "tokenizer.json", content)
     cli.write_json(folder / "tokenizer_config.json", config)
 
@@ -116,7 +119,8 @@ def write(content: dict, config: dict, folder: Path) -> None:
 def prefix_everywhere(config: dict, content: dict) -> bool:
     """Does transformers put ▁ before the text after each special token too, or only before a text
     as a whole? `config` and `content`: tokenizer_config.json and tokenizer.json of the base."""
-    # "legacy" is LlamaTokenizer's name for doing it everywhere.
+    # "legacy" is LlamaTokenizer's name for doing it everywhere. (Where tokenizer.json says
+    # otherwise, transformers 5 goes by the setting, and transformers 4 by the file.)
     if config.get("legacy") is not None:
         return config["legacy"]
     steps = content.get("pre_tokenizer") or {}

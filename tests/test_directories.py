@@ -349,11 +349,13 @@ def test_what_the_base_puts_around_a_text(chat, korean_model, tmp_path, bos, eos
     assert (tokens[-1] == "</s>") is eos
 
 
-def test_the_named_class_is_told_what_a_llama_tokenizer_does_by_itself(world, tmp_path):
+def test_the_named_class_is_told_what_a_llama_tokenizer_does_by_itself(world, llama3, tmp_path):
     tokenizer.save(world / "base.model", tmp_path)
     config = cli.read_json(tmp_path / "tokenizer_config.json")
-    assert config["model_input_names"] == ["input_ids", "attention_mask"]
     assert config["padding_side"] == "left"
+    for folder in (tmp_path, llama3 / "grown"):
+        config = cli.read_json(folder / "tokenizer_config.json")
+        assert config["model_input_names"] == ["input_ids", "attention_mask"]
 
 
 def test_merges_are_text_which_every_version_of_tokenizers_reads(world):
