@@ -115,6 +115,7 @@ class Kind:
     first_only: bool = False        # ▁ before the text alone, not after a special token
     fast: bool = True               # is there a tokenizer.json?
     bare_merge: bool = False        # merge into tokenizer.model, not into the directory
+    break_ties: bool = False        # merge --break_ties
 
 
 CHAT = Kind(
@@ -144,6 +145,11 @@ KINDS = {
         settings={"padding_side": "right", "legacy": True},
     ),
     "tied scores": Kind(tied_scores=True, settings={"legacy": True}),
+    "tied scores, --break_ties": Kind(
+        tied_scores=True,
+        settings={"legacy": True},
+        break_ties=True,
+    ),
     "no dummy prefix": Kind(
         dummy_prefix=False,
         settings={"add_prefix_space": False, "legacy": False},
@@ -365,7 +371,9 @@ def grow(kind: Kind, korean: Path, folder: Path) -> list[str]:
     base = folder / "base"
     merged = folder / "merged.model"
     source = base / "tokenizer.model" if kind.bare_merge else base
-    said = python("tokenizer", "merge", "--base", source, "--korean", korean, "--out", merged)
+    flags = ["--break_ties"] if kind.break_ties else []
+    said = python(
+        "tokenizer", "merge", "--base", source, "--korean", korean, "--out", merged, *flags)
     for name in ("ko", "en"):
         said += python("data", "pack", "--input", korean.parent / f"{name}.jsonl",
                        "--tokenizer", merged, "--out", folder / "shards" / name)
