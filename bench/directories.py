@@ -331,8 +331,8 @@ class Failed(Exception):
     """A program that another program is started for; its last line on stderr."""
 
 
-def start(command: list, said: list[str], **more) -> str:
-    """Run a command; return its output. What it says is added to `said`."""
+def start(command: list, **more) -> str:
+    """Run a command; return its output. Failed, with the reason, if it fails."""
     done = subprocess.run(
         [str(word) for word in command],
         cwd=measure.ROOT,
@@ -340,20 +340,15 @@ def start(command: list, said: list[str], **more) -> str:
         text=True,
         **more,
     )
-    for line in done.stdout.splitlines():
-        if line and not line.startswith("settings:"):
-            said.append(line)
     if done.returncode:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
         raise Failed(last)
     return done.stdout
 
 
-def python(program: str, *argv) -> list[str]:
-    """Run a program of ours; return what it says. Failed, with the reason, if it fails."""
-    said = []
-    start([sys.executable, f"{program}.py", *argv], said)
-    return said
+def python(program: str, *argv) -> None:
+    """Run a program of ours. Failed, with the reason, if it fails."""
+    start([sys.executable, f"{program}.py", *argv])
 
 
 def learn_korean(texts: dict[str, list[str]], pieces: int, folder: Path) -> Path:
@@ -366,19 +361,17 @@ def learn_korean(texts: dict[str, list[str]], pieces: int, folder: Path) -> Path
     return folder / "korean.model"
 
 
-def grow(kind: Kind, korean: Path, folder: Path) -> list[str]:
+def grow(kind: Kind, korean: Path, folder: Path) -> None:
     """Merge, pack and grow: from `base` to `grown`."""
     base = folder / "base"
     merged = folder / "merged.model"
     source = base / "tokenizer.model" if kind.bare_merge else base
     flags = ["--break_ties"] if kind.break_ties else []
-    said = python(
-        "tokenizer", "merge", "--base", source, "--korean", korean, "--out", merged, *flags)
+    python("tokenizer", "merge", "--base", source, "--korean", korean, "--out", merged, *flags)
     for name in ("ko", "en"):
-        said += python("data", "pack", "--input", korean.parent / f"{name}.jsonl",
-                       "--tokenizer", merged, "--out", folder / "shards" / name)
-    said += python("init", "--model", base, "--tokenizer", merged, "--out", folder / "grown")
-    return said
+        python("data", "pack", "--input", korean.parent / f"{name}.jsonl",
+               "--tokenizer", merged, "--out", folder / "shards" / name)
+    python("init", "--model", base, "--tokenizer", merged, "--out", folder / "grown")
 
 
 def mend(folder: Path) -> None:
@@ -401,16 +394,15 @@ def mended(folder: Path) -> str:
     return f"{found.count(True)} of {len(found)}"
 
 
-def train(folder: Path, stages: list[str]) -> list[str]:
+def train(folder: Path, stages: list[str]) -> None:
     """Train shortly: from `grown` to `trained`."""
     mend(folder / "grown")
     shards = folder / "shards"
-    said = python("train", "--model", folder / "grown", "--device", "cpu",
-                  "--data", f"{shards / 'ko'}=0.75", f"{shards / 'en'}=0.25",
-                  "--stages", *stages, "--seq_len", 64, "--eval_bytes", 2000,
-                  "--out", folder / "run")
+    python("train", "--model", folder / "grown", "--device", "cpu",
+           "--data", f"{shards / 'ko'}=0.75", f"{shards / 'en'}=0.25",
+           "--stages", *stages, "--seq_len", 64, "--eval_bytes", 2000,
+           "--out", folder / "run")
     (folder / "run" / "model").rename(folder / "trained")
-    return said
 
 
 # ---- What a directory holds ----------------------------------------------------------------------
@@ -722,11 +714,11 @@ def check_gguf(opened: Opened) -> str:
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "vocabulary.gguf"
         start([sys.executable, args.converter.resolve(), opened.folder, "--vocab-only",
-               "--outfile", file], [], env=environment)
+               "--outfile", file], env=environment)
         command = [args.llama_tokenize.resolve(), "-m", file, "--stdin", "--ids", "--no-escape",
                    "--no-parse-special", "--log-disable"]
         for text in texts:
-            theirs = json.loads(start(command, [], input=text))
+            theirs = json.loads(start(command, input=text))
             if theirs != vocabulary.encode(text, bos=True):
                 different.append(text)
     return opened.count("GGUF", different, len(texts))
@@ -810,7 +802,7 @@ def read(args: argparse.Namespace) -> tuple[list[str], dict[str, list[str]]]:
     return compared, trained
 
 
-def make(name: str, args: argparse.Namespace, korean: Path, folder: Path, said: dict) -> str | None:
+def make(name: str, args: argparse.Namespace, korean: Path, folder: Path) -> str | None:
     """The three directories of a kind, in `folder`. Returns what failed, if something did."""
     kind = KINDS[name]
     if name == "tokenizer.model alone" and args.model:
@@ -818,8 +810,8 @@ def make(name: str, args: argparse.Namespace, korean: Path, folder: Path, said: 
     else:
         make_base(kind, args, korean, folder / "base")
     try:
-        said["grow"] = grow(kind, korean, folder)
-        said["train"] = train(folder, args.stages)
+        grow(kind, korean, folder)
+        train(folder, args.stages)
     except Failed as error:
         return f"failed: {error}"
     return None
@@ -861,9 +853,8 @@ def main() -> None:
         korean = learn_korean(trained, args.pieces, folder)
         for number, name in enumerate(args.kinds):
             own = folder / f"{number}"
-            said = {}
-            failed = make(name, args, korean, own, said)
-            details[name] = {"said": said}
+            failed = make(name, args, korean, own)
+            details[name] = {}
             for directory in DIRECTORIES:
                 if not (own / directory).exists():
                     row = {"kind": name, "directory": directory, **dict.fromkeys(TO_CHECK, "–")}
