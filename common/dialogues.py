@@ -213,7 +213,7 @@ def chat_template(bos: str, eos: str, start: str) -> str:
     start: what stands before a prompt, if transformers does not put a space there by itself.
 
     They are written out, because the model's own bos_token and eos_token may be others."""
-    template = CHAT_TEMPLATE
+    template = ""
     for name, text in (("BOS", bos), ("EOS", eos), ("START", start)):
-        template = template.replace(name, repr(text))
-    return template
+        template += "{% set " + name + " = " + repr(text) + " %}"
+    return template + CHAT_TEMPLATE

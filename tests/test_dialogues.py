@@ -357,6 +357,14 @@ def test_the_chat_template_gives_the_ids_that_pack_wrote(world, tmp_path, chats,
         assert sp.eos not in answer[:-1] and len(answer) > 1
 
 
+@pytest.mark.parametrize("bos, eos", [("<START>", "<EOS>"), ("<EOS>", "<EOS>"), ("it's", '"')])
+def test_tokens_may_have_any_name_in_the_template(bos, eos):
+    jinja2 = pytest.importorskip("jinja2")
+    template = jinja2.Template(dialogues.chat_template(bos, eos, start=" "))
+    messages = [{"role": "user", "content": "tea?"}, {"role": "assistant", "content": "yes"}]
+    assert template.render(messages=messages) == f"{bos} tea? yes{eos}"
+
+
 def test_a_template_of_the_base_is_carried_along(world, tmp_path):
     base = tmp_path / "base"
     base.mkdir()
