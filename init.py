@@ -283,7 +283,7 @@ def write_settings(
 
     config = cli.read_json(folder / "config.json")
     # Without a generation_config.json transformers goes by config.json, otherwise not at all.
-    generation = {name: config[name] for name in special_tokens.WITH_ROW if name in config}
+    generation = {name: config[name] for name in special_tokens.ROLE_IDS if name in config}
     generation |= cli.read_json_if_any(folder / "generation_config.json")
     for name, settings in (("config.json", config), ("generation_config.json", generation)):
         amended = special_tokens.amend_ids(settings, new_ids, grown, name)

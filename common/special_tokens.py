@@ -1,8 +1,8 @@
 """Special tokens: what a model directory names beside the pieces of its tokenizer.model.
 
-A chat model has tokens that no text becomes, as <|im_end|> where an answer ends. Their ids follow
-the last piece's, and rows of the embedding belong to them. By the age of the transformers that
-wrote it, one of three files describes these added tokens:
+A chat model has tokens that no text becomes, such as <|im_end|> at the end of an answer. Their ids
+follow the last piece's, and they have rows in the embedding. Which of three files describes these
+added tokens depends on the version of transformers that wrote the directory:
 
     added_tokens.json       {"<|im_end|>": 32000}
     tokenizer_config.json   "added_tokens_decoder": {"32000": {"content": "<|im_end|>", …}}
@@ -10,8 +10,8 @@ wrote it, one of three files describes these added tokens:
 
 tokenizer_config.json and special_tokens_map.json say which of them is the BOS, the EOS, the pad
 token; config.json and generation_config.json say the same by id. When a vocabulary grows, all of
-these must be amended: an id that is left behind would be that of a Korean word, and a text would
-end in that word, or never.
+these must be amended: an EOS id that is left as it was becomes that of a Korean word, and a text
+then ends at that word, or never.
 """
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import regex
 
 from common import cli
 
-# Which token is used for what, in tokenizer_config.json and special_tokens_map.json.
+# The names under which tokenizer_config.json and special_tokens_map.json say what a token is for.
 ROLES = (
     "bos_token",
     "eos_token",
@@ -29,12 +29,12 @@ ROLES = (
     "cls_token",
     "mask_token",
 )
-# Lists of further ones, without a role.
+# Lists of further special tokens, without a role.
 MORE = ("additional_special_tokens", "extra_special_tokens")
 
-# In config.json and generation_config.json: the ids that a model with a head has a row for, and
-# lists of ids under names that do not end in token_id.
-WITH_ROW = ("bos_token_id", "eos_token_id", "pad_token_id")
+# The same by id, in config.json and generation_config.json.
+ROLE_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Lists of ids there, under names that do not end in token_id.
 ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 
 # What a special token looks like: <s>, <|eot_id|>, <tool_call> or [INST].
@@ -131,22 +131,33 @@ def added_tokens(folder: Path, pieces: list[str]) -> dict[int, dict]:
                 known.add(text)
 
     # An id that no file gives a name, in a directory where those files are missing. A model that
-    # was taught to end its answers in it must still do so.
+    # was taught to end its answers in it must still do so. Ids have no gaps, so those before it
+    # become tokens too.
     rows = rows_of(folder)
-    last = first - 1
-    for file in ("config.json", "generation_config.json"):
-        settings = cli.read_json_if_any(folder / file)
-        for name in WITH_ROW:
-            last = max([last, *(i for i in id_list(settings.get(name)) if i < rows)])
-    last = max([last, *(i for i in found if i < rows)])
+    with_row = [i for i in [*found, *ids_by_role(folder)] if i < rows]
+    last = max(with_row, default=first - 1)
     for i in range(first, last + 1):
         found.setdefault(i, {"content": f"<|unnamed_{i}|>", **PLAIN})
     return dict(sorted(found.items()))
 
 
+def ids_by_role(folder: Path) -> list[int]:
+    """The BOS, EOS and pad ids that config.json and generation_config.json name."""
+    found = []
+    for file in ("config.json", "generation_config.json"):
+        settings = cli.read_json_if_any(folder / file)
+        for name in ROLE_IDS:
+            ids = id_list(settings.get(name))
+            if not all(isinstance(i, int) for i in ids):
+                raise cli.UserError(f"{folder / file}: {name} is {settings[name]!r}; it must be a "
+                                    "token's id, or a list of ids")
+            found += ids
+    return found
+
+
 def word_among(tokens: dict[int, dict]) -> str | None:
-    """A word among added tokens: what is none of a model's special tokens, but add_tokens has put
-    beside the pieces. transformers cuts it out of a text before any pieces are joined."""
+    """A word among added tokens: not one of the model's special tokens, but text that somebody put
+    beside the pieces with add_tokens. transformers cuts it out of a text before it joins pieces."""
     for token in tokens.values():
         if not token["special"] and not CONTROL.fullmatch(token["content"]):
             return token["content"]
@@ -154,7 +165,7 @@ def word_among(tokens: dict[int, dict]) -> str | None:
 
 
 def rows_of(folder: Path) -> float:
-    """The rows of a directory's embedding; infinity, if it has a tokenizer alone."""
+    """How many rows a directory's embedding has; infinity, if it holds a tokenizer alone."""
     return cli.read_json_if_any(folder / "config.json").get("vocab_size", float("inf"))
 
 
@@ -162,8 +173,8 @@ def rows_of(folder: Path) -> float:
 
 
 def new_value(value, new_ids: dict[int, int]):
-    """An id, or a list of ids or of lists, in the new vocabulary. What it lacks is left out: None
-    in place of an id, nothing in place of a list's element.
+    """An id, or a list of ids or of lists, in the new vocabulary. An id that has no token there
+    becomes None; in a list it is left out.
 
     >>> new_value([2, 32000, 32001], {2: 2, 32000: 36000})
     [2, 36000]
@@ -183,34 +194,34 @@ def new_value(value, new_ids: dict[int, int]):
 
 
 def amend_ids(settings: dict, new_ids: dict[int, int], vocabulary, file: str) -> dict:
-    """config.json or generation_config.json (`file`), with every id that it names as the grown
-    vocabulary has it. What is left out is said.
+    """config.json or generation_config.json (`file`), with every id that it names translated to the
+    grown vocabulary. Prints what has changed.
 
-    `new_ids`: {id in the base: id in `vocabulary`}; others have no token."""
+    `new_ids`: {id in the base: id in `vocabulary`}; an id that is not there has no token."""
     amended = dict(settings)
     for name, value in settings.items():
         if value is None or not (name.endswith("token_id") or name in ID_LISTS):
             continue
         new = new_value(value, new_ids)
-        # Padding is not to be learned or attended to, so it may not be a piece of text.
+        # Padding is neither learned nor attended to, so a piece of text cannot serve as such.
         if name == "pad_token_id" and new is not None and vocabulary.bytes_of(new):
             new = None
         if isinstance(value, list) and len(new) < len(value):
-            print(f"{file}: {name} has lost {len(value) - len(new)} ids that are no tokens")
+            print(f"{file}: {name} has lost {len(value) - len(new)} ids that have no token")
         elif value != new:
             print(f"{file}: {name} is now {new} (it was {value})")
         if new == []:
             new = None
         amended[name] = new
-    # A missing id is not none to transformers, but Llama 2's.
+    # Where no id is given, transformers takes Llama 2's.
     if amended.get("bos_token_id") is None:
         amended["bos_token_id"] = vocabulary.bos
     return with_eos(amended, vocabulary.eos, file)
 
 
 def with_eos(settings: dict, eos: int, file: str) -> dict:
-    """The settings with the id in which every packed document ends among those of EOS: what a model
-    learned to end with must end its text."""
+    """The settings with `eos`, in which every packed document ends, among the EOS ids: a model's
+    text must end where the model has learned to end it."""
     ids = id_list(settings.get("eos_token_id"))
     if eos in ids:
         return settings

@@ -259,6 +259,25 @@ def test_documents_end_in_one_of_the_exported_tokens(
     assert cli.read_json(out / "generation_config.json")["eos_token_id"] == exported
 
 
+def test_a_bos_that_no_file_names_is_that_of_the_documents(world, korean_model, tmp_path):
+    """Where none is named, transformers takes Llama 2's."""
+    base = write_base(world, tmp_path / "base", PIECES)
+    for name in ("config.json", "generation_config.json"):
+        update(base / name, bos_token_id=None)
+    out = grow(base, merge(base, korean_model, tmp_path / "merged.model"), tmp_path / "out")
+    for name in ("config.json", "generation_config.json"):
+        assert cli.read_json(out / name)["bos_token_id"] == 1
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("value", ["</s>", [2, None]])
+def test_an_id_that_is_no_number_is_one_line(world, tmp_path, refused, name, value):
+    base = write_base(world, tmp_path / "base")
+    update(base / name, eos_token_id=value)
+    part = f"{name}: eos_token_id is {value!r}; it must be a token's id"
+    refused(sample, ["--model", str(base), "--prompt", "tea"], part)
+
+
 # ------------------------------------------------------------------- files that are carried along
 
 def everything(folder) -> dict[str, bytes]:
