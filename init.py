@@ -52,7 +52,7 @@ METHODS = {                                     # (rule for the embedding, rule 
     "eeve": ("subtoken", "first"),
 }
 
-# Files that describe the base's vocabulary, and are written anew or would be wrong.
+# Files that describe the base's vocabulary. They are written anew, or would be wrong.
 OF_THE_VOCABULARY = (
     "config.json",
     "generation_config.json",
@@ -60,10 +60,10 @@ OF_THE_VOCABULARY = (
     "tokenizer.json",
     "tokenizer_config.json",
     "added_tokens.json",
-    "vocab.json",       # GPT-2's way of writing a byte-level vocabulary,
+    "vocab.json",       # a byte-level vocabulary as GPT-2 has it,
     "merges.txt",
-    "tekken.json",      # and Mistral's
-    "params.json",
+    "tekken.json",      # and as Mistral has it
+    "params.json",      # Meta's and Mistral's own config.json
 )
 
 # ------------------------------------------------------------------------------- the new rows
@@ -74,7 +74,8 @@ class Growth(NamedTuple):
     base: int
     size: int
     padded: int
-    parts: list[list[int]]      # for each new piece: the base's ids that have spelt it so far
+    parts: list[list[int]]      # for each new piece: the base's ids that have spelt it so far; for
+                                # a token that moves, its old id; for one that had no row, none
     space: int                  # the id of a bare ▁, SentencePiece's space
 
 
@@ -83,15 +84,15 @@ def growth(folder: Path, merged_file: Path, pad_to: int) -> Growth:
 
     UserError where the merged one does not extend the model's.
     """
-    base, grown = vocabularies(folder, merged_file)
+    base, merged = vocabularies(folder, merged_file)
     rows = model.Config.read(folder).vocab_size
     old = base.size
-    new = grown.size
+    new = merged.size
 
-    # Ids are row numbers: the base's pieces must come first, each under the id it has. A token that
-    # its directory adds behind them may have moved.
+    # Ids are row numbers: the base's pieces must come first, each under the id it has. Only tokens
+    # that its directory adds behind them may move; rows are kept up to the first that does.
     kept = old
-    for i, (a, b) in enumerate(zip(base.pieces, grown.pieces, strict=False)):
+    for i, (a, b) in enumerate(zip(base.pieces, merged.pieces, strict=False)):
         if tokenizer.is_same(a, b):
             continue
         if i in base.added:
@@ -112,12 +113,12 @@ def growth(folder: Path, merged_file: Path, pad_to: int) -> Growth:
         raise cli.UserError(f"--pad_to {pad_to} must be at least 1, which pads nothing")
 
     # The base segments each new piece as it stands, without the ▁ that SentencePiece puts before a
-    # text: 한국 ("Korea") is 한 국, ▁한국 is ▁ 한 국. A control token has been itself, or nothing.
-    controls = {i: text for text, i in grown.controls.items()}
+    # text: 한국 ("Korea") is 한 국, ▁한국 is ▁ 한 국. A control token was itself, or had no row.
+    controls = {i: text for text, i in merged.controls.items()}
     parts = []
     for i in range(kept, new):
         if i not in controls:
-            parts.append(base.split(grown.bytes_of(i)))
+            parts.append(base.split(merged.bytes_of(i)))
         elif controls[i] in base.controls:
             parts.append([base.controls[controls[i]]])
         else:
@@ -129,10 +130,10 @@ def growth(folder: Path, merged_file: Path, pad_to: int) -> Growth:
 def vocabularies(
     folder: Path, merged_file: Path
 ) -> tuple[tokenizer.Vocabulary, tokenizer.Vocabulary]:
-    """The base's tokenizer and the grown one.
+    """The base's tokenizer, and the merged one with every token of the base's directory.
 
-    That is the merged one, if the base's directory was merged. Where only its tokenizer.model was,
-    the tokens that the directory adds are missing in it, and go behind all pieces."""
+    They are in it if that directory was merged. If only its tokenizer.model was, those that the
+    directory adds are missing, and go behind all pieces."""
     base = tokenizer.load(folder)
     merged = tokenizer.load(merged_file, base=True)
     behind = {}
@@ -158,8 +159,8 @@ def new_rows(
     Padding rows are the mean of the base's: their logit is then the mean of the base's logits, and
     no softmax gives one more than 1 / base, whatever the hidden state (log-sum-exp ≥ mean + log
     base). Rows of zeros could be the likeliest token. Training lowers it further, for padding is
-    never a target. So other programs need no list of tokens to suppress, and a chat token that is
-    added later finds a row.
+    never a target. So no list tells other programs to suppress these rows, and a chat token that is
+    added later can have one of them.
     """
     # A tied table serves as both, and is made by the input's rule.
     if name == EMBEDDING or tied:
@@ -169,12 +170,12 @@ def new_rows(
     rule = METHODS[method][which]
     generator = torch.Generator().manual_seed(2 * seed + which)     # the tables' draws differ
 
-    # Of the base's rows only those that stay; but a token may move with its row.
-    whole = table
+    # The rules look at the rows that keep their place. A token that moves takes its row along.
+    whole_table = table
     table = table[:grow.base]
 
-    # Mean and standard deviation of these, variance = E[x²] - E[x]². In slices: a copy of
-    # the whole in float64 is four times the size of a table in bfloat16.
+    # Mean and standard deviation of these rows, variance = E[x²] - E[x]². In slices: a copy of the
+    # whole in float64 is four times the size of a table in bfloat16.
     total = torch.zeros(table.shape[1], dtype=torch.float64)
     squares = 0.0
     for rows in table.split(4096):
@@ -188,9 +189,9 @@ def new_rows(
     # (There are fewer parts than rows: padding has none.)
     for row, ids in zip(new, grow.parts, strict=False):
         if not ids:
-            continue                        # a control token: nothing has spelt it
+            continue                        # a control token without a row: nothing has spelt it
         if ids[0] >= grow.base:
-            row[:] = whole[ids[0]]          # a token that has moved
+            row[:] = whole_table[ids[0]]    # a token that moves
         elif rule == "random":
             row[:] = torch.randn(len(row), generator=generator) * std
         elif rule == "subtoken":
@@ -237,12 +238,17 @@ def grow_folder(
     files = weight_files(folder)
     check_tables(folder, files, [config["vocab_size"], config["hidden_size"]], tied)
 
-    # Every tensor but the two tables is written as it was read, and so are the tables' old rows:
-    # the same bits, in whatever dtype. load_file maps the file into memory; tensors are read from
-    # it when they are looked at.
     total_size = 0
     with cli.new_folder(out) as temporary:
+        # The small files come first: what is wrong with one is said before weights are written.
         hf.carry_files(folder, temporary, but=OF_THE_VOCABULARY)
+        base, merged = vocabularies(folder, merged_file)
+        write_settings(folder, temporary, grow, base, merged)
+        tokenizer.write(merged, temporary, folder)
+
+        # Every tensor but the two tables is written as it was read, and so are the tables' old
+        # rows: the same bits, in whatever dtype. load_file maps the file into memory; tensors are
+        # read from it when they are looked at.
         for file in cli.progress(files, "growing", " files"):
             tensors = load_file(folder / file)
             for name in TABLES:
@@ -257,10 +263,7 @@ def grow_folder(
             index = cli.read_json(folder / INDEX)
             index["metadata"] = {"total_size": total_size}
             cli.write_json(temporary / INDEX, index)
-        base, grown = vocabularies(folder, merged_file)
-        write_settings(folder, temporary, grow, base, grown)
-        tokenizer.write(grown, temporary, folder)
-    tokenizer.warn_of_ties(grown)
+    tokenizer.warn_of_ties(merged)
     return grow
 
 
@@ -269,24 +272,25 @@ def write_settings(
     target: Path,
     grow: Growth,
     base: tokenizer.Vocabulary,
-    grown: tokenizer.Vocabulary,
+    merged: tokenizer.Vocabulary,
 ) -> None:
-    """config.json and generation_config.json: the base's, with the sizes and the ids of the grown
+    """config.json and generation_config.json: the base's, with the sizes and the ids of the merged
     vocabulary."""
-    # Pieces keep their ids, and tokens behind them have those of the grown vocabulary.
+    # Pieces keep their ids. Tokens behind them have those of the merged vocabulary.
     new_ids = {i: i for i in range(base.size)}
     for i, token in {**base.added, **base.without_row}.items():
         text = token["content"]
-        new_ids[i] = grown.controls[text]
+        new_ids[i] = merged.controls[text]
         if i in base.added and new_ids[i] != i:
             print(f"{text} was id {i} and is id {new_ids[i]} now, with its row")
 
     config = cli.read_json(folder / "config.json")
-    # Without a generation_config.json transformers goes by config.json, otherwise not at all.
+    # transformers takes these ids from config.json where there is no generation_config.json, and
+    # ignores them where there is one.
     generation = {name: config[name] for name in special_tokens.ROLE_IDS if name in config}
     generation |= cli.read_json_if_any(folder / "generation_config.json")
     for name, settings in (("config.json", config), ("generation_config.json", generation)):
-        amended = special_tokens.amend_ids(settings, new_ids, grown, name)
+        amended = special_tokens.amend_ids(settings, new_ids, merged, name)
         cli.write_json(target / name, amended)
 
     # What training and sampling must know: which rows are the base's, and which are padding.
