@@ -88,7 +88,7 @@ class Model:
     # Tokens behind the file's pieces, which its directory names: {id: description}, as in
     # special_tokens.added_tokens. No text becomes one, so the hash is that of the file.
     added: dict[int, dict] = dataclasses.field(default_factory=dict)
-    # More of these, with ids beyond the rows of the embedding: the model does not know them.
+    # More of these, whose ids lie beyond the rows of the embedding: the model does not know them.
     without_row: dict[int, dict] = dataclasses.field(default_factory=dict)
     # What messages call it: the file that it was read from.
     source: str = "the tokenizer"
@@ -298,8 +298,7 @@ def processor(raw: bytes, dummy_prefix: bool = True) -> sentencepiece.SentencePi
 
 
 def read(path: str | Path, base: bool = False) -> Model:
-    """Read a SentencePiece model: a .model file, or a model directory, whose added tokens count
-    too.
+    """Read a SentencePiece model: a .model file, or a model directory with its added tokens.
 
     UserError, with the reason, for a file that is missing, damaged or of another kind; with `base`
     also for a model that cannot take new pieces, or that tokenizer.json cannot describe."""
@@ -316,16 +315,25 @@ def read(path: str | Path, base: bool = False) -> Model:
     model = Model(raw, pieces, sp, source=str(file))
     if base and (reason := why_no_base(model)):
         raise cli.UserError(f"{file} {reason}: {INSTEAD}")
-    folder = Path(path)
-    if folder.is_dir():
-        rows = special_tokens.rows_of(folder)
-        tokens = special_tokens.added_tokens(folder, [piece.text for piece in pieces])
-        if word := special_tokens.word_among(tokens):
-            raise cli.UserError(
-                f"{folder} cannot be used: add_tokens has put words beside its tokenizer.model, "
-                f"{word!r} among them, which transformers would cut out of a text: {INSTEAD}")
-        model = model.with_added({i: token for i, token in tokens.items() if i < rows})
-        model.without_row = {i: token for i, token in tokens.items() if i >= rows}
+    if Path(path).is_dir():
+        model = with_added_tokens(model, Path(path))
+    return model
+
+
+def with_added_tokens(model: Model, folder: Path) -> Model:
+    """A model with the tokens that its directory adds behind its pieces.
+
+    UserError if there are words among them: a text that holds one is segmented otherwise there."""
+    tokens = special_tokens.added_tokens(folder, [piece.text for piece in model.pieces])
+    if word := special_tokens.word_among(tokens):
+        raise cli.UserError(
+            f"{folder} cannot be used: add_tokens has put words beside its tokenizer.model, "
+            f"{word!r} among them, which transformers would cut out of a text: {INSTEAD}")
+
+    # Llama 2's <pad> is id 32000 of a model with 32,000 rows: growing gives it one.
+    rows = special_tokens.rows_of(folder)
+    model = model.with_added({i: token for i, token in tokens.items() if i < rows})
+    model.without_row = {i: token for i, token in tokens.items() if i >= rows}
     return model
 
 

@@ -7,8 +7,9 @@ In 란드의 the pieces 란드 and 드의 compete for 드. If their scores are e
 란드, which is on the left. A list does so too if it has 란드 first (`by_rank`). But for 가나 and
 나가 no order is right: one of 가나가 and 나가나 is always joined from the wrong side.
 
-Of what was trained, only runs of spaces have equal scores, and those agree. But the recipe of
-Chinese-LLaMA, which many bases followed, gives every new piece the score 0.
+In a vocabulary as it was trained, only runs of spaces have equal scores, and for them there is a
+right order. But Chinese-LLaMA's recipe, which many bases followed, gives every new piece the score
+0.
 """
 import dataclasses
 import math
@@ -33,18 +34,18 @@ from common.sentencepiece_file import (
 def by_rank(scores: dict[str, float]) -> list[str]:
     """The pieces, best score first; of equal ones, those that tend to stand further to the left.
 
-    What stands left is guessed from the pieces: their first characters begin many of them, and
-    their last ones end few. (For 20,000 Korean pieces of score 0, a list in this order segments
-    0.4 % of the words of 222 documents differently from SentencePiece; in alphabetical order, the
-    longer first, 1.6 %.)
+    A piece tends to stand on the left if its first and its last character begin many pieces and
+    end few. (For 20,000 Korean pieces of score 0, a list in this order segments 0.4 % of the words
+    of 222 documents differently from SentencePiece; in alphabetical order, longer ones first,
+    1.6 %.)
 
     Here 란 begins a piece, 의 ends one, and 드 does both:
 
     >>> by_rank({"th": -1, "드의": 0, "란드": 0})
     ['란드', '드의', 'th']
 
-    The pieces of a run of one character tend alike. They grow from the left, as in SentencePiece,
-    if the longer piece comes first:
+    Runs of one character get the same value. They grow from the left, as in SentencePiece, if the
+    longer piece comes first:
 
     >>> by_rank({"▁▁": 0, "▁▁▁": 0, "▁▁▁▁": 0})
     ['▁▁▁▁', '▁▁▁', '▁▁']
@@ -54,6 +55,7 @@ def by_rank(scores: dict[str, float]) -> list[str]:
     ends = Counter((score, text[-1]) for text, score in scores.items())
 
     def rank(text: str) -> tuple:
+        """What to sort by, ascending."""
         score = scores[text]
         left = 0.0
         for character in (text[0], text[-1]):
@@ -92,17 +94,18 @@ def segment_by_merges(text: str, ranks: dict[tuple[str, str], int]) -> list[str]
 def competing(vocabulary: Model, merges: list[tuple[str, str]]) -> list[str]:
     """Short texts in which two pieces of equal score compete for the part between them.
 
-    All such texts would be millions. So each pair of the list (a, b) is in up to two of them: a b c
-    and z a b, where (b, c) and (z, a) are those with which a mistake is likeliest. SentencePiece
-    takes the left pair, so these are the first (b, c) of the list, and the last (z, a).
+    All such texts would be millions. So each pair (a, b) of the list gets two at most: a b c and
+    z a b, with the (b, c) and the (z, a) that are likeliest to show a mistake. SentencePiece joins
+    the left pair, so these are the first (b, c) of the list, and the last (z, a).
 
-    Every tied piece occurs on the left and on the right, where there is another that competes."""
+    So every tied piece occurs on the left and on the right, if another one competes there."""
     scores = {piece.text: piece.score for piece in vocabulary.pieces if piece.type == NORMAL}
     made = {left + right for left, right in merges}
     how_many = Counter(scores[text] for text in made)
     tied = [(a, b) for a, b in merges if how_many[scores[a + b]] > 1]
 
-    # What is joined to a part by a merge of some score: on its right first, on its left last.
+    # By score and part: what is joined on its right by the first merge of the list, and on its left
+    # by the last.
     first_after = {}
     last_before = {}
     for a, b in tied:
@@ -119,13 +122,13 @@ def competing(vocabulary: Model, merges: list[tuple[str, str]]) -> list[str]:
         if (score, a) in last_before:
             texts[last_before[score, a] + a + b] = True
 
-    # Left out is what differs for other reasons: user-defined pieces are cut out before anything is
+    # Leave out what differs for other reasons: user-defined pieces are cut out before anything is
     # joined, and a character that is no piece is spelled in bytes.
     own = [piece.text for piece in vocabulary.pieces if piece.type == USER_DEFINED]
     kept = []
     for text in texts:
-        cut = any(piece in text for piece in own)
-        if not cut and scores.keys() >= set(text):
+        is_cut = any(piece in text for piece in own)
+        if not is_cut and scores.keys() >= set(text):
             kept.append(text)
     return kept
 
@@ -133,22 +136,22 @@ def competing(vocabulary: Model, merges: list[tuple[str, str]]) -> list[str]:
 def compare(vocabulary: Model, merges: list[tuple[str, str]]) -> str | None:
     """What the list of merges does differently from SentencePiece, in a sentence; None if nothing.
 
-    merges: those of tokenizer.ranked_merges. They are compared on the texts of `competing`, which
-    takes a second or two for 50,000 pieces of equal score, and no time if there are none."""
+    merges: those of tokenizer.ranked_merges. Both segment the texts of `competing`, which takes a
+    second or two for 50,000 pieces of equal score, and no time if there are none."""
     texts = competing(vocabulary, merges)
     ranks = {pair: i for i, pair in enumerate(merges)}
-    differing = []
+    differing = {}
     expected = vocabulary.inside_words.encode(texts, out_type=str)
     for text, pieces in zip(texts, expected, strict=True):
-        if segment_by_merges(text, ranks) != pieces:
-            differing.append(text)
+        by_merges = segment_by_merges(text, ranks)
+        if by_merges != pieces:
+            differing[text] = (" ".join(pieces), " ".join(by_merges))
     if not differing:
         return None
 
     # The shortest text is the clearest example.
     text = min(differing, key=len)
-    ours = " ".join(expected[texts.index(text)])
-    theirs = " ".join(segment_by_merges(text, ranks))
+    ours, theirs = differing[text]
     return (
         f"pieces of equal score: SentencePiece joins the leftmost, which tokenizer.json cannot "
         f"say, so transformers segments {len(differing):,} of {len(texts):,} short texts with such "
@@ -162,10 +165,11 @@ def compare(vocabulary: Model, merges: list[tuple[str, str]]) -> str | None:
 
 
 def break_ties(model: Model, lowest: float) -> Model:
-    """The model with scores that are all different, 0, -1, -2, … in the order of `by_rank`.
+    """The model with scores that are all different: 0, -1, -2, … in the order of `by_rank`.
 
-    SentencePiece then does what a list of merges does. Only the order of scores matters, so nothing
-    else changes. Scores of `lowest` and below stay: they are no ranks (tokenizer.LOWEST_RANK)."""
+    SentencePiece then does what a list of merges does. Only the order of scores matters, so
+    pieces whose scores differed are joined as before. Scores of `lowest` and below stay: they are
+    no ranks (tokenizer.LOWEST_RANK)."""
     scores = {}
     for piece in model.pieces:
         if piece.type == NORMAL and piece.score > lowest:

@@ -3,10 +3,11 @@
 transformers can read tokenizer.model itself, but ranks merges by the ids of the pieces, not by
 their scores, and then segments runs of spaces differently (with Mistral's original file in 26 of
 111 court rulings). tokenizer.json leaves nothing open. A text is normalised, split
-(pre_tokenizer), merged (model) and given its BOS (post_processor); the decoder goes the way back.
+(pre_tokenizer), merged (model) and given its BOS (post_processor); the decoder does the reverse.
 
-One difference remains, as with every Llama: a literal "</s>" in a text is EOS to transformers and
-four characters to SentencePiece.
+Two differences remain. As with every Llama, a literal "</s>" in a text is EOS to transformers and
+four characters to SentencePiece. And of pieces with equal scores SentencePiece joins the leftmost,
+which a list of merges cannot say (common/tied_scores.py).
 
 The format: https://huggingface.co/docs/tokenizers.
 """
@@ -51,7 +52,8 @@ def save(model: Model, merges: list[tuple[str, str]], folder: Path, base: Path |
     }
     write(new, settings(model, config, tokens), folder)
 
-    # llama.cpp reads added tokens from this file or the settings, older transformers from here.
+    # llama.cpp looks for added tokens in this file as well, and older versions of transformers look
+    # nowhere else.
     if base and (base / "added_tokens.json").exists():
         ids = {token["content"]: token["id"] for token in tokens}
         before = cli.read_json(base / "added_tokens.json")
@@ -77,7 +79,7 @@ def bpe(model: Model, merges: list[tuple[str, str]]) -> dict:
 
 def settings(model: Model, before: dict, tokens: list[dict]) -> dict:
     """The content of tokenizer_config.json: the base's, amended where the vocabulary changes it."""
-    # What LlamaTokenizer does unless it is told otherwise; the class that `write` names does not.
+    # LlamaTokenizer's defaults; the class that `write` names has others.
     config = {
         "add_bos_token": True,
         "add_eos_token": False,
@@ -85,8 +87,8 @@ def settings(model: Model, before: dict, tokens: list[dict]) -> dict:
         "padding_side": "left",
         **before,
     }
-    for role, i in (("bos_token", model.bos), ("eos_token", model.eos),
-                    ("unk_token", model.sp.unk_id())):
+    own = {"bos_token": model.bos, "eos_token": model.eos, "unk_token": model.sp.unk_id()}
+    for role, i in own.items():
         config[role] = before.get(role) or model.sp.id_to_piece(i)
     if "added_tokens_decoder" in before or model.added:
         decoder = {}
@@ -102,8 +104,8 @@ def settings(model: Model, before: dict, tokens: list[dict]) -> dict:
 def write(content: dict, config: dict, folder: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json into a folder."""
     # This class takes tokenizer.json as it is, in every version of transformers; LlamaTokenizer of
-    # transformers 5 would put no ▁ before a text that begins with a space. By itself it returns
-    # token_type_ids in transformers 4, which a Llama's generate() refuses.
+    # transformers 5 would put no ▁ before a text that begins with a space. Unless it is told which
+    # inputs a model has, transformers 4 adds token_type_ids, which a Llama's generate() refuses.
     config = {
         "model_input_names": ["input_ids", "attention_mask"],
         **config,
@@ -119,8 +121,8 @@ def write(content: dict, config: dict, folder: Path) -> None:
 def prefix_everywhere(config: dict, content: dict) -> bool:
     """Does transformers put ▁ before the text after each special token too, or only before a text
     as a whole? `config` and `content`: tokenizer_config.json and tokenizer.json of the base."""
-    # "legacy" is LlamaTokenizer's name for doing it everywhere. (Where tokenizer.json says
-    # otherwise, transformers 5 goes by the setting, and transformers 4 by the file.)
+    # LlamaTokenizer calls it "legacy" to do so everywhere. (Where tokenizer.json says otherwise,
+    # transformers 5 goes by this setting, and transformers 4 by the file.)
     if config.get("legacy") is not None:
         return config["legacy"]
     steps = content.get("pre_tokenizer") or {}
@@ -168,8 +170,8 @@ def metaspace(symbol: str, scheme: str) -> dict:
 
 
 def added_tokens(model: Model, described: dict[str, dict]) -> list[dict]:
-    """<unk>, the control pieces and the added tokens, which no merge may make; and whatever else
-    the base describes as such."""
+    """The tokens that no merge may make: <unk>, the control pieces, those behind the pieces, and
+    whatever else the base describes as added."""
     tokens = []
     for i, piece in enumerate(model.pieces):
         if piece.type in (UNKNOWN, CONTROL) or piece.text in described:
@@ -206,17 +208,17 @@ def post_processor(before: dict[str, int], after: dict[str, int]) -> dict:
 
 
 def puts_bos(content: dict) -> bool:
-    """Does transformers put BOS before a text, by this tokenizer.json?"""
+    """Does this tokenizer.json put BOS before a text?"""
     return "SpecialToken" in single_template(content)[0]
 
 
 def puts_eos(content: dict) -> bool:
-    """Does it put EOS behind it?"""
+    """Does it put EOS behind a text?"""
     return "SpecialToken" in single_template(content)[-1]
 
 
 def single_template(content: dict) -> list[dict]:
-    """What becomes of a single text, in the order of its parts."""
+    """What a single text becomes, in order: special tokens, and the text itself as a "Sequence"."""
     found = content.get("post_processor") or {}
     for step in found.get("processors", [found]):
         if "single" in step:
