@@ -137,26 +137,29 @@ def save_stage(
 
 
 def finish_settings(stage: plan.Stage, start: Path, folder: Path) -> None:
-    """What a stage changes beside the weights. Otherwise the start directory's files were copied as
-    they are: some may have been mended by hand."""
+    """What a stage changes in a directory beside the weights. All other files stay as they were
+    copied from `start`: somebody may have edited them by hand."""
     vocabulary = tokenizer.load(start)
     if not (folder / "tokenizer.json").exists():
         tokenizer.write(vocabulary, folder, start)
 
-    # The model has seen documents end in this token. If no file says that a text ends there, it is
-    # a base that was trained without being grown.
-    names = ("config.json", "generation_config.json")
-    settings = {name: cli.read_json(folder / name) for name in names}
-    ends = [special_tokens.id_list(one.get("eos_token_id")) for one in settings.values()]
-    if vocabulary.eos not in sum(ends, []):
-        for name in names:
-            amended = special_tokens.with_eos(settings[name], vocabulary.eos, name)
+    # The model has seen documents end in this token. If neither file says that a text ends there,
+    # the base was trained without being grown. (If one does, the other was changed on purpose.)
+    settings = {}
+    ends = []
+    for name in ("config.json", "generation_config.json"):
+        settings[name] = cli.read_json(folder / name)
+        ends += special_tokens.id_list(settings[name].get("eos_token_id"))
+    if vocabulary.eos not in ends:
+        for name, before in settings.items():
+            amended = special_tokens.with_eos(before, vocabulary.eos, name)
             cli.write_json(folder / name, amended)
 
-    # Instruction tuning teaches a way to converse, in place of the one that the model may have had.
+    # Instruction tuning teaches a chat format, in place of the one that the model may have had.
     if "sft" in stage.parts:
         (folder / "chat_template.jinja").unlink(missing_ok=True)
-        shutil.rmtree(folder / hf.TEMPLATES, ignore_errors=True)
+        if (folder / hf.TEMPLATES).exists():
+            shutil.rmtree(folder / hf.TEMPLATES)
         config = cli.read_json_if_any(folder / "tokenizer_config.json")
         config["chat_template"] = sft_template(vocabulary, folder)
         cli.write_json(folder / "tokenizer_config.json", config)
@@ -164,8 +167,8 @@ def finish_settings(stage: plan.Stage, start: Path, folder: Path) -> None:
 
 def sft_template(vocabulary: tokenizer.Vocabulary, folder: Path) -> str:
     """The chat template that `sft` teaches, for the tokenizer.json in `folder`."""
-    # SentencePiece packs a prompt with a space before it. Behind a special token transformers may
-    # put none.
+    # A prompt was packed as SentencePiece reads a text, with a space before it. transformers may
+    # put none there, because BOS stands before the prompt.
     config = special_tokens.read_config(folder)
     content = cli.read_json_if_any(folder / "tokenizer.json")
     start = ""
@@ -255,6 +258,16 @@ def read_checkpoint(
     if llama.config.tie_word_embeddings:
         llama.lm_head.weight = llama.model.embed_tokens.weight
     return llama
+
+
+def which_stage(run: Path, stages: list[plan.Stage], asked: int | None) -> int:
+    """The number of the stage to export: the one asked for, or the newest. UserError if the run has
+    no such stage."""
+    if asked is None:
+        return newest_stage(run, stages)
+    if not 1 <= asked <= len(stages):
+        raise UserError(f"--stage {asked}: {run} has stages 1 to {len(stages)}")
+    return asked
 
 
 def newest_stage(run: Path, stages: list[plan.Stage]) -> int:
@@ -391,16 +404,12 @@ def main(argv: list[str] | None = None) -> None:
     settings = argparse.Namespace(**checkpoint.read_settings(args.run))
     stages = [plan.parse_stage(text) for text in settings.stages]
     if args.out:
-        check_target("--out", args.out, args.run, "training_state.json")
+        check_target("--out", args.out, args.run, hf.STATE)
     else:
         check_target("--adapter", args.adapter, args.run, "adapter_config.json")
 
     # Which stage
-    number = args.stage
-    if number is None:
-        number = newest_stage(args.run, stages)
-    if not 1 <= number <= len(stages):
-        raise UserError(f"--stage {number}: {args.run} has stages 1 to {len(stages)}")
+    number = which_stage(args.run, stages, args.stage)
     stage = stages[number - 1]
     if args.adapter and "lora" not in stage.parts:
         raise UserError(f"stage {number} of {args.run} is {stage.what}, which has no LoRA; there "

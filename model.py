@@ -791,7 +791,8 @@ def save(llama: Llama, folder: str | Path,
          tensors: Iterable[tuple[str, torch.Tensor]] | None = None) -> None:
     """Write config.json, generation_config.json and the weights, in config.dtype, into an existing
     folder, in the layout that Hugging Face reads: above 5 GB in several files, one in memory at a
-    time. What these two files say already, if they are there, stays.
+    time. A generation_config.json that is there stays as it is; a config.json keeps what it says
+    beside the fields of Config.
 
     `tensors`: name and value of each, in the model's order, where they are not the model's own. A
     LoRA is not written; it is merged before."""
@@ -809,5 +810,5 @@ def save(llama: Llama, folder: str | Path,
 
     config.write(folder / "config.json")
     if not (folder / "generation_config.json").exists():
-        ends = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
-        write_json(folder / "generation_config.json", ends)
+        generation = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+        write_json(folder / "generation_config.json", generation)

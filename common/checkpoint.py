@@ -332,11 +332,10 @@ def publish(folder: Path, run: Path) -> None:
     """RUN/model: the last stage's directory under a name that does not depend on the stages. Its
     adapter/ stays behind: it fits the model before it was merged."""
     with new_folder(run / "model") as temporary:
-        for file in [*folder.glob("*"), *folder.glob(f"{hf.TEMPLATES}/*")]:
-            if file.is_file():
-                other = temporary / file.relative_to(folder)
-                other.parent.mkdir(exist_ok=True)
-                link(file, other)
+        for file in hf.files_of_model(folder):
+            other = temporary / file.relative_to(folder)
+            other.parent.mkdir(exist_ok=True)
+            link(file, other)
 
 
 def link(source: Path, target: Path) -> None:

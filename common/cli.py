@@ -42,7 +42,7 @@ FROM_OUTSIDE = {
 # Bytes that `sha256` reads at a time.
 READ_SIZE = 2**20
 
-# How a Git LFS pointer begins: a few lines in the place of a large file, until that is fetched.
+# How a Git LFS pointer begins: a few lines in the place of a large file that was not fetched.
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
@@ -313,7 +313,7 @@ def check_model_folder(path: str | Path) -> None:
 
 
 def is_lfs_pointer(path: str | Path) -> bool:
-    """Does a file only say where Git LFS has the real one?"""
+    """Is this only a note that says which file Git LFS would put here?"""
     with open(path, "rb") as file:
         return file.read(len(LFS_POINTER)) == LFS_POINTER
 

@@ -46,8 +46,8 @@ REQUIRED = (
     "num_attention_heads",
 )
 
-# What a Mistral's config.json leaves out, if it does: other numbers than a Llama's. A null is not
-# left out: without a window, sliding_window is null.
+# What a Mistral's config.json means where it leaves these out; a Llama's has other defaults. A null
+# is not left out: it says that there is no window.
 MISTRAL = {
     "num_key_value_heads": 8,
     "max_position_embeddings": 131072,
@@ -91,13 +91,13 @@ def in_one_spelling(config: dict) -> dict:
     there. `rope_type` is added, for `unsupported` to look at."""
     config = dict(config)
 
-    # What a file may leave out, as transformers fills it in. It goes by the model type; a file
-    # without one may name the architecture.
+    # What a file leaves out, as transformers fills it in: by the model type, or, in a file without
+    # one, by the architecture.
     config["architectures"] = config.get("architectures") or ["LlamaForCausalLM"]
     kind = config.get("model_type") or config["architectures"][0]
     if kind in ("mistral", "MistralForCausalLM"):
         config = {**MISTRAL, **config}
-        config.pop("use_sliding_window", None)  # it is Qwen's, and a Mistral has its window anyway
+        config.pop("use_sliding_window", None)  # Qwen's switch, which no Mistral looks at
     heads = config["num_attention_heads"]
     config["num_key_value_heads"] = config.get("num_key_value_heads") or heads
     config["head_dim"] = config.get("head_dim") or config["hidden_size"] // heads
@@ -158,8 +158,8 @@ def unsupported(config: dict, architectures: tuple[str, ...]) -> str | None:
 
 
 def write_config(path: str | Path, values: dict) -> None:
-    """Write the fields of model.Config as a config.json, in both spellings: old and new
-    transformers read it alike. Whatever else the file says already stays in it."""
+    """Write the fields of model.Config into a config.json, in both spellings, so that old and new
+    transformers read the same. Whatever else the file says already stays in it."""
     rope = dict(values["rope_scaling"] or {"rope_type": "default"})
     rope["rope_theta"] = values["rope_theta"]
     config = {
@@ -183,9 +183,9 @@ def write_config(path: str | Path, values: dict) -> None:
 
 # ------------------------------------------------------------------------- everything else
 
-# What a model directory may hold and its successor must not: weights, also in formats that are not
-# read here, and the state of the training that made it.
-WEIGHTS_OF_OTHERS = (
+# Weights, also in formats that are not read here. These are not carried along, and neither is the
+# state of the training that made a directory.
+WEIGHT_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
     "*.bin",
@@ -200,17 +200,23 @@ WEIGHTS_OF_OTHERS = (
 )
 STATE = "training_state.json"
 
-# The one folder whose files belong to the tokenizer: chat templates beside the usual one.
+# Chat templates beside the usual one: the only subfolder that belongs to a model directory.
 TEMPLATES = "additional_chat_templates"
+
+
+def files_of_model(folder: Path) -> list[Path]:
+    """The files that belong to a model directory, without those of other subfolders."""
+    found = [*folder.glob("*"), *folder.glob(f"{TEMPLATES}/*")]
+    return sorted(file for file in found if file.is_file())
 
 
 def carry_files(source: Path, target: Path, but: tuple[str, ...] = ()) -> None:
     """Copy the files of a model directory that are no weights into another one: the licence, the
-    chat template, and whatever there is that we know nothing of. `but`: names, or patterns of
-    names, to leave out."""
-    left_out = (*WEIGHTS_OF_OTHERS, STATE, ".*", *but)
-    for file in sorted([*source.glob("*"), *source.glob(f"{TEMPLATES}/*")]):
-        if file.is_file() and not any(fnmatch(file.name, pattern) for pattern in left_out):
+    chat template, and whatever else somebody put there. `but`: names, or patterns of names, to
+    leave out."""
+    left_out = (*WEIGHT_FILES, STATE, ".*", *but)
+    for file in files_of_model(source):
+        if not any(fnmatch(file.name, pattern) for pattern in left_out):
             copy = target / file.relative_to(source)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, copy)
