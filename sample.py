@@ -36,41 +36,50 @@ def load(
 
 
 def end_tokens(folder: Path, llama: model.Llama, vocabulary: tokenizer.Vocabulary) -> list[int]:
-    """The tokens at which a text ends: the tokenizer's EOS, and those that the directory names. A
-    chat model of Llama 3 ends an answer in another token than a document."""
+    """The tokens at which a text ends: the tokenizer's EOS, and those that the directory names.
+    Llama 3's chat models end an answer with another token than a document."""
     generation = cli.read_json_if_any(folder / "generation_config.json")
     more = special_tokens.id_list(generation.get("eos_token_id"))
     return [*special_tokens.id_list(vocabulary.eos), *llama.config.eos_ids(), *more]
 
 
-def encode_prompt(vocabulary: tokenizer.Vocabulary, folder: Path, prompt: str) -> list[int]:
-    """Token ids of a prompt, with BOS in front. The special tokens of a chat model are themselves
-    in it, as transformers reads them with this directory; in packed documents they are text."""
-    # Some take the spaces beside them along. Of two that begin alike, the longer one is meant.
+def split_at_controls(
+    vocabulary: tokenizer.Vocabulary, folder: Path, prompt: str
+) -> list[str]:
+    """A prompt as control tokens and the stretches of text between them, which may be empty."""
     patterns = {text: regex.escape(text) for text in vocabulary.controls}
+    if not patterns:
+        return [prompt]
+    # Some take the spaces beside them along.
     for token in special_tokens.described(folder).values():
         text = token["content"]
         if text in patterns and token["lstrip"]:
             patterns[text] = r"\s*" + patterns[text]
         if text in patterns and token["rstrip"]:
             patterns[text] += r"\s*"
+    # Of two that begin alike, the longer one is meant.
     longest_first = sorted(patterns, key=len, reverse=True)
     any_of_them = "|".join(patterns[text] for text in longest_first)
-    parts = regex.split(f"({any_of_them})", prompt) if any_of_them else [prompt]
+    return regex.split(f"({any_of_them})", prompt)
 
-    # The first part is the beginning of a text. Does each of the others count as one?
+
+def encode_prompt(vocabulary: tokenizer.Vocabulary, folder: Path, prompt: str) -> list[int]:
+    """Token ids of a prompt, with BOS in front. A control token in it becomes its id, as with
+    transformers and this directory (in packed documents it is text like any other)."""
+    # SentencePiece may put a space before a text. Does what follows a control token count as one?
     config = special_tokens.read_config(folder)
     content = cli.read_json_if_any(folder / "tokenizer.json")
     everywhere = tokenizer_json.prefix_everywhere(config, content)
+
     ids = []
-    for i, part in enumerate(parts):
+    for i, part in enumerate(split_at_controls(vocabulary, folder, prompt)):
         if part.strip() in vocabulary.controls:
             ids.append(vocabulary.controls[part.strip()])
         elif part and (i == 0 or everywhere):
             ids += vocabulary.encode(part, bos=False)
         elif part:
             ids += vocabulary.encode_inside(part)
-    # A prompt that was made by a template may begin with it.
+    # A prompt that a chat template made may begin with BOS already.
     if ids[:1] != [vocabulary.bos]:
         ids = [*vocabulary.encode("", bos=True), *ids]
     return ids
@@ -82,8 +91,8 @@ def main(argv: list[str] | None = None) -> None:
     flag = parser.add_argument
     flag("--model", type=Path, required=True, help="model directory, with its tokenizer")
     flag("--prompt", required=True,
-         help="text to continue; an empty one starts a document; a chat model's special tokens "
-              "are themselves in it")
+         help="text to continue; an empty one starts a document; special tokens such as "
+              "<|im_end|> are read as such")
     flag("--max_new_tokens", type=int, default=128,
          help="stop after so many tokens (or at the model's last position)")
     flag("--temperature", type=float, default=0.8,
@@ -106,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = llama.config.vocab_size
     if max(prompt) >= rows:
         raise cli.UserError(f"--prompt holds the special token {vocabulary.pieces[max(prompt)]}, "
-                            f"for which the model's {rows} rows have none; leave it out")
+                            f"but the model has {rows} rows and none for it; leave it out")
     limit = llama.config.max_position_embeddings
     if len(prompt) >= limit:
         raise cli.UserError(f"--prompt has {len(prompt)} tokens; the model has {limit} positions, "
