@@ -162,8 +162,8 @@ def pack(args: argparse.Namespace) -> dict:
     inputs, the first is packed. Memory: a shard, a batch, and some 100 bytes for each document.
 
         python data.py pack --input clean/a clean/b --tokenizer merged.model --out shards/ko"""
-    # What is wrong with the tokenizer is said now, not after the first reading of the corpus: that
-    # it has ids which its model has no row for, or no BOS or EOS.
+    # A tokenizer that will not do is refused now, not after the first reading of the corpus: one
+    # with ids for which its model has no row, or without BOS or EOS.
     vocabulary = tokenizer.load(args.tokenizer)
     tokenizer.check_rows(vocabulary, Path(args.tokenizer, "config.json"))
     vocabulary.encode("", bos=True, eos=True)

@@ -691,8 +691,8 @@ def check_rows(vocabulary: Vocabulary, config_file: str | Path) -> None:
 
     `config_file`: the model's config.json. There may be none beside a tokenizer."""
     rows = cli.read_json_if_any(config_file).get("vocab_size")
-    # Only control tokens add nothing to a text. Without a row they do no harm, as no text becomes
-    # one; but documents begin with BOS and end with EOS.
+    # What adds nothing to a text is a control token. No text becomes one, so it needs no row; only
+    # BOS and EOS do, which documents begin and end with.
     last = vocabulary.size - 1
     while not vocabulary.bytes_of(last) and last not in (vocabulary.bos, vocabulary.eos):
         last -= 1
@@ -727,7 +727,7 @@ def merged_with(base: Vocabulary, korean: str, size: int | None = None) -> Vocab
 
 
 def is_same(a: Piece | bytes | str | None, b: Piece | bytes | str | None) -> bool:
-    """Are two entries of vocabularies the same piece? Its score may be another: --break_ties."""
+    """Are two entries of vocabularies the same piece? --break_ties may have changed its score."""
     if isinstance(a, Piece) and isinstance(b, Piece):
         return (a.text, a.type) == (b.text, b.type)
     return a == b
@@ -749,16 +749,16 @@ def write(vocabulary: Vocabulary, folder: Path, base: Path | None) -> None:
         byte_level_file.save(vocabulary, folder, base)
         return
     (folder / "tokenizer.model").write_bytes(vocabulary.raw)
-    # transformers would rank the merges of tokenizer.model by id; written out, they are by score.
-    # (What is no BPE that keeps text is left to it.)
+    # transformers would rank the merges of tokenizer.model by id; tokenizer.json has them by score.
+    # (It cannot describe what is no BPE, or loses text: that is left to tokenizer.model.)
     if not why_no_base(vocabulary):
         merges = ranked_merges(vocabulary.pieces)
         tokenizer_json.save(vocabulary, merges, folder, base)
 
 
 def warn_of_ties(vocabulary: Vocabulary) -> None:
-    """Say so, if transformers will segment some texts differently from SentencePiece, because
-    pieces have equal scores."""
+    """Warn if transformers will segment some texts differently from SentencePiece, because pieces
+    have equal scores."""
     if isinstance(vocabulary, Model) and not why_no_base(vocabulary):
         difference = tied_scores.compare(vocabulary, ranked_merges(vocabulary.pieces))
         if difference:

@@ -237,7 +237,7 @@ def read(file: Path) -> ByteLevel:
     content = cli.read_json(file)
     try:
         if describes_sentencepiece(content):
-            refuse_copy(file)
+            refuse_sentencepiece(file)
         problem = unsupported(content)
         if not problem:
             controls = {token["content"]: token["id"] for token in content["added_tokens"]}
@@ -255,9 +255,9 @@ def read(file: Path) -> ByteLevel:
     return ByteLevel(ranks, controls, pattern_of(content), content, config, str(file))
 
 
-def refuse_copy(file: Path) -> None:
-    """UserError for a tokenizer.json that describes a SentencePiece model, which has a file of its
-    own. Some directories lack it, as transformers can do without."""
+def refuse_sentencepiece(file: Path) -> None:
+    """UserError for a tokenizer.json that describes a SentencePiece model, whose own file is read
+    here. Some directories lack that file, because transformers does not need it."""
     model_file = file.parent / "tokenizer.model"
     if model_file.is_file():
         raise cli.UserError(f"{file} describes a SentencePiece model; give {model_file}")

@@ -52,7 +52,7 @@ def save(model: Model, merges: list[tuple[str, str]], folder: Path, base: Path |
     }
     write(new, settings(model, config, tokens), folder)
 
-    # llama.cpp looks for added tokens in this file as well, and older versions of transformers look
+    # llama.cpp looks for added tokens in this file, too, and older versions of transformers look
     # nowhere else.
     if base and (base / "added_tokens.json").exists():
         ids = {token["content"]: token["id"] for token in tokens}
@@ -90,6 +90,7 @@ def settings(model: Model, before: dict, tokens: list[dict]) -> dict:
     own = {"bos_token": model.bos, "eos_token": model.eos, "unk_token": model.sp.unk_id()}
     for role, i in own.items():
         config[role] = before.get(role) or model.sp.id_to_piece(i)
+    # llama.cpp reads tokenizer.model, and finds here what that lacks.
     if "added_tokens_decoder" in before or model.added:
         decoder = {}
         for token in tokens:

@@ -17,9 +17,9 @@ import model
 import sample
 import tokenizer
 import train
-from common import cli, special_tokens
+from common import cli, special_tokens, tokenizer_json
+from common.sentencepiece_file import DUMMY_PREFIX, NORMALIZER, SCORE, TEXT, field
 from common.sentencepiece_file import PIECES as FIELD_OF_PIECES
-from common.sentencepiece_file import SCORE, TEXT, field
 
 PIECES = 400                                    # of world/base.model
 END, PAD = "<|im_end|>", "<|pad|>"              # ids 400 and 401 of a chat model
@@ -138,6 +138,9 @@ def test_merged_into_the_file_alone_they_move_and_are_renamed_everywhere(
     out = grow(chat, merged, tmp_path / "out", "--pad_to", "1")
     assert f"{END} was id 400 and is id {size} now, with its row" in capsys.readouterr().out
     assert {END: size, PAD: size + 1}.items() <= named_ids(out).items()
+    # tokenizer.model lacks them, so llama.cpp looks for them in the settings.
+    settings = cli.read_json(out / "tokenizer_config.json")
+    assert settings["added_tokens_decoder"][str(size)]["content"] == END
     for old, new in ((400, size), (401, size + 1)):
         for before, after in zip(rows_of(chat, old), rows_of(out, new), strict=True):
             assert torch.equal(before, after)
@@ -199,6 +202,29 @@ def test_each_file_that_can_name_a_token(world, korean_model, tmp_path, name):
             [token] = [token for token in cli.read_json(out / name)["added_tokens"]
                        if token["content"] == END]
             assert token["lstrip"] and token["id"] == i
+
+
+def test_ids_before_a_named_one_are_tokens_too(world, tmp_path):
+    """Otherwise the named one would take the first free id, and another token's row."""
+    base = write_base(world, tmp_path / "base")
+    cli.write_json(base / "added_tokens.json", {PAD: 401})
+    vocabulary = tokenizer.load(base)
+    assert vocabulary.size == PIECES + 2
+    assert vocabulary.controls[PAD] == 401 and vocabulary.controls["<|unnamed_400|>"] == 400
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("name", ["bos_token_id", "eos_token_id", "pad_token_id"])
+def test_an_id_that_one_file_names_has_a_token(world, tmp_path, file, name):
+    base = write_base(world, tmp_path / "base", PIECES + 1)
+    update(base / file, **{name: 400})
+    assert tokenizer.load(base).controls["<|unnamed_400|>"] == 400
+
+
+def test_transformers_5_names_special_tokens_by_role(world, tmp_path):
+    base = write_base(world, tmp_path / "base", PIECES + 1)
+    update(base / "tokenizer_config.json", extra_special_tokens={"end_token": END})
+    assert tokenizer.load(base).controls[END] == 400
 
 
 def test_a_token_without_a_row_gets_one_behind_all_pieces(world, korean_model, tmp_path):
@@ -317,8 +343,10 @@ def test_a_stage_copies_what_it_does_not_change(world, chat, korean_model, tmp_p
         after = everything(folder)
         assert after.keys() - before.keys() <= {"adapter/adapter_config.json"}
         for name, content in before.items():
-            assert json.loads(after[name]) == json.loads(content) if name.endswith(".json") \
-                else after[name] == content, name
+            if name.endswith(".json"):
+                assert json.loads(after[name]) == json.loads(content), name
+            else:
+                assert after[name] == content, name
 
 
 def test_a_base_that_is_trained_without_growing_ends_as_its_documents_do(world, chat, tmp_path):
@@ -368,6 +396,29 @@ def test_what_the_base_puts_around_a_text(chat, korean_model, tmp_path, bos, eos
     assert (tokens[-1] == "</s>") is eos
 
 
+def test_names_of_special_tokens_map_are_settings_too(chat, korean_model, tmp_path):
+    """transformers 5 no longer reads that file."""
+    config = cli.read_json(chat / "tokenizer_config.json")
+    del config["additional_special_tokens"]
+    cli.write_json(chat / "tokenizer_config.json", config)
+    update(chat / "special_tokens_map.json", additional_special_tokens=[{"content": END}, PAD])
+    out = grow(chat, merge(chat, korean_model, tmp_path / "merged.model"), tmp_path / "out")
+    config = cli.read_json(out / "tokenizer_config.json")
+    assert config["additional_special_tokens"] == [END, PAD]
+
+
+@pytest.mark.parametrize("bos, eos", [(True, False), (False, False), (True, True)])
+def test_the_tokenizer_json_of_the_base_counts_before_its_settings(
+        chat, korean_model, tmp_path, bos, eos):
+    content = cli.read_json(chat / "tokenizer.json")
+    content["post_processor"] = tokenizer_json.post_processor(
+        {"<s>": 1} if bos else {}, {"</s>": 2} if eos else {})
+    cli.write_json(chat / "tokenizer.json", content)
+    update(chat / "tokenizer_config.json", add_bos_token=not bos, add_eos_token=not eos)
+    out = grow(chat, merge(chat, korean_model, tmp_path / "merged.model"), tmp_path / "out")
+    assert cli.read_json(out / "tokenizer.json")["post_processor"] == content["post_processor"]
+
+
 def test_the_named_class_is_told_what_a_llama_tokenizer_does_by_itself(world, llama3, tmp_path):
     tokenizer.save(world / "base.model", tmp_path)
     config = cli.read_json(tmp_path / "tokenizer_config.json")
@@ -375,6 +426,32 @@ def test_the_named_class_is_told_what_a_llama_tokenizer_does_by_itself(world, ll
     for folder in (tmp_path, llama3 / "grown"):
         config = cli.read_json(folder / "tokenizer_config.json")
         assert config["model_input_names"] == ["input_ids", "attention_mask"]
+
+
+@pytest.mark.parametrize("adds_space", [True, False])
+def test_a_missing_dummy_prefix_is_in_the_settings(world, tmp_path, adds_space):
+    """llama.cpp goes by them, and puts a space before a text unless they say otherwise."""
+    base = write_base(world, tmp_path / "base", PIECES)
+    raw = (base / "tokenizer.model").read_bytes()
+    prefix = field(NORMALIZER, field(DUMMY_PREFIX, int(adds_space)))
+    (base / "tokenizer.model").write_bytes(raw + prefix)
+    tokenizer.save(base / "tokenizer.model", tmp_path)
+    config = cli.read_json(tmp_path / "tokenizer_config.json")
+    assert config.get("add_prefix_space") == (None if adds_space else False)
+    # What a base says wrongly is amended.
+    update(base / "tokenizer_config.json", add_prefix_space=not adds_space)
+    tokenizer.save(base, tmp_path)
+    assert cli.read_json(tmp_path / "tokenizer_config.json")["add_prefix_space"] is adds_space
+
+
+def test_a_piece_that_the_base_describes_as_special_stays_so(chat, korean_model, tmp_path):
+    """Some fine-tuned models gave an unused piece a new task, in place of a new token."""
+    [piece] = tokenizer.load(chat).pieces[300:301]
+    content = cli.read_json(chat / "tokenizer.json")
+    content["added_tokens"].append({"id": 300, "content": piece.text, "special": True})
+    cli.write_json(chat / "tokenizer.json", content)
+    out = grow(chat, merge(chat, korean_model, tmp_path / "merged.model"), tmp_path / "out")
+    assert named_ids(out)[piece.text] == 300
 
 
 def test_merges_are_text_which_every_version_of_tokenizers_reads(world):
