@@ -158,6 +158,8 @@ def test_merged_into_the_file_alone_they_move_and_are_renamed_everywhere(
     vocabulary = tokenizer.load(out)
     assert vocabulary.sha256 == tokenizer.load(merged).sha256
     assert vocabulary.size == size + 2 == config["unpadded_vocab_size"]
+    # SentencePiece does not know the moved tokens; they add nothing to a text.
+    assert vocabulary.decode([[*vocabulary.encode("tea", bos=True), size], [size]]) == ["tea", ""]
     again = grow(out, out, tmp_path / "again")
     assert named_ids(again) == named_ids(out)
 
