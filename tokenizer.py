@@ -727,7 +727,13 @@ def merged_with(base: Vocabulary, korean: str, size: int | None = None) -> Vocab
 
 
 def is_same(a: Piece | bytes | str | None, b: Piece | bytes | str | None) -> bool:
-    """Are two entries of vocabularies the same piece? --break_ties may have changed its score."""
+    """Are two entries of vocabularies the same piece? --break_ties may have changed its score.
+
+    >>> is_same(Piece("가", 0.0, NORMAL), Piece("가", -3.0, NORMAL))
+    True
+    >>> is_same(Piece("가", 0.0, NORMAL), Piece("가", 0.0, CONTROL))
+    False
+    """
     if isinstance(a, Piece) and isinstance(b, Piece):
         return (a.text, a.type) == (b.text, b.type)
     return a == b
