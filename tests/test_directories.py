@@ -12,6 +12,7 @@ from test_train import SMALL
 
 import data
 import eval_kobest
+import export
 import init
 import model
 import sample
@@ -503,8 +504,11 @@ def test_ties_are_said_and_can_be_broken(world, korean_model, tmp_path, capsys):
         shards = tmp_path / f"shards{is_said}"
         data.main(["pack", "--input", f"{world}/ko.jsonl", "--tokenizer", str(merged),
                    "--out", str(shards), "--val_fraction", "0.05"])
-        train.main(["--model", str(out), "--data", str(shards), "--out", f"{tmp_path}/{is_said}",
-                    "--stages", "odd:64:1e-3", *QUICK])
+        run = tmp_path / f"run{is_said}"
+        train.main(["--model", str(out), "--data", str(shards), "--out", str(run),
+                    "--stages", "odd:256:1e-3", *QUICK, "--save_every", "1", "--keep", "9"])
+        assert ("pieces of equal score" in capsys.readouterr().err) is is_said
+        export.main([str(run), "--step", "1", "--out", f"{tmp_path}/exported"])
         assert ("pieces of equal score" in capsys.readouterr().err) is is_said
     vocabulary = tokenizer.load(out)
     for text in ("가나가", "나가나", "가나가나가"):

@@ -137,3 +137,12 @@ def test_a_special_token_without_a_row_is_no_prompt(world, tmp_path, refused):
     argv = ["--model", str(tmp_path), "--device", "cpu", "--max_new_tokens", "1", "--prompt"]
     sample.main([*argv, "tea"])
     refused(sample, [*argv, "tea<pad>"], "--prompt holds the special token '<pad>'")
+
+
+@pytest.mark.parametrize("number", [46, 47])        # the name of BOS, of EOS
+def test_bos_and_eos_need_a_row(world, tmp_path, refused, number):
+    model.save(model.Llama(tiny_config(vocab_size=400)), tmp_path)
+    end = field(files.PIECES, field(files.TEXT, b"<end>") + field(files.TYPE, files.CONTROL))
+    named = field(files.TRAINER, field(number, b"<end>"))
+    (tmp_path / "tokenizer.model").write_bytes((world / "base.model").read_bytes() + end + named)
+    refused(sample, ["--model", str(tmp_path), "--prompt", "tea"], "ids up to 400,")
