@@ -328,8 +328,13 @@ def test_the_chat_template_gives_the_ids_that_pack_wrote(world, tmp_path, chats,
     config = cli.read_json(base / "tokenizer_config.json")
     cli.write_json(base / "tokenizer_config.json", {**config, "legacy": legacy})
     tokenizer.save(base, base)
+    # Templates of the model that is tuned, which would come before the one in the settings.
+    (base / "chat_template.jinja").write_text("old")
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates/tool.jinja").write_text("old")
     shards = pack(world, tmp_path, [{"messages": chat} for chat in chats], "--messages")
     train_stage(tmp_path / "out", tmp_path / "run", "sft:64:1e-3", base)
+    assert not list((tmp_path / "run/model").rglob("*.jinja"))
     train_stage(world / "shards/en", tmp_path / "more", "lora:64:1e-3", tmp_path / "run/model")
     assert template(tmp_path / "more/model") == dialogues.chat_template(
         "<s>", "</s>", start="" if legacy else " ")
