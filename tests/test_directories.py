@@ -82,6 +82,7 @@ def chat(world, tmp_path):
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates/tool.jinja").write_text("{{ tools }}")
     (folder / "pytorch_model.bin").write_bytes(b"old weights")
+    (folder / ".gitattributes").write_text("*.bin filter=lfs")
     return folder
 
 
@@ -327,6 +328,7 @@ def test_init_keeps_what_the_base_says(chat, korean_model, tmp_path):
     for name in ("LICENSE", "special_tokens_map.json", "additional_chat_templates/tool.jinja"):
         assert (out / name).read_bytes() == (chat / name).read_bytes()
     assert not (out / "pytorch_model.bin").exists()
+    assert not (out / ".gitattributes").exists()
 
 
 def test_a_stage_copies_what_it_does_not_change(world, chat, korean_model, tmp_path):
@@ -481,6 +483,12 @@ def test_special_tokens_in_a_prompt_are_themselves(
     if prompt.startswith("<s>"):
         del expected[0]
     assert [vocabulary.pieces[i].text for i in ids] == expected
+
+
+def test_of_two_special_tokens_that_begin_alike_the_longer_one_is_meant(world, tmp_path):
+    base = write_base(world, tmp_path / "base")
+    cli.write_json(base / "added_tokens.json", {"<|im|>": 400, "<|im|>[x]": 401})
+    assert sample.encode_prompt(tokenizer.load(base), base, "<|im|>[x]<|im|>") == [1, 401, 400]
 
 
 # ------------------------------------------------------------------- pieces of equal score

@@ -149,6 +149,16 @@ def test_what_differs_for_other_reasons_is_left_out():
     assert compared(model_of(*without_letters)) is None
 
 
+def test_each_pair_is_beside_the_one_that_shows_a_mistake_best():
+    """SentencePiece joins the left pair. A list does not, if the right one stands before it."""
+    model = as_model(write_model(tied(*"가나다라마", "가나", "다나", "나라", "나마")))
+    merges = tokenizer.ranked_merges(model.pieces)
+    left = [a for a, b in merges if b == "나"]
+    right = [b for a, b in merges if a == "나"]
+    expected = {a + "나" + right[0] for a in left} | {left[-1] + "나" + b for b in right}
+    assert set(tied_scores.competing(model, merges)) == expected
+
+
 # ---- Breaking ties -------------------------------------------------------------------------------
 
 
