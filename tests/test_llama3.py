@@ -194,6 +194,24 @@ def test_a_template_in_a_file_of_its_own_is_carried_along(llama3, tmp_path):
     assert (tmp_path / "grown/chat_template.jinja").read_text() == "{{ 'theirs' }}"
 
 
+def test_bos_and_eos_are_those_that_documents_are_packed_between(llama3, tmp_path):
+    """The merged tokenizer's, though the base's settings say otherwise by now."""
+    shutil.copytree(llama3 / "base", tmp_path / "base")
+    config = cli.read_json(tmp_path / "base/tokenizer_config.json")
+    cli.write_json(tmp_path / "base/tokenizer_config.json", {**config, "eos_token": TURN})
+    call(init, f"--model {tmp_path}/base --tokenizer {llama3}/merged --device cpu "
+               f"--out {tmp_path}/grown")
+    assert cli.read_json(tmp_path / "grown/tokenizer_config.json")["eos_token"] == END
+    assert tokenizer.load(tmp_path / "grown").sha256 == tokenizer.load(llama3 / "merged").sha256
+
+
+def test_a_tiktoken_file_is_not_left_beside_tokenizer_json(llama3, tmp_path):
+    """Other programs would take it for SentencePiece's."""
+    (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0")
+    tokenizer.save(llama3 / "base", tmp_path)
+    assert not (tmp_path / "tokenizer.model").exists()
+
+
 @pytest.mark.parametrize("method", init.METHODS)
 def test_every_method_grows_one_table(llama3, tmp_path, method):
     call(init, f"--model {llama3}/base --tokenizer {llama3}/merged/tokenizer.json --device cpu "
