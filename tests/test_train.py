@@ -20,7 +20,7 @@ import data
 import model
 import tokenizer
 import train
-from common import checkpoint, plan
+from common import checkpoint, cli, plan
 from common.cli import UserError
 
 ROOT = Path(train.__file__).parent
@@ -185,6 +185,20 @@ def test_from_scratch_with_a_config(world, tmp_path):
     train.main(["--config", config, "--tokenizer", f"{world}/base.model", *argv])
     random, trained = weights(tmp_path / "run/stages/0-random"), weights(tmp_path / "run/model")
     assert random.keys() == trained.keys()
+
+
+@pytest.mark.parametrize("named, written", [(7, 2), ([7, 2], [7, 2]), (None, 2)])
+def test_a_random_model_ends_a_text_where_documents_end(world, tmp_path, named, written):
+    """The configuration may have been made for another tokenizer."""
+    config = cli.read_json(world / "model/config.json")
+    config |= {"bos_token_id": 5, "eos_token_id": named}
+    cli.write_json(tmp_path / "shape.json", config)
+    args = argparse.Namespace(
+        config=tmp_path / "shape.json", tokenizer=world / "base.model", seed=0)
+    train.write_random_model(args, tmp_path / "start")
+    for name in ("config.json", "generation_config.json"):
+        said = cli.read_json(tmp_path / "start" / name)
+        assert (said["bos_token_id"], said["eos_token_id"]) == (1, written)
 
 
 # -------------------------------------------------------------------------------- the update
