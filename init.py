@@ -302,10 +302,8 @@ def write_settings(
 
 
 def weight_files(folder: Path) -> list[str]:
-    """The names of a model directory's weight files."""
-    if (folder / INDEX).exists():
-        return sorted(set(cli.read_json(folder / INDEX)["weight_map"].values()))
-    return ["model.safetensors"]
+    """The names of a model directory's weight files. UserError if it has none, or .bin files."""
+    return sorted({file.name for file in hf.files_of_tensors(folder).values()})
 
 
 def check_tables(folder: Path, files: list[str], shape: list[int], tied: bool) -> None:

@@ -565,3 +565,12 @@ def test_a_directory_of_a_hub_cache_is_links(chat, korean_model, tmp_path):
     (chat / "LICENSE").symlink_to(tmp_path / "blobs/LICENSE")
     out = grow(chat, merge(chat, korean_model, tmp_path / "merged.model"), tmp_path / "out")
     assert not (out / "LICENSE").is_symlink() and (out / "LICENSE").read_text() == "mine"
+
+
+def test_init_says_that_bin_files_are_not_read(chat, korean_model, tmp_path):
+    """The usual state of an older repository; a missing file to fetch was not the answer."""
+    merged = merge(chat, korean_model, tmp_path / "merged.model")
+    (chat / "model.safetensors").unlink()
+    with pytest.raises(cli.UserError, match="convert them to safetensors"):
+        init.grow_folder(chat, merged, tmp_path / "out", "mean", 1, 0)
+    assert not (tmp_path / "out").exists()
