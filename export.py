@@ -174,6 +174,10 @@ def sft_template(vocabulary: tokenizer.Vocabulary, folder: Path) -> str:
     start = ""
     if vocabulary.adds_space and not tokenizer_json.prefix_everywhere(config, content):
         start = " "
+        # A space behind an EOS that takes spaces along would be lost, but not the symbol for it.
+        described = special_tokens.described(folder)
+        if vocabulary.eos in described and described[vocabulary.eos]["rstrip"]:
+            start = "▁"
     names = {i: text for text, i in vocabulary.controls.items()}
     return dialogues.chat_template(names[vocabulary.bos], names[vocabulary.eos], start)
 

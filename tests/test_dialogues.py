@@ -319,14 +319,21 @@ def template(folder) -> str | None:
     return cli.read_json(folder / "tokenizer_config.json").get("chat_template")
 
 
-@pytest.mark.parametrize("legacy", [True, False])
-def test_the_chat_template_gives_the_ids_that_pack_wrote(world, tmp_path, chats, legacy):
+@pytest.mark.parametrize("legacy, rstrip, start", [
+    (True, False, ""), (False, False, " "), (False, True, "▁"),
+])
+def test_the_chat_template_gives_the_ids_that_pack_wrote(
+        world, tmp_path, chats, legacy, rstrip, start):
     """Written by `sft`, carried on by a later stage; transformers reads it. Behind a special token
-    it puts a space, or none (legacy: false)."""
+    it puts a space, or none (legacy: false), and Phi-3's EOS takes spaces along."""
     base = tmp_path / "base"
     shutil.copytree(world / "model", base)
     config = cli.read_json(base / "tokenizer_config.json")
     cli.write_json(base / "tokenizer_config.json", {**config, "legacy": legacy})
+    content = cli.read_json(base / "tokenizer.json")
+    for token in content["added_tokens"]:
+        token["rstrip"] = rstrip and token["content"] == "</s>"
+    cli.write_json(base / "tokenizer.json", content)
     tokenizer.save(base, base)
     # Templates of the model that is tuned, which would come before the one in the settings.
     (base / "chat_template.jinja").write_text("old")
@@ -337,7 +344,7 @@ def test_the_chat_template_gives_the_ids_that_pack_wrote(world, tmp_path, chats,
     assert not list((tmp_path / "run/model").rglob("*.jinja"))
     train_stage(world / "shards/en", tmp_path / "more", "lora:64:1e-3", tmp_path / "run/model")
     assert template(tmp_path / "more/model") == dialogues.chat_template(
-        "<s>", "</s>", start="" if legacy else " ")
+        "<s>", "</s>", start=start)
     train_stage(world / "shards/en", tmp_path / "plain", "lora:64:1e-3", world / "model")
     assert template(tmp_path / "plain/model") is None
 
