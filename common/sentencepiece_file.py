@@ -323,8 +323,17 @@ def read(path: str | Path, base: bool = False) -> Model:
 def with_added_tokens(model: Model, folder: Path) -> Model:
     """A model with the tokens that its directory adds behind its pieces.
 
-    UserError if there are words among them: a text that holds one is segmented otherwise there."""
-    tokens = special_tokens.added_tokens(folder, [piece.text for piece in model.pieces])
+    UserError if there are words among them, for transformers segments a text that holds one
+    differently; or if the directory's files call a piece by another name."""
+    texts = [piece.text for piece in model.pieces]
+    # A token under two names would be written under the piece's, and its row lost to the other.
+    if found := special_tokens.other_name(folder, texts):
+        i, name = found
+        raise cli.UserError(
+            f"{folder}: tokenizer.model calls id {i} {texts[i]!r}, and the files beside it "
+            f"(tokenizer.json, tokenizer_config.json or added_tokens.json) {name!r}: take the "
+            f"tokenizer.model that was saved with them")
+    tokens = special_tokens.added_tokens(folder, texts)
     if word := special_tokens.word_among(tokens):
         raise cli.UserError(
             f"{folder} cannot be used: add_tokens has put words beside its tokenizer.model, "

@@ -164,6 +164,15 @@ def word_among(tokens: dict[int, dict]) -> str | None:
     return None
 
 
+def other_name(folder: Path, pieces: list[str]) -> tuple[int, str] | None:
+    """An id below that of the last piece, and the name that a directory's files give it, if that is
+    not the piece's: a control piece that a chat model took into use, for example."""
+    for i, token in described(folder).items():
+        if i < len(pieces) and token["content"] != pieces[i]:
+            return i, token["content"]
+    return None
+
+
 def rows_of(folder: Path) -> float:
     """How many rows a directory's embedding has; infinity, if it holds a tokenizer alone."""
     return cli.read_json_if_any(folder / "config.json").get("vocab_size", float("inf"))

@@ -574,3 +574,14 @@ def test_init_says_that_bin_files_are_not_read(chat, korean_model, tmp_path):
     with pytest.raises(cli.UserError, match="convert them to safetensors"):
         init.grow_folder(chat, merged, tmp_path / "out", "mean", 1, 0)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_piece_with_another_name_in_the_directory_is_refused(chat):
+    """A chat model that took a reserved piece into use: under the piece's name the chat template
+    would not find it, and <|im_end|> would get a new row."""
+    piece = tokenizer.load(chat).pieces[3].text
+    update(chat / "tokenizer_config.json", added_tokens_decoder={"3": {"content": END}})
+    with pytest.raises(cli.UserError, match=f"calls id 3 '{piece}', .* '<.im_end.>'"):
+        tokenizer.load(chat)
+    # The file alone has one name for it.
+    assert tokenizer.load(chat / "tokenizer.model").size == PIECES
