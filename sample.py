@@ -43,11 +43,19 @@ def end_tokens(folder: Path, llama: model.Llama, vocabulary: tokenizer.Vocabular
     return [*special_tokens.id_list(vocabulary.eos), *llama.config.eos_ids(), *more]
 
 
-def split_at_controls(
-    vocabulary: tokenizer.Vocabulary, folder: Path, prompt: str
-) -> list[str]:
-    """A prompt as control tokens and the stretches of text between them, which may be empty."""
-    patterns = {text: regex.escape(text) for text in vocabulary.controls}
+def special_ids(vocabulary: tokenizer.Vocabulary, folder: Path) -> dict[str, int]:
+    """The special tokens of a model directory: {text: id}."""
+    special = dict(vocabulary.controls)
+    # Some models have them as pieces (user-defined ones), and files that call them special.
+    for i, token in special_tokens.described(folder).items():
+        if i < vocabulary.size:
+            special[token["content"]] = i
+    return special
+
+
+def split_at(special: dict[str, int], folder: Path, prompt: str) -> list[str]:
+    """A prompt as special tokens and the stretches of text between them, which may be empty."""
+    patterns = {text: regex.escape(text) for text in special}
     if not patterns:
         return [prompt]
     # Some take the spaces beside them along.
@@ -72,9 +80,10 @@ def encode_prompt(vocabulary: tokenizer.Vocabulary, folder: Path, prompt: str) -
     everywhere = tokenizer_json.prefix_everywhere(config, content)
 
     ids = []
-    for i, part in enumerate(split_at_controls(vocabulary, folder, prompt)):
-        if part.strip() in vocabulary.controls:
-            ids.append(vocabulary.controls[part.strip()])
+    special = special_ids(vocabulary, folder)
+    for i, part in enumerate(split_at(special, folder, prompt)):
+        if part.strip() in special:
+            ids.append(special[part.strip()])
         elif part and (i == 0 or everywhere):
             ids += vocabulary.encode(part, bos=False)
         elif part:

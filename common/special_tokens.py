@@ -168,7 +168,7 @@ def other_name(folder: Path, pieces: list[str]) -> tuple[int, str] | None:
     """An id below that of the last piece, and the name that a directory's files give it, if that is
     not the piece's: a control piece that a chat model took into use, for example."""
     for i, token in described(folder).items():
-        if i < len(pieces) and token["content"] != pieces[i]:
+        if i < len(pieces) and token["content"].replace(" ", "▁") != pieces[i]:
             return i, token["content"]
     return None
 

@@ -19,7 +19,15 @@ import sample
 import tokenizer
 import train
 from common import cli, special_tokens, tokenizer_json
-from common.sentencepiece_file import DUMMY_PREFIX, NORMALIZER, SCORE, TEXT, field
+from common.sentencepiece_file import (
+    DUMMY_PREFIX,
+    NORMALIZER,
+    SCORE,
+    TEXT,
+    TYPE,
+    USER_DEFINED,
+    field,
+)
 from common.sentencepiece_file import PIECES as FIELD_OF_PIECES
 
 PIECES = 400                                    # of world/base.model
@@ -489,6 +497,23 @@ def test_of_two_special_tokens_that_begin_alike_the_longer_one_is_meant(world, t
     base = write_base(world, tmp_path / "base")
     cli.write_json(base / "added_tokens.json", {"<|im|>": 400, "<|im|>[x]": 401})
     assert sample.encode_prompt(tokenizer.load(base), base, "<|im|>[x]<|im|>") == [1, 401, 400]
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("prompt", [f"tea{END}tea {END} tea", f"{END} tea", f"{END}tea\n{END}"])
+def test_special_tokens_in_a_prompt_may_be_pieces(world, tmp_path, legacy, prompt):
+    """Yi has its chat tokens as user-defined pieces: SentencePiece finds them, but puts a space
+    before the first one and none behind."""
+    base = write_base(world, tmp_path / "base", PIECES + 1)
+    piece = field(TEXT, END.encode()) + field(SCORE, 0.0) + field(TYPE, USER_DEFINED)
+    with open(base / "tokenizer.model", "ab") as file:
+        file.write(field(FIELD_OF_PIECES, piece))
+    update(base / "tokenizer_config.json", legacy=legacy,
+           added_tokens_decoder={"400": {"content": END}})
+    out = grow(base, base / "tokenizer.model", tmp_path / "out")
+    vocabulary = tokenizer.load(out)
+    ids = sample.encode_prompt(vocabulary, out, prompt)
+    assert [vocabulary.pieces[i].text for i in ids] == encode_json(out, prompt)
 
 
 # ------------------------------------------------------------------- pieces of equal score
