@@ -112,6 +112,11 @@ def write(content: dict, config: dict, folder: Path) -> None:
         **config,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
+    # transformers 5 writes a list under a name where transformers 4 takes a dictionary alone, and
+    # fails. Both read a list under the older name.
+    if isinstance(config.get("extra_special_tokens"), list):
+        more = config.pop("extra_special_tokens")
+        config["additional_special_tokens"] = config.get("additional_special_tokens") or more
     cli.write_json(folder / "tokenizer.json", content)
     cli.write_json(folder / "tokenizer_config.json", config)
 

@@ -467,6 +467,16 @@ def test_a_piece_that_the_base_describes_as_special_stays_so(chat, korean_model,
     assert named_ids(out)[piece.text] == 300
 
 
+def test_a_list_that_only_transformers_5_reads_has_its_older_name(chat, korean_model, tmp_path):
+    """transformers 4 could not open what was grown from a tokenizer that transformers 5 saved."""
+    update(chat / "tokenizer_config.json", additional_special_tokens=None,
+           extra_special_tokens=[END, PAD])
+    out = grow(chat, merge(chat, korean_model, tmp_path / "merged.model"), tmp_path / "out")
+    config = cli.read_json(out / "tokenizer_config.json")
+    assert "extra_special_tokens" not in config
+    assert config["additional_special_tokens"] == [END, PAD]
+
+
 def test_merges_are_text_which_every_version_of_tokenizers_reads(world):
     merges = cli.read_json(world / "model/tokenizer.json")["model"]["merges"]
     assert merges and all(isinstance(merge, str) for merge in merges)
