@@ -16,7 +16,7 @@ from pathlib import Path
 import regex
 
 from common import cli, special_tokens
-from common.sentencepiece_file import CONTROL, UNKNOWN, USER_DEFINED, Model
+from common.sentencepiece_file import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Model
 
 
 def save(model: Model, merges: list[tuple[str, str]], folder: Path, base: Path | None) -> None:
@@ -50,15 +50,21 @@ def save(model: Model, merges: list[tuple[str, str]], folder: Path, base: Path |
         "post_processor": post_processor(bos if has_bos else {}, eos if has_eos else {}),
         "model": bpe(model, merges),
     }
-    write(new, settings(model, config, tokens), folder)
+    amended = settings(model, config, tokens)
+    write(new, amended, folder)
+    # Beside these settings transformers also reads a file that init.py has carried along.
+    roles = cli.read_json_if_any(folder / "special_tokens_map.json")
+    if "pad_token" in roles and not amended["pad_token"]:
+        del roles["pad_token"]
+        cli.write_json(folder / "special_tokens_map.json", roles)
 
     # llama.cpp looks for added tokens in this file, too, and older versions of transformers look
     # nowhere else.
     if base and (base / "added_tokens.json").exists():
         ids = {token["content"]: token["id"] for token in tokens}
         before = cli.read_json(base / "added_tokens.json")
-        amended = {text: ids.get(text, i) for text, i in before.items()}
-        cli.write_json(folder / "added_tokens.json", amended)
+        new_ids = {text: ids.get(text, i) for text, i in before.items()}
+        cli.write_json(folder / "added_tokens.json", new_ids)
 
 
 def bpe(model: Model, merges: list[tuple[str, str]]) -> dict:
@@ -90,6 +96,11 @@ def settings(model: Model, before: dict, tokens: list[dict]) -> dict:
     own = {"bos_token": model.bos, "eos_token": model.eos, "unk_token": model.sp.unk_id()}
     for role, i in own.items():
         config[role] = before.get(role) or model.sp.id_to_piece(i)
+    # As in config.json: padding is neither learned nor attended to.
+    pad = special_tokens.text_of(before.get("pad_token"))
+    if any(piece.text == pad and piece.type == NORMAL for piece in model.pieces):
+        print(f"tokenizer_config.json: pad_token is left out, because {pad!r} is a piece of text")
+        config["pad_token"] = None
     # llama.cpp reads tokenizer.model, and finds here what that lacks.
     if "added_tokens_decoder" in before or model.added:
         decoder = {}

@@ -477,6 +477,20 @@ def test_a_list_that_only_transformers_5_reads_has_its_older_name(chat, korean_m
     assert config["additional_special_tokens"] == [END, PAD]
 
 
+def test_a_pad_token_that_is_a_piece_of_text_is_left_out(chat, korean_model, tmp_path, capsys):
+    """In tokenizer_config.json, too."""
+    i = next(i for i in range(300, PIECES) if tokenizer.load(chat).bytes_of(i))
+    piece = tokenizer.load(chat).pieces[i].text
+    for name in ("config.json", "generation_config.json"):
+        update(chat / name, pad_token_id=i)
+    update(chat / "tokenizer_config.json", pad_token=piece)
+    out = grow(chat, merge(chat, korean_model, tmp_path / "merged.model"), tmp_path / "out")
+    assert f"pad_token is left out, because {piece!r}" in capsys.readouterr().out
+    assert cli.read_json(out / "tokenizer_config.json")["pad_token"] is None
+    for name in ("config.json", "generation_config.json"):
+        assert cli.read_json(out / name)["pad_token_id"] is None
+
+
 def test_merges_are_text_which_every_version_of_tokenizers_reads(world):
     merges = cli.read_json(world / "model/tokenizer.json")["model"]["merges"]
     assert merges and all(isinstance(merge, str) for merge in merges)
