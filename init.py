@@ -100,6 +100,10 @@ def growth(folder: Path, merged_file: Path, pad_to: int) -> Growth:
             break
         raise cli.UserError(f"{merged_file} does not extend the tokenizer of {folder}: id {i} is "
                             f"{b}, in the model {a}; merge into the model's own")
+    # The last control tokens may lack a row, such as a [PAD] that a fine-tuner added. They get one.
+    while old > rows and not base.bytes_of(old - 1):
+        old -= 1
+    kept = min(kept, old)
     # A base that was padded has more rows than pieces. Those rows mean nothing, and new ones take
     # their place; but a table is never cut.
     if not old <= rows <= new:
@@ -119,7 +123,7 @@ def growth(folder: Path, merged_file: Path, pad_to: int) -> Growth:
     for i in range(kept, new):
         if i not in controls:
             parts.append(base.split(merged.bytes_of(i)))
-        elif controls[i] in base.controls:
+        elif base.controls.get(controls[i], rows) < rows:
             parts.append([base.controls[controls[i]]])
         else:
             parts.append([])

@@ -54,7 +54,8 @@ def save(model: Model, merges: list[tuple[str, str]], folder: Path, base: Path |
     write(new, amended, folder)
     # Beside these settings transformers also reads a file that init.py has carried along.
     roles = cli.read_json_if_any(folder / "special_tokens_map.json")
-    if "pad_token" in roles and not amended["pad_token"]:
+    pad = special_tokens.text_of(roles.get("pad_token"))
+    if pad and pad == config.get("pad_token") and not amended["pad_token"]:
         del roles["pad_token"]
         cli.write_json(folder / "special_tokens_map.json", roles)
 

@@ -22,7 +22,7 @@ import model
 import sample
 import tokenizer
 import train
-from common import cli, dialogues
+from common import byte_level_file, cli, dialogues
 from studies import experts
 
 QUICK = " ".join([*SMALL, "--eval_bytes 1"])  # validates on one document of each source
@@ -232,6 +232,31 @@ def test_init_refuses_a_tokenizer_that_does_not_extend_the_model_s(
     sentencepiece = request.getfixturevalue("world") / "base.model"
     refused(init, [*argv, str(sentencepiece)], "does not extend the tokenizer")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_token_that_has_no_row_yet_gets_one(llama3, tmp_path):
+    """A fine-tuner added [PAD] to the tokenizer and did not resize the model."""
+    base = tmp_path / "base"
+    shutil.copytree(llama3 / "base", base)
+    rows = tokenizer.load(base).size
+    content = cli.read_json(base / "tokenizer.json")
+    content["added_tokens"].append({**content["added_tokens"][-1], "id": rows, "content": "[PAD]"})
+    cli.write_json(base / "tokenizer.json", content)
+    # What was learned on the base without it has other ids.
+    learned = list(byte_level_file.read_ranks(llama3 / "korean.tiktoken"))
+    byte_level_file.write_ranks(learned, rows + 1, tmp_path / "korean.tiktoken")
+    call(tokenizer, f"merge --base {base} --korean {tmp_path}/korean.tiktoken "
+                    f"--out {tmp_path}/merged")
+    call(init, f"--model {base} --tokenizer {tmp_path}/merged --device cpu --out {tmp_path}/out "
+               "--method mean_both --pad_to 1")
+    name = "model.embed_tokens.weight"
+    before = load_file(base / "model.safetensors")[name]
+    after = load_file(tmp_path / "out/model.safetensors")[name]
+    assert len(before) == rows and len(after) == rows + 1 + len(learned)
+    assert torch.equal(after[:rows], before)
+    mean = before.double().mean(0).to(before.dtype)
+    assert torch.equal(after[rows], mean) and torch.equal(after[-1], mean)
+    assert tokenizer.load(tmp_path / "out").controls["[PAD]"] == rows
 
 
 def test_the_probe_compares_methods(llama3, tmp_path):
