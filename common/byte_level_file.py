@@ -333,7 +333,7 @@ def save(vocabulary: ByteLevel, folder: Path, base: Path | None = None) -> None:
             config[role] = vocabulary.config.get(role)
     # A tiktoken file under this name would be taken for SentencePiece's.
     (folder / "tokenizer.model").unlink(missing_ok=True)
-    tokenizer_json.write(content, config, folder)
+    tokenizer_json.write(content, config, folder, base)
 
 
 # ---- tiktoken's file -----------------------------------------------------------------------------

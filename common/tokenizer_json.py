@@ -51,21 +51,14 @@ def save(model: Model, merges: list[tuple[str, str]], folder: Path, base: Path |
         "model": bpe(model, merges),
     }
     amended = settings(model, config, tokens)
-    write(new, amended, folder)
+    write(new, amended, folder, base)
+
     # Beside these settings transformers also reads a file that init.py has carried along.
     roles = cli.read_json_if_any(folder / "special_tokens_map.json")
     pad = special_tokens.text_of(roles.get("pad_token"))
     if pad and pad == config.get("pad_token") and not amended["pad_token"]:
         del roles["pad_token"]
         cli.write_json(folder / "special_tokens_map.json", roles)
-
-    # llama.cpp looks for added tokens in this file, too, and older versions of transformers look
-    # nowhere else.
-    if base and (base / "added_tokens.json").exists():
-        ids = {token["content"]: token["id"] for token in tokens}
-        before = cli.read_json(base / "added_tokens.json")
-        new_ids = {text: ids.get(text, i) for text, i in before.items()}
-        cli.write_json(folder / "added_tokens.json", new_ids)
 
 
 def bpe(model: Model, merges: list[tuple[str, str]]) -> dict:
@@ -114,8 +107,9 @@ def settings(model: Model, before: dict, tokens: list[dict]) -> dict:
     return config
 
 
-def write(content: dict, config: dict, folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json into a folder."""
+def write(content: dict, config: dict, folder: Path, base: Path | None) -> None:
+    """Write tokenizer.json and tokenizer_config.json into a folder, and added_tokens.json if `base`
+    has one."""
     # This class takes tokenizer.json as it is, in every version of transformers; LlamaTokenizer of
     # transformers 5 would put no ▁ before a text that begins with a space. Unless it is told which
     # inputs a model has, transformers 4 adds token_type_ids, which a Llama's generate() refuses.
@@ -131,6 +125,13 @@ def write(content: dict, config: dict, folder: Path) -> None:
         config["additional_special_tokens"] = config.get("additional_special_tokens") or more
     cli.write_json(folder / "tokenizer.json", content)
     cli.write_json(folder / "tokenizer_config.json", config)
+
+    # llama.cpp reads added tokens from this file or the settings, older transformers from here.
+    if base and (base / "added_tokens.json").exists():
+        ids = {token["content"]: token["id"] for token in content["added_tokens"]}
+        before = cli.read_json(base / "added_tokens.json")
+        amended = {text: ids.get(text, i) for text, i in before.items()}
+        cli.write_json(folder / "added_tokens.json", amended)
 
 
 # ---- How a text becomes pieces, and back ---------------------------------------------------------

@@ -242,6 +242,7 @@ def test_a_token_that_has_no_row_yet_gets_one(llama3, tmp_path):
     content = cli.read_json(base / "tokenizer.json")
     content["added_tokens"].append({**content["added_tokens"][-1], "id": rows, "content": "[PAD]"})
     cli.write_json(base / "tokenizer.json", content)
+    cli.write_json(base / "added_tokens.json", {"[PAD]": rows})
     # What was learned on the base without it has other ids.
     learned = list(byte_level_file.read_ranks(llama3 / "korean.tiktoken"))
     byte_level_file.write_ranks(learned, rows + 1, tmp_path / "korean.tiktoken")
@@ -257,6 +258,7 @@ def test_a_token_that_has_no_row_yet_gets_one(llama3, tmp_path):
     mean = before.double().mean(0).to(before.dtype)
     assert torch.equal(after[rows], mean) and torch.equal(after[-1], mean)
     assert tokenizer.load(tmp_path / "out").controls["[PAD]"] == rows
+    assert cli.read_json(tmp_path / "out/added_tokens.json") == {"[PAD]": rows}
 
 
 def test_the_probe_compares_methods(llama3, tmp_path):
