@@ -816,7 +816,7 @@ def run_merge(args: argparse.Namespace) -> None:
         raise cli.UserError(f"--out {args.out} would replace what it is made of; name another")
     base = load(args.base, base=True)
     if base.added:
-        print(f"{len(base.added)} tokens that {args.base} adds to its pieces keep their ids")
+        print(f"added tokens of {args.base}, which keep their ids: {len(base.added)}")
     if args.break_ties:
         if isinstance(base, ByteLevel):
             raise cli.UserError("--break_ties: a byte-level base has no ties; drop the flag")
