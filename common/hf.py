@@ -211,7 +211,7 @@ def files_of_model(folder: Path) -> list[Path]:
 
 
 def carry_files(source: Path, target: Path, but: tuple[str, ...] = ()) -> None:
-    """Copy the files of a model directory that are no weights into another one: the licence, the
+    """Copy all files of a model directory except its weights into another one: the licence, the
     chat template, and whatever else somebody put there. `but`: names, or patterns of names, to
     leave out."""
     left_out = (*WEIGHT_FILES, STATE, ".*", *but)

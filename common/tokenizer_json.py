@@ -53,7 +53,7 @@ def save(model: Model, merges: list[tuple[str, str]], folder: Path, base: Path |
     amended = settings(model, config, tokens)
     write(new, amended, folder, base)
 
-    # Beside these settings transformers also reads a file that init.py has carried along.
+    # A pad token that was left out must not come back from the file that init.py has carried along.
     roles = cli.read_json_if_any(folder / "special_tokens_map.json")
     pad = special_tokens.text_of(roles.get("pad_token"))
     if pad and pad == config.get("pad_token") and not amended["pad_token"]:
@@ -90,17 +90,20 @@ def settings(model: Model, before: dict, tokens: list[dict]) -> dict:
     own = {"bos_token": model.bos, "eos_token": model.eos, "unk_token": model.sp.unk_id()}
     for role, i in own.items():
         config[role] = before.get(role) or model.sp.id_to_piece(i)
+
     # As in config.json: padding is neither learned nor attended to.
     pad = special_tokens.text_of(before.get("pad_token"))
     if any(piece.text == pad and piece.type == NORMAL for piece in model.pieces):
         print(f"tokenizer_config.json: pad_token is left out, because {pad!r} is a piece of text")
         config["pad_token"] = None
+
     # llama.cpp reads tokenizer.model, and finds here what that lacks.
     if "added_tokens_decoder" in before or model.added:
         decoder = {}
         for token in tokens:
             decoder[str(token["id"])] = {name: token[name] for name in token if name != "id"}
         config["added_tokens_decoder"] = decoder
+
     # llama.cpp goes by this setting. It is left out where its default is right.
     if not model.adds_space or "add_prefix_space" in before:
         config["add_prefix_space"] = model.adds_space
@@ -118,15 +121,18 @@ def write(content: dict, config: dict, folder: Path, base: Path | None) -> None:
         **config,
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-    # transformers 5 writes a list under a name where transformers 4 takes a dictionary alone, and
+
+    # transformers 5 writes a list under a name where transformers 4 expects a dictionary, and
     # fails. Both read a list under the older name.
     if isinstance(config.get("extra_special_tokens"), list):
         more = config.pop("extra_special_tokens")
         config["additional_special_tokens"] = config.get("additional_special_tokens") or more
+
     cli.write_json(folder / "tokenizer.json", content)
     cli.write_json(folder / "tokenizer_config.json", config)
 
-    # llama.cpp reads added tokens from this file or the settings, older transformers from here.
+    # llama.cpp looks for added tokens in this file, too, and older versions of transformers look
+    # nowhere else.
     if base and (base / "added_tokens.json").exists():
         ids = {token["content"]: token["id"] for token in content["added_tokens"]}
         before = cli.read_json(base / "added_tokens.json")

@@ -484,9 +484,11 @@ def test_a_pad_token_that_is_a_piece_of_text_is_left_out(chat, korean_model, tmp
     for name in ("config.json", "generation_config.json"):
         update(chat / name, pad_token_id=i)
     update(chat / "tokenizer_config.json", pad_token=piece)
+    cli.write_json(chat / "special_tokens_map.json", {"pad_token": piece, "eos_token": END})
     out = grow(chat, merge(chat, korean_model, tmp_path / "merged.model"), tmp_path / "out")
     assert f"pad_token is left out, because {piece!r}" in capsys.readouterr().out
     assert cli.read_json(out / "tokenizer_config.json")["pad_token"] is None
+    assert cli.read_json(out / "special_tokens_map.json") == {"eos_token": END}
     for name in ("config.json", "generation_config.json"):
         assert cli.read_json(out / name)["pad_token_id"] is None
 
