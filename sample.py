@@ -110,6 +110,7 @@ def main(argv: list[str] | None = None) -> None:
          help="keep the likeliest tokens up to this probability; 1 keeps all")
     flag("--seed", type=int, default=0,
          help="of the random draws; the same seed gives the same text")
+    flag("--out", type=Path, help="a file for the text, which is printed as well")
     cli.add_device(parser)
     args = parser.parse_args(argv)
     cli.set_device(args)
@@ -139,7 +140,11 @@ def main(argv: list[str] | None = None) -> None:
         generator,
         eos=end_tokens(args.model, llama, vocabulary),
     )
-    print(vocabulary.decode(tokens[0].tolist()))
+    text = vocabulary.decode(tokens[0].tolist())
+    if args.out:
+        with cli.new_file(args.out) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -113,6 +113,8 @@ say 10 "the built-in world: documents with dirt planted in them, so that cleanin
 run -m toy --out out/world
 
 say 35 "1. corpus: normalise, mask, filter, deduplicate, decontaminate: a model learns copies and leaks by heart"
+echo "   The dirt that you will see was planted on purpose, to score the cleaning: copies and near copies, menus,"
+echo "   wrong encodings, items of the benchmark, and personal data (made up). out/report.md counts what was found."
 run data.py clean --input out/world/ko --out out/clean/ko --lang ko --profile formal --workers 2 \
     --decontaminate out/world/kobest
 run data.py clean --input out/world/en --out out/clean/en --lang en --profile formal --workers 2
@@ -166,6 +168,16 @@ score base $base
 score plain out/run_plain/model
 score full out/run_full/model
 score nanowhale out/run/model
+
+say 10 "what each arm answers: what happens to a teacup that was dropped?"
+prompt="수요일에 은호가 찻잔을 바닥에 떨어뜨렸다. 그래서 찻잔이"
+answer() {
+    run sample.py --model "$2" --prompt "$prompt" --temperature 0 --max_new_tokens 16 --out "out/samples/$1.txt"
+}
+answer base $base
+answer plain out/run_plain/model
+answer full out/run_full/model
+answer nanowhale out/run/model
 
 say 2 "report"
 $PYTHON -m studies.report --out out --seconds $SECONDS

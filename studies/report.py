@@ -4,9 +4,20 @@
 """
 from pathlib import Path
 
+import torch
+
 import eval_kobest
-from common import cli
-from studies.runs import bytes_read, check_finished, read_jsonl, seconds, steps, validations
+import model
+from common import cli, plan
+from studies.runs import (
+    bytes_read,
+    check_finished,
+    read_jsonl,
+    run_settings,
+    seconds,
+    steps,
+    validations,
+)
 
 # The arms in the order of the tables: what each is called, and the folder of its run.
 ARMS = {
@@ -45,12 +56,22 @@ def check_complete(out: Path) -> None:
                 raise cli.UserError(
                     f"{file} is missing: {arm} was not scored; bash speedrun.sh does what is left"
                 )
+        if not sample_file(out, arm).exists():
+            raise cli.UserError(
+                f"{sample_file(out, arm)} is missing: {arm} has not answered the prompt; "
+                "bash speedrun.sh does what is left"
+            )
 
 
 def scores_file(out: Path, arm: str, answer_only: bool = False) -> Path:
     """Where the speedrun puts an arm's KoBEST scores, or its control's."""
     kind = ".answer_only" if answer_only else ""
     return out / "kobest" / f"{arm}{kind}.json"
+
+
+def sample_file(out: Path, arm: str) -> Path:
+    """Where the speedrun puts what an arm answers to the prompt."""
+    return out / "samples" / f"{arm}.txt"
 
 
 def gather(out: Path, total_seconds: float) -> dict:
@@ -69,10 +90,11 @@ def gather(out: Path, total_seconds: float) -> dict:
         "entropy": cli.read_json(out / "world" / "entropy.json"),
         "bits_per_byte": {arm: bits_per_byte(out, arm) for arm in ARMS},
         "kobest": {arm: accuracies(out, arm) for arm in ARMS},
-        "p_value_against_nanowhale": {
-            arm: p_value(examples[arm], examples["nanowhale"]) for arm in rivals
+        "against_nanowhale": {
+            arm: compare(examples[arm], examples["nanowhale"]) for arm in rivals
         },
         "training": {arm: training_cost(out / folder) for arm, folder in RUNS.items()},
+        "samples": {arm: sample_file(out, arm).read_text(encoding="utf-8") for arm in ARMS},
         "seconds": total_seconds,
     }
 
@@ -178,14 +200,42 @@ def bits_per_byte(out: Path, arm: str) -> dict[str, float]:
 
 
 def training_cost(run: Path) -> dict:
-    """Seconds in training steps, megabytes of text read, tokens, and peak memory in bytes."""
+    """Seconds in training steps, megabytes of text read, tokens, peak memory in bytes, and the
+    bytes of state that its largest stage holds."""
     trained = steps(run)
+    by_stage = state_bytes(run)
+    largest = max(by_stage, key=by_stage.get)
     return {
         "seconds": seconds(run),
         "megabytes": sum(bytes_read(run).values()) / 1e6,
         "tokens": trained[-1]["tokens"],
         "peak_memory": max(step["peak_memory"] for step in trained),
+        "state_bytes": by_stage[largest],
+        "largest_stage": largest,
+        "state_bytes_by_stage": by_stage,
     }
+
+
+def state_bytes(run: Path) -> dict[str, int]:
+    """{stage: bytes of its weights, gradients and moments}, by common/plan.py.
+
+    This is what stages save. Activations come on top, and do not depend much on the stage.
+    """
+    settings = run_settings(run)
+    config = model.Config.read(run / "model")
+    by_stage = {}
+    for text in settings["stages"]:
+        stage = plan.parse_stage(text)
+        cost = plan.cost(
+            config,
+            stage,
+            settings["lora_rank"],
+            settings["seq_len"],
+            getattr(torch, settings["dtype"]),
+            settings["optimizer"],
+        )
+        by_stage[stage.what] = cost["weights"] + cost["gradients"] + cost["optimizer"]
+    return by_stage
 
 
 def accuracies(out: Path, arm: str) -> dict:
@@ -209,39 +259,83 @@ def pooled_examples(out: Path, arm: str) -> list[dict]:
     return tasks["copa"]["examples"] + tasks["hellaswag"]["examples"]
 
 
-def p_value(a: list[dict], b: list[dict]) -> float:
-    """McNemar's exact p that two lists of the same examples are answered equally well."""
-    only_a = 0
-    only_b = 0
-    for one, other in zip(a, b, strict=True):
-        a_is_right = one["prediction"] == one["label"]
-        b_is_right = other["prediction"] == other["label"]
-        if a_is_right and not b_is_right:
-            only_a += 1
-        if b_is_right and not a_is_right:
-            only_b += 1
-    return eval_kobest.mcnemar(only_a, only_b)
+def compare(arm: list[dict], nanowhale: list[dict]) -> dict:
+    """How two arms answered the same examples: {"arm_alone", "nanowhale_alone": examples that only
+    one of them has right, "p_value": McNemar's exact p that they are equally good}.
+
+    >>> right = {"prediction": 1, "label": 1}
+    >>> wrong = {"prediction": 0, "label": 1}
+    >>> compare([right, right, wrong], [right, wrong, wrong])
+    {'arm_alone': 1, 'nanowhale_alone': 0, 'p_value': 1.0}
+    """
+    arm_alone = 0
+    nanowhale_alone = 0
+    for one, other in zip(arm, nanowhale, strict=True):
+        arm_is_right = one["prediction"] == one["label"]
+        nanowhale_is_right = other["prediction"] == other["label"]
+        if arm_is_right and not nanowhale_is_right:
+            arm_alone += 1
+        if nanowhale_is_right and not arm_is_right:
+            nanowhale_alone += 1
+    return {
+        "arm_alone": arm_alone,
+        "nanowhale_alone": nanowhale_alone,
+        "p_value": eval_kobest.mcnemar(arm_alone, nanowhale_alone),
+    }
 
 
 # ---- report.md -----------------------------------------------------------------------------------
 
 
 def render(report: dict) -> str:
-    """report.json as Markdown: the four ideas in order, then the scores. Intervals are 95 %."""
+    """report.json as Markdown: the summary, the four ideas in order, then the arms compared."""
     parts = [
         "# What the speedrun found",
         "",
-        f"{report['seconds']:.0f} seconds in all, one seed, on the built-in world. "
-        "Differences inside the intervals are no differences.",
-        "",
+        *summary(report),
+        *arms_section(report),
+        *samples_section(report["samples"]),
         *corpus_section(report["corpus"]),
         *tokenizer_section(report),
         *init_section(report["init"]["bits_per_byte"]),
         *stages_section(report["stages"]),
-        *arms_section(report),
         *kobest_section(report),
     ]
     return "\n".join(parts) + "\n"
+
+
+def summary(report: dict) -> list[str]:
+    """The findings in words, a line each."""
+    bits = report["bits_per_byte"]
+    training = report["training"]
+    trained = list(RUNS)
+    best = min(trained, key=lambda arm: bits[arm]["ko"])
+    smallest = min(trained, key=lambda arm: training[arm]["state_bytes"])
+    most_english = min(trained, key=lambda arm: bits[arm]["en"])
+    saved = 1 - training["nanowhale"]["state_bytes"] / training["full"]["state_bytes"]
+    return [
+        f"{report['seconds']:.0f} seconds in all, on the built-in world, one seed: two runs of the "
+        "same arm can differ by as much as two arms do here.",
+        "",
+        f"- Korean takes {report['token_ratio']:.3f} of the base's tokens with the merged tokenizer.",
+        f"- The most Korean was learned by *{ARMS[best]}* "
+        f"({bits[best]['ko']:.3f} bits per byte; lower is better).",
+        f"- The most English was kept by *{ARMS[most_english]}* "
+        f"({bits[most_english]['en']:.3f}; the base: {bits['base']['en']:.3f}).",
+        f"- The least memory was needed by *{ARMS[smallest]}* "
+        f"({megabytes(training[smallest]['state_bytes'])} MB). "
+        f"The stages need {saved:.0%} less than one full stage.",
+        "",
+    ]
+
+
+def megabytes(n_bytes: int) -> str:
+    """Bytes in MB (10⁶), with one digit after the point.
+
+    >>> megabytes(21_560_000)
+    '21.6'
+    """
+    return f"{n_bytes / 1e6:.1f}"
 
 
 def corpus_section(corpus: dict) -> list[str]:
@@ -311,23 +405,64 @@ def stages_section(stages: list[dict]) -> list[str]:
 
 
 def arms_section(report: dict) -> list[str]:
-    """Bits per byte, time and text of every arm."""
+    """Bits per byte, memory, time and text of every arm."""
     floor = report["entropy"]
-    header = ["arm", "bits per byte ko", "bits per byte en", "seconds", "tokens", "MB read"]
+    header = [
+        "arm",
+        "Korean, bits per byte",
+        "English, bits per byte",
+        "MB of training state",
+        "seconds",
+        "tokens",
+        "MB of text read",
+    ]
     rows = []
     for arm, name in ARMS.items():
         bits = report["bits_per_byte"][arm]
-        cost = ["", "", ""]  # the base was not trained on Korean
+        cost = ["", "", "", ""]  # the base was not trained on Korean
         if arm in report["training"]:
             training = report["training"][arm]
-            cost = [round(training["seconds"]), training["tokens"], training["megabytes"]]
+            cost = [
+                megabytes(training["state_bytes"]),
+                round(training["seconds"]),
+                training["tokens"],
+                training["megabytes"],
+            ]
         rows.append([name, bits["ko"], bits["en"], *cost])
+    name = "*floor: the entropy of the world's generator*"
+    rows.append([name, floor["ko"], floor["en"], "", "", "", ""])
+
+    stages = []
+    for stage, n_bytes in report["training"]["nanowhale"]["state_bytes_by_stage"].items():
+        stages.append(f"{stage} {megabytes(n_bytes)}")
     return [
         "## The arms",
         "",
-        f"The generator's own entropy, the floor: {floor['ko']:.3f} (ko), {floor['en']:.3f} (en).",
-        "",
         table(header, rows),
+        "",
+        "Training state: the bytes of weights, gradients and optimizer moments, of the largest "
+        f"stage ({', '.join(stages)} MB); `python train.py --plan` computes them for any model. "
+        "Activations come on top.",
+        "",
+    ]
+
+
+def samples_section(samples: dict[str, str]) -> list[str]:
+    """What each arm answers to the same prompt, greedily."""
+    lines = []
+    for arm, name in ARMS.items():
+        # The untouched base may answer with line breaks and half characters.
+        text = " ".join(samples[arm].split())
+        lines.append(f"{name + ':':36} {text}")
+    return [
+        "## What they answer",
+        "",
+        "The prompt says: *On Wednesday Eunho dropped the teacup on the floor. So the teacup …* "
+        "Right is 산산이 깨졌다, *broke to pieces*.",
+        "",
+        "```text",
+        *lines,
+        "```",
         "",
     ]
 
@@ -340,19 +475,45 @@ def kobest_section(report: dict) -> list[str]:
         scores = report["kobest"][arm]
         scored.append([name, *(accuracy(scores[task]) for task in TASKS), scores["mean_acc"]])
         control.append([name, *(scores[task]["answer_only"] for task in TASKS)])
-    p_values = [f"{arm} p = {p:.3g}" for arm, p in report["p_value_against_nanowhale"].items()]
+    verdicts = []
+    for arm, comparison in report["against_nanowhale"].items():
+        verdicts.append(f"- {verdict(arm, comparison)}")
     return [
-        "## KoBEST (toy test split, zero-shot accuracy)",
+        "## KoBEST (toy test split, zero-shot accuracy, 95 % intervals)",
         "",
         table(["arm", *TASKS, "mean"], scored),
         "",
-        "The control, answers scored without their context:",
+        "The control, answers scored without their context. An arm that is no better above has "
+        "learned nothing of the task:",
         "",
         table(["arm", *TASKS], control),
         "",
-        "Against nanowhale on COPA and HellaSwag together (McNemar's exact test): "
-        f"{', '.join(p_values)}.",
+        "COPA and HellaSwag together, question by question (McNemar's exact test):",
+        "",
+        *verdicts,
     ]
+
+
+def verdict(arm: str, comparison: dict) -> str:
+    """Which of two arms is better, in words. Below p = 0.05 the difference counts as one.
+
+    >>> verdict("full", {"arm_alone": 40, "nanowhale_alone": 10, "p_value": 0.00002})
+    'full is better than nanowhale: 40 questions only full has right, 10 only nanowhale (p = 2e-05)'
+    >>> verdict("plain", {"arm_alone": 11, "nanowhale_alone": 10, "p_value": 1.0})
+    'plain and nanowhale do not differ: 11 questions only plain has right, 10 only nanowhale (p = 1)'
+    """
+    arm_alone = comparison["arm_alone"]
+    nanowhale_alone = comparison["nanowhale_alone"]
+    if comparison["p_value"] >= 0.05:
+        finding = f"{arm} and nanowhale do not differ"
+    elif arm_alone > nanowhale_alone:
+        finding = f"{arm} is better than nanowhale"
+    else:
+        finding = f"nanowhale is better than {arm}"
+    return (
+        f"{finding}: {arm_alone} questions only {arm} has right, {nanowhale_alone} only "
+        f"nanowhale (p = {comparison['p_value']:.3g})"
+    )
 
 
 def accuracy(score: dict) -> str:

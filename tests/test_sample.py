@@ -61,6 +61,12 @@ def test_a_seed_gives_the_same_text_and_another_seed_another(capsys, folder):
     assert one == again != two
 
 
+def test_out_holds_what_is_printed(capsys, folder, tmp_path):
+    argv = ["--prompt", "tea", "--max_new_tokens", 8, "--out", tmp_path / "answers/a.txt"]
+    printed = text(capsys, folder, *argv)
+    assert (tmp_path / "answers/a.txt").read_text(encoding="utf-8") == printed + "\n"
+
+
 def test_a_narrow_nucleus_is_greedy(capsys, folder):
     ours = text(capsys, folder, "--prompt", "tea", "--top_p", 1e-6, "--max_new_tokens", 20)
     assert ours == greedy(folder, "tea", 20)

@@ -58,8 +58,27 @@ def test_mcnemar_equals_the_binomial_test():
     a, b = ([{"label": 0, "prediction": rng.randrange(2)} for _ in range(60)] for _ in range(2))
     better = sum(x["prediction"] < y["prediction"] for x, y in zip(a, b, strict=True))
     worse = sum(x["prediction"] > y["prediction"] for x, y in zip(a, b, strict=True))
-    assert report.p_value(a, b) == pytest.approx(stats.binomtest(better, better + worse).pvalue)
-    assert report.p_value(a, a) == 1
+    comparison = report.compare(a, b)
+    assert comparison["arm_alone"] == better and comparison["nanowhale_alone"] == worse
+    expected = stats.binomtest(better, better + worse).pvalue
+    assert comparison["p_value"] == pytest.approx(expected)
+    assert report.compare(a, a)["p_value"] == 1
+
+
+def test_memory_of_an_arm_is_that_of_its_largest_stage(world, tmp_path):
+    """Four bytes per frozen float32 weight, sixteen per trained one."""
+    run = tmp_path / "run"
+    cli.write_json(run / "config.json", {
+        "stages": ["full:1M:1e-3", "embed:1M:1e-3", "odd:1M:1e-3"], "lora_rank": 4, "seq_len": 32,
+        "dtype": "float32", "optimizer": "adamw"})
+    shutil.copytree(world / "model", run / "model")
+    found = report.state_bytes(run)
+    parameters = dict(model.load(world / "model").named_parameters())
+    everything = sum(p.numel() for p in parameters.values())
+    tables = sum(p.numel() for name, p in parameters.items() if "embed" in name or "lm_head" in name)
+    assert found["full"] == 16 * everything
+    assert found["embed"] == 16 * tables + 4 * (everything - tables)
+    assert found["odd"] < found["full"]
 
 
 def test_bytes_read_are_those_of_the_windows_drawn(world, tmp_path):
