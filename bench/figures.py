@@ -1,6 +1,8 @@
 """The README's figures, drawn from what the programs wrote: no number is typed by hand.
 
     python -m bench.figures                          # the README's: bench/results/ to docs/figures/
+    python -m bench.figures --recipe out/real --stages out/studies/stages --committed
+                                                     # ... after studies.recipe and studies.stages
     python -m bench.figures --speedrun out           # those of a speedrun, into out/figures/
     python -m bench.figures --results mine.json --out mine --clean clean/formal clean/web \\
         --sizes tokens.json --probe probe.json --stages out/stages --run run \\
@@ -21,7 +23,7 @@ from pathlib import Path
 
 from bench import measure
 from common import cli
-from studies import arms, plot, stages
+from studies import arms, forgetting, plot, replay, scaling, stages
 from studies.report import RUNS
 
 # What a probe of init.py trained, by the keys of its results.
@@ -30,8 +32,15 @@ TRAINED = {
     "everything": "everything trained",
 }
 LANGUAGES = {"ko": "Korean (한국어)", "en": "English (영어)"}
-# Names of arms in the figures, where their own would be mistaken.
-NAMES = {"odd": "odd alone"}
+# Names in the figures, where the programs' own would be mistaken.
+NAMES = {
+    "odd": "odd alone",
+    "en": "English",
+    "ko": "Korean",
+    "formal": "articles and law",
+    "web": "web pages",
+    "short": "reviews, comments",
+}
 
 
 # ---- What the programs wrote, reduced to what is drawn -------------------------------------------
@@ -145,7 +154,7 @@ def rounded(value):
 
 
 def draw_corpus(found: dict, documents_axes, bytes_axes) -> None:
-    """The funnel: the share of each corpus that is left; the numbers are in the legend."""
+    """The funnel: which share of each corpus is left after each step."""
     # The longest funnel comes first: it has the steps of the others among its own.
     longest_first = sorted(found.values(), key=len, reverse=True)
     order = []
@@ -154,25 +163,38 @@ def draw_corpus(found: dict, documents_axes, bytes_axes) -> None:
             if step not in order:
                 order.append(step)
 
-    draw_funnel(documents_axes, found, order, column=1, title="documents")
-    draw_funnel(bytes_axes, found, order, column=2, title="bytes of text")
+    draw_funnel(documents_axes, found, order, column=1)
+    draw_funnel(bytes_axes, found, order, column=2)
+    documents_axes.set(title="documents", ylabel="share left after the step")
+    bytes_axes.set(title="bytes of text")
+
+    # The finding is about the largest corpus.
+    largest = max(found, key=lambda name: found[name][0][2])
+    first = found[largest][0]
+    last = found[largest][-1]
+    plot.title(documents_axes, f"Cleaning removes {1 - last[1] / first[1]:.0%} of the documents of "
+                               f"“{NAMES.get(largest, largest)}”, and {1 - last[2] / first[2]:.0%} "
+                               "of its text")
 
 
-def draw_funnel(axes, found: dict, order: list[str], column: int, title: str) -> None:
+def draw_funnel(axes, found: dict, order: list[str], column: int) -> None:
     """One panel of draw_corpus: a line for each corpus, over the steps in `order`."""
-    for name, rows in found.items():
+    ends = []
+    for (name, rows), colour in zip(found.items(), plot.COLOURS, strict=False):
         first = rows[0][column]
         last = rows[-1][column]
         if column == 2:
-            sizes = f"{first / 1e6:,.2f} MB → {last / 1e6:,.2f} MB"
+            left = f"{last / 1e6:,.1f} MB"
         else:
-            sizes = f"{first:,} → {last:,}"
+            left = f"{last:,}"
         places = [order.index(row[0]) for row in rows]
         shares = [row[column] / first for row in rows]
-        axes.plot(places, shares, "o-", ms=3, label=f"{name}: {sizes}")
-    axes.set(title=f"{title}: share left after the step", ylim=(0, 1.05), xticks=range(len(order)))
+        axes.plot(places, shares, "o-", ms=3, color=colour)
+        ends.append((len(order) - 1, shares[-1], f"{NAMES.get(name, name)}: {left}", colour))
+    axes.set(ylim=(0, 1.05), xticks=range(len(order)))
+    axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.set_xticklabels(order, rotation=40, ha="right")
-    axes.legend(fontsize=8, loc="lower left")
+    plot.label_ends(axes, ends)
 
 
 def draw_tokens(found: dict, axes) -> None:
@@ -183,23 +205,40 @@ def draw_tokens(found: dict, axes) -> None:
     for size, ratio, growth in found["rows"]:
         axes.annotate(f"{growth:.2f}", xy=(size, ratio), xytext=(5, 4),
                       textcoords="offset points", fontsize=8)
-    axes.axvline(found["suggested"], color=plot.GREY, ls=":", lw=0.8)
+    suggested = found["suggested"]
+    at_knee = ratios[sizes.index(suggested)]
+    axes.axvline(suggested, color=plot.GREY, ls=":", lw=0.8)
+    axes.text(suggested, 0.97, " suggested", color=plot.GREY, va="top",
+              transform=axes.get_xaxis_transform())
     axes.set(
-        xlabel="Korean pieces (at the points: rows of the embedding, the base's = 1; "
-               "dotted: the knee)",
-        ylabel="tokens of held-out Korean, the base's = 1",
+        xlabel="Korean pieces added (beside the points: rows of the embedding, before = 1)",
+        ylabel="tokens of held-out Korean, before = 1",
     )
+    axes.margins(0.08)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    plot.title(axes, f"With {suggested:,} Korean pieces added, Korean takes {at_knee:.0%} of the "
+                     "tokens")
 
 
 def draw_init(found: dict, *panels) -> None:
     """Bits per byte of Korean after so many steps, by method: the mean of all seeds."""
+    best = []
     for axes, (trained, methods) in zip(panels, found.items(), strict=True):
-        for method, row in methods.items():
+        ends = []
+        for (method, row), colour in zip(methods.items(), plot.COLOURS, strict=False):
             steps = [int(step) for step in row]
             means = [statistics.mean(values) for values in row.values()]
-            axes.plot(steps, means, "o-", ms=3, label=method)
-        axes.set(title=TRAINED[trained], xlabel="steps", ylabel="Korean (한국어), bits per byte")
-        axes.legend(fontsize=8)
+            axes.plot(steps, means, "o-", ms=3, color=colour)
+            ends.append((steps[-1], means[-1], method, colour))
+        axes.set(title=TRAINED[trained], xlabel="training steps")
+        plot.label_ends(axes, ends)
+        best.append(min(ends, key=lambda end: end[1])[2])
+    panels[0].set(ylabel="Korean (한국어), bits per byte")
+    if len(set(best)) == 1:
+        finding = f"“{best[0]}” is the best start for new rows, whatever is trained"
+    else:
+        finding = f"The best start for new rows: “{best[0]}” and “{best[1]}”"
+    plot.title(panels[0], f"{finding} (lower is better)")
 
 
 def draw_stages(found: dict, *panels) -> None:
@@ -230,8 +269,24 @@ def draw_stages(found: dict, *panels) -> None:
         for scores in [*staged.values(), *rivals.values()]:
             drawn += [score[i] for score in scores]
         set_bits_scale(axes, drawn)
-        axes.set(title=f"{language}, bits per byte", xticks=staged_places + rival_places)
+        axes.margins(y=0.14)
+        axes.set(title=language, xticks=staged_places + rival_places)
+        for x, text, colour in ((staged_places[-1] / 2, "one stage after another", 0),
+                                (statistics.mean(rival_places), "rivals, at their end", 1)):
+            axes.text(x, 0.98, text, ha="center", va="top", color=plot.COLOURS[colour],
+                      transform=axes.get_xaxis_transform())
         axes.set_xticklabels([*staged, *rivals], rotation=40, ha="right")
+
+    panels[0].set(ylabel="bits per byte (lower is better)")
+    staged_end = statistics.mean(score[0] for score in list(staged.values())[-1])
+    full_end = statistics.mean(score[0] for score in rivals["full"]) if "full" in rivals else None
+    if full_end is not None and full_end < staged_end:
+        finding = "One full stage learns more Korean than four stages with as many tokens together"
+    elif full_end is not None:
+        finding = "Four stages learn more Korean than one full stage with as many tokens"
+    else:
+        finding = "Korean and English after each stage"
+    plot.title(panels[0], finding)
 
 
 def draw_seeds(axes, places: list[float], columns, i: int, colour: str) -> None:
@@ -246,24 +301,33 @@ def draw_run(found: dict, axes) -> None:
     rows = found["rows"]
     tokens = [row[1] / 1e6 for row in rows]
     drawn = []
+    ends = []
     for column, name in enumerate(LANGUAGES.values(), start=2):
         scores = [row[column] for row in rows]
-        axes.plot(tokens, scores, "o-", ms=3, label=name)
+        colour = plot.COLOURS[column - 2]
+        axes.plot(tokens, scores, "o-", ms=3, color=colour)
+        ends.append((tokens[-1], scores[-1], name, colour))
         drawn += scores
 
-    ends = {}
+    stage_ends = {}
     for stage, after, *_ in rows:
-        ends[stage.replace("lora", "LoRA")] = after / 1e6  # the last row of a stage is its end
+        # The last row of a stage is its end.
+        stage_ends[stage.replace("lora", "LoRA")] = after / 1e6
     begin = 0
-    for stage, end in ends.items():
+    for stage, end in stage_ends.items():
         axes.axvline(end, color=plot.GREY, ls=":", lw=0.8)
         middle = (begin + end) / 2
         axes.text(middle, 0.98, stage, ha="center", va="top", transform=axes.get_xaxis_transform())
         begin = end
 
     set_bits_scale(axes, drawn)
-    axes.set(xlabel="million tokens", ylabel="bits per byte of held-out text")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+    axes.set(xlabel="million tokens of training",
+             ylabel="bits per byte of held-out text (lower is better)")
+    plot.label_ends(axes, ends)
+    _, _, korean, english = rows[0]
+    _, _, korean_end, english_end = rows[-1]
+    plot.title(axes, f"Korean goes from {korean:.2f} to {korean_end:.2f} bits per byte, "
+                     f"English from {english:.2f} to {english_end:.2f}")
 
 
 def set_bits_scale(axes, values: list[float]) -> None:
@@ -288,7 +352,18 @@ def draw_kobest(found: dict, axes) -> None:
         axes.plot([i - 0.35, i + 0.35], [task["chance"]] * 2, ":", color=plot.GREY, label=label)
     axes.set_ylabel("accuracy, with 95 % intervals")
     axes.set_xticks(range(len(found)), list(found))
-    axes.legend()
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
+
+    changed = []
+    for name, task in found.items():
+        _, low, high = task["after"]
+        if not low <= task["before"][0] <= high:
+            changed.append(name)
+    if changed:
+        finding = f"KoBEST: training changes {', '.join(changed)}"
+    else:
+        finding = "KoBEST: training changes no task by more than its interval"
+    plot.title(axes, finding)
 
 
 # ---- The program ---------------------------------------------------------------------------------
@@ -318,6 +393,25 @@ FIGURES = {
 }
 
 
+# Figures of the studies: drawn from their JSON, by the function that draws them there.
+STUDIES = {
+    "replay": (replay.draw, 1),
+    "forgetting": (forgetting.draw, 1),
+    "scaling": (scaling.draw, 2),
+}
+
+
+def draw_studies(out: Path) -> None:
+    """The figures of the studies again, from bench/results/study-*.json."""
+    for name, (draw_study, panels) in STUDIES.items():
+        result = cli.read_json(measure.RESULTS / f"study-{name}.json")
+
+        def draw(*axes, draw_study=draw_study, result=result):
+            draw_study(result, *axes)
+
+        plot.figure(out / f"{name}.svg", draw, panels)
+
+
 def sources(args: argparse.Namespace) -> dict:
     """{figure: where its numbers are}: what the flags name, and nothing else."""
     found = {}
@@ -330,6 +424,14 @@ def sources(args: argparse.Namespace) -> dict:
             "run": out / "run",
             "kobest": [out / "kobest" / f"{arm}.json" for arm in ("base", "nanowhale")],
         }
+    if args.recipe:
+        out = args.recipe
+        found = {
+            "corpus": [out / "clean" / name for name in ("formal", "web", "short", "en")],
+            "run": out / "run",
+            "kobest": [out / "kobest" / f"{when}.json" for when in ("before", "after")],
+        }
+        found["corpus"] = [folder for folder in found["corpus"] if folder.exists()]
     # What a flag of its own names goes before what lies in the speedrun's folder.
     given = {
         "corpus": args.clean,
@@ -360,6 +462,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__, prog="bench.figures")
     flag = parser.add_argument
     flag("--speedrun", type=Path, metavar="OUT", help="take everything from a speedrun's folder")
+    flag("--recipe", type=Path, metavar="OUT", help="take what studies.recipe wrote")
+    flag("--committed", action="store_true",
+         help="keep the numbers in bench/results and draw docs/figures: the README's")
     flag("--clean", type=Path, nargs="+", metavar="FOLDER", help="folders that data.py clean wrote")
     flag("--sizes", type=Path, metavar="FILE", help="what tokenizer.py report --sizes wrote")
     flag("--probe", type=Path, metavar="FILE", help="what init.py --probe wrote")
@@ -381,12 +486,11 @@ def main(argv: list[str] | None = None) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         raise cli.UserError("figures need matplotlib, an optional extra: pip install matplotlib")
     places = sources(args)
-    if not places and args.results is None:
+    the_readmes = args.committed or (not places and args.results is None)
+    if the_readmes:
         # The README's: what the other benchmarks have written, and what was kept of the studies.
-        places = {
-            "tokens": measure.RESULTS / "tokenizer.json",
-            "init": measure.RESULTS / "init.json",
-        }
+        places["tokens"] = measure.RESULTS / "tokenizer.json"
+        places["init"] = measure.RESULTS / "init.json"
         args.results = measure.RESULTS / "figures.json"
         args.out = args.out or measure.ROOT / "docs" / "figures"
     if args.out is None:
@@ -407,6 +511,8 @@ def main(argv: list[str] | None = None) -> None:
             figure.draw(numbers, *axes)
 
         plot.figure(args.out / f"{name}.svg", draw, figure.panels)
+    if the_readmes:
+        draw_studies(args.out)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,47 @@ def averages(args) -> dict[str, dict]:
     return found
 
 
+def change(scores: dict, start: dict) -> tuple[float, float]:
+    """(English lost, Korean gained) since the start, in bits per byte."""
+    return scores["en"] - start["en"], start["ko"] - scores["ko"]
+
+
+def draw(result: dict, axes) -> None:
+    """Each arm's path, Korean gained against English lost."""
+    paths = result["paths"]
+    averaged = result["averaged"]
+    start = paths["plain"][0]
+    ends = []
+    for (name, path), colour in zip(paths.items(), plot.COLOURS, strict=False):
+        changes = [change(scores, start) for scores in path]
+        lost = [x for x, _ in changes]
+        gained = [y for _, y in changes]
+        axes.plot(lost, gained, "-o", ms=3, lw=1.2, color=colour)
+        is_left = name == "plain, low rate"  # where there is more room
+        axes.annotate(name, xy=(lost[-1], gained[-1]), xytext=(-6 if is_left else 6, -3),
+                      ha="right" if is_left else "left", textcoords="offset points", color=colour)
+        ends.append((lost[-1], gained[-1]))
+
+    # Mixtures of base and plain lie on one curve between them.
+    way = [start, *(averaged[label] for label in BETWEEN), paths["plain"][-1]]
+    mixed = [change(scores, start) for scores in way]
+    axes.plot([x for x, _ in mixed], [y for _, y in mixed], "--", color=plot.GREY, lw=1)
+    axes.annotate("weights of base and plain, mixed", xy=mixed[3], xytext=(0, 6), ha="center",
+                  textcoords="offset points", color=plot.GREY)
+    x, y = change(averaged["mean of checkpoints"], start)
+    axes.plot(x, y, "*", color=plot.GREY)
+    axes.annotate("mean of checkpoints", xy=(x, y), xytext=(-6, -10), ha="right", textcoords="offset points",
+                  color=plot.GREY)
+
+    axes.set_xlim(right=1.2 * max(x for x, _ in ends))
+    axes.set(xlabel="English lost, bits per byte (left is better)",
+             ylabel="Korean gained, bits per byte (higher is better)")
+    plain = change(paths["plain"][-1], start)
+    replay = change(paths["replay"][-1], start)
+    plot.title(axes, f"Replay forgets {1 - replay[0] / plain[0]:.0%} less English than training on "
+                     f"Korean alone,\nand learns {replay[1] / plain[1]:.0%} as much Korean")
+
+
 def main() -> None:
     """Train the arms, average the plain one, and print and write what each gained and lost."""
     parser = arms.parser(__doc__, "forgetting.py", "Korean tokens an arm")
@@ -87,22 +128,12 @@ def main() -> None:
     settings = arms.start(args, points=1, lora_rank=1)
     paths = {name: trained(args, name) for name in ARMS}
     averaged, start = averages(args), paths["plain"][0]
-    def change(scores):
-        return (scores["en"] - start["en"], start["ko"] - scores["ko"])
-
-    def draw(axes):
-        for name, path in paths.items():
-            axes.plot(*zip(*map(change, path), strict=True), "-o", ms=3, lw=1, label=name)
-        way = [start, *(averaged[label] for label in BETWEEN), paths["plain"][-1]]
-        axes.plot(*zip(*map(change, way), strict=True), "--", color=plot.COLOURS[0], lw=1, label="base to plain, mixed")
-        axes.plot(*change(averaged["mean of checkpoints"]), "*", color=plot.COLOURS[0], label="mean of checkpoints")
-        axes.set(xlabel="English lost, bits a byte", ylabel="Korean gained, bits a byte")
-        axes.legend()
-
-    rows = [[name, s["ko"], s["en"], *change(s)[::-1]] for name, s in
+    rows = [[name, s["ko"], s["en"], *change(s, start)[::-1]] for name, s in
             {"untrained": start, **{name: path[-1] for name, path in paths.items()}, **averaged}.items()]
-    arms.write(args, "forgetting", {"settings": settings, "paths": paths, "averaged": averaged},
-               ["arm", "Korean, bits a byte", "English, bits a byte", "Korean gained", "English lost"], rows, draw)
+    result = {"settings": settings, "paths": paths, "averaged": averaged}
+    arms.write(args, "forgetting", result,
+               ["arm", "Korean, bits a byte", "English, bits a byte", "Korean gained", "English lost"], rows,
+               lambda axes: draw(result, axes))
 
 
 if __name__ == "__main__":

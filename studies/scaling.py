@@ -84,6 +84,43 @@ def findings(fitted: tuple, samples: list[tuple], rows: list[dict]) -> list[list
     return found
 
 
+def draw(result: dict, *panels) -> None:
+    """The runs and the fitted laws, from scratch and continued; a colour per size."""
+    rows = result["rows"]
+    losses = [row["loss"] for row in rows]
+    budgets = [row["D"] for row in rows]
+    wide = np.geomspace(min(budgets) / 1.2, max(budgets) * 1.2, 50)
+    names = {"scratch": "from random weights", "continued": "continued from English"}
+    for axes, start, theta in zip(panels, names, result["theta"], strict=True):
+        axes.set(xscale="log", xlabel="Korean tokens", title=names[start],
+                 ylim=(0.95 * min(losses), 1.02 * max(losses)))
+        ends = []
+        for size, colour in zip(result["settings"]["sizes"], plot.COLOURS, strict=False):
+            mine = [row for row in rows if (row["size"], row["start"]) == (size, start)]
+            n_parameters = mine[0]["N"]
+            axes.plot([row["D"] for row in mine], [row["loss"] for row in mine], "o", ms=4,
+                      color=colour)
+            curve = laws.loss(theta, n_parameters, wide)
+            axes.plot(wide, curve, lw=1, color=colour)
+            ends.append((wide[-1], curve[-1], f"{n_parameters / 1e6:.1f}M parameters", colour))
+        # The budgets, in thousands of tokens, are the ticks.
+        ticks = sorted(set(budgets))
+        axes.set_xticks(ticks, [f"{budget / 1e3:,.0f}k" for budget in ticks])
+        axes.set_xticks([], minor=True)
+        plot.label_ends(axes, ends)
+    panels[0].set(ylabel="Korean loss, nats per token (lower is better)")
+
+    # How much does the start matter, at the smallest budget and at the largest?
+    gains = []
+    for budget in (min(budgets), max(budgets)):
+        scratch = [row["loss"] for row in rows if (row["D"], row["start"]) == (budget, "scratch")]
+        continued = [row["loss"] for row in rows if (row["D"], row["start"]) == (budget, "continued")]
+        gains.append(sum(scratch) / len(scratch) - sum(continued) / len(continued))
+    plot.title(panels[0], f"Starting from an English model lowers the Korean loss by {gains[0]:.2f} "
+                          f"nats after {min(budgets):,} tokens,\nand by {gains[1]:.2f} after "
+                          f"{max(budgets):,}")
+
+
 def main() -> None:
     """Sweep, fit, and say what the laws say."""
     parser = arms.parser(__doc__, "scaling.py", "tokens of the largest budget; a half and a quarter are run too")
@@ -109,28 +146,15 @@ def main() -> None:
     group = np.array([sorted(set(pairs)).index(pair) for pair in pairs])
     found = findings(fitted, laws.bootstrap(scratch, continued, fitted, group, args.draws), rows)
 
-    def draw(*axes):
-        losses = [row["loss"] for row in rows]
-        D = np.geomspace(scratch[1].min() / 1.5, scratch[1].max() * 3, 50)
-        for panel, start, theta in zip(axes, ("scratch", "continued"), fitted, strict=True):
-            for size, colour in zip(args.sizes, plot.COLOURS, strict=False):
-                mine = [row for row in rows if (row["size"], row["start"]) == (size, start)]
-                panel.plot([row["D"] for row in mine], [row["loss"] for row in mine], "o", ms=4, color=colour)
-                panel.plot(D, laws.loss(theta, mine[0]["N"], D), lw=1, color=colour,
-                           label=f"{size}, N = {mine[0]['N'] / 1e6:.2g}M")
-            panel.set(xscale="log", xlabel="Korean tokens", title=f"{start}: runs, and the fitted law",
-                      ylim=(0.95 * min(losses), 1.02 * max(losses)))
-        axes[0].set(ylabel="Korean loss, nats a token")
-        axes[0].legend()
-
-    cli.write_json(args.out / "scaling.json", {"settings": settings, "rows": rows, "findings": found,
-                                               "theta": [theta.tolist() for theta in fitted]})
+    result = {"settings": settings, "rows": rows, "findings": found,
+              "theta": [theta.tolist() for theta in fitted]}
+    cli.write_json(args.out / "scaling.json", result)
     print(arms.table(["size", "N", "D", "from scratch", "continued"], [
         [a["size"], a["N"], a["D"], *(arms.shown([r["loss"] for r in rows if (r["N"], r["D"], r["start"]) == (
             a["N"], a["D"], start)]) for start in ("scratch", "continued"))]
         for a in rows if a["seed"] == 0 and a["start"] == "scratch"]), "\n", sep="")
     print(arms.table(["by the laws", "value", "95 % interval"], found))
-    plot.figure(args.out / "scaling.svg", draw, panels=2)
+    plot.figure(args.out / "scaling.svg", lambda *axes: draw(result, *axes), panels=2)
 
 
 if __name__ == "__main__":

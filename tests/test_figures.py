@@ -104,13 +104,13 @@ def test_the_repository_s_own_are_drawn_only_without_a_flag(
     shutil.copytree(ROOT / "bench/results", tmp_path / "results")
     figures.main([])
     drawn = {path.stem for path in (tmp_path / "repository/docs/figures").iterdir()}
-    assert drawn == set(figures.FIGURES)
+    assert drawn == {*figures.FIGURES, *figures.STUDIES}
 
 
 def test_the_committed_figures_are_small_and_those_of_the_committed_numbers(figures):
     kept = (ROOT / "bench/results/figures.json").read_text(encoding="utf-8")
     assert set(json.loads(kept)) == set(figures.FIGURES) and "/" not in kept
-    for name in figures.FIGURES:
+    for name in (*figures.FIGURES, *figures.STUDIES):
         assert (ROOT / f"docs/figures/{name}.svg").stat().st_size < 40_000
 
 
