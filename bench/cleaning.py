@@ -1,14 +1,21 @@
 """What cleaning costs and what it finds, on documents of your own.
 
-    python -m bench.cleaning speed    --input RAW/ko                  # MB/s per core, beside datatrove's filters
-    python -m bench.cleaning near     --input RAW/ko                  # recall of planted near duplicates by similarity
-    python -m bench.cleaning personal --input RAW/ko                  # recall of planted personal data; what is masked
-    python -m bench.cleaning kobest   --input RAW/ko --kobest KOBEST  # hits against an independent brute force
-    python -m bench.cleaning dirt     --input RAW/ko --clean CLEAN    # dirt inside documents, raw and cleaned
-    python -m bench.cleaning memory   --input RAW/ko                  # bytes a document at 10,000 ... 1,000,000
+    python -m bench.cleaning speed    --input RAW/ko
+        # MB/s per core, beside datatrove's filters
+    python -m bench.cleaning near     --input RAW/ko
+        # recall of planted near duplicates, by similarity
+    python -m bench.cleaning personal --input RAW/ko
+        # recall of planted personal data, and what is masked in the documents as they are
+    python -m bench.cleaning kobest   --input RAW/ko --kobest KOBEST
+        # hits against an independent brute-force search
+    python -m bench.cleaning dirt     --input RAW/ko --clean CLEAN
+        # leftovers inside documents, raw and cleaned
+    python -m bench.cleaning memory   --input RAW/ko
+        # bytes per document at 10,000 ... 1,000,000 documents
 
-Every oracle here is written with strings and sets, apart from the program. datatrove (pip install datatrove tokenizers
-"xxhash<4") splits words at spaces here, as the rules do; its word tokenizers for Korean would be many times slower.
+Every oracle here is written with strings and sets, independently of the program. datatrove
+(pip install datatrove tokenizers "xxhash<4") splits words at spaces here, as the rules do; its word
+tokenizers for Korean would be many times slower.
 """
 import collections
 import csv
@@ -32,14 +39,20 @@ from common import cli, documents
 
 
 def texts_of(paths: list[str], room: float, seed: int = 0) -> dict[str, list[str]]:
-    """{file: up to `room` bytes of its documents, drawn at random}, normalised. A .txt that is not UTF-8 is CP949."""
+    """{file: up to `room` bytes of its documents, drawn at random}, normalised.
+
+    A .txt that is not UTF-8 is read as CP949.
+    """
     found = {}
     for path in documents.files(paths):
         texts = [d["text"] for d in documents.read_documents([path])]
-        texts = texts or [d["text"] for d in documents.read_documents([path], documents.Reading("cp949"))]
+        if not texts:
+            as_cp949 = documents.Reading("cp949")
+            texts = [found["text"] for found in documents.read_documents([path], as_cp949)]
         random.Random(seed).shuffle(texts)
         sizes = np.cumsum([len(text.encode()) for text in texts])
-        drawn = [normalise.normalise_text(text)[0] for text in texts[:np.searchsorted(sizes, room) + 1]]
+        n_drawn = np.searchsorted(sizes, room) + 1
+        drawn = [normalise.normalise_text(text)[0] for text in texts[:n_drawn]]
         found[path.name] = [text for text in drawn if text is not None]
     return found
 
@@ -228,7 +241,7 @@ def speed(args) -> None:
     measure.report("cleaning-speed", rows, conditions, versus=versus)
 
 
-# -------------------------------------------------------------------------------------------------------- recall
+# ---- Recall --------------------------------------------------------------------------------------
 
 def grams(text: str) -> set[str]:
     text = " ".join(text.split())
@@ -239,7 +252,12 @@ def jaccard(a: set[str], b: set[str]) -> float:
     return len(a & b) / max(1, len(a | b))
 
 
-def with_replaced_words(rng: random.Random, text: str, share: float, words: list[str]) -> str | None:
+def with_replaced_words(
+    rng: random.Random,
+    text: str,
+    share: float,
+    words: list[str],
+) -> str | None:
     """The text with that share of its eojeol replaced, one at least; None if it is too short."""
     eojeol = text.split(" ")
     if share * len(eojeol) < 0.5:
@@ -699,9 +717,15 @@ def cleaned_texts(folder: str) -> dict[str, list[str]]:
     return found
 
 
-# -------------------------------------------------------------------------------------------------------- memory
+# ---- Memory --------------------------------------------------------------------------------------
 
-def write_documents(path: Path, n: int, real: list[str], characters: int, rng: random.Random) -> None:
+def write_documents(
+    path: Path,
+    n: int,
+    real: list[str],
+    characters: int,
+    rng: random.Random,
+) -> None:
     """n documents of so many characters: stretches of real ones with up to nine eojeol replaced, so
     that some stay near copies of others."""
     words = " ".join(real).split()[:2_000_000]
@@ -778,15 +802,18 @@ def main(argv: list[str] | None = None) -> None:
     """Run the measurement that is asked for."""
     parser = cli.Parser(description=__doc__, prog="bench.cleaning")
     flag = parser.add_argument
-    flag("what", choices=["speed", "near", "personal", "kobest", "dirt", "memory"], help="what to measure")
+    flag("what", choices=["speed", "near", "personal", "kobest", "dirt", "memory"],
+         help="what to measure")
     flag("--input", nargs="+", required=True, help="files or folders of real documents")
     flag("--kobest", help="folder of KoBEST")
-    flag("--clean", nargs="*", default=[], help="kobest, dirt: cleaned folders, to look for what is left")
+    flag("--clean", nargs="*", default=[],
+         help="kobest, dirt: cleaned folders, in which to look for what is left")
     flag("--megabytes", type=float, default=2, help="speed: of each file")
     flag("--runs", type=int, default=5, help="speed: turns")
     flag("--documents", type=int, default=2000, help="near: real documents to plant copies of")
     flag("--items", type=int, default=100, help="personal: of each spelling")
-    flag("--sizes", nargs="+", type=int, default=[10_000, 100_000, 1_000_000], help="memory: documents")
+    flag("--sizes", nargs="+", type=int, default=[10_000, 100_000, 1_000_000],
+         help="memory: numbers of documents")
     flag("--characters", type=int, default=120, help="memory: of a document")
     flag("--workers", type=int, default=2, help="memory: processes")
     flag("--seed", type=int, default=0, help="of what is planted")

@@ -28,7 +28,8 @@ Anything that fails is said in its cell. Run it once per version of transformers
     pip install transformers protobuf
     python -m bench.directories --tokenizer mistral.model --model BASE \\
         --korean ko/wiki.jsonl ko/reviews.jsonl --english en/wiki.jsonl --out directories.json \\
-        --converter llama.cpp/convert_hf_to_gguf.py --llama_tokenize llama.cpp/build/bin/llama-tokenize
+        --converter llama.cpp/convert_hf_to_gguf.py \\
+        --llama_tokenize llama.cpp/build/bin/llama-tokenize
 """
 import argparse
 import dataclasses

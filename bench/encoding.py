@@ -8,7 +8,7 @@
 Then `data.py pack` over all of --input, with tiktoken and without: seconds of CPU time, and whether
 the shards are the same bytes.
 
-    python -m bench.encoding --tokenizer merged --input data/raw/ko/wiki.jsonl data/raw/en/wiki.jsonl
+    python -m bench.encoding --tokenizer merged --input raw/ko/wiki.jsonl raw/en/wiki.jsonl
 """
 import argparse
 import contextlib

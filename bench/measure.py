@@ -1,8 +1,8 @@
-"""What every measurement in bench/ shares: the machine's name, interleaved runs, a table and a JSON file.
+"""What the measurements in bench/ share: the machine, interleaved runs, a table, a JSON file.
 
-A figure is worth what its conditions are: each result carries the processor, the threads and the versions behind it.
-Machines are noisy, so contenders take turns (A B C, A B C, …) and what is compared is the median of several turns: a
-slow minute then hits all of them alike. They run from the project's folder: `python -m bench.kernels`.
+Every result names its processor, threads and versions. Machines are noisy, so contenders take
+turns (A B C, A B C, …) and medians are compared: a slow minute then hits all of them alike.
+Run them from the project's folder: `python -m bench.kernels`.
 """
 import json
 import os
@@ -21,9 +21,12 @@ KEYS = ("stage", "step", "tokens", "loss", "lr", "grad_norm")
 
 
 def machine(*packages: str) -> dict:
-    """Processor, GPU, threads, and the versions of torch, triton and `packages` (None where one is missing)."""
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                  if line.startswith("model name")), platform.processor())
+    """Processor, GPU, threads, and the versions of torch, triton and `packages` (None: missing)."""
+    model = platform.processor()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.split(":")[1].strip()
+            break
     versions = {}
     for name in ("torch", "triton", *packages):
         try:
@@ -35,8 +38,12 @@ def machine(*packages: str) -> dict:
             "python": platform.python_version(), **versions}
 
 
-def interleaved(contenders: dict[str, Callable[[], float]], runs: int = 5) -> dict[str, list[float]]:
-    """Call each contender once a turn, `runs` turns; each returns its figure (seconds, tokens a second, …)."""
+def interleaved(
+    contenders: dict[str, Callable[[], float]],
+    runs: int = 5,
+) -> dict[str, list[float]]:
+    """Call each contender once per turn, for `runs` turns; each returns its figure (seconds, tokens
+    per second, …)."""
     figures: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(runs):
         for name, contender in contenders.items():
@@ -55,26 +62,36 @@ def quantiles(values: list[float]) -> tuple[float, float, float]:
 def table(rows: list[dict]) -> str:
     """The rows, which share their keys, as a Markdown table."""
     names = list(rows[0])
-    text = [[f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
-    lines = [names, ["---"] * len(names), *text]
+    lines = [names, ["---"] * len(names)]
+    for row in rows:
+        lines.append([shown(value) for value in row.values()])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def shown(value) -> str:
+    """A cell of a table: floats with four digits.
+
+    >>> shown(0.123456), shown("text")
+    ('0.1235', 'text')
+    """
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def line(row: dict) -> str:
     """A row on one line, for the screen: name value, name value, … with four digits."""
     words = []
     for name, value in row.items():
-        if isinstance(value, float):
-            value = f"{value:.4g}"
-        words.append(f"{name} {value}")
+        words.append(f"{name} {shown(value)}")
     return ", ".join(words)
 
 
 def save(name: str, rows: list[dict], conditions: dict, **extra) -> Path:
-    """Write bench/results/NAME.json. Called after every row by what takes long, so that a kill costs one row."""
+    """Write bench/results/NAME.json. Long measurements call it after every row, so that a kill
+    costs one row."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     file = RESULTS / f"{name}.json"
-    file.write_text(json.dumps({"conditions": conditions, "rows": rows, **extra}, indent=1, ensure_ascii=False) + "\n")
+    result = {"conditions": conditions, "rows": rows, **extra}
+    file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return file
 
 

@@ -88,10 +88,10 @@ TEXTS = {
     "ko": {
         "picture": "전체 과정: 말뭉치 정제, 한국어 토큰 병합, 모델 확장, 단계별 학습, 평가",
         "titles": ["1  정제", "2  병합", "3  확장", "4  학습", "5  평가"],
-        "subtitles": ["한국어 말뭉치", "토크나이저에 한국어 추가", "임베딩과 출력층", "한 부분씩 차례로",
-                      "한국어 실력과 영어 보존"],
-        "steps": ["정규화", "개인정보 마스킹", "찌꺼기 제거", "규칙 필터", "중복 문서 제거", "반복되는 줄 제거",
-                  "퍼플렉시티 필터", "평가 문항 제거"],
+        "subtitles": ["한국어 말뭉치", "토크나이저에 한국어 추가", "임베딩과 출력층",
+                      "한 부분씩 차례로", "한국어 실력과 영어 보존"],
+        "steps": ["정규화", "개인정보 마스킹", "찌꺼기 제거", "규칙 필터", "중복 문서 제거",
+                  "반복되는 줄 제거", "퍼플렉시티 필터", "평가 문항 제거"],
         "before": "기존: 토큰 {}개",
         "after": "병합 후: 토큰 {}개",
         "sentence": SENTENCE,
@@ -103,7 +103,8 @@ TEXTS = {
         "trained": "학습",
         "frozen": "동결: 그래디언트도",
         "frozen 2": "옵티마이저 상태도 없음",
-        "scores": [("바이트당 비트 수", "한국어와 영어"), ("KoBEST", "한국어 다섯 과제"), ("샘플", "무엇이라고 답하나?")],
+        "scores": [("바이트당 비트 수", "한국어와 영어"), ("KoBEST", "한국어 다섯 과제"),
+                   ("샘플", "무엇이라고 답하나?")],
     },
 }
 FILES = ["cleaning/", "tokenizer.py", "init.py", "train.py", "eval_kobest.py"]
@@ -275,8 +276,9 @@ def picture(language: str) -> str:
         if i:
             parts.append(arrow(left - GAP + 1, HEIGHT / 2, GAP - 3))
     body = "\n".join(parts)
+    described = f'role="img" aria-label="{escape(words["picture"])}"'
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-            f'width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{escape(words["picture"])}">\n'
+            f'width="{WIDTH}" height="{HEIGHT}" {described}>\n'
             f"<style>{STYLE}</style>\n{body}\n</svg>\n")
 
 

@@ -49,7 +49,7 @@ KINDS = {
 
 
 def read(folder: Path) -> dict[str, list[str]]:
-    """The documents of a folder's files, by their names. What is in another encoding is left out."""
+    """The documents of a folder's files, by their names; those in another encoding are left out."""
     corpus = {}
     for file in documents.files(folder):
         texts = list(tokenizer.texts([file]))
@@ -232,7 +232,10 @@ def unchanged(texts: list[str], base_file: Path, merged_file: Path) -> dict:
     base = tokenizer.load(base_file)
     merged = tokenizer.load(merged_file)
     plain = [text for text in texts if not tokenizer.HANGUL_LETTER.search(text)]
-    changed = [text for text in plain if base.encode(text, bos=False) != merged.encode(text, bos=False)]
+    changed = []
+    for text in plain:
+        if base.encode(text, bos=False) != merged.encode(text, bos=False):
+            changed.append(text)
     return {"documents_without_hangul": len(plain), "of_which_changed": len(changed)}
 
 
