@@ -1,4 +1,4 @@
-"""The exercises: each test fails on the blanked copy and passes here; sheets; the table of grades."""
+"""The exercises: tests fail on a blanked copy and pass here; the sheets; the table of grades."""
 import ast
 import csv
 import doctest
