@@ -1,5 +1,6 @@
 """Week 1, cleaning: see week1.md.  python -m pytest exercises/test_week1.py"""
 import csv
+import itertools
 import random
 import unicodedata
 
@@ -12,7 +13,8 @@ from cleaning.normalise import unicode_to_nfc
 from cleaning.rules import check
 from toy import world as toy
 
-KO, EN = LIMITS["ko"]["web"], LIMITS["en"]["web"]
+KO = LIMITS["ko"]["web"]
+EN = LIMITS["en"]["web"]
 
 
 def prose(language: int, n: int = 60) -> list[str]:
@@ -21,7 +23,8 @@ def prose(language: int, n: int = 60) -> list[str]:
     return [teller.document() for _ in range(n)]
 
 
-# ------------------------------------------------------------------------------------------------ 1. unicode_to_nfc
+# -------------------------------------------------------------------------------- 1. unicode_to_nfc
+
 
 def test_syllables_are_composed():
     for text in prose(0, 5):
@@ -29,7 +32,13 @@ def test_syllables_are_composed():
 
 
 def test_laughter_stays_laughter():
-    for text in ("ㅋㅋㅋ", "ㅠㅠ", "ㅇㅋ", "ㅋㅏ", "ㅎㅏㄴ"):  # laughter, tears, OK; letters typed one by one
+    for text in (
+        "ㅋㅋㅋ",
+        "ㅠㅠ",
+        "ㅇㅋ",
+        "ㅋㅏ",
+        "ㅎㅏㄴ",
+    ):  # laughter, tears, OK; letters typed one by one
         assert unicode_to_nfc(text) == text
 
 
@@ -46,11 +55,14 @@ def test_what_only_looks_alike_is_left_alone():
 
 
 def test_a_syllable_of_old_korean_stays_whole():
-    assert unicode_to_nfc("\u1112\u119e\u11ab") == "\u1112\u119e\u11ab"  # a vowel that no modern syllable has
+    assert (
+        unicode_to_nfc("\u1112\u119e\u11ab") == "\u1112\u119e\u11ab"
+    )  # a vowel that no modern syllable has
     assert unicode_to_nfc("셔\u11f0") == "셔\u11f0"  # a last consonant that none has
 
 
-# --------------------------------------------------------------------------------------------------------- 2. check
+# ----------------------------------------------------------------------------------------- 2. check
+
 
 def reason(text: str, limits=KO, lang: str = "ko") -> str:
     """The name of the rule by which `check` removes the text, "" if it keeps it."""
@@ -71,20 +83,36 @@ def test_english_rules_keep_english_and_no_korean():
 
 NOISE = random.Random(1)
 SYLLABLES = [chr(code) for code in range(0xAC00, 0xD7A4)]
-COMMON = [c for c in SYLLABLES if len(c.encode("euc_kr")) == 2]  # the 2,350 that Korean words use
-WORDS = "나무 바다 하늘 도시 기차 학생 친구 시장 다리 겨울 아침 음악".split()  # tree, sea, sky, city, train ...
-LINES = "\n".join(f"{a}에서 본 {b} 그리고 {a}" for a, b in zip(WORDS, WORDS[1:], strict=False))  # no full stop
+# The 2,350 that Korean words use.
+COMMON = [syllable for syllable in SYLLABLES if len(syllable.encode("euc_kr")) == 2]
+
+
+def random_words(syllables: list[str], count: int) -> str:
+    """Words of four syllables each."""
+    return " ".join("".join(NOISE.choices(syllables, k=4)) for _ in range(count))
+
+
+# Tree, sea, sky, city, train ...
+WORDS = "나무 바다 하늘 도시 기차 학생 친구 시장 다리 겨울 아침 음악".split()
+# No line ends in a full stop.
+LINES = "\n".join(f"{a}에서 본 {b} 그리고 {a}" for a, b in itertools.pairwise(WORDS))
 JUNK = {
-    "too_short": "바 다\n\n" * 24,  # 48 characters: white space does not count
+    # 48 characters: white space does not count.
+    "too_short": "바 다\n\n" * 24,
     "wrong_language": "Nobody in this town could say when the boats would be back. " * 3,
-    "word_length": "와".join(WORDS * 3),  # without a space
+    # Without a space.
+    "word_length": "와".join(WORDS * 3),
     "symbols": "나무 ★◆※ 바다 ◇◈☆ 하늘 ※※★ 기차 ☆☆◆ " * 3,
     "no_letters": "나무 12 바다 345 하늘 6789 기차 10 학생 112 친구 " * 3,
-    "garbled": " ".join("".join(NOISE.choices(SYLLABLES, k=4)) for _ in range(60)),
-    "function_words": " ".join("".join(NOISE.choices(COMMON, k=4)) for _ in range(200)),  # none ends like a word
+    "garbled": random_words(SYLLABLES, 60),
+    # None of these words ends like one.
+    "function_words": random_words(COMMON, 200),
     "line_ends": LINES,
-    "repeated_lines": "\n".join([prose(0, 1)[0]] + ["지난주에 본 바다는 참 넓었다."] * 9),  # 'the sea was wide'
-    "repeated_ngrams": prose(0, 1)[0] + " 지금 바로 클릭하면 사은품을 드립니다." * 30}  # 'click now for a free gift'
+    # 'The sea that I saw last week was wide.'
+    "repeated_lines": "\n".join([prose(0, 1)[0]] + ["지난주에 본 바다는 참 넓었다."] * 9),
+    # 'Click now for a free gift.'
+    "repeated_ngrams": prose(0, 1)[0] + " 지금 바로 클릭하면 사은품을 드립니다." * 30,
+}
 
 
 @pytest.mark.parametrize("name", JUNK)
@@ -105,53 +133,73 @@ def test_hanja_is_korean_beside_hangul_only():
     limits = KO._replace(repeated_ngrams={})
     text = "어제 先生이 東海에서 音樂을 들었다. 오늘 學生이 都市에서 册床을 샀다. " * 2
     assert reason(text, limits) == ""
-    assert reason("昨天老师在东海听了音乐。今天学生在城市买了书桌。" * 4, limits) == "wrong_language"
+    assert (
+        reason("昨天老师在东海听了音乐。今天学生在城市买了书桌。" * 4, limits) == "wrong_language"
+    )
 
 
-# ------------------------------------------------------------------------------------------------------- 3. MinHash
+# --------------------------------------------------------------------------------------- 3. MinHash
+
 
 def pair(rng: np.random.Generator, common: int, own: int) -> tuple[np.ndarray, np.ndarray]:
     """Two sets of hashed 5-grams whose Jaccard similarity is common / (common + 2 * own)."""
     grams = rng.integers(0, 2**64, common + 2 * own, np.uint64)
-    return np.sort(grams[:common + own]), np.sort(np.concatenate([grams[:common], grams[common + own:]]))
+    return np.sort(grams[: common + own]), np.sort(
+        np.concatenate([grams[:common], grams[common + own :]])
+    )
 
 
 def test_jaccard_by_hand():
     assert duplicates.jaccard(np.array([1, 2, 3]), np.array([2, 3, 4])) == 0.5
-    assert duplicates.jaccard(np.array([1, 2]), np.array([3])) == 0 and duplicates.jaccard(*[np.array([7, 8])] * 2) == 1
+    assert (
+        duplicates.jaccard(np.array([1, 2]), np.array([3])) == 0
+        and duplicates.jaccard(*[np.array([7, 8])] * 2) == 1
+    )
     assert duplicates.jaccard(*pair(np.random.default_rng(1), 60, 20)) == 0.6
 
 
 def test_bands_depend_on_the_set_alone():
     a, b = pair(np.random.default_rng(2), 30, 30)
-    shuffled = np.random.default_rng(3).permutation(np.concatenate([a, a[:10]]))  # another order, some 5-grams twice
-    together, alone = duplicates.bands_of([b, a, shuffled]), duplicates.bands_of([a])
+    shuffled = np.random.default_rng(3).permutation(
+        np.concatenate([a, a[:10]])
+    )  # another order, some 5-grams twice
+    together = duplicates.bands_of([b, a, shuffled])
+    alone = duplicates.bands_of([a])
     assert together.shape == (3, 14) and together.dtype == np.uint64
-    assert (together[1] == alone[0]).all() and (together[2] == alone[0]).all() and (together[0] != alone[0]).any()
+    assert (
+        (together[1] == alone[0]).all()
+        and (together[2] == alone[0]).all()
+        and (together[0] != alone[0]).any()
+    )
 
 
-@pytest.mark.parametrize("common, own", [(60, 20), (80, 10), (90, 5)])  # similarities 0.6, 0.8 and 0.9
+@pytest.mark.parametrize(
+    "common, own", [(60, 20), (80, 10), (90, 5)]
+)  # similarities 0.6, 0.8 and 0.9
 def test_two_documents_share_a_band_as_often_as_the_formula_says(common, own):
-    rng, s = np.random.default_rng(common), common / 100
+    rng = np.random.default_rng(common)
+    s = common / 100
     bands = duplicates.bands_of([grams for _ in range(400) for grams in pair(rng, common, own)])
     agree = bands[::2] == bands[1::2]
-    assert float(agree.mean()) == pytest.approx(s ** 8, abs=0.04)
-    assert float(agree.any(axis=1).mean()) == pytest.approx(1 - (1 - s ** 8) ** 14, abs=0.08)
+    assert float(agree.mean()) == pytest.approx(s**8, abs=0.04)
+    assert float(agree.any(axis=1).mean()) == pytest.approx(1 - (1 - s**8) ** 14, abs=0.08)
 
 
 def test_a_near_copy_goes_and_the_longer_one_stays():
     texts = prose(0, 20)
     texts.append(texts[4] + " 끝.")  # 'The end.'
-    kept = duplicates.near_duplicates(duplicates.band_hashes(texts).T, np.array([len(t) for t in texts]),
-                                      texts.__getitem__)
+    kept = duplicates.near_duplicates(
+        duplicates.band_hashes(texts).T, np.array([len(t) for t in texts]), texts.__getitem__
+    )
     assert kept.tolist() == [i if i != 4 else 20 for i in range(21)]
 
 
-# ------------------------------------------------------------------------------------------------- 4. decontaminate
+# --------------------------------------------------------------------------------- 4. decontaminate
 
-LONG = "어제 저녁에 수빈이 접시를 바닥에 떨어뜨렸다. 그래서 접시가 산산이 깨졌다."  # 'Subin dropped a plate; it broke'
+# 'Subin dropped a plate; it broke.'
+LONG = "어제 저녁에 수빈이 접시를 바닥에 떨어뜨렸다. 그래서 접시가 산산이 깨졌다."
 SHORT = "남자는 토스트기 전원을 껐다."  # 'the man switched the toaster off': 12 letters
-TINY = "커피가 식었다."                # 'the coffee went cold': 6
+TINY = "커피가 식었다."  # 'the coffee went cold': 6
 
 
 def letters(text: str) -> str:
@@ -159,7 +207,7 @@ def letters(text: str) -> str:
 
 
 def verdict(benchmark: decontaminate.Benchmark, text: str) -> tuple[str | None, str]:
-    """What `check` returns, without what it measured: behind ": " anything may stand, or nothing."""
+    """What `check` returns, without what it measured, which stands behind ": "."""
     kept, reason = benchmark.check(text)
     return kept, reason.partition(": ")[0]
 
@@ -168,8 +216,11 @@ def test_25_characters_in_a_row_give_an_item_away():
     benchmark = decontaminate.Benchmark([LONG])
     squeezed = letters(LONG)
     for start in range(len(squeezed) - 24):
-        assert verdict(benchmark, f"앞 {squeezed[start:start + 25]} 뒤") == (None, "benchmark_run")   # 'before', 'behind'
-        shorter = f"앞 {squeezed[start:start + 24]} 뒤"
+        assert verdict(benchmark, f"앞 {squeezed[start : start + 25]} 뒤") == (
+            None,
+            "benchmark_run",
+        )  # 'before', 'behind'
+        shorter = f"앞 {squeezed[start : start + 24]} 뒤"
         assert benchmark.check(shorter) == (shorter, "")
 
 
@@ -195,7 +246,13 @@ def test_what_the_check_cannot_see():
 def test_items_that_can_be_found_are_counted(tmp_path):
     (tmp_path / "COPA").mkdir()
     with open(tmp_path / "COPA" / "dev.tsv", "w", encoding="utf-8", newline="") as file:
-        csv.writer(file, delimiter="\t").writerows([
-            ["ID", "a column whose name is long enough to be looked for"], ["1", LONG, TINY], ["2", TINY, SHORT],
-            ["3", TINY, TINY], ["4", "https://example.com/a/page/that/both/cite", TINY]])
+        csv.writer(file, delimiter="\t").writerows(
+            [
+                ["ID", "a column whose name is long enough to be looked for"],
+                ["1", LONG, TINY],
+                ["2", TINY, SHORT],
+                ["3", TINY, TINY],
+                ["4", "https://example.com/a/page/that/both/cite", TINY],
+            ]
+        )
     assert decontaminate.detectable(tmp_path) == {"COPA/dev": (2, 4)}

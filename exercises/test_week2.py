@@ -1,6 +1,6 @@
 """Week 2, the tokenizer: see week2.md, and week2b.md from part 5 on (`-k ranks` runs those).
 
-    python -m pytest exercises/test_week2.py
+python -m pytest exercises/test_week2.py
 """
 import io
 import random
@@ -145,8 +145,8 @@ def test_a_size_that_cannot_be_is_refused():
 
 def added(base: Model, *texts: str) -> list[tuple[str, float]]:
     found = tokenizer.parse(tokenizer.merge(base, pieces(*texts)))[0]
-    assert found[:len(base.pieces)] == base.pieces
-    return [(piece.text, piece.score) for piece in found[len(base.pieces):]]
+    assert found[: len(base.pieces)] == base.pieces
+    return [(piece.text, piece.score) for piece in found[len(base.pieces) :]]
 
 
 def test_scores_continue_below_the_base():
@@ -237,7 +237,7 @@ def apply(merges: list[tuple[str, str]], text: str) -> list[str]:
         if not known:
             return parts
         i = min(known)[1]
-        parts[i:i + 2] = [parts[i] + parts[i + 1]]
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
 
 
 def test_every_split_of_a_piece_is_a_merge():
@@ -411,4 +411,6 @@ def test_ranks_and_their_merges_say_the_same():
     chunks = sorted(set(byte_base().chunks("\n".join(held_out(0)[:5] + held_out(1)[:5]))))
     for chunk in chunks:
         tokens = byte_level.join(byte_level.single_bytes(chunk.encode()), grown_base().ranks)
-        assert applied(grown_base().ranks, chunk) == [byte_level_file.spelled(one) for one in tokens]
+        assert applied(grown_base().ranks, chunk) == [
+            byte_level_file.spelled(one) for one in tokens
+        ]

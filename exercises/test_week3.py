@@ -31,9 +31,18 @@ def folder(tmp_path_factory):
     (folder / "base.model").write_bytes(base.raw)
     (folder / "merged.model").write_bytes(tokenizer.merge(base, pieces(*KOREAN)))
     torch.manual_seed(0)
-    llama = model.Llama(model.Config(
-        vocab_size=len(base.pieces), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=64))
+    llama = model.Llama(
+        model.Config(
+            vocab_size=len(base.pieces),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            max_position_embeddings=64,
+        )
+    )
     with torch.no_grad():
         llama.lm_head.weight.mul_(3)  # so that the two tables differ in scale
     model.save(llama, folder / "model")
@@ -41,18 +50,36 @@ def folder(tmp_path_factory):
     teller = toy.Teller("week 3", 1)
     lines = [json.dumps({"text": teller.document()}) + "\n" for _ in range(40)]
     (folder / "en.jsonl").write_text("".join(lines))
-    data.main(["pack", "--input", f"{folder}/en.jsonl", "--tokenizer", f"{folder}/base.model",
-               "--out", f"{folder}/shards", "--val_fraction", "0.2"])
+    data.main(
+        [
+            "pack",
+            "--input",
+            f"{folder}/en.jsonl",
+            "--tokenizer",
+            f"{folder}/base.model",
+            "--out",
+            f"{folder}/shards",
+            "--val_fraction",
+            "0.2",
+        ]
+    )
     return folder
 
 
-# ---------------------------------------------------------------------------------- 1. growth
+# ---------------------------------------------------------------------------------------- 1. growth
+
 
 def test_a_piece_is_cut_as_the_base_has_spelt_it(folder):
     grow = init.growth(folder / "model", folder / "merged.model", 1)
     name = tokenizer.load(folder / "model").sp.id_to_piece
     assert [" ".join(map(name, ids)) for ids in grow.parts] == [
-        "한 국", "▁ 한 국", "대 한", "▁ 국", "<0xEB> <0x8B> <0xAD>", "▁ <0xEB> <0x8B> <0xAD>"]
+        "한 국",
+        "▁ 한 국",
+        "대 한",
+        "▁ 국",
+        "<0xEB> <0x8B> <0xAD>",
+        "▁ <0xEB> <0x8B> <0xAD>",
+    ]
     assert name(grow.space) == "▁"
 
 
@@ -64,13 +91,13 @@ def test_the_numbers_of_rows(folder):
 
 
 def test_a_tokenizer_that_does_not_continue_the_models_is_refused(folder, tmp_path):
-    other = base_of("he", "th", letters=LETTERS)    # the first two changed places
+    other = base_of("he", "th", letters=LETTERS)  # the first two changed places
     (tmp_path / "other.model").write_bytes(tokenizer.merge(other, pieces(*KOREAN)))
     with pytest.raises(cli.UserError):
         init.growth(folder / "model", tmp_path / "other.model", 64)
 
 
-# -------------------------------------------------------------------------------- 2. new_rows
+# -------------------------------------------------------------------------------------- 2. new_rows
 
 TABLE = torch.tensor([[1.0, 0.0], [3.0, 4.0], [5.0, 8.0], [91.0, -12.0]])
 # Row 3 is the bare ▁'s.
@@ -92,7 +119,7 @@ def test_by_hand():
 
 
 def test_rows_below_the_bases_are_not_looked_at():
-    longer = torch.cat([TABLE, torch.full((3, 2), 1e6)])    # rows without a piece
+    longer = torch.cat([TABLE, torch.full((3, 2), 1e6)])  # rows without a piece
     assert init.new_rows(EMBED, longer, "mean", False, GROW, 0).tolist() == [[25.0, 0.0]] * 5
 
 
@@ -135,7 +162,8 @@ def test_padding_is_never_likely():
     assert float(torch.softmax(hidden @ head.T, 1)[:, 50:].max()) <= 1 / 50
 
 
-# --------------------------------------------------------------------------- 3. train_briefly
+# --------------------------------------------------------------------------------- 3. train_briefly
+
 
 def tune(folder, steps, trained=lambda name: True, lr=3e-3):
     """(the model before and after, bits per byte at the steps)."""
@@ -145,7 +173,8 @@ def tune(folder, steps, trained=lambda name: True, lr=3e-3):
     for name, parameter in llama.named_parameters():
         parameter.requires_grad = trained(name)
     args = argparse.Namespace(
-        lr=lr, seq_len=32, seed=0, probe_batch=4, probe_bytes=4000, device="cpu")
+        lr=lr, seq_len=32, seed=0, probe_batch=4, probe_bytes=4000, device="cpu"
+    )
     return before, llama, list(init.train_briefly(llama, shards, steps, args))
 
 
@@ -173,7 +202,7 @@ def test_rows_of_pieces_that_never_come_stay_where_they_were(folder):
     before, llama, _ = tune(folder, [0, 20])
     pieces = tokenizer.read(folder / "model").pieces
     hangul = [i for i, piece in enumerate(pieces) if piece.text in "대한국"]
-    assert len(hangul) == 3     # and the text is English
+    assert len(hangul) == 3  # and the text is English
     old = before.model.embed_tokens.weight
     new = llama.model.embed_tokens.weight
     assert torch.equal(old[hangul], new[hangul])

@@ -1,6 +1,8 @@
-"""Week 6: a log-likelihood scorer and its controls; the gradients of linear cross-entropy and RMSNorm.
+"""Week 6: a scorer by log-likelihood and its controls; gradients of cross-entropy and RMSNorm.
 
-    python -m pytest exercises/test_week6.py    # Triton runs in its interpreter; without Triton its tests are skipped
+    python -m pytest exercises/test_week6.py
+
+Triton runs in its interpreter. Without Triton its tests are skipped.
 """
 import itertools
 import math
@@ -10,7 +12,8 @@ import re
 import pytest
 import torch
 
-os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton: the kernel runs on the CPU, in numpy
+# Before anything imports triton: the kernel runs on the CPU, in NumPy.
+os.environ["TRITON_INTERPRET"] = "1"
 
 import eval_kobest as kobest  # noqa: E402
 import kernels  # noqa: E402
@@ -32,9 +35,19 @@ def the_same_numbers_every_time():
 def tiny(positions: int = 64) -> model.Llama:
     """A random Llama of forty words, with opinions: its weights are large."""
     torch.manual_seed(0)
-    return model.Llama(model.Config(
-        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=positions, initializer_range=0.3)).eval()
+    return model.Llama(
+        model.Config(
+            vocab_size=40,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            max_position_embeddings=positions,
+            initializer_range=0.3,
+        )
+    ).eval()
 
 
 def score(requests: list, positions: int = 64) -> list[float]:
@@ -42,12 +55,12 @@ def score(requests: list, positions: int = 64) -> list[float]:
 
 
 def some_requests(n: int = 12) -> list:
-    """Contexts and answers of several lengths; some contexts come twice, as those of one question do."""
+    """Contexts and answers of several lengths. Some contexts come twice, as a question's do."""
     contexts = [[BOS, *torch.randint(3, 40, (5 + i,)).tolist()] for i in range(n // 2)]
     return [(contexts[i // 2], torch.randint(3, 40, (1 + i % 3,)).tolist()) for i in range(n)]
 
 
-# ------------------------------------------------------------------------------------------ a log-likelihood scorer
+# -------------------------------------------------------------------------- a log-likelihood scorer
 
 
 def words(text: str) -> list[int]:
@@ -60,8 +73,8 @@ def words(text: str) -> list[int]:
 def test_the_spaces_at_the_end_go_to_the_answer(spaces):
     """In running text a word comes with its space. A context that ends in one would ask for a word
     without it."""
-    answers = ["예", "아니오 아니오"]           # yes; no no
-    example = kobest.Example(1, "답변:" + spaces, answers, 0)       # "answer:"
+    answers = ["예", "아니오 아니오"]  # yes; no no
+    example = kobest.Example(1, "답변:" + spaces, answers, 0)  # "answer:"
     pairs = kobest.encode(words, example)
     assert [context for context, _ in pairs] == [words("답변:")] * 2
     expected = [words(spaces + " " + answer)[1:] for answer in answers]
@@ -71,6 +84,7 @@ def test_the_spaces_at_the_end_go_to_the_answer(spaces):
 def test_an_answer_is_encoded_with_its_context():
     """Letter by letter, but "b " is one token: it swallows the space, and the answer is what comes
     after the cut."""
+
     def letters(text):
         return [BOS, *(ord(piece[0]) for piece in re.findall("b |.", text))]
 
@@ -80,7 +94,8 @@ def test_an_answer_is_encoded_with_its_context():
 
 
 def test_scores_are_those_of_a_plain_forward_pass():
-    llama, requests = tiny().double(), some_requests()
+    llama = tiny().double()
+    requests = some_requests()
     llama.compute_dtype = torch.float64
     expected = []
     for context, answer in requests:
@@ -137,7 +152,8 @@ def test_evaluate_finds_the_likeliest_answer():
 
 
 def test_the_control_knows_nothing_of_the_question():
-    """With BOS for a context the same answers get the same scores, so the accuracy is the share of one label."""
+    """With BOS for a context the same answers get the same scores, so the accuracy is the share of
+    one label."""
     asked = examples(20, lambda i: int(i >= 6))
     result = kobest.evaluate(tiny(), words, "boolq", asked, 256, context=[BOS])
     assert len({tuple(row["loglikelihoods"]) for row in result["examples"]}) == 1
@@ -166,7 +182,7 @@ def test_mcnemar_by_counting_every_outcome():
         assert kobest.mcnemar(lost, gained) == pytest.approx(expected), (lost, gained)
 
 
-# ----------------------------------------------------------------------- head and loss in one pass
+# ------------------------------------------------------------------------ head and loss in one pass
 
 
 def head_and_loss(n: int = 23, dtype=torch.float32):
@@ -210,7 +226,7 @@ def test_chunks_give_the_whole_gradient(rows, dtype):
 
 
 def test_the_logits_are_never_whole(monkeypatch):
-    """Six rows of logits fit into the budget, and 600 are asked for: no call makes more than six."""
+    """Six rows of logits fit into the budget, and there are 600: no call makes more than six."""
     hidden, weight, targets = head_and_loss(600)
     softmax = lce._softmax_torch
     seen = []
@@ -231,7 +247,7 @@ def test_bfloat16_sums_its_shares_in_float32():
     weight = torch.zeros(2, 1, requires_grad=True)
     targets = torch.zeros(600, dtype=torch.int64)
     loss, _ = lce.linear_cross_entropy(hidden, weight, targets, chunk_bytes=1)
-    gradient, = torch.autograd.grad(loss, weight)
+    (gradient,) = torch.autograd.grad(loss, weight)
     assert gradient.flatten().tolist() == [-300, 300]
     assert loss.item() == pytest.approx(600 * math.log(2), rel=1e-3)
 
@@ -245,7 +261,7 @@ def test_a_gradient_that_nobody_needs_is_empty():
         assert [g.numel() > 0 for g in gradients] == list(need)
 
 
-# --------------------------------------------------------------- RMSNorm's backward, once in each
+# ----------------------------------------------------------------- RMSNorm's backward, once in each
 
 
 @pytest.fixture(params=["torch", "triton"])
