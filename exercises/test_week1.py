@@ -55,10 +55,9 @@ def test_what_only_looks_alike_is_left_alone():
 
 
 def test_a_syllable_of_old_korean_stays_whole():
-    assert (
-        unicode_to_nfc("\u1112\u119e\u11ab") == "\u1112\u119e\u11ab"
-    )  # a vowel that no modern syllable has
-    assert unicode_to_nfc("셔\u11f0") == "셔\u11f0"  # a last consonant that none has
+    # A vowel, and a last consonant, that no modern syllable has.
+    for text in ("\u1112\u119e\u11ab", "셔\u11f0"):
+        assert unicode_to_nfc(text) == text
 
 
 # ----------------------------------------------------------------------------------------- 2. check
@@ -144,42 +143,43 @@ def test_hanja_is_korean_beside_hangul_only():
 def pair(rng: np.random.Generator, common: int, own: int) -> tuple[np.ndarray, np.ndarray]:
     """Two sets of hashed 5-grams whose Jaccard similarity is common / (common + 2 * own)."""
     grams = rng.integers(0, 2**64, common + 2 * own, np.uint64)
-    return np.sort(grams[: common + own]), np.sort(
-        np.concatenate([grams[:common], grams[common + own :]])
-    )
+    a = grams[:common + own]
+    b = np.concatenate([grams[:common], grams[common + own:]])
+    return np.sort(a), np.sort(b)
 
 
 def test_jaccard_by_hand():
-    assert duplicates.jaccard(np.array([1, 2, 3]), np.array([2, 3, 4])) == 0.5
-    assert (
-        duplicates.jaccard(np.array([1, 2]), np.array([3])) == 0
-        and duplicates.jaccard(*[np.array([7, 8])] * 2) == 1
-    )
+    for a, b, expected in [
+        ([1, 2, 3], [2, 3, 4], 0.5),
+        ([1, 2], [3], 0),
+        ([7, 8], [7, 8], 1),
+    ]:
+        assert duplicates.jaccard(np.array(a), np.array(b)) == expected
     assert duplicates.jaccard(*pair(np.random.default_rng(1), 60, 20)) == 0.6
 
 
 def test_bands_depend_on_the_set_alone():
     a, b = pair(np.random.default_rng(2), 30, 30)
-    shuffled = np.random.default_rng(3).permutation(
-        np.concatenate([a, a[:10]])
-    )  # another order, some 5-grams twice
+    # In another order, some 5-grams twice.
+    repeated = np.concatenate([a, a[:10]])
+    shuffled = np.random.default_rng(3).permutation(repeated)
     together = duplicates.bands_of([b, a, shuffled])
     alone = duplicates.bands_of([a])
     assert together.shape == (3, 14) and together.dtype == np.uint64
-    assert (
-        (together[1] == alone[0]).all()
-        and (together[2] == alone[0]).all()
-        and (together[0] != alone[0]).any()
-    )
+    assert (together[1] == alone[0]).all()
+    assert (together[2] == alone[0]).all()
+    assert (together[0] != alone[0]).any()
 
 
-@pytest.mark.parametrize(
-    "common, own", [(60, 20), (80, 10), (90, 5)]
-)  # similarities 0.6, 0.8 and 0.9
+# Similarities 0.6, 0.8 and 0.9.
+@pytest.mark.parametrize("common, own", [(60, 20), (80, 10), (90, 5)])
 def test_two_documents_share_a_band_as_often_as_the_formula_says(common, own):
     rng = np.random.default_rng(common)
     s = common / 100
-    bands = duplicates.bands_of([grams for _ in range(400) for grams in pair(rng, common, own)])
+    documents = []
+    for _ in range(400):
+        documents += pair(rng, common, own)
+    bands = duplicates.bands_of(documents)
     agree = bands[::2] == bands[1::2]
     assert float(agree.mean()) == pytest.approx(s**8, abs=0.04)
     assert float(agree.any(axis=1).mean()) == pytest.approx(1 - (1 - s**8) ** 14, abs=0.08)
@@ -188,10 +188,12 @@ def test_two_documents_share_a_band_as_often_as_the_formula_says(common, own):
 def test_a_near_copy_goes_and_the_longer_one_stays():
     texts = prose(0, 20)
     texts.append(texts[4] + " 끝.")  # 'The end.'
-    kept = duplicates.near_duplicates(
-        duplicates.band_hashes(texts).T, np.array([len(t) for t in texts]), texts.__getitem__
-    )
-    assert kept.tolist() == [i if i != 4 else 20 for i in range(21)]
+    bands = duplicates.band_hashes(texts).T
+    sizes = np.array([len(text) for text in texts])
+    kept = duplicates.near_duplicates(bands, sizes, texts.__getitem__)
+    expected = list(range(21))
+    expected[4] = 20
+    assert kept.tolist() == expected
 
 
 # --------------------------------------------------------------------------------- 4. decontaminate
@@ -216,11 +218,10 @@ def test_25_characters_in_a_row_give_an_item_away():
     benchmark = decontaminate.Benchmark([LONG])
     squeezed = letters(LONG)
     for start in range(len(squeezed) - 24):
-        assert verdict(benchmark, f"앞 {squeezed[start : start + 25]} 뒤") == (
-            None,
-            "benchmark_run",
-        )  # 'before', 'behind'
-        shorter = f"앞 {squeezed[start : start + 24]} 뒤"
+        # 앞 is 'before', 뒤 'behind'.
+        run = f"앞 {squeezed[start:start + 25]} 뒤"
+        assert verdict(benchmark, run) == (None, "benchmark_run")
+        shorter = f"앞 {squeezed[start:start + 24]} 뒤"
         assert benchmark.check(shorter) == (shorter, "")
 
 

@@ -76,47 +76,22 @@ def world(tmp_path_factory) -> Path:
     model.save(model.Llama(config), root / "model")
     tokenizer.save(root / "base.model", root / "model")
     for name in ("a", "b", "chat"):
-        fields = (
-            ["--prompt_field", "prompt", "--response_field", "response"] if name == "chat" else []
-        )
-        data.main(
-            [
-                "pack",
-                "--input",
-                f"{root}/{name}.jsonl",
-                "--tokenizer",
-                f"{root}/base.model",
-                "--out",
-                f"{root}/{name}",
-                "--val_fraction",
-                "0.05",
-                *fields,
-            ]
-        )
+        command = f"pack --input {root}/{name}.jsonl --tokenizer {root}/base.model"
+        command += f" --out {root}/{name} --val_fraction 0.05"
+        if name == "chat":
+            command += " --prompt_field prompt --response_field response"
+        data.main(command.split())
     return root
 
 
 def flags(world: Path, out: Path, *stages: str, sources=("a=0.75", "b=0.25"), more=()) -> list[str]:
+    """The command line of a short training run."""
+    shards = [f"{world}/{source}" for source in sources]
+    settings = "--seq_len 32 --batch_tokens 128 --save_every 3 --eval_bytes 500 --device cpu"
     return [
-        "--model",
-        f"{world}/model",
-        "--data",
-        *(f"{world}/{source}" for source in sources),
-        "--out",
-        str(out),
-        "--seq_len",
-        "32",
-        "--batch_tokens",
-        "128",
-        "--save_every",
-        "3",
-        "--eval_bytes",
-        "500",
-        "--device",
-        "cpu",
-        "--stages",
-        *stages,
-        *more,
+        *["--model", f"{world}/model", "--data", *shards, "--out", str(out)],
+        *settings.split(),
+        *["--stages", *stages, *more],
     ]
 
 
@@ -226,15 +201,19 @@ def test_the_order_of_the_sources_by_hand():
     assert fading == [0, 0, 1, 1]
 
 
+def rows_of(batch: tuple) -> list[list]:
+    """[inputs, targets] of each row of a loader's batch."""
+    inputs, targets, _ = batch
+    return [list(row) for row in zip(inputs.tolist(), targets.tolist(), strict=True)]
+
+
 def test_every_window_comes_once_an_epoch_in_another_order(world):
     shards = data.Shards(world / "a")
     n = shards.windows(32)
     as_packed = [[part.tolist() for part in shards.window(i, 32)] for i in range(n)]
     deal = loader(world, sources=["a"], weights=[1])
-    first, second = (
-        [[*row] for row in zip(inputs.tolist(), targets.tolist(), strict=True)]
-        for inputs, targets, _ in (deal.next(n), deal.next(n))
-    )
+    first = rows_of(deal.next(n))
+    second = rows_of(deal.next(n))
     assert sorted(first) == sorted(second) == sorted(as_packed)
     assert first != second and first != as_packed
 
@@ -246,10 +225,8 @@ def test_the_order_is_a_function_of_the_seed_and_the_counts(world):
     whole, _, _ = loader(world).next(n)
     assert loader(world, seed=1).next(n)[0].tolist() != whole.tolist()
     pieces = loader(world)
-    assert (
-        np.concatenate([pieces.next(size)[0] for size in (3, 40, n - 43)]).tolist()
-        == whole.tolist()
-    )
+    inputs = [pieces.next(size)[0] for size in (3, 40, n - 43)]
+    assert np.concatenate(inputs).tolist() == whole.tolist()
     stopped = loader(world)
     stopped.next(n - 30)
     resumed = loader(world)
@@ -393,7 +370,6 @@ def test_a_killed_run_ends_in_the_same_bits(world, tmp_path):
     assert steps(run)[-1][:2] == (2, 4) and not (run / "model").exists()
     train.main(["--resume", str(run)])
     assert steps(run) == steps(whole)
-    assert all(
-        torch.equal(tensor, weights(run / "model")[name])
-        for name, tensor in weights(whole / "model").items()
-    )
+    resumed = weights(run / "model")
+    for name, tensor in weights(whole / "model").items():
+        assert torch.equal(tensor, resumed[name]), name
