@@ -127,7 +127,7 @@ def test_a_target_is_the_token_after():
     assert tokens.tolist() == [5, 6, 7, 8, 9], "the caller's array is not yours to change"
 
 
-def test_the_count_is_of_what_is_learnt_in_the_whole_batch(world):
+def test_the_count_is_of_the_targets_of_the_whole_batch(world):
     """It is known before the first backward pass. It is not 4 x 32: prompts do not count."""
     mine, other = (loader(world, sources=["chat"], weights=[1]) for _ in range(2))
     for parts, origin, count, state in train.batches(mine, 5, 4, 2, "cpu"):
@@ -145,7 +145,7 @@ def test_the_count_is_of_what_is_learnt_in_the_whole_batch(world):
             < 4 * 32
         )
         assert state == other.state_dict(), (
-            "the state after this batch: a checkpoint goes on with the next"
+            "the state after this batch: a checkpoint resumes at the next"
         )
 
 
