@@ -6,10 +6,10 @@ import numpy as np
 
 
 def new_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-    """Create a .npy file and map it into memory: what is written to the array is in the file.
+    """Create a .npy file and map it into memory: writing to the array writes to the file.
 
-    Its disk space is allocated now. Otherwise a disk that fills up while the array is being written
-    would kill the process with a signal (SIGBUS) instead of an error that says why."""
+    Its disk space is allocated up front. Otherwise a disk that fills up during a later write would
+    kill the process with SIGBUS instead of raising an error that says why."""
     array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     has_fallocate = hasattr(os, "posix_fallocate")  # macOS does not have it
     if has_fallocate:
