@@ -1,8 +1,8 @@
-"""Numbers of a bank: cards, which prove themselves, and accounts, which do not.
+"""Bank numbers: cards, which can be checked by their digits, and accounts, which cannot.
 
-A card's digits are evidence: an issued prefix, and Luhn's check, which nine of ten random numbers
-fail. An account's format differs from bank to bank, so only the words beside it tell it from the
-number of a file:
+The digits of a card number are evidence in themselves: an issued prefix, and Luhn's check, which
+nine out of ten random numbers fail. Account formats differ from bank to bank, so only the words
+next to a number tell an account from, say, a file number:
 
     >>> is_account(ACCOUNT_PATTERN.search("국민은행 123-45-678901"))  # Kookmin Bank
     True
@@ -26,7 +26,7 @@ from cleaning.personal import (
 
 CARD_PATTERN = regex.compile(
     rf"""
-    (?=[0-9])                                      # saves looking back everywhere
+    (?=[0-9])                                      # tested first: avoids most lookbehinds
     {START} {NOT_IN_NAME}
     (?: [0-9]{{4}} (?P<four> {HYPHEN} | [ ]? ) [0-9]{{4}} (?P=four) [0-9]{{4}} (?P=four) [0-9]{{4}}
       | 3[47][0-9]{{2}} (?P<amex> {HYPHEN} | [ ]? ) [0-9]{{6}} (?P=amex) [0-9]{{5}}
@@ -52,15 +52,16 @@ ISSUED = regex.compile(
 
 
 def is_card(match: regex.Match) -> bool:
-    """Luhn's check, an issued prefix, and not four years: one list of years in ten passes Luhn."""
+    """Whether a match passes Luhn's check, has an issued prefix, and is not four years: one list of
+    four years in ten passes Luhn's check."""
     digits = digits_of(match)
     groups = [digits[i:i + 4] for i in range(0, 16, 4)]
     return not are_years(groups) and ISSUED.match(digits) is not None and luhn(digits)
 
 
 def luhn(digits: str) -> bool:
-    """Luhn's check (ISO/IEC 7812-1): from the right every second digit is doubled; the sum of all
-    digits is a multiple of ten.
+    """Luhn's check (ISO/IEC 7812-1): counting from the right, every second digit is doubled; the
+    sum of all resulting digits must be a multiple of ten.
 
     >>> luhn("4111111111111111"), luhn("4111111111111112")
     (True, False)
@@ -75,8 +76,8 @@ def luhn(digits: str) -> bool:
 
 
 def are_years(groups: list[str]) -> bool:
-    """Whether all groups of digits may be years."""
-    # Ours: of 60,830 years with 년 (year) behind them, 95 % are among these.
+    """Whether every group of digits could be a year."""
+    # Ours: of 60,830 numbers followed by 년 (year), 95 % lie in this range.
     return all(1500 <= int(group) <= 2100 for group in groups)
 
 
@@ -94,7 +95,7 @@ ACCOUNT_PATTERN = regex.compile(
     """,
     regex.VERBOSE,
 )
-# Account, bank, (internet) bank, the co-operatives, post office, paying in, transfer.
+# Account, bank, (internet) bank, the co-operatives, post office, deposit, transfer.
 BANK_WORDS = "계좌|은행|뱅크|농협|수협|신협|새마을금고|우체국|입금|송금"
 BANK = regex.compile(BANK_WORDS)
 BANK_DIRECTLY = regex.compile(
@@ -106,7 +107,7 @@ BANK_DIRECTLY = regex.compile(
     """,
     regex.VERBOSE,
 )
-# Banks' short names that mean nothing else: a number behind one needs no hyphens.
+# Short names of banks with no other meaning: a number after one of these needs no hyphens.
 CLEAR_NAME_DIRECTLY = regex.compile(
     r"""
     (?: (?<![가-힣]) (?: 신한 | 카뱅 | 케뱅 | 토스 | 씨티 ) | (?<![A-Za-z]) (?: KB | NH | IBK ) )
@@ -114,8 +115,8 @@ CLEAR_NAME_DIRECTLY = regex.compile(
     """,
     regex.VERBOSE,
 )
-# Most are words of every day as well (people, we, one, company; names of cities), so one has to
-# stand directly in front, as a word of its own.
+# Most short names are also everyday words (people, we, one, company) or names of cities, so one
+# counts only directly before the number and as a word of its own.
 SHORT_NAME_DIRECTLY = regex.compile(
     r"""
     (?: (?<![가-힣])
@@ -133,10 +134,11 @@ YEAR = regex.compile(r"(?:19|20)[0-9]{2}-")
 
 
 def is_account(match: regex.Match) -> bool:
-    """10 to 14 digits, and a bank's name on the same line: a little before, or right behind.
+    """Whether a match has 10 to 14 digits and a bank's name on the same line, shortly before it or
+    right after it.
 
-    A run without hyphens has it directly in front (in a novel a number follows "opened an account"
-    that is no account's). So has a number whose bank is called by its short name."""
+    Digits without hyphens need the name directly before them: in a novel, "opened an account" was
+    followed by a number that is no account number. So does a number next to a short name."""
     number = match[0]
     count = len(digits_of(match))
     # Ours, chosen by hand.
@@ -153,8 +155,8 @@ def is_account(match: regex.Match) -> bool:
         return True
     if not SHORT_NAME_DIRECTLY.search(before):
         return False
-    # A city's name or 기업 (company) also stands before 2016-12-345678, a file number, and
-    # 123-45-67890, a company's registration.
+    # A city's name or 기업 (company) also comes before file numbers such as 2016-12-345678 and
+    # business registration numbers such as 123-45-67890.
     return count >= 11 and not YEAR.match(number)
 
 
