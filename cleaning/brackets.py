@@ -1,42 +1,42 @@
-"""Empty brackets: what is left where an extractor dropped what a bracket held. A part of step 3,
-leftovers.
+"""Part of step 3, leftovers: empty brackets, left where an extractor dropped their contents.
 
-Foreign names are lost most often, because wikis write them by templates: of 23,703 Korean articles
-of Wikipedia 4,904 lost some. (⏎ is the end of a line.)
+Foreign names are lost most often, because wikis write them with templates: 4,904 of 23,703 Korean
+Wikipedia articles have lost some. (⏎ is the end of a line.)
 
     고래()는 크다.            →  고래는 크다.            'whales are large'
     고래(, Whale)는 크다.     →  고래(Whale)는 크다.     the separator of what was lost
     고래(Whale, 한자: )       →  고래(Whale)             the label of what was lost: 'hanja'
     HDMI⏎HDMI()는 선이다.     →  HDMI⏎HDMI는 선이다.     'HDMI is a cable'
 
-But print() is a call, ( ) is a box to tick, 이름() (name) is the blank of a form, (;;) is an
-emoticon, and (3, ) may be a tuple. So a bracket goes only where something says that it held words:
-separators with spaces inside it, a particle directly behind it, or the document's title in front.
+But print() is a call, ( ) is a box to tick, 이름() (name) is a blank in a form, (;;) is an
+emoticon, and (3, ) may be a tuple. So a bracket is removed only with evidence that it held words:
+separators with spaces inside it, a particle directly after it, or the document's title before it.
 """
 import functools
 import re
 from typing import NamedTuple
 
 BRACKET = re.compile(r"(?P<space> ?)\((?P<inside>[^()\n]*)\)(?P<gap> (?=[은는을를] ))?")
-# A text with none of these has nothing for cut_empty_brackets.
+# A text without any of these has nothing for cut_empty_brackets to cut.
 SIGNS = (
     "()", "( )", "(,", "(; ", "( , ", "( ; ", ",)", ", )", "; )", ": )", ", ,", "; ;", ", ;", "; ,"
 )
-# Brackets stand in brackets; emptying the inner ones may empty the outer ones.
+# Brackets can be nested: removing the inner ones may leave the outer ones empty.
 ROUNDS = 8
-# Characters of a first line that may be a title.
+# Maximum length of a first line that may be a title, in characters.
 LONGEST_TITLE = 40
 
 
 class Around(NamedTuple):
-    """What the text says about its brackets."""
-    title: str        # its first line, without spaces
-    has_calls: bool   # there are calls in it
-    has_sure: bool    # there are brackets in it that have lost something without a doubt
+    """What the whole text says about its brackets."""
+    title: str        # the first line, without spaces
+    has_calls: bool   # the text contains calls
+    has_sure: bool    # some bracket in the text has certainly lost its contents
 
 
 def cut_empty_brackets(text: str) -> str:
-    """Without the brackets that lost all they held, and the separators of what others lost.
+    """Remove brackets that lost all of their contents, and stray separators from those that lost a
+    part.
 
     >>> cut_empty_brackets("고래(, Whale, 영어: )와 돌고래(, )는 크다.")  # 'whales and dolphins'
     '고래(Whale)와 돌고래는 크다.'
@@ -57,12 +57,12 @@ def cut_empty_brackets(text: str) -> str:
         if after == before:
             return after
         before = after
-    # Nobody nests brackets so deeply: the text was made to take long, and stays as it is.
+    # No real text nests brackets this deeply. It was built to take long, and is left unchanged.
     return text
 
 
 def cut_bracket(match: re.Match, around: Around) -> str:
-    """The replacement for a match of BRACKET: the same, with less in it, or nothing."""
+    """The replacement for a match of BRACKET: the bracket as it is, cleaned up, or nothing."""
     inside = without_separators(match["inside"])
     is_changed = inside != match["inside"]
     if any(character.isalnum() for character in inside):
@@ -70,27 +70,28 @@ def cut_bracket(match: re.Match, around: Around) -> str:
             return match[0]
         return f"{match['space']}({inside}){match['gap'] or ''}"
 
-    # Behind the title the lost words were the title in another language. (?) and (!) stay.
+    # After the title, the lost words were the title in another language. (?) and (!) stay.
     before = match.string[max(0, match.start() - 2 * LONGEST_TITLE):match.start()]
     is_blank = not inside.strip(" ,;")
     is_behind_title = around.title and before.replace(" ", "").endswith(around.title)
     may_be_empty = is_changed or not inside
     if (is_blank and is_behind_title) or (may_be_empty and is_empty(match, before, around)):
-        return ""  # and without the gap: 현(, ) 은 is 현은, a noun and its particle
+        return ""  # the gap goes too: 현(, ) 은 is 현은, a noun and its particle
     return match[0]
 
 
 # ---- What was inside ----------------------------------------------------------------------------
 
-# Separators with nothing between them. A space belongs to each, since (;;) and (15년;;) are
-# emoticons and (,) is about commas; without one, only a comma behind Hangul or hanja is sure. The
-# first pattern serves brackets that hold others or are never closed, which BRACKET does not match.
+# Separators with nothing between them. Each must have a space, since (;;) and (15년;;) are
+# emoticons and (,) is about commas; without a space, only a comma after Hangul or hanja is certain.
+# The first pattern is for brackets that contain others or are never closed, which BRACKET does not
+# match.
 SEPARATORS_BEFORE_WORD = re.compile(r"(?<=\() ?(?:[,;] )+(?=[^\W_ㄱ-ㅣ])")
 SEPARATORS_AT_START = re.compile(r"^(?:[,;] )+")
 SEPARATORS_AT_END = re.compile(r"(?:(?<![ 0-9]),|(?<! );) (?:[,;] )*$|(?<=[가-힣一-鿿]),$")
 SEPARATORS_IN_A_ROW = re.compile(r"([,;])(?: [,;])+(?= )")
-# Labels of what was lost: English, Japanese, Chinese, hanja, French, German, Russian, Latin;
-# original title, real name, scientific name.
+# Labels whose contents were lost: English, Japanese, Chinese, hanja, French, German, Russian,
+# Latin; original title, real name, scientific name.
 LANGUAGE = (
     "영어|일본어|중국어|한자|프랑스어|독일어|러시아어|라틴어|원제|본명|학명"
     "|Arabic|Chinese|Greek|Hangul|Hanja|Hebrew|Japanese|Korean|Persian|Russian|Urdu|IAST|IPA"
@@ -99,7 +100,7 @@ LABEL = re.compile(rf"(?:^|(?<=[,;] ))(?:{LANGUAGE}): ?(?=[,;]|$)")
 
 
 def without_separators(inside: str) -> str:
-    """What a bracket holds, without labels and separators of nothing.
+    """The contents of a bracket, without empty labels and stray separators.
 
     >>> without_separators(", , Whale, 영어: ")
     'Whale'
@@ -112,45 +113,45 @@ def without_separators(inside: str) -> str:
 
 # ---- What is around it --------------------------------------------------------------------------
 
-# Directly behind a Hangul syllable, hanja or kana, or the mark that closes a title.
+# Directly after a Hangul syllable, hanja or kana, or after a mark that closes a title.
 BEHIND_KOREAN = re.compile(r"(?:[가-힣一-鿿぀-ヿ][\"'”’)!]?|[》〉」』])\Z")
 CLOSING = ("\"", "'", "”", "’", ")", "》", "〉", "」", "』")
-# A call in a text about programming, where foo () may be another.
+# A call. In a text with calls, foo () may be another one.
 CALL = re.compile(r"[A-Za-z0-9_]\(\)|\(\) ?\{")
 # A blank in a form: 2020년()월()일, 제()조 (of an article), ()번 (number), ()명 (persons), ()개.
 BLANK_OF_FORM = re.compile(r"[월일시분조항호번명개점원](?![가-힣])")
-# A bracket that no form or quiz has: a particle or a comma is directly behind it.
+# A bracket followed directly by a particle or a comma, which does not occur in forms or quizzes.
 SURE = re.compile(r"[가-힣]\((?:, )*\)(?:[은는이가을를의에와과로도]|으로|[,.])")
 
 
 def is_empty(match: re.Match, before: str, around: Around) -> bool:
-    """Whether a bracket without words, and not behind the title, has lost what it held."""
+    """Whether a bracket that has no words, and does not follow the title, has lost its contents."""
     if match["inside"]:
-        # It held separators, so it is no call and no box: anything but an emoticon has a word,
-        # a title or a closing bracket in front.
+        # It held separators, so it is neither a call nor a box. It may be an emoticon, unless a
+        # word, a title or a closing bracket comes before it.
         return before[-1:].isalnum() or before.endswith(CLOSING)
     if match["space"]:
         return not around.has_calls and ends_in_name(before)
 
     if not BEHIND_KOREAN.search(before) or BLANK_OF_FORM.match(match.string, match.end()):
         return False
-    # With a space behind it, it may be a question in a form or a quiz: 이름() 나이() (name, age).
-    # With another name behind it is none (또는 and 혹은 are 'or').
+    # Followed by a space, it may be a question in a form or a quiz: 이름() 나이() (name, age). It
+    # is not if another name follows (또는 and 혹은 are 'or').
     after = match.string[match.end():match.end() + 3]
     is_followed = after.strip() != "" and not after.startswith((" ", "\n"))
     return is_followed or after in (" 또는", " 혹은") or around.has_sure
 
 
 def ends_in_name(before: str) -> bool:
-    """Whether an English name or a quotation ends here: "Blue Whale", not "the whale", for "call
-    main ()" is a call, and "the capital is ()" a question."""
+    """Whether an English name or a quotation ends here: "Blue Whale", but not "the whale", because
+    "call main ()" is a call and "the capital is ()" a question."""
     word = before.rpartition(" ")[2].rpartition("\n")[2]
     return word[:1].isupper() or word[-1:] in ("\"", "”")
 
 
 def first_line(text: str) -> str:
-    """The first line without its spaces, if it is as short as a title. An article names its subject
-    there, and again in front of the bracket."""
+    """The first line without its spaces if it is short enough to be a title, else "". An article
+    names its subject there, and again before the bracket."""
     line, end, _ = text[:LONGEST_TITLE].partition("\n")
     title = line.replace(" ", "")
     if end and len(title) > 1:
