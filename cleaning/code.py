@@ -1,16 +1,17 @@
-"""Code in Markdown. What holds for prose does not hold for code, and several steps ask where it is:
-an entity in it may be what is shown (normalise), a tag in it makes no page (pages), wiki source in
-it makes no wiki page (markup), and its words are not Korean (rules).
+"""Code in Markdown. What holds for prose does not hold for code, so several steps need to find it:
+an entity in code may be what the text is about (normalise), a tag in code does not make a document
+a web page (pages), nor does wiki source make it a wiki page (markup), and code has no Korean words
+(rules).
 """
 import re
 
 FENCES = ("```", "~~~")
 FENCE = FENCES[0]  # what html_to_text writes around a <pre>
 
-# CommonMark 4.5 and 6.1, simplified: one or two backticks, and as many behind the code on the same
-# line; three or more, and as many behind it anywhere; lines between two that begin with ~~~. What
-# nothing closes is not code. (Each alternative begins with the character that it looks for, and
-# looks behind it then. Beginning with what must stand in front takes seven times as long.)
+# CommonMark 4.5 and 6.1, simplified: one or two backticks, closed by as many on the same line;
+# three or more, closed by as many anywhere; or lines between two that begin with ~~~. Without a
+# closing mark it is not code. (Each alternative begins with the character it looks for and only
+# then looks behind. Beginning with the lookbehind takes seven times as long.)
 CODE = (
     r"(?P<code>"
     r"`(?<!``)(?P<few>`?)(?!`)(?:[^`\n]++|(?!`(?P=few)(?!`))`++)*+`(?P=few)"
@@ -22,7 +23,7 @@ IN_CODE = re.compile(CODE)
 
 
 def without_code(text: str, replacement: str = " ") -> str:
-    """The text with something else for each piece of code.
+    """Replace each piece of code in the text.
 
     >>> without_code("`x`는 이렇게 쓴다.\\n~~~\\nx = 1\\n~~~\\n")  # 'x is written like this.'
     ' 는 이렇게 쓴다.\\n \\n'
