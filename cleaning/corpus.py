@@ -1,12 +1,12 @@
-"""The documents between the passes: on disk the texts, in memory a few numbers for each.
+"""The documents between the passes: texts on disk, and a few numbers for each in memory.
 
-The first pass leaves one file per unit with the documents that it kept, one line each: source, line
-in the source, and the document as JSON. A document's number is its place among all of them.
-`starts.npy` holds the number of each unit's first document, `kept.npy` one byte per document: is it
-still there?
+The first pass writes one file per unit with the documents it kept, one line each: source, line in
+the source, and the document as JSON. A document's number is its position among all of them.
+`starts.npy` holds the number of each unit's first document; `kept.npy` holds one byte per document,
+whether it is still kept.
 
-Memory of the main process: what is held for each document, and the most at any one time for 35
-million (bench/cleaning.py measures the growth):
+Memory of the main process: what is held for each document, and the peak for 35 million documents
+(bench/cleaning.py measures the growth):
 
     step         bytes per document                                         at most   35 million
     always       source 4, offset 8, size 4, kept 1                              17       0.6 GB
@@ -16,11 +16,12 @@ million (bench/cleaning.py measures the growth):
                  sorted 8, workspace 3; the other bands wait on disk (112)
     perplexity   and a score 4 twice, workspace 9                                34       1.2 GB
 
-The rest does not grow with the documents: for each process a unit (8 MB of text, some 200 MB while
-it is worked on) and the benchmark (20 MB); the models (2 × 100 MB, shared; 600 MB while one is
-trained, in the main process); the sketch of lines (512 MB at most, shared). An input file costs
-some 7 KB, for its counts and its row in the report: put a million small files into one. The disk
-holds the corpus up to three times: between the passes, cleaned, and being put together.
+The rest does not grow with the number of documents: for each process, one unit (8 MB of text, about
+200 MB while it is processed) and the benchmark (20 MB); the models (2 × 100 MB, shared; 600 MB
+while one is trained, in the main process); the line sketch (512 MB at most, shared). Each input
+file costs about 7 KB, for its counts and its row in the report, so merge a million small files into
+one. The disk holds the corpus up to three times: between the passes, cleaned, and while the output
+files are put together.
 """
 import bisect
 import itertools
@@ -36,14 +37,13 @@ from cleaning.arrays import new_array
 from cleaning.work import load
 from common import cli
 
-BATCH = 2**20  # characters that numpy is given at once: it is slow on one short text
+BATCH = 2**20  # characters handed to numpy at once: it is slow on single short texts
 
 # ---- A document ---------------------------------------------------------------------------------
 
 
 def where_from(source: str, line: int, document: dict) -> dict:
-    """How records name a document: its file, its line, and its id, which is file:line where it has
-    none."""
+    """How records name a document: its file, its line, and its id (file:line if it has none)."""
     id = document.get("id")
     if id is None:
         id = f"{source}:{line}"
@@ -51,21 +51,21 @@ def where_from(source: str, line: int, document: dict) -> dict:
 
 
 def write_document(file: IO[bytes], source: int, line: int, document: dict) -> int:
-    """Write a document, with the number of its source and its line there; returns the bytes."""
+    """Write a document with the number of its source and its line there; return the bytes
+    written."""
     text = json.dumps(document, ensure_ascii=False)
     return file.write(f"{source}\t{line}\t{text}\n".encode())
 
 
 def parse_document(sources: list[str], line: bytes) -> tuple[dict, dict]:
-    """What write_document wrote: (the document, where it came from)."""
+    """Read what write_document wrote: (the document, where it came from)."""
     source, number, text = line.split(b"\t", 2)
     document = json.loads(text)
     return document, where_from(sources[int(source)], int(number), document)
 
 
 def in_batches(items: Iterable[tuple[int, dict, dict]]) -> Iterator[list[tuple[int, dict, dict]]]:
-    """Yield the items in lists of about BATCH characters. In each of them the document comes
-    second, see read_kept."""
+    """Yield the items of `read_kept` in lists of about BATCH characters."""
     batch = []
     n_characters = 0
     for item in items:
@@ -96,7 +96,7 @@ def numbers_of(folder: Path, unit: int) -> range:
 
 
 def read_kept(folder: Path, unit: int, sources: list[str]) -> Iterator[tuple[int, dict, dict]]:
-    """Yield (number, document, where it came from) of the documents of a unit that are kept."""
+    """Yield (number, document, where it came from) for each kept document of a unit."""
     kept = np.load(folder / "kept.npy", mmap_mode="r")
     numbers = numbers_of(folder, unit)
     with open(folder / "first" / f"{unit:06}.documents", "rb") as file:
@@ -109,10 +109,10 @@ def read_kept(folder: Path, unit: int, sources: list[str]) -> Iterator[tuple[int
 
 
 class Corpus:
-    """All documents that the first pass kept, by number (n of them).
+    """All n documents that the first pass kept, by number.
 
-    Columns: source (n,), a place in `sources`; size (n,), bytes of text; offset (n,), where its
-    line begins in the file of its unit."""
+    Columns: source (n,), an index into `sources`; size (n,), bytes of text; offset (n,), where the
+    document's line begins in its unit's file."""
 
     def __init__(self, folder: Path, stems: list[Path], sources: list[str]):
         self.folder = folder
@@ -127,7 +127,7 @@ class Corpus:
         return self.starts[-1]
 
     def _column(self, name: str) -> np.ndarray:
-        """An array of all units, one behind another."""
+        """One array, concatenated over all units."""
         first = load(self.stems[0], name)
         column = np.empty((len(self), *first.shape[1:]), first.dtype)
         for unit, stem in enumerate(self.stems):
@@ -135,7 +135,7 @@ class Corpus:
         return column
 
     def document(self, number: int) -> tuple[dict, dict]:
-        """(the document, where it came from)."""
+        """Read one document: (the document, where it came from)."""
         unit = bisect.bisect_right(self.starts, number) - 1
         with open(f"{self.stems[unit]}.documents", "rb") as file:
             file.seek(self.offset[number])
@@ -147,12 +147,12 @@ class Corpus:
         return document["text"]
 
     def exact_duplicates(self) -> np.ndarray:
-        """For each document the one that stays in its place: int (n,)."""
+        """For each document, the exact copy that is kept (itself if it is kept): int (n,)."""
         return duplicates.exact_duplicates(self._column("keys"))
 
     def near_duplicates(self, kept: np.ndarray) -> np.ndarray:
-        """The same for near copies among those that are kept, bool (n,): int (n,)."""
-        # A row for each band, so that each can be read by itself; in a file, so that they need not
+        """The same for near copies among the documents in `kept`, bool (n,): int (n,)."""
+        # One row per band, so that each can be read by itself; in a file, so that they need not
         # all be in memory.
         shape = (duplicates.BANDS, len(self))
         bands = new_array(self.folder / "bands.npy", np.uint64, shape)
@@ -173,12 +173,12 @@ class Corpus:
 
 
 def put_documents_together(stems: list[Path], folder: Path, outputs: list[str]) -> None:
-    """The documents of the last pass in one file for each source."""
+    """Write the documents of the last pass to one file per source."""
     for name in outputs:
         (folder / name).touch()
     for stem in cli.progress(stems, "put together", "unit"):
         with open(f"{stem}.documents", "rb") as found:
-            # Documents of a source stand together: open its output once for all of them.
+            # Documents of a source are adjacent: open its output once for all of them.
             for source, own in itertools.groupby(found, key=source_of):
                 with open(folder / outputs[source], "ab") as file:
                     for line in own:
@@ -187,5 +187,5 @@ def put_documents_together(stems: list[Path], folder: Path, outputs: list[str]) 
 
 
 def source_of(line: bytes) -> int:
-    """The source at the start of a line that write_document wrote."""
+    """The number of the source, from a line that write_document wrote."""
     return int(line.partition(b"\t")[0])
