@@ -1,5 +1,5 @@
-"""The decisions of a run, read back from its report.json and examples.jsonl, and which of them the
-flags of `python data.py show` ask for."""
+"""Reads the decisions of a run back from its report.json and examples.jsonl, and selects those that
+the flags of `python data.py show` ask for."""
 import argparse
 import json
 from collections.abc import Iterable
@@ -10,9 +10,9 @@ from common import cli, documents
 
 
 class Run:
-    """What a run has left: its report and its examples, in the order of sources and steps.
+    """A finished run: its report and its examples, in the order of sources and steps.
 
-    counts: {(source, step, reason): documents}, of all, not only of the examples."""
+    counts: {(source, step, reason): documents}, over all documents, not only the examples."""
 
     def __init__(self, folder: Path):
         if not (folder / "report.json").exists():
@@ -20,7 +20,7 @@ class Run:
                                 "has written")
         self.folder = folder
         self.report = cli.read_json(folder / "report.json")
-        # Many programs write a report.json.
+        # A report.json may come from another program.
         try:
             self.sources = list(self.report["sources"])
             self.counts = counts_of(self.report)
@@ -30,7 +30,7 @@ class Run:
         self.names = short_names(self.sources)
         self.examples = read_examples(folder)
 
-        # What becomes of a document is known by the step and its reason.
+        # Step and reason together determine what happened to a document.
         places = {name: place for place, name in enumerate(self.counts)}
         try:
             self.what = {(e["step"], e["reason"]): e["what"] for e in self.examples}
@@ -40,7 +40,7 @@ class Run:
                                 "beside it; clean again") from None
 
     def check(self, args: argparse.Namespace) -> None:
-        """UserError for a source, a step or a reason that this run does not have."""
+        """Raise UserError for a source, step or reason that this run does not have."""
         sources = [self.names[source] for source in self.sources]
         if args.source and not any(is_source(source, args.source) for source in self.sources):
             raise cli.UserError(f"--source {args.source}: the sources are {first_of(sources)}")
@@ -53,11 +53,11 @@ class Run:
             raise cli.UserError(f"--reason {args.reason}: the reasons are {first_of(reasons)}")
 
     def is_asked_for(self, name: tuple[str, str, str], args: argparse.Namespace) -> bool:
-        """Whether the flags ask for a (source, step, reason)."""
+        """Whether the flags select this (source, step, reason)."""
         source, step, reason = name
         if args.source and not is_source(source, args.source):
             return False
-        # On a page, kept documents stand beside whatever was decided on the others.
+        # A page shows kept documents beside whichever decisions were asked for.
         if args.html and not args.what and reason == examples.KEPT:
             return True
         if args.step and step != args.step:
@@ -68,7 +68,7 @@ class Run:
 
 
 def counts_of(report: dict) -> dict[tuple[str, str, str], int]:
-    """{(source, step, reason): documents}: what was kept first, then the steps in order."""
+    """{(source, step, reason): documents}: the kept documents first, then the steps in order."""
     counts = {}
     for source, row in report["sources"].items():
         counts[source, examples.WRITE, examples.KEPT] = row["documents_out"]
@@ -81,7 +81,7 @@ def counts_of(report: dict) -> dict[tuple[str, str, str], int]:
 
 
 def read_examples(folder: Path) -> list[dict]:
-    """All of examples.jsonl."""
+    """Read examples.jsonl."""
     path = folder / examples.FILE
     if not path.exists():
         raise cli.UserError(f"{path} is not there: it was deleted, or {folder} was written before "
@@ -105,14 +105,13 @@ def name_of(example: dict) -> tuple[str, str, str]:
 
 
 def is_source(source: str, wanted: str) -> bool:
-    """Whether a file is the one that was named: by its path, its name, or without what its name
-    ends with."""
+    """Whether `wanted` names this file: by its path, its name, or its name without the suffix."""
     path = Path(source)
     return wanted in (source, path.name, documents.stem(path))
 
 
 def is_reason(reason: str, wanted: str) -> bool:
-    """Whether a reason is the one that was named, or has it among its kinds.
+    """Whether `wanted` is this reason, or one of the kinds it combines.
 
     >>> is_reason("phone+email", "phone")
     True
@@ -121,8 +120,8 @@ def is_reason(reason: str, wanted: str) -> bool:
 
 
 def in_turn(found: list[dict]) -> list[dict]:
-    """The examples: the first of each source, step and reason, then the second of each, and so on.
-    However many are looked at, they are of every kind."""
+    """The examples interleaved: the first of each source, step and reason, then the second of each,
+    and so on. However few are looked at, they are of different kinds."""
     seen: dict[tuple, int] = {}
     turns = []
     for place, example in enumerate(found):
@@ -144,7 +143,7 @@ def short_names(sources: list[str]) -> dict[str, str]:
 
 
 def first_of(names: Iterable[str]) -> str:
-    """Different names for an error of one line."""
+    """The distinct names, at most 30, for a one-line error."""
     names = list(dict.fromkeys(names))
     shown = ", ".join(names[:30])
     if len(names) > 30:
@@ -153,7 +152,7 @@ def first_of(names: Iterable[str]) -> str:
 
 
 def length_of(example: dict) -> int:
-    """The characters of the whole text, of which an example may have a part."""
+    """The length of the whole text in characters; an example may hold only a part of it."""
     if "text" in example.get("cut", {}):
         _, _, length = example["cut"]["text"]
         return length
