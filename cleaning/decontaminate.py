@@ -1,17 +1,17 @@
 """Step 9, decontaminate: remove documents that give away an item of the benchmark.
 
-RedWhale is judged by KoBEST; much of KoBEST's text comes from Wikipedia, and one published Korean
-model had SentiNeg in its training data. A document is removed when, spaces and punctuation set
-aside, it contains
+RedWhale is evaluated on KoBEST. Much of KoBEST's text comes from Wikipedia, and one published
+Korean model had SentiNeg in its training data. A document is removed when, ignoring spaces and
+punctuation, it contains
 
-- 25 characters in a row of any field of any item, or
+- 25 consecutive characters of any field of any item, or
 - a whole field of at least 12 characters: runs of 25 alone miss COPA, SentiNeg and half of WiC.
 
-Searching each document for each of 100,000 fields would take forever. Instead the hashes of all
-runs of 25 in the benchmark are put into a table, and those of all runs of a document are looked up
-in it. A rolling hash makes that cheap: six passes over a document hash the runs at all of its
-positions. For whole fields, the same is done with their first 12 characters; where those are found,
-the rest is compared. Memory: some 20 MB for KoBEST, whatever the corpus.
+Searching each document for each of 100,000 fields would be far too slow. Instead the hashes of all
+runs of 25 in the benchmark go into a table, and the hashes of all runs of a document are looked up
+in it. A rolling hash makes that cheap: six passes over a document hash the run at every position.
+Whole fields are found in the same way by their first 12 characters; where those match, the rest is
+compared. Memory: about 20 MB for KoBEST, whatever the size of the corpus.
 """
 import csv
 import re
@@ -27,9 +27,9 @@ from common import cli
 from common.documents import parse_json, visible
 
 # All three numbers are ours.
-RUN = 25    # characters in a row of a longer field that give it away
-WHOLE = 12  # characters that a shorter field needs to be looked for, as a whole
-SHOWN = 40  # characters of what was found that are shown in removed.jsonl
+RUN = 25    # consecutive characters that give a longer field away
+WHOLE = 12  # minimum length of a shorter field, which is looked for as a whole
+SHOWN = 40  # characters of a match that are shown in removed.jsonl
 
 CODE_POINTS = 0x110000
 WITH_LETTERS = 0x40000  # planes 0 to 3: above them Unicode has no letters or digits
@@ -37,7 +37,7 @@ WITH_LETTERS = 0x40000  # planes 0 to 3: above them Unicode has no letters or di
 IS_LETTER = np.zeros(CODE_POINTS, bool)
 IS_LETTER[:WITH_LETTERS] = [chr(code).isalnum() for code in range(WITH_LETTERS)]
 
-# In WiC two of the links have a space or a control character in front.
+# Two of the links in WiC begin with a space or a control character.
 LINK = re.compile(r"\W*http")
 
 
@@ -63,7 +63,7 @@ class Benchmark:
     """The fields of a benchmark, prepared for looking them up."""
 
     def __init__(self, texts: Iterable[str]):
-        # Long fields are looked for by their runs, shorter ones by their first 12 characters.
+        # Long fields are found by their runs, shorter ones by their first 12 characters.
         hashes = array("Q")
         # {the hash of 12 characters: all fields that begin with them, as bytes}
         self.whole: dict[int, list[bytes]] = {}
@@ -76,11 +76,11 @@ class Benchmark:
                 hashes.append(head)
                 self.whole.setdefault(head, []).append(codes.tobytes())
 
-        # One table for both kinds: nearly all documents are settled by one look-up in it.
+        # One table for both kinds: for nearly all documents one look-up per hash is enough.
         self.table = Table(np.sort(np.frombuffer(hashes, np.uint64)))
 
     def check(self, text: str) -> tuple[str | None, str]:
-        """(text, "") if it gives no item away, (None, reason) if it does.
+        """(text, "") if the text gives no item away, (None, reason) if it does.
 
         >>> benchmark = Benchmark(["남자는 토스트기 전원을 껐다."])  # 'he switched the toaster off'
         >>> benchmark.check("그래서 남자는 토스트기, 전원을 껐다!")
@@ -97,13 +97,13 @@ class Benchmark:
 
         for i in np.flatnonzero(rows >= 0).tolist():
             if i < len(runs):
-                # Runs that begin one after another are one longer run.
+                # Runs at consecutive positions form one longer run.
                 end = i
                 while end < len(runs) and rows[end] >= 0:
                     end += 1
                 found = codes[i:end - 1 + RUN]
                 return None, f"benchmark_run: {len(found)} characters in a row, {shown(found)}"
-            # A shorter field begins here, perhaps: compare all of it. It is shorter than a run.
+            # A shorter field may begin here: compare all of it. It is shorter than a run.
             start = i - len(runs)
             here = codes[start:start + RUN].tobytes()
             for field in self.whole.get(int(heads[start]), []):
@@ -117,7 +117,7 @@ class Benchmark:
 
 
 def detectable(folder: str | Path) -> dict[str, tuple[int, int]]:
-    """{table: (items of which some field is long enough to be looked for, items)}."""
+    """{table: (items with a field long enough to be found, all items)}."""
     counts: dict[str, tuple[int, int]] = {}
     for path in benchmark_files(folder):
         name = f"{path.parent.name}/{path.stem}"
@@ -131,9 +131,8 @@ def detectable(folder: str | Path) -> dict[str, tuple[int, int]]:
 
 
 def fields(folder: str | Path) -> list[str]:
-    """Every field of every item, as it is and as `normalise_text` leaves it, each once.
-
-    UserError if there is none."""
+    """Every field of every item, both as it is and normalised, without repeats. Raises UserError if
+    there are none."""
     found: dict[str, None] = {}  # a set that keeps its order
     for path in benchmark_files(folder):
         for fields_of_item in read_items(path):
@@ -148,8 +147,8 @@ def fields(folder: str | Path) -> list[str]:
 
 
 def benchmark_files(folder: str | Path) -> list[Path]:
-    """The .tsv and .jsonl files under a folder: KoBEST as it was published (v1.0/BoolQ/dev.tsv), or
-    as on Hugging Face (boolq/validation.jsonl). UserError if there are none."""
+    """The .tsv and .jsonl files under a folder: KoBEST as published (v1.0/BoolQ/dev.tsv), or as on
+    Hugging Face (boolq/validation.jsonl). Raises UserError if there are none."""
     folder = Path(folder)
     found = []
     for path in visible(folder):
@@ -157,15 +156,15 @@ def benchmark_files(folder: str | Path) -> list[Path]:
         if is_table and path.is_file():
             found.append(path)
     if not found:
-        raise cli.UserError(f"--decontaminate {folder}: no .tsv or .jsonl file there; it takes the "
-                            "folder of KoBEST, which holds v1.0/BoolQ/dev.tsv and others like it, "
-                            "or boolq/validation.jsonl and others")
+        raise cli.UserError(f"--decontaminate {folder}: no .tsv or .jsonl file there; name the "
+                            "KoBEST folder, which holds files like v1.0/BoolQ/dev.tsv or "
+                            "boolq/validation.jsonl")
     return found
 
 
 def read_items(path: Path) -> Iterator[list[str]]:
-    """The fields of each item of a file, without links and ids: a page that cites the same
-    dictionary gives nothing away."""
+    """Yield the fields of each item of a file, without links and ids: a page that cites the same
+    dictionary entry gives nothing away."""
     if path.suffix.lower() == ".tsv":
         rows = read_tsv(path)
     else:
@@ -175,7 +174,7 @@ def read_items(path: Path) -> Iterator[list[str]]:
 
 
 def strings(value) -> Iterator[str]:
-    """All strings in a JSON value, without ids.
+    """Yield all strings in a JSON value except ids.
 
     >>> list(strings({"id": "a-7", "question": "왜?", "choices": ["비", "눈"], "label": 0}))
     ['왜?', '비', '눈']
@@ -192,7 +191,7 @@ def strings(value) -> Iterator[str]:
 
 
 def is_id(name: str) -> bool:
-    """Whether a column or key of this name holds ids.
+    """Whether a column or key with this name holds ids.
 
     >>> [is_id(name) for name in ("ID", "question_id", "id", "paid", "idea")]
     [True, True, True, False, False]
@@ -201,8 +200,8 @@ def is_id(name: str) -> bool:
 
 
 def read_tsv(path: Path) -> Iterator[list[str]]:
-    """The rows below the first one, which names the columns, without the columns of ids."""
-    # csv sees the line ends itself: inside quotes they belong to the cell.
+    """Yield the rows below the header, without the id columns."""
+    # csv must see the line ends itself: inside quotes they belong to the cell.
     reader = csv.reader(read_lines(path), dialect="excel-tab")
     names = None
     ids: set[int] = set()
@@ -220,8 +219,8 @@ def read_tsv(path: Path) -> Iterator[list[str]]:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a file, with their ends. UserError if one is not UTF-8."""
-    # Lines of bytes: in text mode Python decodes ahead, and the error would not know its line.
+    """Yield the lines of a file with their line ends. Raises UserError if one is not UTF-8."""
+    # Read bytes: in text mode Python decodes ahead, and the error could not name the line.
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -231,7 +230,7 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def read_json_lines(path: Path) -> Iterator[dict]:
-    """One JSON object per line."""
+    """Yield the JSON object of each line."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if line.isspace():
