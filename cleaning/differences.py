@@ -1,4 +1,5 @@
-"""What is different in two texts: `python data.py show` prints it, on the screen or on a page.
+"""Finds the differences between two texts, which `python data.py show` prints on the screen or on a
+page.
 
     before    다테야마시()는 일본 지바현에 있는 이다.
     after     다테야마시는 일본 지바현에 있는 시이다.
@@ -13,27 +14,27 @@ from collections.abc import Iterator
 
 from cleaning.personal import ANY_TOKEN
 
-# A text is a list of pieces, (mark, text) each.
+# The result is a list of pieces, each (mark, text).
 SAME = "="
-GONE = "-"   # stands only in the text before
-NEW = "+"    # stands only in the text after
+GONE = "-"   # only in the text before
+NEW = "+"    # only in the text after
 
-# A word with all that follows it up to the next one. Words seldom come twice in a row, spaces and
-# commas always do: they would match in all the wrong places.
+# A word with everything up to the next word. Spaces and commas as pieces of their own would match
+# in all the wrong places, because every text is full of them.
 WORD = re.compile(r"\w+\W*|\W+")
 
-# What the step mask writes in the place of a number or an address.
+# What the step mask writes in place of personal data.
 MASK = re.compile(ANY_TOKEN)
 
 
 def differences(before: str, after: str) -> list[tuple[str, str]]:
-    """The pieces of two texts.
+    """The pieces that two texts share, and those that only one of them has.
 
     >>> differences("다테야마시()는 시이다.", "다테야마시는 시이다.")  # Tateyama is a city
     [('=', '다테야마시'), ('-', '()'), ('=', '는 시이다.')]
     """
-    # First whole lines, then the words of those that differ: to compare all words of a long text
-    # with all others would take minutes.
+    # First compare whole lines, then the words of the lines that differ: comparing all words of a
+    # long text with each other would take minutes.
     pieces: list[tuple[str, str]] = []
     lines = side_by_side(before.splitlines(True), after.splitlines(True))
     for old_lines, new_lines in lines:
@@ -54,14 +55,14 @@ def differences(before: str, after: str) -> list[tuple[str, str]]:
 
 
 def side_by_side(before: list[str], after: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield what stands in one list beside what stands in its place in the other."""
+    """Align two lists: yield (text of one, corresponding text of the other)."""
     matcher = difflib.SequenceMatcher(None, before, after)
     for _, old_start, old_end, new_start, new_end in matcher.get_opcodes():
         yield "".join(before[old_start:old_end]), "".join(after[new_start:new_end])
 
 
 def add_piece(pieces: list[tuple[str, str]], mark: str, text: str) -> None:
-    """Add a piece to those so far, to the last of them if it is of the same kind."""
+    """Append a piece, or extend the last one if it has the same mark."""
     if not text:
         return
     if pieces and pieces[-1][0] == mark:
@@ -71,7 +72,7 @@ def add_piece(pieces: list[tuple[str, str]], mark: str, text: str) -> None:
 
 
 def pieces_of(example: dict) -> list[tuple[str, str]]:
-    """An example's text, and what is different in it."""
+    """The pieces of an example's text, compared with its other text if it has one."""
     text = example["text"]
     if example["step"] == "mask":
         return masked_pieces(text)
@@ -79,8 +80,8 @@ def pieces_of(example: dict) -> list[tuple[str, str]]:
     if other is None:
         return [(SAME, text)]
 
-    # Both texts may have been cut after so many characters, which are not the same ones: what one
-    # has at its end and the other has not is no difference, unless it is the only one.
+    # Both texts may have been cut to a maximum length, at different places. A difference at the
+    # very end then comes from the cut, so drop it, unless it is the only one.
     pieces = differences(other, text)
     cuts = example.get("cut", {}).values()
     if any(end < length for _, end, length in cuts):
@@ -92,12 +93,12 @@ def pieces_of(example: dict) -> list[tuple[str, str]]:
 
 
 def is_different(pieces: list[tuple[str, str]]) -> bool:
-    """Whether anything stands in only one of the texts."""
+    """Whether anything is in only one of the texts."""
     return any(mark != SAME for mark, _ in pieces)
 
 
 def masked_pieces(text: str) -> list[tuple[str, str]]:
-    """What a text was before it was masked is nowhere written: so the masks are what is new.
+    """The pieces of a masked text, in which the masks are new: what they replaced is not stored.
 
     >>> masked_pieces("전화 [전화번호]")  # telephone
     [('=', '전화 '), ('+', '[전화번호]')]
