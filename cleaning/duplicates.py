@@ -1,28 +1,28 @@
-"""Steps 5 and 6, duplicates: exact copies by a hash of the text, near copies by MinHash.
+"""Steps 5 and 6, duplicates: finds exact copies by a hash of the text, near copies by MinHash.
 
-Two documents are near copies when the Jaccard similarity of their sets of character 5-grams,
-|A ∩ B| / |A ∪ B|, is at least 0.7. (Characters, not eojeol: replacing 5 % of the eojeol leaves a
-similarity of 0.85 by characters, and of 0.64 by eojeol.) Comparing all pairs of 35 million
-documents is out of the question, so (Broder 1997; Leskovec, Rajaraman and Ullman, "Mining of
-Massive Datasets", chapter 3):
+Two documents are near copies if the Jaccard similarity of their sets of character 5-grams,
+|A ∩ B| / |A ∪ B|, is at least 0.7. (Characters, not eojeol: after replacing 5 % of the eojeol, the
+similarity is 0.85 by characters and 0.64 by eojeol.) Comparing all pairs of 35 million documents is
+out of the question. Instead (Broder 1997; Leskovec, Rajaraman and Ullman, "Mining of Massive
+Datasets", chapter 3):
 
-1. MinHash. Put all 5-grams into a random order. The first one of A is also the first one of B with
-   a probability of exactly their Jaccard similarity. 112 orders give each document 112 numbers.
-2. Bands. The 112 numbers are divided into 14 bands of 8, and each band is hashed into one number.
-   At similarity s, two documents agree in at least one band with probability 1 - (1 - s^8)^14:
-   0.21 at 0.6, 0.92 at 0.8, 0.9996 at 0.9. Only the 14 hashes are kept: 112 bytes per document,
-   3.9 GB for 35 million, where the 112 numbers would take 16 GB.
+1. MinHash. Put all 5-grams into a random order. The probability that A and B have the same first
+   gram is exactly their Jaccard similarity. 112 orders give each document 112 numbers.
+2. Bands. Divide the 112 numbers into 14 bands of 8, and hash each band into one number. At
+   similarity s, two documents agree in at least one band with probability 1 - (1 - s^8)^14: 0.21
+   at 0.6, 0.92 at 0.8, 0.9996 at 0.9. Only the 14 hashes are kept: 112 bytes per document, 3.9 GB
+   for 35 million, where the 112 numbers would take 16 GB.
 3. Verify. Documents that share a band are only candidates. They are read again and compared by
    their true similarity, so nothing is removed by chance.
-4. Join. If a is a copy of b, and b of c, then all three are one cluster (union-find). The longest
-   document of a cluster stays.
+4. Join. If a is a copy of b, and b of c, then all three form one cluster (union-find). The longest
+   document of each cluster is kept.
 
-Of documents under 50 characters only exact copies are removed: two short reviews may share most of
-their 5-grams and yet mean different things.
+Documents under 50 characters are removed only if they are exact copies: two short reviews may share
+most of their 5-grams and still mean different things.
 
-Worked by hand: A and B share two of four grams. In 12 of their 24 orders both have the same first
-gram: the Jaccard similarity, 2/4. A band of 8 agrees with probability 0.5^8 = 1/256, and at least
-one of 14 bands with 1 - (255/256)^14.
+Worked by hand: A and B share two of four grams. In 12 of the 24 orders both have the same first
+gram: 12/24 is the Jaccard similarity, 2/4. A band of 8 agrees with probability 0.5^8 = 1/256, and
+at least one of 14 bands with 1 - (255/256)^14.
 
 >>> A = {"동해", "해물", "물과"}  # of 동해물과백, the first words of the national anthem
 >>> B = {"해물", "물과", "과백"}
@@ -47,20 +47,20 @@ from common import cli
 SHINGLE = 5           # characters of a gram
 BANDS = 14
 ROWS = 8              # minima that make a band
-# Ours: the three numbers that decide which documents are compared, and which are copies.
-MIN_CHARACTERS = 50   # in a document that is looked at for near copies
-THRESHOLD = 0.7       # the Jaccard similarity of near copies
-COMPARED = 16         # clusters of a crowd that a document is compared with at most, latest first
+# Ours: these three decide which documents are compared, and which count as copies.
+MIN_CHARACTERS = 50   # shorter documents are not compared
+THRESHOLD = 0.7       # least Jaccard similarity of near copies
+COMPARED = 16         # most clusters of a crowd that a document is compared with, latest first
 # Memory.
 BATCH = 65_536        # characters hashed at once: their grams stay in the processor's cache
 CACHED = 8_000_000    # grams held in memory for comparing documents: 64 MB
 
 # A fixed seed: the same corpus gives the same result on any machine.
 _random = np.random.default_rng(14 * 8)
-# The 112 orders: (2, 112), the a and the b of each. An odd a makes x → a·x a permutation.
+# The 112 orders: (2, 112), a and b of each. An odd a makes x → a·x a permutation.
 ORDERS = _random.integers(0, 2**32, (2, BANDS * ROWS), np.uint32)
 ORDERS[0] |= np.uint32(1)
-# What the 8 minima of each band are multiplied by before they are added up: (14, 8).
+# Factors for the 8 minima of each band, which are then summed: (14, 8).
 MIX = _random.integers(0, 2**64, (BANDS, ROWS), np.uint64) | np.uint64(1)
 
 
@@ -68,7 +68,7 @@ MIX = _random.integers(0, 2**64, (BANDS, ROWS), np.uint64) | np.uint64(1)
 
 
 def exact_key(text: str) -> bytes:
-    """16 bytes that two texts share exactly if they differ in nothing but white space."""
+    """A 16-byte key, the same for two texts if and only if they differ in white space alone."""
     return hashlib.blake2b(flatten(text).encode(), digest_size=16).digest()
 
 
@@ -78,15 +78,15 @@ def exact_duplicates(keys: np.ndarray) -> np.ndarray:
     >>> exact_duplicates(np.array([[7, 7], [5, 1], [7, 7], [5, 2]], np.uint64)).tolist()
     [0, 1, 0, 3]
     """
-    # Sorted, equal keys are adjacent. The sort is stable, so the earliest document of a group comes
-    # first in it.
+    # Sorting makes equal keys adjacent. The sort is stable, so the earliest document of a group
+    # comes first.
     order = np.lexsort((keys[:, 1], keys[:, 0]))    # (n,): row numbers
     ranked = keys[order]                            # (n, 2)
     begins_group = np.ones(len(keys), bool)         # (n,): differs from the one before?
     begins_group[1:] = (ranked[1:] != ranked[:-1]).any(axis=1)
 
-    # Counting the beginnings passed so far numbers the groups: 0, 0, 1, 2, 2, 2, ... (In place,
-    # because each array of this size takes 280 MB for 35 million documents.)
+    # The running count of beginnings numbers the groups: 0, 0, 1, 2, 2, 2, ... (In place, because
+    # an array of this size takes 280 MB for 35 million documents.)
     group = np.cumsum(begins_group)                 # (n,)
     group -= 1
     first_rows = order[begins_group]                # (groups,)
@@ -100,12 +100,12 @@ def exact_duplicates(keys: np.ndarray) -> np.ndarray:
 
 def shingles(text: str) -> np.ndarray:
     """A 64-bit hash of each 5-gram of characters: uint64 (len(text) - 4,)."""
-    # A gram's five characters as the digits of one number, modulo 2^64.
+    # The five characters of a gram are read as the digits of one number, modulo 2^64.
     codes = code_points(text).astype(np.uint64)
     grams = rolling(codes, SHINGLE)
 
-    # Neighbours in the code chart (각, 갂) still have similar hashes. Multiplying and shifting the
-    # high bits onto the low ones, as SplitMix64 does, scatters them.
+    # Neighbouring code points (각, 갂) still have similar hashes. Multiplying and shifting the high
+    # bits onto the low ones, as SplitMix64 does, scatters them.
     grams *= GOLDEN
     grams ^= grams >> 31
     grams *= SPLITMIX_1
@@ -113,14 +113,14 @@ def shingles(text: str) -> np.ndarray:
 
 
 def bands_of(documents: list[np.ndarray]) -> np.ndarray:
-    """The band hashes of some documents, each given by its grams: uint64 (len(documents), 14)."""
-    # All grams in one array, and where each document's begin. The upper 32 bits of a hash are
-    # enough to put grams in order, and half the memory to read and write.
+    """The band hashes of documents, each given by its grams: uint64 (len(documents), 14)."""
+    # All grams in one array, with the position where each document begins. The upper 32 bits of a
+    # hash are enough to order grams, and halve the memory traffic.
     grams = (np.concatenate(documents) >> 32).astype(np.uint32)  # (all grams,)
     lengths = [len(document) for document in documents]
     starts = np.cumsum([0] + lengths[:-1])                                  # (documents,)
 
-    # An order of all 5-grams is x → (a·x) xor b in 32 bits: a gram's place in it is that number.
+    # x → (a·x) xor b in 32 bits puts all 5-grams into an order: the result is a gram's position.
     # reduceat takes the minimum over each document's part of the array.
     places = np.empty_like(grams)
     minima = np.empty((len(documents), BANDS * ROWS), np.uint32)            # (documents, 112)
@@ -136,7 +136,7 @@ def bands_of(documents: list[np.ndarray]) -> np.ndarray:
 
 
 def band_hashes(texts: list[str]) -> np.ndarray:
-    """uint64 (len(texts), 14); zeros for a text under 50 characters.
+    """The band hashes of texts: uint64 (len(texts), 14). Zeros for a text under 50 characters.
 
     >>> sea = "동해물과 백두산이 " * 8
     >>> more_sea = "동해물과 백두산이 " * 9
@@ -172,19 +172,19 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def crowds(hashes: np.ndarray, documents: np.ndarray) -> Iterator[np.ndarray]:
-    """The groups of documents that share a hash: arrays of two or more numbers, ascending.
+    """Yield the groups of documents that share a hash: arrays of two or more numbers, ascending.
 
     hashes: uint64 (n,), of one band; documents: (n,), their numbers.
 
     >>> list(crowds(np.array([5, 8, 5, 3], np.uint64), np.array([10, 11, 12, 13])))
     [array([10, 12])]
     """
-    # Sorted, equal hashes are adjacent; the sort is stable, so documents stay in their order.
+    # Sorting makes equal hashes adjacent; the sort is stable, so documents stay in their order.
     order = np.argsort(hashes, kind="stable")
     ranked = hashes[order]
 
-    # `pairs` has every place whose right neighbour is equal. A crowd of m documents is m - 1 such
-    # places in a row. Nearly all documents are in no crowd, so the loop over pairs is short.
+    # `pairs` holds every position whose right neighbour is equal. A crowd of m documents is m - 1
+    # such positions in a row. Nearly all documents are in no crowd, so the loop is short.
     pairs = np.flatnonzero(ranked[1:] == ranked[:-1])
     first = 0
     for k, place in enumerate(pairs):
@@ -195,19 +195,19 @@ def crowds(hashes: np.ndarray, documents: np.ndarray) -> Iterator[np.ndarray]:
 
 
 class Grams:
-    """The 5-grams of the documents used most recently, so that few documents are read twice."""
+    """An LRU cache of documents' 5-grams, so that few documents are read twice."""
 
     def __init__(self, read: Callable[[int], str], room: int = CACHED):
         self.read = read
         self.room = room  # how many more grams fit
-        self.held: OrderedDict[int, np.ndarray] = OrderedDict()  # the last one used comes last
+        self.held: OrderedDict[int, np.ndarray] = OrderedDict()  # most recently used last
 
     def __call__(self, i: int) -> np.ndarray:
-        """The 5-grams of document i, sorted, each once: uint64."""
+        """The 5-grams of document i, sorted and without repeats: uint64."""
         if i not in self.held:
             self.held[i] = np.unique(shingles(flatten(self.read(i))))
             self.room -= len(self.held[i])
-            # A comparison needs two, however long they are.
+            # A comparison needs two documents, however long they are.
             while self.room < 0 and len(self.held) > 2:
                 _, oldest = self.held.popitem(last=False)
                 self.room += len(oldest)
@@ -216,7 +216,7 @@ class Grams:
 
 
 class Clusters:
-    """Union-find: each document points at another of its cluster, or at itself if it is the root.
+    """Union-find: each document points to another of its cluster, or to itself if it is the root.
 
     >>> clusters = Clusters(4)
     >>> clusters.join(0, 1)
@@ -226,37 +226,37 @@ class Clusters:
     """
 
     def __init__(self, n: int):
-        # 4 bytes per document if their numbers fit.
+        # 4 bytes per document if the numbers fit.
         number = np.int32
         if n >= 2**31:
             number = np.int64
         self.parent = np.arange(n, dtype=number)
 
     def root(self, i: int) -> int:
-        """The document at which the chain of parents that begins at i ends."""
+        """The document where the chain of parents that starts at i ends."""
         parent = self.parent
         while parent[i] != i:
-            # Point at the grandparent on the way, which halves the path for the next walk.
+            # Path halving: point to the grandparent, so that the next walk is half as long.
             parent[i] = parent[parent[i]]
             i = parent[i]
         return int(i)
 
     def join(self, i: int, other: int) -> None:
-        """Make the clusters of two documents one, under the root of the second."""
+        """Merge the clusters of two documents, under the root of the second."""
         self.parent[self.root(i)] = self.root(other)
 
     def longest(self, sizes: np.ndarray) -> np.ndarray:
-        """For each document the longest of its cluster, of equally long ones the first: (n,)."""
+        """For each document, the longest of its cluster; among equals, the first: (n,)."""
         parent = self.parent
         numbers = np.arange(len(parent), dtype=parent.dtype)
 
-        # Only documents that were joined are looked at, and in most corpora they are few. From
-        # here on each of them points straight at its root.
+        # Only joined documents need a look, and in most corpora they are few. From here on each of
+        # them points directly to its root.
         joined = np.flatnonzero(parent != numbers)
         for i in joined:
             parent[i] = self.root(i)
 
-        # For each root, the longest document so far: at first the root itself.
+        # For each root, the longest document so far, starting with the root itself.
         longest = numbers
         for i in joined:
             best = longest[parent[i]]
@@ -269,9 +269,9 @@ class Clusters:
 
 def join_copies(crowd: np.ndarray, clusters: Clusters, grams: Grams) -> None:
     """Compare the documents of a crowd and join those that are near copies."""
-    # {root: a document of that cluster}, for the clusters met in this crowd. A document is compared
-    # with one document of each, and with 16 clusters at most: a crowd may be a million pages that
-    # share a template and nothing else.
+    # {root: a document of that cluster}, for the clusters met in this crowd. Each document is
+    # compared with one document per cluster, and with at most 16 clusters: a crowd may be a million
+    # pages that share a template and nothing else.
     met: OrderedDict[int, int] = OrderedDict()
     for i in crowd.tolist():
         if clusters.root(i) in met:
@@ -280,7 +280,7 @@ def join_copies(crowd: np.ndarray, clusters: Clusters, grams: Grams) -> None:
         for root, member in itertools.islice(latest_first, COMPARED):
             if jaccard(grams(i), grams(member)) >= THRESHOLD:
                 clusters.join(i, member)
-                del met[root]  # it is put back below, as the latest one
+                del met[root]  # put back below, as the latest one
                 break
         met[clusters.root(i)] = i
 
@@ -291,19 +291,19 @@ def near_duplicates(
     read: Callable[[int], str],
     among: np.ndarray | None = None,
 ) -> np.ndarray:
-    """For each document the one that is kept in its place, itself if it is kept: int32 (n,).
+    """For each document, the near copy that is kept (itself if it is kept): int32 (n,).
 
     bands: uint64 (14, n), the rows of `band_hashes` as columns; sizes: (n,), the documents'
-    lengths; read(i): the text of document i; among: bool (n,), which documents are looked at, if
-    not all."""
-    # Documents under 50 characters have zeros for hashes: they are not compared.
+    lengths; read(i): the text of document i; among: bool (n,), the documents to consider, if not
+    all."""
+    # Documents under 50 characters have zeros for hashes, and are not compared.
     is_candidate = bands[0] != 0
     if among is not None:
         is_candidate &= among
     clusters = Clusters(len(sizes))
     candidates = np.flatnonzero(is_candidate).astype(clusters.parent.dtype)
 
-    # One band at a time, so that only one has to be in memory.
+    # One band at a time, so that only one needs to be in memory.
     grams = Grams(read)
     for band in cli.progress(range(BANDS), "near", "band"):
         for crowd in crowds(bands[band][candidates], candidates):
