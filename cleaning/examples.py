@@ -1,23 +1,24 @@
-"""Some documents of every kind of decision, with their texts, for `python data.py show`.
+"""Example documents for every kind of decision, with their texts, for `python data.py show`.
 
-A threshold is judged by looking at what it removed, and at what it kept. So each source keeps a few
-documents for each step and reason, and a few of those that went through. They are the ones whose
-text has the lowest hash: a random sample, and the same one whatever the order in which documents
-come or the number of processes. (The first twenty would all stand at the beginning of a file.)
+The way to judge a threshold is to look at what it removed and what it kept. So for each source, a
+few documents are saved for each step and reason, and a few of those that were kept. They are the
+ones whose texts have the lowest hashes: a random sample that does not depend on the order of the
+documents or the number of processes. (The first twenty would all come from the start of a file.)
 
     examples.jsonl    {"what": "removed", "file": "wiki.jsonl", "line": 123, "id": "wiki-123",
                        "step": "rules", "reason": "too_short", "measured": "3 characters < 50",
                        "text": "..."}
 
     what              kept, removed, changed or rejected
-    text              the document; of one that was changed, what it was changed to
-    before            what it was before that step
-    duplicate_of      the id of the document that stays in the place of this copy,
-    stayed            and that one's text
-    cut               which part of a long text is there: {"text": [from, to, of all characters]}
+    text              the document; after the step, if the step changed it
+    before            the document before that step
+    duplicate_of      the id of the document that is kept instead of this copy,
+    stayed            and the text of that document
+    cut               which part of a long text is given: {"text": [from, to, length of the text]}
 
-Texts are written as the step saw them, but for personal data: if mask is among the steps, it masks
-the examples of the steps before it too, as far as it finds any in text that is not normalised yet.
+Texts are written as the step saw them, except for personal data: if mask is among the steps, it
+also masks the examples of earlier steps, as far as it recognises personal data in text that is not
+normalised yet.
 """
 import bisect
 import hashlib
@@ -29,16 +30,16 @@ from pathlib import Path
 from common import documents
 
 FILE = documents.EXAMPLES
-WRITE = "write"         # the step by which kept documents are listed; it is none of the run's
-KEPT = "kept"           # their reason, and what became of them
+WRITE = "write"         # kept documents are listed under this step, which is not a step of a run
+KEPT = "kept"           # their reason, and also their "what"
 
-# Characters of a text: a long article has 10,000. So a hundred kinds of decision with 20 examples
-# each take 80 MB of a process's memory at most: two texts each, two bytes per Korean character.
+# Maximum characters per text: a long article has 10,000. A hundred kinds of decision with 20
+# examples each then take at most 80 MB per process: two texts, two bytes per Korean character.
 LONGEST = 10_000
-# What is shown in front of the first change in a longer one: some three sentences.
+# Characters shown before the first change in a longer text: about three sentences.
 IN_FRONT = 300
-# A folder may hold a million files of one document each: examples of each would be the corpus. With
-# more files than this, examples are drawn from all of them together.
+# A folder may hold a million files of one document each, where examples of each file would be the
+# whole corpus. With more files than this, examples are drawn from all of them together.
 MANY_SOURCES = 20
 
 
@@ -59,15 +60,15 @@ class Examples:
         self.groups: dict[tuple[str, str, str], list] = {}
 
     def offer(self, example: dict, texts: dict[str, str]) -> None:
-        """Keep an example, if it is among the lowest so far.
+        """Keep an example if its hash is among the lowest so far.
 
-        example: all but its texts; texts: {"text": ...}, and perhaps "before" or "stayed"."""
-        # Rejected lines may have nothing to show. Let them not all be the same text.
+        example: everything but its texts; texts: {"text": ...}, optionally "before" or "stayed"."""
+        # Rejected lines may have no text. Hash where they are instead, so that they differ.
         text = texts["text"] or f"{example['file']}:{example['line']}"
         key = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
-        # The hash decides first. Of a million documents a few hundred get past it, and only their
-        # texts are cut, compared and held.
+        # Check the hash first. Only a few hundred of a million documents pass, and only their texts
+        # are masked, cut and stored.
         group = self._group(example)
         is_full = len(group) >= self.limit
         if is_full and (not group or key > group[-1][0]):
@@ -84,8 +85,8 @@ class Examples:
         return self.groups.setdefault((source, example["step"], example["reason"]), [])
 
     def _insert(self, group: list, entry: list) -> None:
-        """Put an entry into its place; drop the last one if there are too many."""
-        # A text that stands in a thousand places is shown once, as the first of them.
+        """Insert an entry in order; drop the last one if there are too many."""
+        # A text that occurs in a thousand places is shown once, at the first of them.
         for i, (key, _) in enumerate(group):
             if key == entry[0]:
                 group[i] = min(group[i], entry, key=in_order)
@@ -94,14 +95,14 @@ class Examples:
         del group[self.limit :]
 
     def save(self, path: Path) -> None:
-        """Write all, for `add` in another process."""
+        """Write all examples, for `add` in another process."""
         with open(path, "w", encoding="utf-8") as file:
             for group in self.groups.values():
                 for entry in group:
                     file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def add(self, path: Path) -> None:
-        """Add what another one has saved."""
+        """Add the examples that another process saved."""
         with open(path, encoding="utf-8") as file:
             for line in file:
                 key, example = json.loads(line)
@@ -115,7 +116,8 @@ class Examples:
                     file.write(json.dumps(example, ensure_ascii=False) + "\n")
 
     def of_all_sources(self, limit: int) -> dict[tuple[str, str], list[dict]]:
-        """{(step, reason): the `limit` lowest of all sources}, without kept documents."""
+        """{(step, reason): the `limit` examples with the lowest hashes over all sources}, without
+        kept documents."""
         together: dict[tuple[str, str], list] = {}
         for (_, step, reason), group in sorted(self.groups.items()):
             if step != WRITE:
@@ -127,13 +129,13 @@ class Examples:
 
 
 def in_order(entry: list) -> tuple:
-    """By the hash of the text; the same text may stand in several places."""
+    """Sort key: the hash of the text, then where it is, as a text may occur in several places."""
     key, example = entry
     return key, example["file"], example["line"]
 
 
 def excerpts(texts: dict[str, str], step: str) -> dict:
-    """The texts, each of LONGEST characters at most; "cut" says which part, if it is a part.
+    """The texts, each cut to LONGEST characters; "cut" says which part of a longer text it is.
 
     >>> excerpts({"text": "고래"}, "rules")
     {'text': '고래'}
@@ -142,7 +144,7 @@ def excerpts(texts: dict[str, str], step: str) -> dict:
     >>> cut["cut"], cut["before"][-5:]
     ({'text': [19700, 20001, 20001], 'before': [19700, 20003, 20003]}, '가가()나')
     """
-    # What was changed in a long text may stand far behind its beginning.
+    # In a long text the first change may be far from the start.
     start = 0
     if "before" in texts and max(map(len, texts.values())) > LONGEST:
         same = os.path.commonprefix([texts["before"], texts["text"]])
@@ -151,7 +153,7 @@ def excerpts(texts: dict[str, str], step: str) -> dict:
     shown: dict = {}
     cut = {}
     for name, text in texts.items():
-        # What the step mask has hidden must not be written anywhere.
+        # Personal data that was masked must not be written anywhere.
         if name == "before" and step == "mask":
             continue
         end = min(len(text), start + LONGEST)
