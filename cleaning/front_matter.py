@@ -1,25 +1,25 @@
-"""Front matter: the description of a document in front of it, for a program and not for a reader. A
-part of step 3, leftovers. (⏎ is the end of a line, ⇥ a tab.)
+"""Part of step 3, leftovers: front matter, the metadata at the head of a document, which is meant
+for programs, not for readers. (⏎ is the end of a line, ⇥ a tab.)
 
     ---⏎title: 고래⏎tags: [바다]⏎---⏎아주 크다.         →  고래⏎⏎아주 크다.
     ---⏎제목: 고래⏎출처: 바다⏎---⏎# 고래⏎아주 크다.     →  # 고래⏎아주 크다.
     기사제목⇥고래⏎필자⇥김⏎⏎고래⏎아주 크다.             →  고래⏎아주 크다.
 
 ('Whales are very large'; title, source; title of the article, author.) Rulings and statutes come
-with YAML, pages of Hugo with YAML or TOML, articles from a database with tabs. A title that stands
-nowhere else is kept. Prose between two horizontal rules, a recipe, a dialogue and a table stay.
+with YAML, Hugo pages with YAML or TOML, articles from a database with tabs. The title is kept if it
+occurs nowhere else. Prose between two horizontal rules, recipes, dialogues and tables stay.
 """
 import re
 
 # ---- What it looks like -------------------------------------------------------------------------
 
-# Patterns of several parts are written with re.VERBOSE: spaces and lines in them mean nothing; a
-# space that is meant is [ ], and # is \#.
+# Longer patterns are written with re.VERBOSE: white space in them is ignored; a literal space is
+# written [ ], and a literal # is \#.
 
-# A key of up to three words, and a colon with a space or nothing behind it: `title:`, `소관부처:`.
+# A key of up to three words, and a colon followed by a space or nothing: `title:`, `소관부처:`.
 KEY = r"""[\w"'.][\w"'./-]* (?: [ ][\w"'./-]+ ){0,2} :(?![^ \n])"""
-# YAML between two lines of hyphens, of which every line is one of these; prose below a horizontal
-# rule is none of them.
+# YAML between two lines of hyphens, where every line has one of these forms; prose below a
+# horizontal rule has none of them.
 YAML = re.compile(
     rf"""
     ---\n
@@ -52,7 +52,7 @@ TOML = re.compile(
     re.VERBOSE,
 )
 # The head of an article from a database of periodicals: lines of a key, a tab and a value, then an
-# empty line. Where the value is missing, normalise has taken the tab away.
+# empty line. If a value is missing, normalise has already removed the tab.
 TABBED = re.compile(
     r"""
     (?: \A | (?<=\n\n) )
@@ -62,14 +62,14 @@ TABBED = re.compile(
     re.VERBOSE,
 )
 
-# Title, name of the case, title of the article. What begins with [ is a list, or [무제] (untitled).
+# Title, case name, article title. A value that begins with [ is a list, or [무제] (untitled).
 TITLE = re.compile(
     r"^(?:[Tt]itle|제목|사건명|기사제목)(?:: *| *= *|\t)(?!\[)(?P<title>.*\w.*)$",
     re.MULTILINE,
 )
-# Keys of which one stands in nearly all front matter, and none in a recipe, a note or a dialogue
-# between two rules. Korean: date, date of writing, writer, author, source, category, tags,
-# published, promulgated, pronounced.
+# Nearly all front matter has one of these keys; a recipe, note or dialogue between two rules has
+# none. Korean: title, case name, article title, date, date of writing, writer, author (twice),
+# source, category, tags, dates of publication, promulgation and judgment.
 USUAL_KEY = re.compile(
     r"""
     ^(?: title | layout | date | tags | author | categor(?:y|ies) | description | draft | slug
@@ -80,14 +80,14 @@ USUAL_KEY = re.compile(
     """,
     re.VERBOSE | re.MULTILINE | re.IGNORECASE,
 )
-# A text with none of these has nothing for cut_front_matter.
+# A text without any of these has nothing for cut_front_matter to cut.
 SIGNS = ("---\n", "+++\n", "itle\t", "제목\t")
 
 # ---- What is cut, and what stays ----------------------------------------------------------------
 
 
 def cut_front_matter(text: str) -> str:
-    """Without front matter, at the start of the text or (with tabs) of an article inside it.
+    """Remove front matter at the start of the text or, with tabs, of an article inside it.
 
     >>> cut_front_matter("---\\n제목: 고래\\n쪽: 3\\n---\\n# 고래\\n크다.")  # 'title', 'pages'
     '# 고래\\n크다.'
@@ -106,7 +106,8 @@ def cut_front_matter(text: str) -> str:
 
 
 def is_front_matter(fields: str) -> bool:
-    """Not a recipe or a note between two rules, nor a dialogue, whose speakers speak again.
+    """Whether these fields are front matter, and not a recipe or note between two rules, nor a
+    dialogue, in which the same speaker speaks again.
 
     >>> is_front_matter("layout: post\\nlang: ko\\n")
     True
@@ -119,8 +120,8 @@ def is_front_matter(fields: str) -> bool:
 
 
 def cut_tabbed(match: re.Match) -> str:
-    """The replacement for a match of TABBED. Without a title and another usual key it may be any
-    table: "제목⇥관객" (title, audience) is the head of one."""
+    """The replacement for a match of TABBED. Without a title and another usual key it could be any
+    table: "제목⇥관객" (title, audience) heads one."""
     fields = match["fields"]
     has_title = re.search(r"^(?:[Tt]itle|제목|기사제목)\t", fields, re.MULTILINE)
     if not has_title or len(USUAL_KEY.findall(fields)) < 2:
@@ -129,14 +130,14 @@ def cut_tabbed(match: re.Match) -> str:
 
 
 def title_of(match: re.Match) -> str:
-    """The title, if the text behind the front matter does not begin with it. On the pages of Hugo
-    and Jekyll it stands nowhere else."""
+    """The title, if the text after the front matter does not begin with it. On Hugo and Jekyll
+    pages it occurs nowhere else."""
     found = TITLE.search(match["fields"])
     if not found:
         return ""
     title = found["title"].strip("\"' ")
 
-    # The first line may be a heading, or the title without its addition: "part 2", a foreign name.
+    # The first line may be a heading, or the title without an addition ("part 2", a foreign name).
     rest = match.string[match.end():match.end() + 500]
     first_line = rest.strip("#*= \n").partition("\n")[0].strip()
     repeats = title in first_line or (first_line and title.startswith(first_line))
