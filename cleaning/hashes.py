@@ -1,8 +1,8 @@
-"""N-grams as numbers: what the steps that compare texts have in common.
+"""N-grams as numbers, shared by the steps that compare texts.
 
 A text becomes an array of code points, and each n-gram in it one 64-bit number, computed for all
-places at once. Duplicates compares sets of 5-grams, perplexity counts n-grams of 1 to 5 characters,
-and decontaminate looks for runs of 12 and 25.
+positions at once. duplicates.py compares sets of 5-grams, perplexity.py counts n-grams of 1 to 5
+characters, and decontaminate.py looks for runs of 12 and 25.
 """
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ SPLITMIX_2 = 0x94D049BB133111EB
 
 
 def flatten(text: str) -> str:
-    """The text with every run of white space made one space, and none at its ends.
+    """Collapse every run of white space into one space, and strip both ends.
 
     >>> flatten("동해물과  백두산이\\n")
     '동해물과 백두산이'
@@ -26,7 +26,7 @@ def flatten(text: str) -> str:
 
 
 def batches(texts: list[str], characters: int) -> Iterator[slice]:
-    """Divide a list into stretches of about `characters` each, for numpy to work on at once.
+    """Yield slices of a list with about `characters` each, for numpy to process at once.
 
     >>> list(batches(["abcd", "e", "f", "gh"], 4))
     [slice(0, 1, None), slice(1, 4, None)]
@@ -51,8 +51,8 @@ def code_points(text: str) -> np.ndarray:
 
 
 def rolling(codes: np.ndarray, n: int, base: int = GOLDEN) -> np.ndarray:
-    """A hash of every n codes in a row, read as the digits of a number to this base, modulo 2^64:
-    uint64 (len(codes) - n + 1,), empty if there are fewer than n.
+    """A hash of every n consecutive codes, read as the digits of a number in this base, modulo
+    2^64: uint64 (len(codes) - n + 1,), empty if there are fewer than n.
 
     >>> rolling(np.array([3, 1, 4, 1, 5, 9, 2], np.uint64), 5, base=10).tolist()
     [31415, 14159, 41592]
@@ -60,9 +60,9 @@ def rolling(codes: np.ndarray, n: int, base: int = GOLDEN) -> np.ndarray:
     if len(codes) < n:
         return np.zeros(0, np.uint64)
 
-    # Numbers of one digit are there already. A number of 2k digits is made of two of k digits, the
-    # second of which begins k places later; one of 2k + 1 takes another digit. The binary digits of
-    # n say when: 5 is 101, so 1 → 2 → 4 → 5, and 25 is 11001, so 1 → 2 → 3 → 6 → 12 → 24 → 25.
+    # Start with numbers of one digit. Two numbers of k digits, the second of which begins k places
+    # later, make one of 2k; one more digit makes 2k + 1. The binary digits of n say when to add it:
+    # 5 is 101, so 1 → 2 → 4 → 5, and 25 is 11001, so 1 → 2 → 3 → 6 → 12 → 24 → 25.
     hashes = codes
     size = 1
     for bit in f"{n:b}"[1:]:
@@ -76,8 +76,8 @@ def rolling(codes: np.ndarray, n: int, base: int = GOLDEN) -> np.ndarray:
 
 
 class Table:
-    """Finds hashes in a sorted array of them, as a dictionary's thumb index finds words: for each
-    beginning (the first bits of a hash) it knows where in the array the hashes with it start.
+    """Looks hashes up in a sorted array, like the thumb index of a dictionary: for each prefix (the
+    first bits of a hash) it stores where in the array the hashes with that prefix start.
 
     >>> table = Table(np.array([3, 7, 2**63], np.uint64))
     >>> table.find(np.array([7, 8, 2**63], np.uint64)).tolist()
@@ -86,30 +86,30 @@ class Table:
 
     def __init__(self, keys: np.ndarray):
         self.keys = keys  # uint64, ascending
-        # Two to four beginnings per key, so that most have one key or none.
+        # Two to four prefixes per key, so that most have one key or none.
         bits = max(1, int(np.ceil(np.log2(len(keys) + 1))) + 1)
         self.shift = np.uint64(64 - bits)
 
-        # The keys of a beginning come after those of all smaller ones: the running sum of how many
-        # keys each has, one beginning further on. In place, because the array is large.
-        beginnings = (keys >> self.shift).astype(np.int64)
-        beginnings += 1
-        starts = np.bincount(beginnings, minlength=2**bits + 1)
+        # The keys of a prefix come after those of all smaller ones: a running sum of the counts,
+        # shifted by one prefix. In place, because the array is large.
+        prefixes = (keys >> self.shift).astype(np.int64)
+        prefixes += 1
+        starts = np.bincount(prefixes, minlength=2**bits + 1)
         np.cumsum(starts, out=starts)
-        # Hashes that begin higher than the last key are compared with the last key.
+        # Hashes with a prefix above that of the last key are compared with the last key.
         np.minimum(starts, max(0, len(keys) - 1), out=starts)
         self.starts = starts[:-1].astype(np.uint32)  # (2^bits,)
 
     def find(self, hashes: np.ndarray) -> np.ndarray:
-        """The place of each hash in the array, the first if it is there several times, -1 if it is
-        not there: int64 (hashes,)."""
+        """The index of each hash in the array, the first one if it occurs several times, -1 if it
+        does not occur: int64 (hashes,)."""
         if len(self.keys) == 0:
             return np.full(len(hashes), -1)
         place = self.starts[hashes >> self.shift].astype(np.int64)
         key = self.keys[place]
 
-        # Most are settled by one look. The others go one key further at a time, until they meet a
-        # key that is not smaller. There is one, unless the hash is above all keys.
+        # For most, the first key settles it. The others advance one key at a time until they meet
+        # one that is not smaller. There is one, unless the hash is above all keys.
         looking = np.flatnonzero((key < hashes) & (hashes <= self.keys[-1]))
         while len(looking) > 0:
             place[looking] += 1
