@@ -1,7 +1,8 @@
-r"""Step 3, leftovers: what an extractor leaves inside a document is cut. The document stays.
+r"""Step 3, leftovers: cuts what an extractor left inside a document, and keeps the document.
 
-Text comes out of wikis, databases and scans by programs that cannot show everything. What they
-leave behind no reader ever saw, and it stands in good documents (⏎ is the end of a line):
+Text is extracted from wikis, databases and scans by programs that cannot render everything. They
+leave behind things that no reader of the original saw, in otherwise good documents (⏎ is the end of
+a line):
 
     front_matter    ---⏎title: 고래⏎tags: [바다]⏎---⏎아주 크다.   →  고래⏎⏎아주 크다.
     page_marks      산에 올라＜44＞ 바다를 보았다.                →  산에 올라 바다를 보았다.
@@ -10,14 +11,15 @@ leave behind no reader ever saw, and it stands in good documents (⏎ is the end
     empty_brackets  고래()는 크다. 고래(, Whale)는 크다.         →  고래는 크다. 고래(Whale)는 크다.
 
 ('Whales are large', 'I went up the hill and saw the sea', 'Its weight is formula_1'; the category
-is 'Animals of the sea'.) The first is in front_matter.py, the last in brackets.py.
+is 'Animals of the sea'.) The code for the first kind is in front_matter.py, for the last in
+brackets.py.
 
-Good text looks like all of this: a rule of hyphens, a call print(), a box ( ) to tick, an emoticon
-(;;). So each kind asks for evidence, and what might be text stays: square brackets, () behind the
-name of a function, <34> and [2], which number paragraphs. Code that is marked as code is not looked
-at.
+Good text can look like any of these: a rule of hyphens, a call print(), a box ( ) to tick, an
+emoticon (;;). So each kind requires evidence, and anything that might be text stays: square
+brackets, () after the name of a function, <34> and [2], which number paragraphs. Text marked as
+code is left alone.
 
-A document goes if most of it is such sentences as the fourth, or if it has nothing but leftovers.
+A document is removed if most of it is lost content, or if it has nothing but leftovers.
 """
 import itertools
 import re
@@ -36,12 +38,12 @@ from cleaning.rules import too_high
 PAGE = r"＜[0-9]{1,4}(?:-[0-9]{1,4}(?:, [0-9]{1,4})?)?＞"
 PAGE_LINE = re.compile(rf"^(?:{PAGE} ?)+(?:\n|\Z)", re.MULTILINE)
 PAGE_MARK = re.compile(rf"(?<=[^\n ]) *(?:{PAGE})+")
-# A page may end inside a word, in front of its particle or ending.
+# A page may end inside a word, before its particle or ending.
 PARTICLE = re.compile(r"(?:[은는이가을를의에로와과도]|으로|에서|부터|까지) ")
 
 
 def cut_page_marks(text: str) -> str:
-    """Without page marks. At the start of a line, in front of text, one may number a paragraph.
+    """Remove page marks, except at the start of a line of text, where one may number a paragraph.
 
     >>> cut_page_marks("바다를＜44＞보는 사람＜45＞은 많다.＜46＞")  # 'Many people look at the sea'
     '바다를 보는 사람은 많다.'
@@ -50,12 +52,12 @@ def cut_page_marks(text: str) -> str:
 
 
 def join_pages(match: re.Match) -> str:
-    """The replacement for a match of PAGE_MARK: a space between two words, nothing in one."""
+    """The replacement for a match of PAGE_MARK: a space between words, nothing within a word."""
     text = match.string
     before = text[match.start() - 1]
     after = text[match.end():match.end() + 1]
-    # 1＜2＞0 compares, and "compare ＜1＞ with ＜2＞" has nouns with their particles: none of the
-    # 1,349 marks of the periodicals stands so.
+    # 1＜2＞0 is a comparison, and in "compare ＜1＞ with ＜2＞" the marks are nouns with particles.
+    # None of the 1,349 marks in the periodicals looks like these.
     is_noun = match[0].startswith(" ") and PARTICLE.match(text, match.end())
     is_comparison = before.isdigit() and after.isdigit()
     if is_comparison or is_noun:
@@ -68,7 +70,7 @@ def join_pages(match: re.Match) -> str:
 
 # ---- Remains of wiki source ---------------------------------------------------------------------
 
-# Without the brackets that close it.
+# A category, without its closing brackets.
 CATEGORY = r"\[\[ (?: 분류 | [Cc]ategory ) : [^\[\]\n]*+"
 # A picture with its caption, which may hold links [[바다]] and footnotes [1].
 FILE = r"""
@@ -79,12 +81,13 @@ FILE = r"""
     )*+
     \]\]
 """
-# A line of nothing else. The brackets of categories are often broken.
+# A line of nothing else. The closing brackets of categories are often damaged.
 LINK_LINE = re.compile(
     rf"^ (?: (?: {CATEGORY} \]{{0,3}} | {FILE} ) [ ]* )+ (?: \n | \Z )",
     re.VERBOSE | re.MULTILINE,
 )
-# Among words one stands free. With a particle or a quotation mark beside it, the text is about it.
+# Among words, a remnant has spaces around it. With a particle or a quotation mark next to it, it is
+# what the text is about.
 LINK = re.compile(
     rf"""
     (?: (?<=[ \]\n]) | \A )
@@ -101,8 +104,8 @@ CELL_LINE = re.compile(
 
 
 def cut_wiki_remnants(text: str) -> str:
-    """Without categories and pictures. Other links stay: how many there are tells rules.py whether
-    the document is wiki source.
+    """Remove categories and pictures. Other links stay: rules.py counts them to decide whether the
+    document is wiki source.
 
     >>> cut_wiki_remnants("[[파일:고래.jpg|섬네일|[[바다]]의 고래]]\\n[[고래]]는 크다.")
     '[[고래]]는 크다.'
@@ -114,19 +117,19 @@ def cut_wiki_remnants(text: str) -> str:
 
 # ---- Content that was lost ----------------------------------------------------------------------
 
-# Characters for private use, which normalise has dropped from all texts.
+# Private-use characters, which normalise has dropped from all texts.
 MARK = "\ue000"
 CODE_MARK = "\ue001"
 # What is left of a formula and of a piece of code.
 HOLE = re.compile(
     r"""
     (?<![_./-]) (?: formula | codice ) _[0-9]{1,4}
-    # Somebody's names are formula_1_x, formula_1[0], formula_1.py, formula_1(x) and formula_1 = 2.
+    # Not names in code: formula_1_x, formula_1[0], formula_1.py, formula_1(x) and formula_1 = 2.
     (?! [0-9_\[] | \.[a-z] | \([\w"']*[,)] | [ ]=[ ] )
     """,
     re.VERBOSE,
 )
-# What is left of a title that was a link. In a list of titles only this one is lost.
+# What is left of a title that was a link. In a list, only the empty title is cut.
 LOST_TITLE = re.compile(r"(?<=[ \n])(?:《》|〈〉)")
 LOST_IN_LIST = re.compile(
     r"""
@@ -136,19 +139,19 @@ LOST_IN_LIST = re.compile(
     re.VERBOSE,
 )
 BRACKETS_AS_SUBJECT = ("괄호", "부호", "낫표")  # bracket, mark, corner bracket
-# A hole in a bracket: the sentence around it is whole without.
+# A hole in a bracket: without the bracket, the sentence around it is complete.
 BRACKETED = re.compile(rf" ?\([^()\n]*{MARK}[^()\n]*\)")
-# A formula on a line of its own may be gone without a trace. The line behind it then begins with
-# what followed the formula, a particle or an ending: "is ...", "to ...", "of ...". In a text
-# without holes it may be anything.
+# A formula on a line of its own may have vanished without a trace. The next line then begins with
+# the particle or ending that followed the formula: "is ...", "to ...", "of ...". In a text without
+# holes such a line means nothing.
 FRAGMENT = re.compile(
     r"^(?:이다|이므로|이고|이며|인|을|를|은|는|가|와|과|로|으로|라고|라|의)(?=[ .,])",
     re.MULTILINE,
 )
-# The spaces behind a full stop, but not that of "1. " or "i.e. ".
+# The spaces after a full stop, but not the one in "1. " or "i.e. ".
 SENTENCE_END = re.compile(
     rf"""
-    (?: (?<= [^\W\d_]{{2}} [.!?] )     # behind a word of two letters or more,
+    (?: (?<= [^\W\d_]{{2}} [.!?] )     # after a word of two letters or more,
       | (?<= [{MARK})\"”’] [.!?] )     # a hole, a bracket or a quotation,
       | (?<= [.!?] [)\"”’] )           # or inside one
     )
@@ -157,20 +160,20 @@ SENTENCE_END = re.compile(
     re.VERBOSE,
 )
 
-# Ours: of 238 articles of Wikipedia with a hole, 38 lose more. What is left of those is headings
-# and broken sentences; the others read as articles without their formulas.
+# Ours: of 238 Wikipedia articles with a hole, 38 lose more. Of those, headings and broken sentences
+# remain; the others still read well without their formulas.
 MOST_LOST = 0.5
 
 
 def cut_lost_content(text: str) -> str:
-    """Without the sentences that have a hole, which say nothing.
+    """Remove sentences that have a hole, since they say nothing.
 
     >>> cut_lost_content("고래는 크다. 무게는 formula_1이다. 그래도 헤엄친다.")  # 'still, it swims'
     '고래는 크다. 그래도 헤엄친다.'
     >>> cut_lost_content("무게(기호 formula_1)는 크다.")  # 'the weight (symbol ...) is large'
     '무게는 크다.'
     """
-    # Each hole becomes one character, so that the patterns below need not know what was lost.
+    # Replace each hole by one character, so that the patterns below need not know what was lost.
     marked = HOLE.sub(MARK, text)
     has_lost_formulas = marked != text
     # A text about punctuation has 《》 in its sentences, and has lost nothing.
@@ -180,12 +183,12 @@ def cut_lost_content(text: str) -> str:
     if marked == text:
         return text
 
-    # What costs less than a sentence goes first.
+    # First cut what costs less than a sentence.
     marked = BRACKETED.sub("", marked)
     if has_lost_formulas:
         marked = FRAGMENT.sub(MARK, marked)
 
-    # The other sentences of a line stay; a line of nothing else goes.
+    # Keep the other sentences of a line; drop a line that has no others.
     lines = []
     for line in marked.split("\n"):
         sentences = [line]
@@ -203,8 +206,8 @@ def cut_lost_content(text: str) -> str:
 class Kind(NamedTuple):
     name: str                 # in the report
     cut: Callable[[str], str]
-    signs: tuple[str, ...]    # a text without any of these has nothing of the kind
-    most: float = 1.0         # of the characters; a text that would lose more goes
+    signs: tuple[str, ...]    # a text without any of these has nothing of this kind
+    most: float = 1.0         # share of characters; a text that would lose more is removed
 
 
 KINDS = [
@@ -218,7 +221,7 @@ ALL_SIGNS = tuple(itertools.chain.from_iterable(kind.signs for kind in KINDS))
 
 
 def remove_leftovers(text: str) -> tuple[str | None, str]:
-    """(the text without leftovers, their kinds joined by +), or (None, why) if nothing readable
+    """(the text without leftovers, their kinds joined by +), or (None, reason) if nothing readable
     would be left.
 
     >>> remove_leftovers("고래()는 크다.\\n[[분류:바다의 동물]]")
@@ -226,10 +229,10 @@ def remove_leftovers(text: str) -> tuple[str | None, str]:
     >>> remove_leftovers("고래\\n무게는 formula_1이다.")
     (None, 'too_much_lost: 0.895 of the characters > 0.5')
     """
-    # (To look for strings is many times faster than to look for patterns.)
+    # (Searching for strings is many times faster than matching patterns.)
     if not has_any(ALL_SIGNS, text):
         return text, ""
-    # Only a text that was not normalised has these, and then they would not be ours.
+    # A text that was not normalised may contain the marks already. It is left alone.
     if MARK in text or CODE_MARK in text:
         return text, ""
 
@@ -255,7 +258,7 @@ def remove_leftovers(text: str) -> tuple[str | None, str]:
 
 
 def has_any(signs: tuple[str, ...], text: str) -> bool:
-    # A loop: any() would take twice as long, and that is the time of most documents.
+    # A loop, because any() takes twice as long, and for most documents this is all there is to do.
     for sign in signs:
         if sign in text:
             return True
@@ -283,9 +286,9 @@ def hide_code(text: str) -> tuple[str, list[str]]:
 
 
 def show_code(text: str, pieces: list[str]) -> str:
-    """The text with each piece of code in its place, if its mark is still there."""
+    """Put each piece of code back, if its mark is still in the text."""
     parts = text.split(CODE_MARK)
-    # Every second part is a number.
+    # Every second part is the number of a piece.
     for place in range(1, len(parts), 2):
         parts[place] = pieces[int(parts[place])]
     return "".join(parts)
