@@ -1,14 +1,14 @@
-"""The limits of step 4, rules: for each language and profile, and as --limits changes them.
+"""The limits of step 4, rules: defaults for each language and profile, and changes by --limits.
 
-The measurements (rules.py) are Gopher's, FineWeb's and FineWeb-2's. Their limits do not fit Korean
-as they are. A Korean word here is an *eojeol*, a noun with its particles, which holds about as much
-as two English words; FineWeb-2 counts morphemes instead. Limits for English therefore remove most
-Korean text, and some of FineWeb-2's Korean limits have to be looser here. Where a limit is ours,
-the comment says what it was measured on: Wikipedia, court rulings, statutes, reviews, comments,
-manuals, and periodicals of the 1920s.
+The measurements (rules.py) are those of Gopher, FineWeb and FineWeb-2, but their limits do not fit
+Korean unchanged. A Korean word here is an *eojeol*, a noun with its particles, which holds about as
+much as two English words; FineWeb-2 counts morphemes instead. Limits made for English therefore
+remove most Korean text, and some of FineWeb-2's Korean limits have to be looser here. "Ours" marks
+a limit that was chosen for this project; its comment says what was measured, on Wikipedia, court
+rulings, statutes, reviews, comments, manuals, and periodicals of the 1920s.
 
-There are three profiles. `web` is for pages nobody vouches for. `formal` is for edited text, whose
-tables, headings and repeated clauses a web filter takes for menus. `short` is for reviews and
+There are three profiles. `web` is for web pages of unknown quality. `formal` is for edited text,
+whose tables, headings and repeated clauses a web filter takes for menus. `short` is for reviews and
 comments, which are short by nature.
 """
 import difflib
@@ -21,29 +21,30 @@ from common import cli
 
 
 class Limits(NamedTuple):
-    """The limits of a language and a profile. Shares lie between 0 and 1. None turns a rule off; so
-    does {} for n-grams, and 1 for characters."""
-    # Characters, not counting white space, at least.
+    """The limits for one language and profile. Shares are between 0 and 1. None turns a rule off;
+    so does {} for n-grams, and 1 for characters."""
+    # Minimum number of characters, not counting white space.
     characters: int
-    # Letters of the language among all letters, at least.
+    # Minimum share of the language's own letters among all letters.
     own_letters: float | None
-    # Mean characters per word, punctuation included: from, to.
+    # Mean characters per word, punctuation included: (minimum, maximum).
     word_length: tuple[float | None, float | None]
-    # Characters that are neither letter nor digit among all, at most.
+    # Maximum share of characters that are neither letters nor digits.
     symbols: float | None
-    # Words of digits without a letter among all words that have either, at most.
+    # Maximum share of words with digits but no letter, among words that have either.
     no_letters: float | None
-    # Syllables that no Korean word uses among all Hangul, at most.
+    # Maximum share of syllables that occur in no Korean word, among all Hangul.
     garbled: float | None
-    # Korean: words that end in a particle or a verb ending. English: function words. At least.
+    # Minimum share of words: in Korean, that end in a particle or verb ending; in English, that are
+    # function words.
     function_words: float | None
-    # Lines that end in a full stop or the like, at least.
+    # Minimum share of lines that end in a full stop or similar.
     line_ends: float | None
-    # Lines that occurred before, at most.
+    # Maximum share of lines that occurred before.
     repeated_lines: float | None
-    # {n: characters in the most frequent n-gram of words, at most}.
+    # {n: maximum share of characters in the most frequent n-gram of words}.
     frequent_ngrams: dict[int, float]
-    # {n: characters in n-grams of words that occurred before, at most}.
+    # {n: maximum share of characters in n-grams of words that occurred before}.
     repeated_ngrams: dict[int, float]
 
 
@@ -56,11 +57,12 @@ KO_WEB = Limits(
     word_length=(1.5, 12),
     # Ours: 99 % of every source but comments is below 0.34.
     symbols=0.4,
-    # FineWeb-2 for Korean: 0.791 of the words have a letter.
+    # FineWeb-2 for Korean: 0.791 of the words must have a letter.
     no_letters=0.209,
-    # Ours: 99.9 % of the documents are below 0.05; text read in a wrong encoding is above 0.5.
+    # Ours: 99.9 % of the documents are below 0.05; text decoded with the wrong encoding is above
+    # 0.5.
     garbled=0.2,
-    # Ours: 99.5 % of every source is above 0.3, random syllables are at 0.02.
+    # Ours: 99.5 % of every source is above 0.3; random syllables have 0.02.
     function_words=0.15,
     # FineWeb-2 for Korean, like the rest.
     line_ends=0.062,
@@ -83,34 +85,34 @@ KO_FORMAL = KO_WEB._replace(
 KO_SHORT = KO_FORMAL._replace(
     # A review may be 재밌어요 ("it's fun") and nothing else,
     characters=4,
-    # or be typed without a space. Ours: of 78,960 reviews and comments, 448 have means above 25,
-    # all but rows of ♥ are text, and 4 are above 150; documents that lost their spaces are longer.
-    # 9 are below 1.25: 가 로 세 로, spelled apart, or ㅋㅋ ㅋ.
+    # or be typed without spaces. Ours: of 78,960 reviews and comments, 448 have a mean above 25,
+    # all of them text except for rows of ♥, and only 4 are above 150; documents that lost their
+    # spaces are longer. 9 are below 1.25: words spelled apart (가 로 세 로) or ㅋㅋ ㅋ.
     word_length=(1.25, 150),
-    # It may be 최고!!! ("the best") or 글쎄... ("well"), with 0.6 of symbols. Ours: of 253 above
+    # It may be 최고!!! ("the best") or 글쎄... ("well"), with symbols at 0.6. Ours: of 253 above
     # 0.5, 191 are below 0.7 and say something; those above say 흠... ("hm") or are rows of ♥.
     symbols=0.7,
-    # It need be no sentence.
+    # It does not have to be a sentence.
     function_words=None,
     repeated_lines=None,
-    # What repetition can mean there is one phrase over and over.
+    # Repetition here means one phrase over and over.
     frequent_ngrams={2: 0.5, 3: 0.5, 4: 0.5},
     repeated_ngrams={},
 )
 
 EN_WEB = Limits(
-    # Gopher: 50 words, of about four characters.
+    # Gopher: 50 words, at about four characters each.
     characters=200,
-    # Ours: Latin letters. Other languages in Latin letters fail at function_words.
+    # Ours: Latin letters. Other languages in Latin script fail the function_words rule.
     own_letters=0.8,
     # Gopher.
     word_length=(3, 10),
     # Ours: Gopher limits # and ... to 0.1 per word.
     symbols=0.3,
-    # Gopher: 80 % of the words have a letter.
+    # Gopher: 80 % of the words must have a letter.
     no_letters=0.2,
     garbled=None,
-    # Ours: Gopher asks for two of its eight words in a document, however long.
+    # Ours: Gopher requires two of its eight words in a document, however long it is.
     function_words=0.1,
     # FineWeb.
     line_ends=0.12,
@@ -120,7 +122,7 @@ EN_WEB = Limits(
     repeated_ngrams={5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10},
 )
 
-# As for Korean.
+# The same changes as for Korean.
 EN_FORMAL = EN_WEB._replace(
     characters=50,
     no_letters=0.5,
@@ -131,7 +133,7 @@ EN_FORMAL = EN_WEB._replace(
 
 EN_SHORT = EN_FORMAL._replace(
     characters=8,
-    # Ours: of 1,890 things said in novels, "So I am." and the like, 0.1 % lie outside.
+    # Ours: of 1,890 lines of dialogue in novels ("So I am."), 0.1 % lie outside.
     word_length=(2, 15),
     symbols=0.7,
     function_words=None,
@@ -149,8 +151,8 @@ LIMITS = {
 
 
 def choose_limits(lang: str, profile: str, changes: list[str]) -> Limits:
-    """The limits of a language and a profile as `changes` leave them, one after another: each is
-    NAME=VALUE, or a JSON file of {name: value}. UserError for one that cannot be.
+    """The limits of a language and profile after `changes`, which are applied in order: each is
+    NAME=VALUE, or a JSON file of {name: value}. Raises UserError if one is not valid.
 
     >>> limits = choose_limits("ko", "web", ["symbols=0.6", "line_ends=null"])
     >>> limits.symbols, limits.line_ends, limits.no_letters
@@ -183,7 +185,7 @@ def read_change(change: str) -> dict:
     if name in Limits._fields:
         raise cli.UserError(f"--limits {name}: a value is missing; write {name}=VALUE")
     values = cli.read_json(change)
-    # The limits of a run stand in its report.
+    # The report of a run holds its limits under this name.
     if isinstance(values, dict) and isinstance(values.get("limits"), dict):
         values = values["limits"]
     if not isinstance(values, dict):
@@ -192,7 +194,7 @@ def read_change(change: str) -> dict:
 
 
 def hint(name: str) -> str:
-    """The limit that an unknown name may have meant."""
+    """The nearest limit to an unknown name, or else all names."""
     near = difflib.get_close_matches(name, Limits._fields, n=1)
     if near:
         return f"did you mean {near[0]}?"
@@ -200,7 +202,7 @@ def hint(name: str) -> str:
 
 
 def checked(name: str, value: object) -> object:
-    """A value from JSON as Limits holds it. The ValueError of a wrong one says what is right.
+    """Convert a JSON value to what Limits holds. Raises a ValueError that says what is expected.
 
     >>> checked("word_length", [1, None]), checked("repeated_ngrams", {"10": 0.3, "5": 0.4})
     ((1, None), {5: 0.4, 10: 0.3})
@@ -219,7 +221,7 @@ def checked(name: str, value: object) -> object:
 
 
 def checked_range(value: object) -> tuple:
-    """[from, to], of which null leaves one side open."""
+    """Check [from, to], where null leaves a side open."""
     if value is None:
         return None, None
     if isinstance(value, list) and len(value) == 2:
@@ -230,12 +232,12 @@ def checked_range(value: object) -> tuple:
                      "it off)")
 
 
-# Gopher's have 10 words. As many copies of a text's list of words are made for them.
+# Gopher's longest n-grams have 10 words. Measuring n-grams takes n copies of a text's word list.
 LONGEST_NGRAM = 100
 
 
 def checked_ngrams(value: object) -> dict[int, float]:
-    """{n: share}. The rules go through them from the shortest n-grams to the longest."""
+    """Check {n: share}, and sort it: the rules go from the shortest n-grams to the longest."""
     if value is None:
         return {}
     if isinstance(value, dict):
@@ -248,7 +250,8 @@ def checked_ngrams(value: object) -> dict[int, float]:
 
 
 def is_number(value: object, most: float) -> bool:
-    """A number from 0 to `most`: no true, NaN or Infinity, which Python would accept."""
+    """Whether a value is a number from 0 to `most`; true, NaN and Infinity, which Python's json
+    accepts, are not."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return 0 <= value <= most and value != float("inf")
