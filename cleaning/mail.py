@@ -1,13 +1,13 @@
-"""E-mail addresses: an @ is also code, a place on another machine, or a password in a URL.
+"""E-mail addresses: an @ may also be code, a path on another machine, or a password in a URL.
 
-So the pattern takes all that is spelled like an address, and is_email drops what is none:
+So the pattern matches everything spelled like an address, and is_email drops what is not one:
 
     >>> text = "kim@naver.com git@github.com:kim/whale.git y = x@w.mT"
     >>> [(match[0], is_email(match)) for match in EMAIL_PATTERN.finditer(text)]
     [('kim@naver.com', True), ('git@github.com', False), ('x@w.mT', False)]
 
-Three patterns: plain addresses, those with spaces around the @, and those spelled to be hidden from
-machines, kim (at) naver (dot) com.
+There are three patterns: plain addresses, addresses with spaces around the @, and addresses spelled
+out to hide them from crawlers, such as kim (at) naver (dot) com.
 """
 import regex
 
@@ -15,19 +15,19 @@ from cleaning.personal import Kind, words_before
 
 # ---- Addresses ----------------------------------------------------------------------------------
 
-# In front of the @. Possessive (the + at the end): the @ is none of these characters, so where the
-# longest name fails there is no shorter one to try.
+# Before the @. Possessive (the + at the end): @ is not one of these characters, so if the longest
+# name fails, there is no shorter one to try.
 NAME = r"(?<! [\w.+%-] ) (?P<name> [a-z0-9] [\w.+%-]{0,63}+ )"
 HOST = r"(?P<host> (?: [a-z0-9-]{1,63} \. ){1,8} )"
-# What ends an address: no further part of a name, and no call of a method, as in x.to(device). What
-# stands in kim@naver.com(김철수) is a name.
+# The end of an address. It may not be followed by more of a name, nor by a method call's bracket,
+# as in x.to(device). In kim@naver.com(김철수) the bracket holds a person's name.
 TOP = r"(?P<top> [a-z]{2,20} ) (?! [\w-] | \.\w | \( (?![가-힣]) )"
 FLAGS = regex.VERBOSE | regex.ASCII | regex.IGNORECASE
 
 EMAIL_PATTERN = regex.compile(rf"{NAME} @ {HOST} {TOP}", FLAGS)
 
-# Spelled, to be hidden from machines: kim (at) naver (dot) com, kim골뱅이naver.com. Koreans call
-# the @ 골뱅이, a snail.
+# Spelled out to hide it from crawlers: kim (at) naver (dot) com, kim골뱅이naver.com. The Korean
+# name for @ is 골뱅이, a snail.
 SPELLED_AT = regex.compile(r"[(\[{](?:at|골뱅이)[)\]}]|골뱅이", regex.IGNORECASE)
 SPELLED_DOT = r"(?: \. | [ ]?[(\[{]dot[)\]}][ ]? )"
 SPELLED_PATTERN = regex.compile(
@@ -40,8 +40,8 @@ SPELLED_PATTERN = regex.compile(
     FLAGS,
 )
 
-# With spaces around the @ it may as well be "see you @ example.com", or a product of matrices. It
-# is an address at a service where people have their mail, or directly behind 메일 (mail).
+# With spaces around the @ it may also be "see you @ example.com", or a matmul. It counts as an
+# address if it is at a mail service, or directly after 메일 (mail).
 SERVICE = "naver|daum|hanmail|kakao|nate|gmail|hotmail|outlook|yahoo|icloud|empal|paran|lycos"
 SPACED_PATTERN = regex.compile(
     rf"""
@@ -55,26 +55,27 @@ MAIL_DIRECTLY = regex.compile(
     r"(?: 메일 (?:[ ]?주소)? [은는]? [ ]? :? | mail [ ]? : ) [ ]? $",  # 주소: address
     regex.VERBOSE | regex.IGNORECASE,
 )
-# https://user:secret@host.com, at the place of "secret".
+# https://user:secret@host.com, where "secret" looks like the name of an address.
 INSIDE_URL = regex.compile(r"://[^\s@)]*$")
-# host.com:path or host.com:~/path behind a user's name: a place on another machine.
+# user@host.com:path or user@host.com:~/path: a path on another machine.
 REMOTE_PATH = regex.compile(r":[\w.~-]*/", regex.ASCII)
 
 
 def is_email(match: regex.Match) -> bool:
-    """A real top-level domain; not a user in a URL or on another machine, nor code."""
+    """Whether a match has a real top-level domain and is neither a user in a URL or on another
+    machine, nor code."""
     top = match["top"]
     if top.lower() not in TOP_LEVEL:
         return False
     text = match.string
-    # Ours, chosen by hand: 60 characters hold what precedes a password in most URLs.
+    # Ours, chosen by hand: in most URLs, 60 characters cover everything before the password.
     before = text[max(0, match.start() - 60):match.start()]
     if INSIDE_URL.search(before) or REMOTE_PATH.match(text, match.end()):
         return False
     if match["name"] == "git" or match["name"].startswith("self."):
         return False
 
-    host = match["host"] or ""  # none where a service is named
+    host = match["host"] or ""  # None if a service matched
     is_attribute = host.startswith("self.")  # x@self.to
     is_transpose = top[0].islower() and not top.islower()  # x@w.mT
     is_subscript = len(top) == 2 and text.startswith("[", match.end())  # x@w.at[0]
@@ -82,7 +83,7 @@ def is_email(match: regex.Match) -> bool:
 
 
 def is_spaced_email(match: regex.Match) -> bool:
-    """The same, at a mail service or directly behind 메일."""
+    """The same, and it is at a mail service or directly after 메일."""
     is_mail = match["service"] or MAIL_DIRECTLY.search(words_before(match))
     return bool(is_mail) and is_email(match)
 
@@ -93,7 +94,7 @@ SPELLED_EMAIL = Kind("email", SPELLED_PATTERN, is_email)
 
 # ---- Top-level domains --------------------------------------------------------------------------
 
-# Domains of two letters are countries: the codes of ISO 3166-1 that are in DNS, and eu, uk, su.
+# Two-letter domains are countries: the codes of ISO 3166-1 that are in DNS, and eu, uk, su.
 COUNTRIES = (
     "ac ad ae af ag ai al am ao aq ar as at au aw ax az ba bb bd be bf bg bh bi bj bm bn bo br bs "
     "bt bw by bz ca cc cd cf cg ch ci ck cl cm cn co cr cu cv cw cx cy cz de dj dk dm do dz ec ee "
@@ -104,8 +105,8 @@ COUNTRIES = (
     "ru rw sa sb sc sd se sg sh si sk sl sm sn so sr ss st su sv sx sy sz tc td tf tg th tj tk tl "
     "tm tn to tr tt tv tw tz ua ug uk us uy uz va vc ve vg vi vn vu wf ws ye yt za zm zw"
 )
-# Longer ones in which people have mail (IANA, root zone). The root zone has a thousand more, among
-# them map, zip, date and run: names of methods, which stand behind a product of matrices.
+# Longer domains in which people have mail (IANA, root zone). The root zone has a thousand more,
+# among them map, zip, date and run: names of methods, which may follow a matmul.
 GENERIC = (
     "com net org edu gov mil info biz name dev app pro mobi asia coop aero jobs museum travel "
     "academy accountants agency art associates bank blog builders business capital care careers "
