@@ -1,20 +1,20 @@
-"""Markup that is not text: wiki source, chat exports and subtitles.
+"""Detects markup that is not text: wiki source, chat exports and subtitles.
 
 Such a file is mostly Korean words, so it passes every rule about characters and words, and a model
 trained on it writes [[links]] and time stamps. These formats have parsers of their own, which give
-better text than a guess here would: hence the document is refused, under a name that tells its
-owner what to convert first.
+better text than guessing here would. So the document is removed, with a reason that tells its owner
+what to convert first.
 
-One piece of markup proves nothing. A manual explains it, an article from a wiki has two links left,
-a report quotes a chat. So what counts is how much of the document it is, and code does not count at
-all: rules.check takes it out first.
+One piece of markup proves nothing: a manual explains it, a wiki article has two links left, a
+report quotes a chat. So what counts is the markup's share of the document, and code does not count
+at all: rules.check removes it first.
 """
 import re
 
 # ---- Wiki source --------------------------------------------------------------------------------
 
-# Wiki source has some of these, and few other texts do. (To look for strings is many times faster
-# than to look for patterns.)
+# Wiki source has some of these, and few other texts do. (Searching for strings is many times faster
+# than matching patterns.)
 WIKI_SIGNS = ("[[", "{{", "||", "'''", "{|", "<ref", "[include(")
 
 # A piece of namuwiki's or MediaWiki's source:
@@ -22,9 +22,9 @@ WIKI = re.compile(
     # a link; not [[1, 2], [3, 4]], which is an array, nor a category, which extractors leave at the
     # end of good text;
     r"\[\[(?!분류:|[Cc]ategory:)[:~]?(?:[^\W\d_]|\d+[가-힣])[^\[\]\n]*\]\]"
-    # {{정보상자}} or {{Infobox|…; not {{ user.name }}, which other templates have;
+    # {{정보상자}} or {{Infobox|…; not {{ user.name }}, which belongs to template engines;
     r"|\{\{[가-힣][^{}\n]*|\{\{[^\W\d_][^{}\n|]*\|"
-    # an Infobox's line, | name = value, without a bar at its end, as Markdown's tables have it;
+    # a line of an infobox, | name = value, without the bar at the end that Markdown tables have;
     r"|^\|[^|=\n]{1,40}=(?!.*\|$)"
     # {{{#!wiki, {{{+1 large}}}, {{{#red red}}};
     r"|\{\{\{[#+-]\S"
@@ -40,8 +40,8 @@ WIKI = re.compile(
     re.MULTILINE,
 )
 
-# Ours: one piece for every twenty words, and three different ones. Of 55,835 articles of Wikipedia
-# whose source was turned into text, 75 have a piece left, and 5 as many as that.
+# Ours: one piece for every twenty words, and three different ones. Of 55,835 Wikipedia articles
+# whose source was converted to text, 75 have a piece left, and 5 have that many.
 WIKI_PIECES_PER_WORD = 0.05
 DIFFERENT_WIKI_PIECES = 3
 
@@ -53,7 +53,7 @@ ENGLISH_DATE = r"[A-Z][a-z]+ \d{1,2}, \d{4}(?: at)?"
 
 CHAT_SIGNS = ("] [", " : ", "-----", ',"')
 
-# What KakaoTalk exports: from a computer, from a telephone (in Korean or English), as a table.
+# KakaoTalk's exports: from a computer, from a telephone (in Korean or English), as a table.
 CHAT_LINE = re.compile(
     rf"^\[[^\[\]\n]+\] \[{TIME}\] "
     rf"|^-{{5,}} {DATE} .요일 -{{5,}}$"
@@ -64,7 +64,7 @@ CHAT_LINE = re.compile(
 
 CUE_SIGNS = ("-->", "<sync", "<Sync", "<SYNC", "Dialogue:")
 
-# A cue of SubRip (.srt) or WebVTT, of SAMI (.smi), and of SubStation Alpha (.ass).
+# A cue in SubRip (.srt) or WebVTT, in SAMI (.smi), and in SubStation Alpha (.ass).
 CUE = re.compile(
     r"\d\d:\d\d[.,]\d{1,3} --> (?:\d+:)?\d\d:\d\d[.,]\d{1,3}"
     r"|<SYNC\s+Start="
@@ -72,14 +72,14 @@ CUE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 
-# Ours: one line in five. A cue of SubRip is a number, a time, and up to three lines of text; a
-# message in a chat is seldom longer.
+# Ours: one line in five. A SubRip cue is a number, a time, and up to three lines of text; a chat
+# message is seldom longer.
 SHARE_OF_LINES = 0.2
 
 
 def markup_of(text: str) -> str:
-    """"wiki_markup", "chat_export" or "subtitles" with what was measured and the limit, or "" for a
-    text. Its code is out already.
+    """"wiki_markup", "chat_export" or "subtitles" with what was measured and the limit, or "" for
+    ordinary text. Code must be removed first.
 
     >>> markup_of("[민지] [오후 3:12] 뭐 해?\\n[하준] [오후 3:13] 밥")  # 'what's up?', 'rice'
     'chat_export: 1 of the lines >= 0.2'
@@ -109,6 +109,6 @@ def markup_of(text: str) -> str:
 
 
 def share_of_lines(pattern: re.Pattern, text: str) -> float:
-    """How often the pattern occurs, per line that is not empty."""
+    """How often the pattern occurs per non-empty line."""
     lines = [line for line in text.split("\n") if line.strip()]
     return len(pattern.findall(text)) / max(1, len(lines))
