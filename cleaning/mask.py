@@ -1,32 +1,32 @@
-"""Step 2, mask: personal data gives way to a token that names its kind. The document stays.
+"""Step 2, mask: replaces personal data by a token that names its kind, and keeps the document.
 
 A pattern alone is not enough: Korean rulings and statutes are full of numbers that look like
-somebody's. So each kind asks for evidence besides its shape:
+personal ones. So each kind requires evidence besides its shape:
 
-    resident number  a date of birth that exists, a seventh digit 1-8 (5-8 are foreigners), and a
-                     hyphen or hidden digits; else the check digit or 주민 (resident) in front; and
-                     nothing that calls it a company's, whose numbers have the same shape
-    card             Luhn's check, a prefix that is issued, and not four years in a row
-    phone            a mobile prefix, or an area code in brackets, or with hyphens or dots; an area
-                     code with spaces or without separators only beside a word such as 전화
+    resident number  a valid date of birth, a seventh digit 1-8 (5-8 are foreigners), and a hyphen
+                     or hidden digits; otherwise 주민 (resident) before it, or a correct check
+                     digit; and no label of a company, whose numbers have the same shape
+    card             Luhn's check, an issued prefix, and not four years in a row
+    phone            a mobile prefix, or an area code in brackets or with hyphens or dots; an area
+                     code with spaces or without separators only next to a word such as 전화
                      (telephone), or if it is Seoul's
-    account          10 to 14 digits beside a bank's name or 계좌 (account), and not a date; the
-                     short name of a bank, most often a word of every day, has to stand directly in
-                     front
-    e-mail           a real top-level domain; no git@host:path, user@host in a URL or method of a
-                     matrix product (a@b.sum()); with spaces around the @ only at a mail service
+    account          10 to 14 digits next to a bank's name or 계좌 (account), and not a date; a
+                     bank's short name, usually an everyday word, only directly before the number
+    e-mail           a real top-level domain; not git@host:path, user@host in a URL, or a method
+                     call on a matmul (a@b.sum()); with spaces around the @ only at a mail service
+                     or after 메일 (mail)
 
-Left as they are:
+Not masked:
 
     of a person      names, addresses, dates of birth, numbers of passports, driver's licences and
-                     vehicles, a user's @name; 123-4567 without its area code; an account beside no
-                     bank; foreign telephones; what is spelled as words (공일공 일이삼사)
-    of a business    1588-1234 and 080 numbers; registration numbers, a company's (110111-1234567)
-                     where its label says so, and a business's (123-45-67890)
+                     vehicles, a user's @name; 123-4567 without an area code; accounts without a
+                     bank; foreign telephones; digits spelled as words (공일공 일이삼사)
+    of a business    1588-1234 and 080 numbers; registration numbers: a company's (110111-1234567)
+                     if it is labelled, and a business's (123-45-67890)
     of a machine     IP and MAC addresses, URLs
 
-This file is the step. The patterns and the evidence of each kind are in resident.py, bank.py (cards
-and accounts), telephone.py and mail.py, and what these share in personal.py.
+This file is the step. The patterns and the evidence for each kind are in resident.py, bank.py
+(cards and accounts), telephone.py and mail.py; what they share is in personal.py.
 """
 from typing import NamedTuple
 
@@ -40,14 +40,14 @@ from cleaning.telephone import INTERNATIONAL, LANDLINE, LANDLINE_BY_WORD, MOBILE
 
 # ---- The kinds ----------------------------------------------------------------------------------
 
-# In this order: a resident number or a card is not to be taken for an account.
+# In this order, so that a resident number or a card is not taken for an account.
 NUMBERS = [RESIDENT_NUMBER, CARD, INTERNATIONAL, MOBILE, LANDLINE, LANDLINE_BY_WORD, ACCOUNT]
 
 # ---- The step -----------------------------------------------------------------------------------
 
 
 class Found(NamedTuple):
-    """Personal data: characters start ... end of a text."""
+    """Personal data found at text[start:end]."""
 
     start: int
     end: int
@@ -55,7 +55,7 @@ class Found(NamedTuple):
 
 
 def mask_personal_data(text: str, lang: str = "ko") -> tuple[str, str]:
-    """(the text with personal data masked, the kinds that were found, joined by +).
+    """(the text with personal data masked, the kinds found, joined by +).
 
     >>> mask_personal_data("번호는 900101-1234567, 010-1234-5678")  # 'the numbers are ...'
     ('번호는 [주민번호], [전화번호]', 'resident_number+phone')
@@ -82,7 +82,7 @@ def find_personal_data(text: str) -> list[Found]:
     >>> [(start, end, kind.name) for start, end, kind in find_personal_data("☎ 010)1234-5678")]
     [(2, 15, 'phone')]
     """
-    # Only the kinds that may be in it: see the quick tests below.
+    # Only the kinds that the text may contain: see the quick tests below.
     kinds = []
     if NINE_DIGITS.search(text):
         kinds += NUMBERS
@@ -104,7 +104,7 @@ def find_personal_data(text: str) -> list[Found]:
 
 
 def hide(folded: str, places: list[tuple[int, int]]) -> str:
-    """Hide what was found from the kinds that come after, without moving anything."""
+    """Hide what was found from the kinds that follow, keeping every position."""
     pieces = []
     done = 0
     for start, end in places:
@@ -117,9 +117,9 @@ def hide(folded: str, places: list[tuple[int, int]]) -> str:
 
 # ---- Quick tests --------------------------------------------------------------------------------
 
-# Most documents hold no personal data, and a few quick searches see it. Each number has nine digits
-# or more (02-123-4567), hidden ones included, and at most five separators between two of them. The
-# text is not folded yet, so full-width forms are spelt out here.
+# Most documents hold no personal data, and a few quick searches show that. Every number has nine
+# digits or more (02-123-4567), including hidden ones, with at most five separators between two
+# digits. The text is not folded yet, so full-width forms are listed here.
 SEPARATORS = rf"-~·./()\s{DASHES}{WAVES}{MIDDLE_DOTS}{SPACES}－～．／（）"
 NINE_DIGITS = regex.compile(rf"[0-9０-９](?:[{SEPARATORS}]{{0,5}}[0-9０-９*＊xXｘＸ○●◯]){{8}}")
 AT_SIGN = regex.compile("[@＠\ufe6b]")
