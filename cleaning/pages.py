@@ -1,17 +1,17 @@
-"""HTML pages to text, the first part of normalising.
+"""Converts HTML pages to text, the first part of normalising.
 
-Most of a page is not its text: menus, search boxes, cookie banners, footers. What gives them away
-is a tag (<nav>) or a name (class="sidebar"). But a name can mislead. `<body class="no-sidebar">`
-has no sidebar, an ASP.NET page stands in a single <form>, and the theme of Read the Docs calls its
-text "wy-nav-content". So a name is only a suspicion, and one measurement decides:
+Most of a page is not its text: menus, search boxes, cookie banners, footers. They can be recognised
+by a tag (<nav>) or a name (class="sidebar"). But a name can mislead: `<body class="no-sidebar">`
+has no sidebar, an ASP.NET page is a single <form>, and the Read the Docs theme calls its text
+"wy-nav-content". So a name is only a suspicion, and a measurement decides:
 
-    An element is left out for its tag or its name only if it holds less than half of the text.
+    An element is dropped for its tag or its name only if it holds less than half of the text.
 
-Nor may several such elements together take the text away: see `site_elements`. Text means here:
+Nor may several such elements together remove the text: see `site_elements`. "Text" here means
 characters outside links. The menu of a large site may be longer than the page, but it is all links.
 
 There is no tree. The parser makes a list of pieces of text, and an element is a slice of that list,
-pieces[first:end]. To leave an element out is to skip its slice.
+pieces[first:end]. Dropping an element means skipping its slice.
 """
 import re
 from collections import Counter
@@ -24,11 +24,11 @@ from cleaning.code import FENCE, without_code
 
 # ---- Which tags and names mean what -------------------------------------------------------------
 
-# What no reader sees; a page's <title> is repeated by its heading.
+# Elements that no reader sees. <title> is here because the heading repeats it.
 INVISIBLE = {"iframe", "noscript", "script", "style", "svg", "template", "title"}
 
-# Parts of the site rather than of the page, by tag. Of a <form> only what one clicks or fills in: a
-# page of ASP.NET or JSP may stand in a form as a whole.
+# Tags that belong to the site rather than to the page. Of a <form>, only the parts one clicks or
+# fills in: a whole ASP.NET or JSP page may be inside a form.
 SITE_TAGS = {"aside", "button", "footer", "header", "nav", "select", "textarea"}
 
 # The same by a word of a class, id or role: "main-menu", "sidebar_left", but not "no-sidebar".
@@ -42,20 +42,20 @@ SITE_NAMES = re.compile(
     r"call-to-action)(?:$|[\s_-])"
 )
 
-# Of these words, the ones that name text as well: reviews by their "rating-5", the results of a
-# "search", a column as "left-menu-wrap".
+# Those of these words that may also name text: reviews ("rating-5"), the results of a "search", a
+# column ("left-menu-wrap").
 DOUBTFUL_WORDS = {
     "banner", "menu", "nav", "navigation", "rating", "related", "search", "share", "sidebar",
     "table-of-contents", "toc",
 }
 
-# The elements of a list have different names: "share-1", "share-2".
+# Elements of a list have numbered names: "share-1", "share-2".
 NUMBER = re.compile(r"[0-9]+")
 
 # These wrap whole pages, and their names describe the whole: <body class="page search">.
 NEVER_BY_NAME = {"html", "body", "main", "article"}
 
-# Their id is made from their title: <section id="search"> is a chapter about searching.
+# Elements whose id is made from their title: <section id="search"> is a chapter about searching.
 TITLED = {"section", "h1", "h2", "h3", "h4", "h5", "h6", "dt"}
 
 HIDDEN_STYLE = re.compile(r"(?i)display\s*:\s*none")
@@ -72,10 +72,10 @@ PARAGRAPHS = set("blockquote h1 h2 h3 h4 h5 h6 header hr p".split())
 # ... but none before these, even if they hold a <p>, as all lists and tables of Sphinx do.
 ITEMS = {"dd", "dt", "li", "tr"}
 
-# These stand beside each other.
+# These are side by side on one line.
 CELLS = {"td", "th"}
 
-# The pieces that stand for all this. To HTML these characters are spaces, so no text holds them.
+# The pieces that mark all this. HTML treats these characters as spaces, so no text contains them.
 NEW_LINE = "\v"
 NEW_ITEM = "\f"
 NEW_CELL = "\t"
@@ -94,19 +94,19 @@ AFTER = {
 # A run of line ends.
 ENDS = rf"\n{NEW_LINE}{NEW_ITEM}"
 LINE_ENDS = re.compile(f" ?[{ENDS}][{ENDS} ]*")
-# White space, which HTML shows as one space.
+# White space, which HTML renders as one space.
 SPACES = re.compile(r"\s+")
 
 # These have no end tag.
 VOID = set("area base br col embed hr img input link meta param source track wbr".split())
 
-# Everything up to the end tag of these is text to html.parser, or will be in later versions.
+# html.parser treats everything up to their end tags as text, or will in later versions.
 RAW = ("script", "style", "textarea", "title")
 
-# These stand in a line of text, and their end tag ends nothing but them: </b> closes no <div>.
+# Inline elements. Their end tags close nothing else: </b> does not close a <div>.
 INLINE = set("a abbr b big code em font i label mark s small span strike strong sub sup u".split())
 
-# A link with this text, beside a heading, leads to that heading.
+# A link with this text, next to a heading, leads to that heading.
 HEADING_LINKS = {"#", "¶", "§", "🔗"}
 
 
@@ -114,8 +114,8 @@ HEADING_LINKS = {"#", "¶", "§", "🔗"}
 
 
 def html_to_text(page: str) -> str:
-    """The text of a page: menus, scripts and footers left out, blocks on lines of their own, code
-    in fences.
+    """The text of a page, without menus, scripts and footers; blocks are on lines of their own, and
+    code is in fences.
 
     >>> print(html_to_text("<nav>menu</nav><p>One &amp;\\n two<br>three<pre>a  = 1\\n  b</pre>"))
     One & two
@@ -125,7 +125,7 @@ def html_to_text(page: str) -> str:
       b
     ```
 
-    A name is believed only of an element that holds less than half of the text:
+    A suspicious name counts only if the element holds less than half of the text:
 
     >>> html_to_text('<div class="menu">Home</div><div class="menu-wrap"><p>A long text.</div>')
     'A long text.'
@@ -136,15 +136,15 @@ def html_to_text(page: str) -> str:
     whole = parser.open[0]
     parser.close_above(0)
 
-    # First pass: which elements are the site's? Their text is not counted, because on a short page
-    # it outweighs the article.
+    # First pass: find the elements of the site. Their text does not count towards the total,
+    # because on a short page it outweighs the article.
     site = site_elements(parser.elements, whole.weight)
     kept = main_elements(parser.elements, whole, whole.weight - weight_of(site))
     shown = [False] * (len(parser.pieces) + 1)  # one more, for elements that begin at the end
     for element in kept:
         shown[element.first:element.end] = [True] * (element.end - element.first)
 
-    # Second pass: the same question within what is left.
+    # Second pass: the same within what is left.
     inside = [element for element in parser.elements if shown[element.first]]
     site = site_elements(inside, weight_of(kept))
     for element in site:
@@ -153,16 +153,16 @@ def html_to_text(page: str) -> str:
 
 
 def weight_of(elements: list["Element"]) -> float:
-    """How much text some elements hold together."""
+    """How much text these elements hold in total."""
     return sum(element.weight for element in elements)
 
 
 def main_elements(elements: list["Element"], whole: "Element", total: float) -> list["Element"]:
     """The <main>, or else the <article>s, or else the whole page.
 
-    Tags may mislead here too: a page's only <article> may be a preview of another page. So a
-    <main> must hold a quarter of `total`, and all <article>s together half of it. (A page has one
-    <main>, says the HTML standard in 4.4.14; of <article>s it may have any number.)"""
+    Tags may mislead here too: a page's only <article> may be a preview of another page. So <main>
+    must hold a quarter of `total`, and all <article>s together half of it. (By the HTML standard,
+    4.4.14, a page has one <main> but may have any number of <article>s.)"""
     # Ours, chosen by hand: on 33 of 35 pages that have both, each holds 0.79 of the text or more.
     # On the other two it is 0.08 and 0.35.
     for role, least in (("main", 0.25), ("article", 0.5)):
@@ -173,10 +173,11 @@ def main_elements(elements: list["Element"], whole: "Element", total: float) -> 
 
 
 def site_elements(elements: list["Element"], total: float) -> list["Element"]:
-    """What belongs to the site: suspect elements that hold less than half of `total`.
+    """The elements that belong to the site: suspects that hold less than half of `total`.
 
-    Those with the same name count together: a hundred reviews of class "rating-5" are the text of a
-    page, though each is a hundredth of it. One that nothing closes would swallow what follows."""
+    Suspects with the same name count together: a hundred reviews of class "rating-5" are the text
+    of a page, though each is only a hundredth of it. Unclosed elements are not suspects: dropping
+    one would drop everything that follows."""
     suspects = [element for element in elements if element.suspicion and element.is_closed]
     names = [element.suspicion.name for element in suspects]
     weights = group_weights(suspects, names)
@@ -185,7 +186,7 @@ def site_elements(elements: list["Element"], total: float) -> list["Element"]:
 
     # Text may be spread over several names, each with less than half of it.
     site = without_content(suspects, DOUBTFUL_WORDS, total)
-    # Ours, chosen by hand: a tenth. If less than that is left, no word is sure.
+    # Ours, chosen by hand: a tenth. If less than that is left, every word is doubtful.
     if total - weight_of(site) < total / 10:
         every_word = {element.suspicion.word for element in suspects}
         site = without_content(suspects, every_word, total)
@@ -193,27 +194,28 @@ def site_elements(elements: list["Element"], total: float) -> list["Element"]:
 
 
 def without_content(suspects: list["Element"], words: set[str], total: float) -> list["Element"]:
-    """The suspects without those of `words` that are the text after all: the elements of such a
-    word together hold more than what nothing is suspected of."""
+    """The suspects without those that are text after all: suspects that share one of `words` and
+    together hold more text than all elements under no suspicion."""
     left = total - weight_of(outermost(suspects))
     doubtful = doubtful_elements(suspects, words)
     weights = group_weights(doubtful, [element.suspicion.word for element in doubtful])
-    # Ours, chosen by hand: a quarter. Beside a long list of reviews, a short "share" is the site's,
-    # even if nothing else is left.
+    # Ours, chosen by hand: a quarter. Next to a long list of reviews, a short "share" belongs to
+    # the site, even if nothing else is left.
     most = max(left, max(weights.values(), default=0) / 4)
     content = {element for element in doubtful if weights[element.suspicion.word] > most}
     return outermost(element for element in suspects if element not in content)
 
 
 def doubtful_elements(suspects: list["Element"], words: set[str]) -> list["Element"]:
-    """The suspects of these words, without lists of links, and without what is inside a surer one.
+    """The suspects with these words, except lists of links and elements inside a certain suspect.
 
-    Of a short page more is the site's than the text: a menu, a footer, a cookie banner. But the
-    menu is all links, and hardly anybody calls the text "footer"."""
+    On a short page, the site (a menu, a footer, a cookie banner) outweighs the text. But a menu is
+    all links, and hardly anybody calls the text "footer"."""
     doubtful = []
     end_of_sure = 0
     for element in suspects:
-        # Ours: four pieces per character. Links weigh next to nothing, words more than a character.
+        # Ours: four pieces per character. Links weigh next to nothing, and a word more than one
+        # character.
         is_all_links = 4 * element.weight < element.end - element.first
         if is_all_links or element.suspicion.word not in words:
             end_of_sure = max(end_of_sure, element.end)
@@ -223,8 +225,8 @@ def doubtful_elements(suspects: list["Element"], words: set[str]) -> list["Eleme
 
 
 def group_weights(elements: list["Element"], groups: list[str]) -> Counter:
-    """{group: how much text its elements hold}; groups[i] is that of elements[i]. What is inside
-    another element of its group is not counted twice."""
+    """{group: how much text its elements hold}; groups[i] is the group of elements[i]. An element
+    inside another one of its group is not counted twice."""
     weights = Counter()
     ends = Counter()
     for element, group in zip(elements, groups, strict=True):
@@ -236,7 +238,7 @@ def group_weights(elements: list["Element"], groups: list[str]) -> Counter:
 
 
 def outermost(elements: Iterable["Element"]) -> list["Element"]:
-    """The elements that are not inside another one of them. They come in the order of the page."""
+    """The elements that are not inside another one. They must be in the order of the page."""
     found = []
     for element in elements:
         if not found or element.first >= found[-1].end:
@@ -245,14 +247,14 @@ def outermost(elements: Iterable["Element"]) -> list["Element"]:
 
 
 def tidy(text: str) -> str:
-    """One space, one line end or one empty line in a row; code as it is."""
+    """Collapse spaces, line ends and empty lines to one each; leave code as it is."""
     prose_and_code = text.split(CODE_EDGE)
     for i, part in enumerate(prose_and_code):
         is_code = i % 2 == 1
         if is_code:
             prose_and_code[i] = part.strip("\n")
             continue
-        # The cells of a row stand in one line, even if each is a paragraph of its own.
+        # The cells of a row go on one line, even if each is a paragraph of its own.
         cells = [cell.strip(f" \n{NEW_LINE}") for cell in part.split(NEW_CELL)]
         part = re.sub(" +", " ", " ".join(cells).strip())
         prose_and_code[i] = LINE_ENDS.sub(line_end, part)
@@ -260,7 +262,7 @@ def tidy(text: str) -> str:
 
 
 def line_end(match: re.Match) -> str:
-    """What a run of line ends becomes: one, or two (an empty line)."""
+    """The replacement for a run of line ends: one, or two (an empty line)."""
     if NEW_ITEM not in match[0] and match[0].count("\n") >= 2:
         return "\n\n"
     return "\n"
@@ -277,7 +279,7 @@ class Suspicion(NamedTuple):
 
 
 class Element:
-    """An element of the page: pieces[first:end], and `weight`, how much text that is."""
+    """An element of the page: pieces[first:end], with `weight`, how much text it holds."""
 
     __slots__ = (
         "tag",
@@ -293,19 +295,19 @@ class Element:
 
     def __init__(self, tag: str, index: int, first: int, weight_before: float):
         self.tag = tag
-        self.index = index          # its place in Parser.elements, if it comes to stand there
+        self.index = index          # its place in Parser.elements, if it is added there
         self.suspicion: Suspicion | None = None
         self.role = None            # "main" or "article"
         self.first = first
         self.end = first            # known when it is closed
-        self.weight_before = weight_before  # of the page in front of it
+        self.weight_before = weight_before  # of the page before this element
         self.weight = 0.0           # known when it is closed
         self.is_closed = False      # whether its own end tag closed it
 
 
 class Parser(HTMLParser):
     """Collects `pieces`, the text of a page with its line ends, and `elements`, the slices that may
-    matter, in the order of their beginnings."""
+    matter, ordered by where they start."""
 
     def __init__(self):
         super().__init__(convert_charrefs=True)
@@ -324,7 +326,7 @@ class Parser(HTMLParser):
         if tag == "a":
             self.in_link = "href" in attributes
 
-        # The line end stays outside the element: it is needed even if the element is left out.
+        # The line end goes before the element: it is needed even if the element is dropped.
         if tag == "br":
             self.pieces.append("\n")
         elif tag in BEFORE and not in_code:
@@ -332,7 +334,7 @@ class Parser(HTMLParser):
         if tag in VOID:
             return
 
-        # A formula's source in TeX, where there is one, instead of its symbols one by one.
+        # Use a formula's TeX source, if there is one, instead of its symbols one by one.
         if tag == "annotation" and self.open_tags["math"] and not in_code:
             self.forget(self.formula)
 
@@ -353,9 +355,9 @@ class Parser(HTMLParser):
         self.open_tags[tag] += 1
 
     def suspicion(self, tag: str, attributes: dict[str, str | None]) -> Suspicion | None:
-        """What says that an element is no part of the text: its tag, or a name; or None."""
+        """Why an element may not be part of the text: its tag or a name. None if nothing says so."""
         names = attributes.get("class") or ""
-        # The header of an article is its heading; that of the page is the site's.
+        # The header of an article is its heading; the header of the page belongs to the site.
         is_heading = tag == "header" and (self.open_tags["article"] or self.open_tags["main"])
         if tag in SITE_TAGS and not is_heading:
             return Suspicion(f"<{tag}>", without_numbers(f"{tag} {names}"))
@@ -379,9 +381,9 @@ class Parser(HTMLParser):
     def handle_endtag(self, tag: str) -> None:
         """Close the innermost open element of this tag, if there is one."""
         if tag in AFTER or tag == "a":
-            self.in_link = False  # a link that nothing closes ends with its block
+            self.in_link = False  # an unclosed link ends with its block
         if self.open_tags[tag] and (tag not in INLINE or self.open[-1].tag == tag):
-            # Close it, and whatever in it was left open.
+            # Close it, and everything left open inside it.
             depth = len(self.open) - 1
             while self.open[depth].tag != tag:
                 depth -= 1
@@ -393,7 +395,7 @@ class Parser(HTMLParser):
         if not self.open_tags["pre"]:
             self.pieces.append(AFTER[tag])
         elif not self.pieces[-1].endswith("\n"):
-            # A line of code may be a <div>; it may end with a <br> besides.
+            # A line of code may be a <div>, and may end with a <br> as well.
             self.pieces.append("\n")
 
     def close_above(self, depth: int) -> None:
@@ -409,7 +411,7 @@ class Parser(HTMLParser):
             element.weight = self.weight - element.weight_before
 
     def is_unseen(self, element: Element) -> bool:
-        """Whether an element that ends here is never shown, or only leads to a heading."""
+        """Whether an element that ends here is never shown, or is only a link to a heading."""
         is_one_piece = len(self.pieces) == element.first + 1
         if element.tag == "a" and is_one_piece:
             return self.pieces[-1].strip() in HEADING_LINKS
@@ -422,9 +424,9 @@ class Parser(HTMLParser):
         self.weight = element.weight_before
 
     def handle_data(self, data: str) -> None:
-        """Collect text, and weigh it."""
+        """Collect text and add up its weight."""
         # Ours, chosen by hand: a character in a link counts a hundredth. That is next to nothing,
-        # and still something on a page that is nothing but links.
+        # but still something on a page that consists of links only.
         characters = len(data.strip())
         if self.in_link:
             self.weight += characters / 100
@@ -438,7 +440,7 @@ class Parser(HTMLParser):
 
 
 def without_numbers(name: str) -> str:
-    """The same name for all elements of a list.
+    """Replace numbers, so that all elements of a list have the same name.
 
     >>> without_numbers("menu-item-12")
     'menu-item-0'
@@ -447,19 +449,19 @@ def without_numbers(name: str) -> str:
 
 
 def repaired(page: str) -> str:
-    """Fix what html.parser stops at, is slow at, or takes for the rest of the page."""
+    """Fix what makes html.parser stop, take very long, or swallow the rest of the page."""
     # It gives up at a marked section that it does not know, as in Word's <![if !vml]>.
     page = page.replace("<![", "<!-[")
 
-    # From every tag without an end it looks through all the rest: quadratic in 1 MB of "<".
+    # It searches the rest of the page for the end of every unclosed tag: quadratic in 1 MB of "<".
     tags, end, rest = page.rpartition(">")
     page = tags + end + rest.replace("<", "&lt;")
 
-    # The same for comments; the last one, if nothing ends it, ends at the next ">".
+    # The same for comments. An unclosed last comment then ends at the next ">".
     comments, end, rest = page.rpartition("-->")
     page = comments + end + rest.replace("<!--", "<!-")
 
-    # The last script, if nothing ends it, must not swallow the page: it becomes an unknown tag.
+    # An unclosed last script must not swallow the page: turn it into an unknown tag.
     for tag in RAW:
         *pieces, rest = re.split(f"(?i)(?=</{tag})", page)
         page = "".join(pieces) + re.sub(f"(?i)<(?={tag})", "<open-", rest)
@@ -468,10 +470,10 @@ def repaired(page: str) -> str:
 
 # ---- Is it a page? ------------------------------------------------------------------------------
 
-# What may stand in front of a page's first tag: an XML declaration, comments ("saved from url").
+# What may come before a page's first tag: an XML declaration, comments ("saved from url").
 PROLOGUE = re.compile(r"(?s)(?:\s|\ufeff|<!--.*?-->|<\?xml.*?\?>)*")
 
-# What a page begins with. Behind it the line ends, or another tag begins: "<body> holds the text"
+# What a page begins with. The line must end after it, or another tag begin: "<body> holds the text"
 # is a sentence.
 ATTRIBUTES = r"(?:\s[^<>]*)?"
 ALONE = r"[ \t]*(?:[\r\n<]|\Z)"
@@ -480,12 +482,13 @@ FIRST_TAG = re.compile(
     rf"|title{ATTRIBUTES}>[^<]*</title>){ALONE}"
 )
 
-# A page behind something else, such as warnings of PHP or the headers of a server.
+# A page that starts after something else, such as PHP warnings or server headers.
 LATER_START = re.compile(rf"(?im)^ {{0,3}}<(?:!doctype\s+html|html){ATTRIBUTES}>{ALONE}")
-# How many characters behind, at most. Ours, chosen by hand: some twenty such lines.
+# The maximum number of characters before it. Ours, chosen by hand: about twenty such lines.
 NOT_FAR = 2000
 
-# Subtitles of this kind are written in tags, too. The rules know them by these (markup.py).
+# Subtitles in SAMI are written in tags, too. They stay as they are, so that the rules recognise
+# them by these tags (markup.py).
 SUBTITLES = re.compile(r"(?i)<sync\s+start=")
 
 # A heading, or the front matter of Jekyll, Hugo and MDX.
@@ -494,10 +497,10 @@ MARKDOWN_START = re.compile(r"\s*(?:#{1,6} [^<\n]*|---\r?)\n")
 # The first or the last line of code in Markdown.
 FENCE_LINE = re.compile(r"(?m)^[ \t]*(?:```|~~~)[^`<\n]*$")
 
-# A heading, the rule below the head of a table, a link.
+# A heading, the rule below the head of a table, or a link.
 MARKDOWN_LINE = re.compile(r"#{1,6} +\S|(?=.*\|)[|: ]*---[-:| ]*$|.*\]\([^()\s]*[./#]")
 
-# An item of a list, a row of a table, a quotation, a rule. Any text may have one such line.
+# A list item, a table row, a quotation, or a rule. Any text may have one such line.
 MARKDOWN_LIST = re.compile(r"(?:[-*+]|[0-9]+[.)]) +\S|\|.*\|$|> |(?:---+|\*\*\*+|___+|===+)$")
 
 # The tags that make lines, and <font> and <span>, with which editors begin them.
@@ -508,11 +511,11 @@ ANY_TAG = re.compile(r"<[^<>]*>")
 SCRIPT_TAG = re.compile(r"(?i)</?(?:script|style)(?:\s[^<>]*)?>")
 PRE_TAG = re.compile(r"(?i)(</?pre(?:\s[^<>]*)?>)")
 
-# Without their end tags these may be tags. Others, such as List<Form>, are not. (HTML, 13.1.2.4)
+# These may be tags even without an end tag. Others, such as List<Form>, are not. (HTML, 13.1.2.4)
 NO_END_NEEDED = {"br", "dd", "dt", "hr", "li", "p", "td", "th", "tr"}
 
-# A tag as a word of a sentence: in quotes, in a list of words, or with a Korean particle or the
-# word "tag" behind it. The particles are those that no other word begins with.
+# A tag as a word in a sentence: in quotes, in a list of words, or followed by a Korean particle or
+# the word "tag". The particles are those with which no other word begins.
 MENTIONED = re.compile(
     r"(?i)(?<![^\s'\"“‘(\[,/·])</?[a-z][^<>]*>"
     r"(?=['\"”’)\],.·]"
@@ -520,17 +523,17 @@ MENTIONED = re.compile(
     r"|\s?(?:을|를|은|는|과|와|로|으로|의|에|에는|에서|란|이란|처럼)[\s,.])"
 )
 
-# Ours: a paragraph of more characters than this that mentions one <br> is not written in HTML. 98 %
-# of the paragraphs of the Korean Wikipedia are shorter.
+# Ours: a longer paragraph with a single <br> is not written in HTML. 98 % of the paragraphs in the
+# Korean Wikipedia are shorter.
 TAG_EVERY = 500
 
 
 def looks_like_html(text: str) -> bool:
-    r"""Whether a text is an HTML page or a part of one, and not Markdown or prose with some tags.
+    r"""Whether a text is an HTML page or part of one, and not Markdown or prose with some tags.
 
-    What begins as only a page does is a page; what has code in fences or a Markdown heading is
-    none. For the rest the question is what makes the lines: in HTML the tags, in Markdown and in
-    prose the line ends. Tags in code are not counted: a text that shows HTML is no page.
+    A text that begins as only a page does is a page; one with fenced code or a Markdown heading is
+    not. Otherwise the test is what makes the lines: tags in HTML, line ends in Markdown and prose.
+    Tags in code do not count: a text that shows HTML is not a page.
 
     >>> looks_like_html("<?xml version='1.0'?><!-- saved --><html>")
     True
@@ -562,16 +565,16 @@ def looks_like_html(text: str) -> bool:
 
 
 def one_line_per_pre(text: str) -> str:
-    """The text with each <pre> on one line: # and ``` in it are the page's code, not Markdown."""
+    """Put each <pre> on one line: # and ``` in it are the page's code, not Markdown."""
     pieces = PRE_TAG.split(text)
-    # Text, tag, text, tag, text, ...; what nothing closes is not code.
+    # Text, tag, text, tag, text, ...; an unclosed <pre> is not code.
     for i in range(2, len(pieces) - 1, 4):
         pieces[i] = " ".join(pieces[i].splitlines())
     return "".join(pieces)
 
 
 def without_mentioned_tags(text: str) -> str:
-    """The text without the tags that are words in it.
+    """Replace tags that are only mentioned, as words of the text.
 
     >>> without_mentioned_tags("<b>은 굵고, List<Form>은 목록이다.<br>")  # 'is bold', 'is a list'
     'x은 굵고, Listx은 목록이다.<br>'
@@ -598,11 +601,11 @@ def without_mentioned_tags(text: str) -> str:
 
 
 def tags_make_the_lines(text: str) -> bool:
-    """Whether more characters stand in HTML than outside, and more lines are made by tags than by
-    line ends, and no Markdown stands outside.
+    """Whether HTML holds more characters than the rest, tags make more lines than line ends do, and
+    there is no Markdown outside the HTML.
 
-    A block of HTML begins with a line that begins with a tag, and ends at an empty line, as in
-    Markdown (CommonMark 4.6). Outside of blocks, a line with enough tags is HTML as well."""
+    A block of HTML begins at a line that starts with a tag and ends at an empty line, as in
+    Markdown (CommonMark 4.6). Outside blocks, a line with enough tags is HTML as well."""
     characters_in_tags = 0
     lines_by_tags = 0
     outside = []
@@ -625,8 +628,8 @@ def tags_make_the_lines(text: str) -> bool:
 
     if any(MARKDOWN_LINE.match(line) for line in outside):
         return False
-    # Ours, chosen by hand: two such lines, and one for every ten that tags make. A page of hundreds
-    # may have some by chance.
+    # Ours, chosen by hand: two such lines, and one for every ten lines made by tags. A page with
+    # hundreds of lines may have some by chance.
     items = [line for line in outside if MARKDOWN_LIST.match(line)]
     if len(items) > 1 and len(items) > lines_by_tags / 10:
         return False
