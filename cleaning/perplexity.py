@@ -1,33 +1,33 @@
-"""Step 8, perplexity: how much a document surprises a model of its language. Both tails go.
+"""Step 8, perplexity: scores documents with a language model, and removes both tails.
 
-The model predicts each character (a Korean syllable, mostly) from the four before it: an n-gram
+The model predicts each character (usually a Korean syllable) from the four before it: an n-gram
 model with interpolated Kneser-Ney smoothing (Kneser and Ney 1995; Chen and Goodman 1999, section
 2.7), in numpy. As in CCNet (Wenzek et al. 2020, section 4.3), the most surprising documents are
 word salad, lists and other languages; the least surprising are templates filled in by the thousand.
 
-With h for the n - 1 characters before w, and h' for h without its first one:
+Let h be the n - 1 characters before w, and h' be h without its first character:
 
     p_n(w | h) = max(c(hw) - D, 0) / c(h)  +  rest(h) · p_{n-1}(w | h')
     rest(h)    = D · types(h) / c(h)
 
-Each n-gram that was seen gives up D of its count. What all n-grams that begin with h give up
-together, rest(h), is distributed by the model one shorter, so a character never seen after h has a
-probability too. types(h) is the number of different characters seen after h. D is n1 / (n1 + 2 n2),
+Each seen n-gram gives up D of its count. The share that all n-grams beginning with h give up,
+rest(h), is distributed by the model one shorter, so a character never seen after h also gets a
+probability. types(h) is the number of different characters seen after h. D is n1 / (n1 + 2 n2),
 where n1 and n2 are the numbers of n-grams seen once and twice.
 
-For the longest n-grams c(hw) is how often hw occurs. Kneser and Ney's idea is what c is for shorter
-ones: the number of *different characters that occur before hw*. In 20,000 articles of the Korean
-Wikipedia 렇 and 곤 are equally frequent (1,118 and 1,112), but 렇 follows 이 or 그 in 1,098 cases
-(이렇다, 그렇다) and only 5 different characters in all, 곤 follows 97. So where the model does not
-know the characters in front, 곤 is far more likely.
+For the longest n-grams, c(hw) is how often hw occurs. Kneser and Ney's idea is to let c, for
+shorter ones, be the number of *different characters that occur before hw*. In 20,000 articles of
+the Korean Wikipedia 렇 and 곤 are equally frequent (1,118 and 1,112), but 렇 follows 이 or 그 in
+1,098 cases (이렇다, 그렇다) and only 5 different characters in all, while 곤 follows 97. So if the
+model does not know the preceding characters, 곤 is far more likely.
 
-p_0 is the same for every character that was seen, and for one more, which stands for all others.
-For any h, the probabilities of all w add up to 1.
+p_0 is the same for every character that was seen, and for one more that stands for all others. For
+any h, the probabilities of all w sum to 1.
 
 Worked by hand, for n-grams of at most two characters, on the texts "ab" and "ac", each between END
 marks ⏎: the line is ⏎ab⏎ac⏎. Its pairs are ⏎a (twice), ab, b⏎, ac and c⏎ (once each), so n1 = 4,
 n2 = 1, D = 4/6. a is followed by b and by c, once each: c(a) = 2, types(a) = 2, and rest(a) =
-4/6 · 2 / 2 = 2/3. For single characters c counts the different ones before them: a 1 (⏎), b 1 (a),
+4/6 · 2 / 2 = 2/3. For single characters, c counts the different ones before them: a 1 (⏎), b 1 (a),
 c 1 (a), ⏎ 2 (b and c). Three of these counts are 1 and one is 2, so D = 3/5; c() = 5, types() = 4,
 rest() = 3/5 · 4 / 5 = 0.48, p_0 = 1/5. Hence p_1(b) = (1 - 0.6) / 5 + 0.48 / 5 = 0.176 and
 p_2(b | a) = (1 - 2/3) / 2 + 2/3 · 0.176 = 0.284.
@@ -36,14 +36,14 @@ p_2(b | a) = (1 - 2/3) / 2 + 2/3 · 0.176 = 0.284.
 >>> [round(2.0 ** float(x), 3) for x in model.log2_p(*hash_characters(["ab"]))]  # a, b, ⏎
 [0.725, 0.284, 0.584]
 
-Two traps. A document that the model was trained on surprises it less: without --reference two
+Two traps. First, a document the model was trained on surprises it less. So without --reference two
 models are trained, each on half of a sample, and every document is scored by the one that has not
-seen it. And sources differ (a statute is half as surprising as a comment): one cutoff for all would
-remove a whole source, so each source has its own, by percentiles. But a percentile takes something
-from even the best source. So what is removed has to be an outlier, too: beyond a quartile by more
-than three interquartile ranges (Tukey 1977, chapter 2). Of 36 documents of Korean sources that
-percentiles alone removed, two readers would have kept 28; six of the 36 are outliers, and the
-readers would remove all six.
+seen it. Second, sources differ (a statute is half as surprising as a comment), and a single cutoff
+would remove a whole source. So each source has its own cutoffs, by percentiles. But a percentile
+removes something from even the best source, so a removed document must also be an outlier: beyond a
+quartile by more than three interquartile ranges (Tukey 1977, chapter 2). Of 36 documents of Korean
+sources that percentiles alone removed, two readers would have kept 28; six of the 36 are outliers,
+and the readers would remove all six.
 """
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -65,17 +65,17 @@ from common import cli
 
 # 5 is CCNet's, but its n-grams are of SentencePiece pieces.
 ORDER = 5           # characters of the longest n-grams
-# The numbers below are ours, except for Tukey's 3; so are the tails, 0.5 and 1 % by default, where
-# CCNet divides each language into thirds.
-SAMPLE = 8_000_000  # bytes of text that a model is trained on; the model takes 12 times that
-SHORTEST = 40       # characters of a document that is scored: a mean of fewer is mostly chance
+# The numbers below are ours, except for Tukey's 3. So are the tails, 0.5 and 1 % by default; CCNet
+# divides each language into thirds instead.
+SAMPLE = 8_000_000  # bytes of text to train a model on; the model takes 12 times that
+SHORTEST = 40       # characters; a mean over a shorter document is mostly chance, so it has no score
 BATCH = 100_000     # characters scored at once
 # Before and after each document. It cannot occur inside one, where all white space is spaces.
 END = "\n"
 
-# Documents that a source must have: of fewer, a percentile says nothing. Small sources are pooled.
+# Minimum documents per source: a percentile of fewer says nothing. Smaller sources are pooled.
 FEWEST = 100
-# Interquartile ranges beyond the quartiles: 2 in a million of a normal distribution are there.
+# Interquartile ranges beyond the quartiles: 2 in a million of a normal distribution lie there.
 FAR = 3
 BINS = np.arange(0, 20.5, 0.5)  # bits per character, for the histogram
 
@@ -84,32 +84,32 @@ BINS = np.arange(0, 20.5, 0.5)  # bits per character, for the histogram
 
 
 class Level(NamedTuple):
-    """All n-grams of one length n, over a text of N characters. Different n-grams are numbered in
-    the order of their hashes; there are `len(hashes)` of them."""
-    hashes: np.ndarray   # uint64 (different,), ascending
-    place: np.ndarray    # int64 (different,): a place where the n-gram begins
-    number: np.ndarray   # int64 (N - n + 1,): the number of the n-gram that begins at each place
-    counts: np.ndarray   # int64 (different,): how often it occurs
+    """All n-grams of one length n in a text of N characters. The distinct n-grams are numbered in
+    the order of their hashes."""
+    hashes: np.ndarray   # uint64 (distinct,), ascending
+    place: np.ndarray    # int64 (distinct,): a position where the n-gram begins
+    number: np.ndarray   # int64 (N - n + 1,): the number of the n-gram beginning at each position
+    counts: np.ndarray   # int64 (distinct,): how often it occurs
 
 
 def interpolate(
     level: Level, shorter: Level, counts: np.ndarray, p_shorter: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The formula at the top, for all n-grams of a level: p_n of each one's last character,
-    (different,), and rest(h) of each (n - 1)-gram h, (different shorter,).
+    """The formula at the top, for all n-grams of a level: p_n of the last character of each,
+    (distinct,), and rest(h) of each (n - 1)-gram h, (distinct shorter,).
 
     counts: c of each n-gram; p_shorter: p_{n-1} of each (n - 1)-gram's last character."""
-    # An n-gram hw contains two (n - 1)-grams: h, which begins where it begins, and h'w, which
+    # An n-gram hw contains two (n - 1)-grams: h, which begins at the same position, and h'w, which
     # begins one character later.
-    context = shorter.number[level.place]                    # h:   (different,)
-    suffix = shorter.number[level.place + 1]                 # h'w: (different,)
+    context = shorter.number[level.place]                    # h:   (distinct,)
+    suffix = shorter.number[level.place + 1]                 # h'w: (distinct,)
 
-    # c(h) and types(h): the sum, and the number, of the n-grams that begin with h.
+    # c(h) and types(h): the summed counts, and the number, of the n-grams that begin with h.
     contexts = len(shorter.hashes)
     total = np.bincount(context, weights=counts, minlength=contexts)
     types = np.bincount(context, minlength=contexts)
 
-    # An h that nothing follows, at the very end of the text, leaves everything to h'.
+    # An h that nothing follows, at the very end of the text, passes everything on to h'.
     discount = discount_of(counts)
     is_followed = types > 0
     rest = np.ones(contexts)
@@ -127,7 +127,7 @@ def discount_of(counts: np.ndarray) -> float:
     """
     n1 = (counts == 1).sum()
     n2 = (counts == 2).sum()
-    # A text of a few characters may have neither.
+    # A very short text may have none.
     if n1 == 0 or n2 == 0:
         return 0.5
     return n1 / (n1 + 2 * n2)
@@ -135,9 +135,9 @@ def discount_of(counts: np.ndarray) -> float:
 
 def different_before(shorter: Level, level: Level) -> np.ndarray:
     """Kneser and Ney's count: for each n-gram of `shorter`, how many different characters occur
-    before it. int64 (different,)."""
-    # Each n-gram of `level` is one longer: a character, and a shorter n-gram that begins one place
-    # later. To count those endings is to count the different characters before them.
+    before it. int64 (distinct,)."""
+    # Each distinct n-gram of `level` is a character followed by a shorter n-gram, which begins one
+    # position later. Counting these shorter ones counts the different characters before them.
     endings = shorter.number[level.place + 1]
     counts = np.bincount(endings, minlength=len(shorter.hashes))
     # The very first n-gram of the text has nothing before it. It counts once.
@@ -150,13 +150,13 @@ def different_before(shorter: Level, level: Level) -> np.ndarray:
 class Model:
     """An n-gram model: four arrays, in files that all processes share.
 
-    Rows are the n-grams seen, first all of one character, then all of two, and so on.
+    The rows are the n-grams seen, first all of one character, then all of two, and so on.
 
         sizes      (order + 1,)        characters for p_0, then the number of n-grams of each length
         keys       (n-grams,) uint64   their hashes, ascending within a length
         log_p      (n-grams,) float32  log2 of p_n of the n-gram's last character
-        log_rest   (n-grams,) float32  log2 of rest(h), for the n-gram as the h of a longer one;
-                                       the last entry is that of the empty h
+        log_rest   (n-grams,) float32  log2 of rest(h) with the n-gram as h, for longer n-grams; the
+                                       last entry is for the empty h
     """
 
     ARRAYS = ("sizes", "keys", "log_p", "log_rest")
@@ -168,7 +168,7 @@ class Model:
         self.keys = keys
         self.log_p = log_p
         self.log_rest = log_rest
-        # For each length, the first of its rows and a table of its keys.
+        # For each length, its first row and a table of its keys.
         self.firsts = []
         self.tables = []
         first = 0
@@ -181,10 +181,10 @@ class Model:
 
     @classmethod
     def train(cls, texts: Iterable[str], order: int = ORDER) -> "Model":
-        """Count the n-grams of some texts and compute their probabilities."""
-        # The empty n-gram, of length 0, is the context of single characters. There is one, and it
-        # is everywhere: before each of the N characters and after the last. (As a broadcast zero
-        # these N + 1 numbers take no memory.)
+        """Count the n-grams of the texts and compute their probabilities."""
+        # The empty n-gram, of length 0, is the context of single characters. There is only one, and
+        # it occurs everywhere: before each of the N characters and after the last. (As a broadcast
+        # zero these N + 1 numbers take no memory.)
         characters, _ = hash_characters(cli.progress(texts, "read", " documents"))
         everywhere = np.broadcast_to(np.int64(0), len(characters) + 1)
         empty = Level(np.zeros(1, np.uint64), np.zeros(1, np.int64), everywhere, everywhere[:1])
@@ -193,7 +193,7 @@ class Model:
         for n in cli.progress(range(1, order + 1), "count n-grams"):
             levels.append(distinct(rolling(characters, n)))
 
-        # From p_0 upwards: all characters that were seen, and one that was not, are equally likely.
+        # Start with p_0: all characters that were seen, and one that was not, are equally likely.
         n_characters = len(levels[1].hashes) + 1
         p = np.full(1, 1 / n_characters)
         log_p = []
@@ -207,8 +207,8 @@ class Model:
             log_p.append(np.log2(p))
             log_rest.append(np.log2(rest))
 
-        # A level's rest belongs to the n-grams one shorter. The longest ones are the context of
-        # nothing; the rest of the empty one, which has no row, comes last.
+        # A level's rest belongs to the n-grams one shorter. The longest are no context; the rest of
+        # the empty n-gram, which has no row, comes last.
         longest = np.zeros(len(levels[order].hashes))
         log_rest = log_rest[1:] + [longest] + log_rest[:1]
         sizes = [n_characters] + [len(level.hashes) for level in levels[1:]]
@@ -220,12 +220,12 @@ class Model:
         )
 
     def log2_p(self, characters: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """log2 p of each character but the first, given those before it back to the last END.
+        """log2 p of each character but the first, given the ones before it back to the last END.
 
         The two arrays of `hash_characters` → float32 (characters - 1,)."""
-        # From short n-grams to long ones. `at` has the places of the characters whose context of
-        # n - 1 characters was seen in training: longer n-grams improve on these alone.
-        # `ending[i]` is the row of the n-gram that ends at place i, -1 if it was never seen.
+        # From short n-grams to long ones. `at` holds the positions of the characters whose context
+        # of n - 1 characters was seen in training: longer n-grams improve only on these.
+        # `ending[i]` is the row of the n-gram that ends at position i, -1 if it was never seen.
         n_characters = len(characters)
         history = history_of(ends)
         log_p = np.full(n_characters, self.unknown, np.float32)
@@ -234,14 +234,14 @@ class Model:
         for n in range(1, len(self.sizes)):
             grams = rolling(characters, n)
 
-            # So far log_p is log2 p_{n-1}(w | h'). If hw is not there: p_n = rest(h) · p_{n-1}.
+            # So far log_p is log2 p_{n-1}(w | h'). If hw was not seen, p_n = rest(h) · p_{n-1}.
             if n > 1:
                 has_history = history[at] >= n - 1
                 context_is_known = ending[at - 1] >= 0
                 at = at[has_history & context_is_known]
                 log_p[at] += self.log_rest[ending[at - 1]]
 
-            # If hw is there, its row has all of p_n(w | h).
+            # If hw was seen, its row has p_n(w | h).
             ending = np.full(n_characters, -1)
             ending[at] = self.rows_of(grams[at - (n - 1)], n)
             is_known = ending >= 0
@@ -249,7 +249,7 @@ class Model:
         return log_p[1:]
 
     def rows_of(self, grams: np.ndarray, n: int) -> np.ndarray:
-        """The rows of some n-grams, given by their hashes; -1 for those that were never seen."""
+        """The rows of n-grams, given by their hashes; -1 for those that were never seen."""
         # The table counts from the first row of this length.
         rows = self.tables[n - 1].find(grams)
         rows[rows >= 0] += self.firsts[n - 1]
@@ -267,14 +267,14 @@ class Model:
         for batch in batches(texts, BATCH):
             characters, ends = hash_characters(texts[batch])
             log_p = self.log2_p(characters, ends).astype(np.float64)
-            # log_p has no entry for the first END, so that of a document's first character is at
-            # the place of the END before it.
+            # log_p has no entry for the first END, so the entry of a document's first character is
+            # at the position of the END before it.
             sums = np.add.reduceat(log_p, ends[:-1])
             bits[batch] = -sums / np.diff(ends)
         return bits
 
     def save(self, stem: Path) -> None:
-        """STEM.keys.npy and so on, each whole or not at all."""
+        """Write STEM.keys.npy and so on, each completely or not at all."""
         for name in self.ARRAYS:
             array = getattr(self, name)
             with cli.new_file(f"{stem}.{name}.npy") as temporary:
@@ -282,7 +282,7 @@ class Model:
 
     @classmethod
     def load(cls, stem: Path) -> "Model":
-        """The model that `save` wrote, left on disk and read where needed."""
+        """Map the model that `save` wrote: it stays on disk and is read where needed."""
         arrays = [np.load(f"{stem}.{name}.npy", mmap_mode="r") for name in cls.ARRAYS]
         return cls(*arrays)
 
@@ -291,27 +291,27 @@ class Model:
 
 
 def hash_characters(texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The texts, flattened, one after another as ⏎first⏎second⏎: a 64-bit hash of each character,
-    uint64 (characters,), and the places of the ENDs, (texts + 1,)."""
+    """Flatten the texts and join them as ⏎first⏎second⏎. Returns a 64-bit hash of each character,
+    uint64 (characters,), and the positions of the ENDs, (texts + 1,)."""
     line = END + "".join(flatten(text) + END for text in texts)
     codes = code_points(line)
     ends = np.flatnonzero(codes == ord(END))
 
-    # SplitMix64's mixing: multiply, and shift the high bits onto the low ones. Without it the
-    # hashes of n-grams would collide, because code points are small and close together.
+    # SplitMix64's mixing: multiply, then shift the high bits onto the low ones. Without it, hashes
+    # of n-grams would collide, because code points are small and close together.
     x = (codes.astype(np.uint64) + 1) * SPLITMIX_1
     x = (x ^ (x >> 29)) * SPLITMIX_2
     return x ^ (x >> 32), ends
 
 
 def history_of(ends: np.ndarray) -> np.ndarray:
-    """How many characters before each one may be its context: those back to the END before its
-    document, which is one of them, and none of another document. int64 (characters,).
+    """How many characters before each one may be its context: back to and including the END before
+    its document, so nothing of another document. int64 (characters,).
 
     >>> history_of(np.array([0, 3, 5])).tolist()  # of ⏎ab⏎c⏎
     [0, 1, 2, 3, 1, 2]
     """
-    end_before = np.append(0, ends[:-1])          # (texts + 1,): of each END, the one before
+    end_before = np.append(0, ends[:-1])          # (texts + 1,): for each END, the one before
     length = np.diff(ends, prepend=-1)            # (texts + 1,): characters from one to the next
     return np.arange(ends[-1] + 1) - np.repeat(end_before, length)
 
@@ -319,27 +319,27 @@ def history_of(ends: np.ndarray) -> np.ndarray:
 def distinct(grams: np.ndarray) -> Level:
     """Number and count the n-grams whose hashes are `grams`, (N - n + 1,).
 
-    `np.unique` would find the *first* place of each, with a stable sort that takes five times as
-    long. Here any place will do."""
-    # Sorted, equal n-grams are adjacent: `starts` is where each group begins.
+    `np.unique` finds the *first* position of each, with a stable sort that takes five times as
+    long. Here any position will do."""
+    # Sorting makes equal n-grams adjacent: `starts` is where each group begins.
     order = np.argsort(grams)
     ranked = grams[order]
     begins_group = np.ones(len(ranked), bool)
     begins_group[1:] = ranked[1:] != ranked[:-1]
-    starts = np.flatnonzero(begins_group)                 # (different,)
+    starts = np.flatnonzero(begins_group)                 # (distinct,)
     counts = np.diff(starts, append=len(ranked))
 
-    # Group k's places all get the number k.
+    # All positions of group k get the number k.
     number = np.empty(len(grams), np.int64)
     number[order] = np.repeat(np.arange(len(starts)), counts)
     return Level(ranked[starts], order[starts], number, counts)
 
 
-# ---- Which documents are removed, and which are trained on --------------------------------------
+# ---- Which documents to remove, and which to train on -------------------------------------------
 
 
 def check(text: str, score: float, low: float, high: float) -> tuple[str | None, str]:
-    """(text, "") if it stays, (None, reason) if not. One without a score (nan) stays.
+    """(text, "") if the document stays, else (None, reason). It stays if it has no score (nan).
 
     low, high: the cutoffs of its source.
 
@@ -358,7 +358,7 @@ def check(text: str, score: float, low: float, high: float) -> tuple[str | None,
 
 
 def told_apart(score: float, cutoff: float) -> tuple[str, str]:
-    """Both in three digits, or in as many as tell them apart.
+    """Both numbers with three digits, or with as many as it takes to tell them apart.
 
     >>> told_apart(0.91, 1.234), told_apart(1.6991, 1.7031)
     (('0.91', '1.23'), ('1.699', '1.703'))
@@ -372,9 +372,9 @@ def told_apart(score: float, cutoff: float) -> tuple[str, str]:
 
 
 def cutoffs_of(scores: np.ndarray, tails: tuple[float, float]) -> tuple[float, float]:
-    """The lowest and the highest score that stays, of scores that are judged together.
+    """The lowest and the highest score that stays, for scores that are judged together.
 
-    What is removed has to be in a tail, and an outlier as well:
+    A document is removed only if it is in a tail and also an outlier:
 
     >>> scores = np.append(np.linspace(1, 3, 199), 12)
     >>> low, high = cutoffs_of(scores, (2.0, 2.0))
@@ -396,9 +396,9 @@ def cutoffs_by_source(
 ) -> np.ndarray:
     """The lowest and the highest score that stays, for each source: float64 (n_sources, 2).
 
-    scores: float32 (n,), nan for a document that has none; sources: (n,), ascending; tails: the
-    percentages, low and high, of which no more is removed."""
-    # Sources are ascending, so the documents of each are a stretch.
+    scores: float32 (n,), nan for a document without one; sources: (n,), ascending; tails: the
+    largest percentages to remove, low and high."""
+    # Sources are ascending, so the documents of each are contiguous.
     bounds = np.searchsorted(sources, np.arange(n_sources + 1))
     is_small = np.diff(bounds) < FEWEST                    # (n_sources,)
     cutoffs = np.empty((n_sources, 2))
@@ -406,17 +406,17 @@ def cutoffs_by_source(
         own = scores[bounds[source]:bounds[source + 1]]
         cutoffs[source] = cutoffs_of(own, tails)
 
-    # The small sources are judged together, as one.
+    # The small sources are judged together, as one source.
     pooled = scores[is_small[sources]]
     cutoffs[is_small] = cutoffs_of(pooled, tails)
     return cutoffs
 
 
 def draw(seed: int, sizes: np.ndarray, kept: np.ndarray, n_bytes: int) -> Iterator[int]:
-    """Yield numbers of documents in random order, until they have `n_bytes` together. The order
-    depends on the seed and on which documents are kept.
+    """Yield numbers of documents in random order until they add up to `n_bytes`. The order depends
+    on the seed and on which documents are kept.
 
-    sizes: (n,), the documents' bytes; kept: bool (n,), which of them to draw from."""
+    sizes: (n,), the documents' bytes; kept: bool (n,), the documents to draw from."""
     shuffled = np.random.default_rng(seed).permutation(np.flatnonzero(kept))
     for i in shuffled.tolist():
         yield i
@@ -431,9 +431,9 @@ def draw(seed: int, sizes: np.ndarray, kept: np.ndarray, n_bytes: int) -> Iterat
 def histograms(
     scores: np.ndarray, sources: np.ndarray, names: list[str], cutoffs: np.ndarray
 ) -> dict:
-    """{source: its documents by bits per character, in bins, and its cutoffs}.
+    """{source: a histogram of its documents by bits per character, and its cutoffs}.
 
-    scores and sources: as for `cutoffs_by_source`, which returned the cutoffs; names: of the
+    scores, sources: as for `cutoffs_by_source`, which returned the cutoffs; names: of the
     sources."""
     result = {}
     bounds = np.searchsorted(sources, np.arange(len(names) + 1))
@@ -442,7 +442,7 @@ def histograms(
         own = own[~np.isnan(own)]
         if len(own) == 0:
             continue
-        # Above 20 bits counts as 20.
+        # More than 20 bits counts as 20.
         counts, _ = np.histogram(np.minimum(own, BINS[-1]), BINS)
         low, high = cutoffs[k].tolist()
         result[name] = {
@@ -455,7 +455,7 @@ def histograms(
 
 
 def rounded(score: float) -> float | None:
-    """For JSON, which has no infinity: None where nothing is cut."""
+    """Round for JSON, which has no infinity: None for a side on which nothing is removed."""
     if not np.isfinite(score):
         return None
     return round(score, 3)
