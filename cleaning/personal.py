@@ -1,8 +1,8 @@
-"""What all kinds of personal data share: pattern and evidence, tokens, one spelling to look for.
+"""Shared by all kinds of personal data: pattern and evidence, tokens, folding to one spelling.
 
-A kind is a pattern and a question. The pattern finds what has the right shape; the question looks
-for evidence besides it, such as a word in front or a check digit. Both see a folded copy of the
-text, in which digits and hyphens have one spelling:
+A kind is a pattern and a test. The pattern finds what has the right shape; the test looks for
+further evidence, such as a word before it or a check digit. Both see a folded copy of the text, in
+which digits and hyphens have one spelling:
 
     >>> match = regex.search("[0-9-]{9,}", fold("전화 ０１０ㅡ１２３４―５６７８"))  # telephone
     >>> match[0], words_before(match), digits_of(match)
@@ -24,8 +24,8 @@ class Kind(NamedTuple):
     is_one: Callable[[regex.Match], bool]  # the evidence besides the shape
 
 
-# What replaces each kind, in the language of the corpus: [주민번호] in an English one would be the
-# only Korean there, and teach the wrong thing.
+# The token that replaces each kind, in the language of the corpus: [주민번호] in an English corpus
+# would be its only Korean, and teach the wrong thing.
 TOKENS = {
     "resident_number": {"ko": "[주민번호]", "en": "[resident number]"},
     "card": {"ko": "[카드번호]", "en": "[card number]"},
@@ -40,33 +40,33 @@ ANY_TOKEN = "|".join(map(regex.escape, ALL_TOKENS))
 
 # ---- Pieces of patterns -------------------------------------------------------------------------
 
-# Patterns are written with regex.VERBOSE: spaces and lines in them mean nothing; a space that is
-# meant is [ ].
+# Patterns are written with regex.VERBOSE: white space in them is ignored; a literal space is
+# written [ ].
 HYPHEN = r"(?: \s?-\s? )"  # 010-1234 or 010 - 1234
 
-# Nothing that ties a further digit to a number may touch it.
+# A number may not touch another digit, directly or through a separator.
 START = r"(?<! [0-9] | [0-9][-.,] )"
 END = r"(?! [-.,]?[0-9] )"
-# Nor may it be a piece of a URL or of a name: item-4111..., ?id=4111..., /4111...
+# Nor may it be part of a URL or a name: item-4111..., ?id=4111..., /4111...
 NOT_IN_NAME = r"(?<! [A-Za-z0-9_][-_=/] )"
 
 # ---- Evidence -----------------------------------------------------------------------------------
 
-# How many characters in front of a number and behind it are searched for a word that counts as
-# evidence. Ours, chosen by hand: a label in front may have a few words behind it; what stands
-# behind a number follows at once.
+# How many characters before and after a number are searched for a word that counts as evidence.
+# Ours, chosen by hand: between a label and its number there may be a few words; a word after the
+# number follows at once.
 WHERE_BEFORE = 20
 WHERE_AFTER = 10
 
 
 def words_before(match: regex.Match) -> str:
-    """What stands in front of a number on the same line, as far as it counts as evidence."""
+    """The characters before a number on the same line that are searched for evidence."""
     start = max(0, match.start() - WHERE_BEFORE)
     return match.string[start:match.start()].rpartition("\n")[2]
 
 
 def words_after(match: regex.Match) -> str:
-    """What stands behind a number on the same line, as far as it counts as evidence."""
+    """The characters after a number on the same line that are searched for evidence."""
     return match.string[match.end():match.end() + WHERE_AFTER].partition("\n")[0]
 
 
@@ -75,7 +75,7 @@ def digits_of(match: regex.Match) -> str:
 
 
 def weighted_sum(digits: str, weights: tuple[int, ...]) -> int:
-    """What check digits are computed from: each digit times the weight of its place.
+    """The sum that check digits are computed from: each digit times the weight of its place.
 
     >>> weighted_sum("305", (1, 2, 3))
     18
@@ -86,12 +86,12 @@ def weighted_sum(digits: str, weights: tuple[int, ...]) -> int:
     return total
 
 
-# ---- One spelling to look for -------------------------------------------------------------------
+# ---- Folding to one spelling --------------------------------------------------------------------
 
-# People type 010-1234-5678 with full-width digits and with whatever looks like a hyphen. So that no
-# pattern has to know all of these, patterns look at a folded copy of the text. Each character gives
-# way to exactly one, so a place in the copy is the same place in the text; the copy is thrown away
-# and the text keeps its own characters.
+# People type 010-1234-5678 with full-width digits and whatever looks like a hyphen. So that no
+# pattern has to list all of these, patterns are matched against a folded copy of the text. Each
+# character is replaced by exactly one, so positions in the copy are positions in the text; the copy
+# is thrown away and the text keeps its own characters.
 DASHES = (
     "\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u2212"  # Unicode's hyphens, dashes, bullet, minus
     "\u2500\ufe58\ufe63"  # the box-drawing line that Korean keyboards offer; small dash and hyphen
@@ -114,12 +114,12 @@ for offset in range(ord("~") - ord("!") + 1):
     FOLD[chr(0xFF01 + offset)] = chr(ord("!") + offset)
 
 FOLD_TABLE = str.maketrans(FOLD)
-# Looking up a character takes long, and most are ASCII or Hangul syllables, which stay.
+# Translating a character is slow, and most are ASCII or Hangul syllables, which do not change.
 NEITHER_ASCII_NOR_HANGUL = regex.compile(r"[^\x00-\x7f가-힣]+")
 
 
 def fold(text: str) -> str:
-    """A copy of the same length in which digits, hyphens, spaces and letters have one spelling.
+    """A copy of the same length in which all digits, hyphens, spaces and letters have one spelling.
 
     >>> fold("０１０ㅡ１２３４―５６７８"), fold("ｋｉｍ＠naver．com")
     ('010-1234-5678', 'kim@naver.com')
