@@ -84,17 +84,17 @@ def read_examples(folder: Path) -> list[dict]:
     """Read examples.jsonl."""
     path = folder / examples.FILE
     if not path.exists():
-        raise cli.UserError(f"{path} is not there: it was deleted, or {folder} was written before "
-                            "clean kept examples; clean again to see documents")
+        raise cli.UserError(f"{path} is missing: it was deleted, or {folder} was written before "
+                            "clean saved examples; clean again to see documents")
     found = []
     with open(path, encoding="utf-8") as lines:
         for line in lines:
             try:
                 found.append(json.loads(line))
             except ValueError:
-                raise cli.UserError(f"{path} is not whole; clean again") from None
+                raise cli.UserError(f"{path} is incomplete; clean again") from None
     if not found:
-        raise cli.UserError(f"{path} is empty; data.py clean keeps documents to show with "
+        raise cli.UserError(f"{path} is empty; data.py clean saves documents to show with "
                             "--examples N")
     return found
 

@@ -355,7 +355,7 @@ class Parser(HTMLParser):
         self.open_tags[tag] += 1
 
     def suspicion(self, tag: str, attributes: dict[str, str | None]) -> Suspicion | None:
-        """Why an element may not be part of the text: its tag or a name. None if nothing says so."""
+        """Why an element may not be part of the text: its tag or a name, or None."""
         names = attributes.get("class") or ""
         # The header of an article is its heading; the header of the page belongs to the site.
         is_heading = tag == "header" and (self.open_tags["article"] or self.open_tags["main"])

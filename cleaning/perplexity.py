@@ -68,7 +68,7 @@ ORDER = 5           # characters of the longest n-grams
 # The numbers below are ours, except for Tukey's 3. So are the tails, 0.5 and 1 % by default; CCNet
 # divides each language into thirds instead.
 SAMPLE = 8_000_000  # bytes of text to train a model on; the model takes 12 times that
-SHORTEST = 40       # characters; a mean over a shorter document is mostly chance, so it has no score
+SHORTEST = 40       # characters that a document needs for a score: a mean of fewer is mostly chance
 BATCH = 100_000     # characters scored at once
 # Before and after each document. It cannot occur inside one, where all white space is spaces.
 END = "\n"

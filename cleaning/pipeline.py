@@ -1,23 +1,23 @@
 """The program that runs the cleaning steps over a corpus: `python data.py clean`.
 
-RedWhale (arXiv 2408.11294) goes from 121.6 GB to 43.9 GB in this order, cheap steps first: sample,
-normalise, mask, leftovers, rules, exact duplicates, near duplicates, (lines that many web pages
-share,) perplexity, decontaminate. Each step is a file of this folder.
+The steps run in RedWhale's order (arXiv 2408.11294, from 121.6 GB to 43.9 GB), cheap ones first:
+sample, normalise, mask, leftovers, rules, exact duplicates, near duplicates, (lines that many web
+pages share,) perplexity, decontaminate. Each step is a file in this folder.
 
-A step that looks at one document can run anywhere. Duplicates, the counts of lines and the
-percentiles of perplexity concern all documents. So there are passes over the corpus in many
-processes, a unit of about 8 MB at a time, and between them one process does what concerns all:
+A step that looks at one document can run in any process. Duplicates, line counts and perplexity
+percentiles concern all documents. So the corpus is processed in passes by many processes, a unit of
+about 8 MB at a time, and between the passes one process does what concerns all documents:
 
     first pass    sample, normalise, mask, leftovers, rules; hashes of each document
                       → exact and near duplicates
-    count pass    (step lines) in how many documents does each line stand?
+    count pass    (step lines) the number of documents that contain each line
                       → one sketch of all counts; n-gram models trained on a sample
     score pass    (step perplexity) bits per character of each document
                       → percentiles of each source
     last pass     lines, perplexity, decontaminate
                       → OUT/*.jsonl, examples.jsonl, report.json
 
-Each pass leaves its results in a work folder (work.py), from which a run that was killed resumes.
+Each pass stores its results in a work folder (work.py), from which a killed run can resume.
 """
 import argparse
 import functools
@@ -69,14 +69,14 @@ from common import cli, documents
 
 
 def clean(args: argparse.Namespace) -> dict:
-    """Clean documents: one output file for each input file, and beside them report.json, and a line
-    in removed.jsonl, changed.jsonl or rejected.jsonl for each document that was taken out, changed,
-    or could not be read. Some of these, and some that are kept, go to examples.jsonl with their
-    texts: `data.py show` prints them. A run that was stopped resumes when the same command is given
-    again.
+    """Clean documents. Writes one output file for each input file, a summary in report.json, and a
+    line in removed.jsonl, changed.jsonl or rejected.jsonl for each document that was removed,
+    changed, or could not be read. A sample of these, and of the kept documents, goes to
+    examples.jsonl with their texts: `data.py show` prints them. To resume a run that was stopped,
+    give the same command again.
 
         python data.py clean --input wiki.jsonl rulings/ --profile formal --out clean/formal"""
-    # What can be checked is checked before anything is written.
+    # Check everything that can be checked before anything is written.
     steps = choose_steps(args)
     check_flags(args, steps)
     paths = documents.files(args.input)
@@ -85,12 +85,12 @@ def clean(args: argparse.Namespace) -> dict:
     limits = choose_limits(args.lang, args.profile, args.limits)
     benchmark = read_benchmark(args.decontaminate)
 
-    # The work folder stays until the output is whole, or until it is clear that there will be none.
+    # The work folder stays until the output is complete, or until it is clear that there is none.
     out = Path(args.out).absolute()
     work = WorkFolder(out, fingerprint(args, paths, limits), args.workers)
     with work.guarded():
         if work.resumes:
-            print(f"resuming the run that left {work.outer}")
+            print(f"resuming from {work.outer}")
         job = Job(
             folder=work.folder,
             units=plan_units(work.folder, paths, reading),
@@ -118,13 +118,13 @@ def clean(args: argparse.Namespace) -> dict:
 
 
 class Job(NamedTuple):
-    """What every pass has to know. Each process of the pool is sent it once."""
+    """What every pass needs to know. It is sent once to each process of the pool."""
 
     folder: Path                      # the work folder
     units: list[list[documents.Span]]
     reading: documents.Reading        # how files become documents
     sources: list[str]                # the input files
-    source_numbers: dict[str, int]    # and the place of each in that list
+    source_numbers: dict[str, int]    # the index of each in that list
     steps: list[str]                  # the names of this run's steps, in order
     sample: float                     # share of the documents to start from
     lang: str
@@ -133,7 +133,7 @@ class Job(NamedTuple):
     examples: int                     # documents to keep for each source, step and reason
 
     def no_examples(self) -> Examples:
-        """What each task that decides on documents begins with."""
+        """The empty Examples with which each task that decides on documents begins."""
         hide = None
         if "mask" in self.steps:
             hide = functools.partial(without_personal_data, lang=self.lang)
@@ -141,15 +141,16 @@ class Job(NamedTuple):
 
 
 def run_passes(job: Job, work: WorkFolder, args: argparse.Namespace, folder: Path) -> dict:
-    """All passes; the outputs and records into `folder`. Returns the report."""
-    # Documents as they are read, a unit at a time, without those that the first steps remove.
+    """Run all passes and write outputs and records to `folder`. Returns the report."""
+    # The first pass reads the documents, unit by unit, and keeps those that the first steps do not
+    # remove.
     raw_sizes = []
     for unit in job.units:
         raw_sizes.append(sum(span.end - span.start for span in unit))
     first = work.run_pass("first", first_pass, job, raw_sizes)
     sizes = [Path(f"{stem}.documents").stat().st_size for stem in first]
 
-    # From here on a document has a number, and which numbers stay is decided for all together.
+    # From here on each document has a number. Duplicates are decided over all of them.
     number_documents(job.folder, first)
     corpus = Corpus(job.folder, first, job.sources)
     duplicates_task = functools.partial(find_all_duplicates, job, corpus)
@@ -158,7 +159,7 @@ def run_passes(job: Job, work: WorkFolder, args: argparse.Namespace, folder: Pat
         counted = work.run_pass("count", count_pass, job, sizes)
         write_sketch(job, counted)
 
-    # The models see the text as it leaves the step lines; so do the scores.
+    # Models are trained on the text after the step lines, and score the same text.
     histograms = None
     if "perplexity" in job.steps:
         models_task = functools.partial(train_models, job, corpus, args.reference)
@@ -189,8 +190,8 @@ def first_steps(job: Job) -> dict[str, Step]:
 
 
 def last_steps(job: Job, score: float, cutoffs: tuple[float, float]) -> dict[str, Step]:
-    """The steps that look at one document when something is known of all documents: in how many of
-    them each line stands, and which scores are unusual in the document's source."""
+    """The steps that look at one document but need to know something about all documents: how many
+    contain each line, and which scores are unusual for the source."""
     low, high = cutoffs
     steps: dict[str, Step] = {}
     if "lines" in job.steps:
@@ -206,14 +207,14 @@ def last_steps(job: Job, score: float, cutoffs: tuple[float, float]) -> dict[str
 
 
 def first_pass(job: Job, unit: int, result: Result) -> None:
-    """Read the documents of a unit, run the first steps, write what they keep.
+    """Read the documents of a unit, run the first steps, and write the documents they keep.
 
-    Arrays: the columns of the n documents that are kept, "source", "offset" and "size" (n,), see
-    Corpus; and the hashes by which duplicates are found, "keys" (n, 2) and "bands" (n, 14)."""
+    Arrays, for the n kept documents: "source", "offset" and "size" (n,), the columns of Corpus; and
+    the hashes by which duplicates are found, "keys" (n, 2) and "bands" (n, 14)."""
     result.tally.examples = job.no_examples()
     steps = first_steps(job)
 
-    # One entry for each document that is kept.
+    # One entry for each kept document.
     sources = []
     offsets = []
     sizes = []
@@ -233,7 +234,7 @@ def first_pass(job: Job, unit: int, result: Result) -> None:
             offsets.append(offset)
             offset += write_document(result.documents, source, where["line"], document)
 
-        # Hashes of many documents at once: numpy is slow on a short one.
+        # Hash many documents at once: numpy is slow on short ones.
         keys += [duplicates.exact_key(text) for text in texts]
         if "near" in job.steps:
             bands.append(duplicates.band_hashes(texts))
@@ -246,7 +247,7 @@ def first_pass(job: Job, unit: int, result: Result) -> None:
 
 
 def count_pass(job: Job, unit: int, result: Result) -> None:
-    """In how many of the unit's documents each line stands: "hashes" and "counts" (lines,)."""
+    """Count how many of the unit's documents contain each line: "hashes" and "counts" (lines,)."""
     kept = read_kept(job.folder, unit, job.sources)
     texts = (document["text"] for _, document, _ in kept)
     hashes, counts = lines.count(texts)
@@ -255,15 +256,15 @@ def count_pass(job: Job, unit: int, result: Result) -> None:
 
 
 def score_pass(job: Job, unit: int, result: Result) -> None:
-    """The "scores" of the unit's documents, bits per character: float32 (n,), nan for a document
-    that is gone or too short to say."""
+    """Compute "scores", the bits per character of the unit's documents: float32 (n,), nan for a
+    document that was removed or is too short."""
     models = load_models(job.folder)
     numbers = numbers_of(job.folder, unit)
     scores = np.full(len(numbers), np.nan, np.float32)
     for batch in in_batches(read_kept(job.folder, unit, job.sources)):
-        # A document with an even number is scored by the model that was trained on odd ones: the
-        # one that has seen it would not be surprised.
-        waiting: list[dict[int, str]] = [{} for _ in models]  # for each model {place: text}
+        # A document with an even number is scored by the model trained on odd ones, and the other
+        # way round: a model that has seen the document would not be surprised by it.
+        waiting: list[dict[int, str]] = [{} for _ in models]  # for each model {index: text}
         for number, document, _ in batch:
             text = without_lines(job, document["text"])
             if text is not None and len(text) >= perplexity.SHORTEST:
@@ -275,7 +276,7 @@ def score_pass(job: Job, unit: int, result: Result) -> None:
 
 
 def last_pass(job: Job, unit: int, result: Result) -> None:
-    """Run the last steps over the unit's documents; what is left is the cleaned corpus."""
+    """Run the last steps over the unit's documents; the rest is the cleaned corpus."""
     result.tally.examples = job.no_examples()
     numbers = numbers_of(job.folder, unit)
     scores = [np.nan] * len(numbers)
@@ -296,8 +297,8 @@ def last_pass(job: Job, unit: int, result: Result) -> None:
 
 
 def read_unit(job: Job, unit: int, tally: Tally) -> Iterator[tuple[int, dict, dict]]:
-    """Yield (source, document, where it stands) of a unit of the input; count what was read, record
-    what could not be."""
+    """Yield (source, document, where it is) for a unit of the input. Count what was read, and
+    record what could not be read."""
     for span in job.units[unit]:
         file = str(span.path)
         for line, document, reason, shown in documents.read_span(span, job.reading):
@@ -313,7 +314,7 @@ def read_unit(job: Job, unit: int, tally: Tally) -> Iterator[tuple[int, dict, di
             yield job.source_numbers[file], document, where
         if documents.stamp(span.path) != span.stamp:
             raise cli.UserError(
-                f"{span.path} was changed while it was read; run again when it is whole"
+                f"{span.path} changed while it was being read; run again when it is complete"
             )
 
 
@@ -321,8 +322,8 @@ def read_unit(job: Job, unit: int, tally: Tally) -> Iterator[tuple[int, dict, di
 
 
 def find_all_duplicates(job: Job, corpus: Corpus, result: Result) -> None:
-    """Which documents the steps exact and near keep, to kept.npy; each copy is recorded together
-    with the document that stays in its place."""
+    """Run the steps exact and near: write kept.npy, and record each copy with the document that is
+    kept instead."""
     tally = result.tally
     tally.examples = job.no_examples()
     kept = np.ones(len(corpus), bool)
@@ -354,7 +355,7 @@ def find_all_duplicates(job: Job, corpus: Corpus, result: Result) -> None:
 
 
 def write_sketch(job: Job, stems: list[Path]) -> None:
-    """The counts of lines of all units, in one sketch."""
+    """Add the line counts of all units to one sketch."""
     sketch = lines.Sketch(job.folder / "lines.npy", "w+")
     for stem in stems:
         sketch.add(load(stem, "hashes"), load(stem, "counts"))
@@ -362,7 +363,7 @@ def write_sketch(job: Job, stems: list[Path]) -> None:
 
 
 def train_models(job: Job, corpus: Corpus, reference: list[str] | None, result: Result) -> None:
-    """One n-gram model of --reference; or two, of the documents with even and with odd numbers."""
+    """Train one n-gram model on --reference, or two, on the documents with even and odd numbers."""
     if reference:
         texts = sample_of_reference(job, reference)
         perplexity.Model.train(texts).save(job.folder / "model-0")
@@ -370,7 +371,7 @@ def train_models(job: Job, corpus: Corpus, reference: list[str] | None, result: 
     kept = np.load(job.folder / "kept.npy")
     for k in (0, 1):
         half = kept.copy()
-        half[1 - k :: 2] = False  # those of the other half
+        half[1 - k :: 2] = False  # the other half
         chosen = perplexity.draw(k, corpus.size, half, perplexity.SAMPLE)
         texts = (without_lines(job, corpus.text(number)) for number in chosen)
         texts = (text for text in texts if text is not None)
@@ -378,7 +379,7 @@ def train_models(job: Job, corpus: Corpus, reference: list[str] | None, result: 
 
 
 def sample_of_reference(job: Job, reference: list[str]) -> Iterator[str]:
-    """Yield some SAMPLE bytes of the documents of --reference, normalised."""
+    """Yield documents of --reference, normalised: a sample of about perplexity.SAMPLE bytes."""
     paths = documents.files(reference)
     n_bytes = sum(path.stat().st_size for path in paths)
     share = min(1, perplexity.SAMPLE / max(1, n_bytes))
@@ -392,7 +393,7 @@ def sample_of_reference(job: Job, reference: list[str]) -> Iterator[str]:
 
 
 def write_cutoffs(job: Job, corpus: Corpus, stems: list[Path], tails: tuple) -> dict:
-    """The lowest and highest score that stays, for each source; returns the histograms."""
+    """Write the lowest and highest score that stays, for each source. Returns the histograms."""
     scores = np.concatenate([load(stem, "scores") for stem in stems])
     cutoffs = perplexity.cutoffs_by_source(scores, corpus.source, len(job.sources), tails)
     np.save(job.folder / "cutoffs.npy", cutoffs)
@@ -403,8 +404,8 @@ def write_cutoffs(job: Job, corpus: Corpus, stems: list[Path], tails: tuple) -> 
 
 
 def sample(text: str, share: float) -> tuple[str | None, str]:
-    """Keep that share of all texts, by a hash: the same ones in every run. It is not the hash by
-    which `pack` chooses validation documents, or half of a sample of 1 % would be those."""
+    """Keep this share of all texts, chosen by a hash, so they are the same in every run. `pack`
+    chooses validation documents by another hash: otherwise they would be half of a 1 % sample."""
     digest = hashlib.blake2b(text.encode(), digest_size=8, person=b"sample").digest()
     if int.from_bytes(digest, "big") < share * 2**64:
         return text, ""
@@ -412,18 +413,18 @@ def sample(text: str, share: float) -> tuple[str | None, str]:
 
 
 def without_personal_data(text: str, lang: str) -> str:
-    """The text as the step mask leaves it."""
+    """The text after the step mask."""
     masked, _ = mask.mask_personal_data(text, lang)
     return masked
 
 
 def cut_lines(job: Job, text: str) -> tuple[str | None, str]:
-    """The step lines: cut the lines that stand in many documents."""
+    """The step lines: cut the lines that many documents share."""
     return load_sketch(job.folder).check(text, job.limits.characters)
 
 
 def without_lines(job: Job, text: str) -> str | None:
-    """The text as it leaves the step lines, if that is a step of this run; None if it does not."""
+    """The text after the step lines, if this run has that step; None if the step removed it."""
     if "lines" not in job.steps:
         return text
     text, _ = cut_lines(job, text)
@@ -432,7 +433,7 @@ def without_lines(job: Job, text: str) -> str | None:
 
 @functools.lru_cache(maxsize=1)
 def load_sketch(folder: Path) -> lines.Sketch:
-    """The sketch of lines, in memory that all processes share."""
+    """The line sketch, in memory that all processes share."""
     return lines.Sketch(folder / "lines.npy")
 
 
@@ -452,8 +453,8 @@ def plan_units(
     paths: list[Path],
     reading: documents.Reading,
 ) -> list[list[documents.Span]]:
-    """The units of the input. They are planned once, since that reads every large file to count its
-    lines; a run that resumes finds them in the work folder."""
+    """Divide the input into units. Planning reads every large file to count its lines, so it is
+    done once; a resumed run finds the units in the work folder."""
     file = folder / "units.pickle"
     if file.exists():
         return pickle.loads(file.read_bytes())

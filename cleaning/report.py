@@ -1,8 +1,8 @@
-"""What a run leaves for a person: counts by step, source and reason, records, and the tables.
+"""What a run reports: counts by step, source and reason, records, and the tables on the screen.
 
-The full lists (removed.jsonl and the like) go to the disk as they arise, for a corpus may lose
-millions. Some documents of each kind are kept with their texts, see examples.py; three of them for
-every reason stand in report.json and on the screen.
+The full lists (removed.jsonl and others) are written to disk as they grow, because a corpus may
+lose millions of documents. A sample of each kind is saved with its texts, see examples.py; three
+examples of every reason are in report.json and on the screen.
 """
 import contextlib
 import json
@@ -15,32 +15,32 @@ from cleaning.examples import Examples
 from common import cli
 from common.documents import RECORDS
 
-# A step looks at one document's text and returns (text, reason); the text is None if the document
-# goes, and the reason is "" if there is nothing to record: (text, ""), (text, "phone"). Behind a
-# colon stands what was measured and the limit: (None, "too_short: 3 characters < 50").
+# A step looks at one document's text and returns (text, reason). The text is None if the document
+# is removed, and the reason is "" if there is nothing to record: (text, ""), (text, "phone"). After
+# a colon comes what was measured, with the limit: (None, "too_short: 3 characters < 50").
 Step = Callable[[str], tuple[str | None, str]]
 
-# Lines that are no document; documents that a step took out; documents that a step changed, such as
-# those with masked numbers.
+# Lines that are not documents; documents that a step removed; documents that a step changed, such
+# as those with masked numbers.
 REJECTED, REMOVED, CHANGED = RECORDS
 
 EXAMPLES = 3               # documents shown for each reason, in report.json and on the screen
 EXAMPLE_CHARACTERS = 300   # of each, in report.json
 SCREEN_CHARACTERS = 90     # of each, on the screen
-SOURCES_ON_SCREEN = examples.MANY_SOURCES  # more have no examples of their own either
+SOURCES_ON_SCREEN = examples.MANY_SOURCES  # with more, sources have no examples of their own either
 
-# A removed document is named on the screen if it was so much of its source: a whole book, or a law
-# with all of its articles. In a source of few documents many are as large as that. (Ours: of fifty,
-# one of 5 % is as long as two and a half average ones.)
+# A removed document is named on the screen if it was this share of its source: a whole book, or a
+# law with all of its articles. Sources with few documents are skipped, as many of theirs are that
+# large. (Ours: among fifty, a document of 5 % is as long as two and a half average ones.)
 LARGE_SHARE = 0.05
 ENOUGH_DOCUMENTS = 50
-LARGEST = 5  # of each source, and on the screen
+LARGEST = 5  # most documents to name, per source and on the screen
 
 # ---- Counting -----------------------------------------------------------------------------------
 
 
 def no_counts() -> dict:
-    """What is counted of one step and one source."""
+    """The counts of one step and one source, all zero."""
     return {
         "documents_in": 0,
         "bytes_in": 0,
@@ -61,10 +61,10 @@ def add_counts(total: dict, more: dict) -> None:
 
 
 class Tally:
-    """What happened to some documents: counts, a file of records, and examples.
+    """What happened to documents: counts, a file of records, and examples.
 
     counts: {source: {step: counts}}, with "read" and "write" for what came in and went out.
-    largest: {source: [[bytes, record], ...]}, the LARGEST documents that were removed."""
+    largest: {source: [[bytes, record], ...]}, the largest removed documents."""
 
     def __init__(self, records: IO[str] | None = None, kept_examples: Examples | None = None):
         self.records = records
@@ -80,19 +80,19 @@ class Tally:
         return steps[step]
 
     def came_in(self, source: str, step: str, n_bytes: int, n_documents: int = 1) -> None:
-        """Documents of `n_bytes` in all came to a step."""
+        """Count documents, `n_bytes` in total, that came to a step."""
         counts = self.of(source, step)
         counts["documents_in"] += n_documents
         counts["bytes_in"] += n_bytes
 
     def went_out(self, source: str, step: str, n_bytes: int, n_documents: int = 1) -> None:
-        """Documents of `n_bytes` in all left a step."""
+        """Count documents, `n_bytes` in total, that a step kept."""
         counts = self.of(source, step)
         counts["documents_out"] += n_documents
         counts["bytes_out"] += n_bytes
 
     def apply(self, steps: dict[str, Step], text: str, where: dict) -> str | None:
-        """Run the steps on a document. Returns its text at the end, None if one removed it.
+        """Run the steps on a document. Returns its final text, or None if a step removed it.
 
         where: {"file", "line", "id"}, by which records name the document."""
         source = where["file"]
@@ -122,8 +122,8 @@ class Tally:
         more: dict | None = None,
     ) -> None:
         """Count a document that was removed, changed or rejected; write its line for `file`, with
-        `more` fields at the end. `texts` are for an example, see examples.py."""
-        # What was measured differs from document to document. It is not counted.
+        the fields of `more` at the end. `texts` are for an example, see examples.py."""
+        # Measurements differ from document to document, so they are not part of the counted reason.
         reason, _, measured = reason.partition(": ")
         record = {**where, "step": step, "reason": reason}
         if measured:
@@ -139,24 +139,24 @@ class Tally:
             self._add_largest(where["file"], [[len(texts["text"].encode()), record]])
 
     def kept(self, where: dict, text: str) -> None:
-        """A document has come through all steps."""
+        """Count a document that passed all steps."""
         self.went_out(where["file"], "write", len(text.encode()))
         record = {"what": examples.KEPT, **where, "step": examples.WRITE, "reason": examples.KEPT}
         self.examples.offer(record, {"text": text})
 
     def _add_largest(self, source: str, removed: list) -> None:
-        """Of the largest documents so far and these, keep the LARGEST."""
+        """Add removed documents, and keep only the LARGEST largest."""
         largest = self.largest.get(source, []) + removed
         largest.sort(key=largest_first)
         self.largest[source] = largest[:LARGEST]
 
     def to_json(self) -> dict:
-        """The counts and the largest documents, for `add` in another process. (The examples have a
-        file of their own.)"""
+        """The counts and the largest documents, for `add` in another process. (Examples have their
+        own file.)"""
         return {"counts": self.counts, "largest": self.largest}
 
     def add(self, other: dict) -> None:
-        """Add what another tally's `to_json` gave."""
+        """Add what another tally's `to_json` returned."""
         for source, steps in other["counts"].items():
             for step, more in steps.items():
                 add_counts(self.of(source, step), more)
@@ -165,7 +165,7 @@ class Tally:
 
 
 def largest_first(entry: list) -> tuple:
-    """Of [bytes, record]: by bytes, then by line."""
+    """Sort key of [bytes, record]: by bytes, then by line."""
     n_bytes, record = entry
     return -n_bytes, record["line"]
 
@@ -174,8 +174,8 @@ def largest_first(entry: list) -> tuple:
 
 
 def put_records_together(stems: list[Path], folder: Path, kept_examples: Examples) -> Tally:
-    """removed.jsonl, changed.jsonl and rejected.jsonl from the records of all tasks, and
-    examples.jsonl; returns the sum of their counts."""
+    """Write removed.jsonl, changed.jsonl, rejected.jsonl and examples.jsonl from the files of all
+    tasks. Returns the sum of their counts."""
     total = Tally(None, kept_examples)
     with contextlib.ExitStack() as stack:
         outputs = {}
@@ -191,7 +191,7 @@ def put_records_together(stems: list[Path], folder: Path, kept_examples: Example
 
 
 def split_records(file: Path, outputs: dict[str, IO[str]]) -> None:
-    """Append each record that a tally wrote to the output of its name."""
+    """Append each record that a tally wrote to the output it names."""
     with open(file, encoding="utf-8") as lines:
         for line in lines:
             name, _, record = line.partition("\t")
@@ -202,8 +202,8 @@ def split_records(file: Path, outputs: dict[str, IO[str]]) -> None:
 
 
 def summary(tally: Tally, steps: list[str], sources: list[str]) -> dict:
-    """The content of report.json: the whole, each step, each source, and examples."""
-    # Every step over all sources.
+    """The content of report.json: totals, each step, each source, and examples."""
+    # Sum every step over all sources.
     whole: dict[str, dict] = {}
     for name in ("read", *steps, "write"):
         whole[name] = no_counts()
@@ -235,7 +235,7 @@ def summary(tally: Tally, steps: list[str], sources: list[str]) -> dict:
 
 
 def source_row(tally: Tally, source: str, steps: list[str]) -> dict:
-    """A source's totals, then its counts per step."""
+    """A source's totals and its counts per step."""
     read = tally.of(source, "read")
     written = tally.of(source, "write")
     total = {
@@ -254,7 +254,7 @@ def source_row(tally: Tally, source: str, steps: list[str]) -> dict:
 
 
 def large_removed(tally: Tally, sources: list[str]) -> list[dict]:
-    """The removed documents that were LARGE_SHARE of their source or more, largest first."""
+    """The removed documents that were at least LARGE_SHARE of their source, largest first."""
     found = []
     for source in sources:
         read = tally.of(source, "read")
@@ -269,12 +269,12 @@ def large_removed(tally: Tally, sources: list[str]) -> list[dict]:
 
 
 def bytes_first(record: dict) -> tuple[int, str, int]:
-    """The order of large_removed."""
+    """Sort key of large_removed."""
     return -record["bytes"], record["file"], record["line"]
 
 
 def short_examples(tally: Tally) -> dict[str, list[dict]]:
-    """{reason: EXAMPLES examples of each step that gives it}, with the beginning of their texts."""
+    """{reason: EXAMPLES examples from each step that gives it}, with the start of their texts."""
     short: dict[str, list[dict]] = {}
     for (step, reason), found in tally.examples.of_all_sources(EXAMPLES).items():
         for example in found:
@@ -282,21 +282,20 @@ def short_examples(tally: Tally) -> dict[str, list[dict]]:
             for name in ("file", "line", "id", "measured", "text"):
                 if name in example:
                     row[name] = example[name]
-            # Of a text that was changed, it is what it was changed to: the mask, not what is
-            # under it.
+            # For a changed document this is the text after the change: the mask, not what it hides.
             row["text"] = row["text"][:EXAMPLE_CHARACTERS]
             short.setdefault(reason, []).append(row)
     return short
 
 
 def sorted_reasons(counts: dict) -> dict:
-    """The counts, with the most frequent reason first."""
+    """The counts with their reasons sorted, the most frequent first."""
     reasons = sorted(counts["reasons"].items(), key=frequent_first)
     return {**counts, "reasons": dict(reasons)}
 
 
 def frequent_first(item: tuple[str, int]) -> tuple[int, str]:
-    """Of (reason, documents): by documents, then by name."""
+    """Sort key of (reason, documents): by documents, then by name."""
     reason, n = item
     return -n, reason
 
@@ -305,8 +304,8 @@ def frequent_first(item: tuple[str, int]) -> tuple[int, str]:
 
 
 def table(result: dict) -> str:
-    """The steps as a table, like the paper's 121.6 GB to 43.9 GB; then the sources, the histograms
-    of perplexity, large documents that were removed, and examples of each reason."""
+    """The steps as a table, from input to output; then the sources, the perplexity histograms,
+    large removed documents, and examples of each reason."""
     whole = result["input"]["bytes"]
     rows = [header("step")]
     rows.append(row("input", read_counts(result), whole))
@@ -343,7 +342,7 @@ def header(what: str) -> str:
 
 
 def row(name: str, counts: dict, whole: int) -> str:
-    """What left a step: documents, megabytes, share of the `whole` bytes, share removed by it."""
+    """A step's output: documents, megabytes, share of the `whole` bytes, share that it removed."""
     removed = 1 - counts["documents_out"] / max(1, counts["documents_in"])
     cells = (
         f"{counts['documents_out']:,}",
@@ -356,7 +355,7 @@ def row(name: str, counts: dict, whole: int) -> str:
 
 
 def read_counts(result: dict) -> dict:
-    """The input as a row of the table: all that could be read leaves it."""
+    """The input as a row of the table: everything that could be read."""
     n_documents = result["input"]["documents"]
     n_bytes = result["input"]["bytes"]
     return {
@@ -368,12 +367,12 @@ def read_counts(result: dict) -> dict:
 
 
 def short_name(source: str) -> str:
-    """The end of a file's name, as much as the first column holds."""
+    """The end of a file's name, as much as fits into the first column."""
     return Path(source).name[-27:]
 
 
 def histogram_rows(histograms: dict[str, dict]) -> list[str]:
-    """For each source, the limits of perplexity and how its documents lie around them."""
+    """For each source, its perplexity cutoffs and a histogram of its documents."""
     title = f"{'bits per character':28}{'from':>8}{'to':>8}{'median':>8}"
     rows = ["", f"{title}  documents at 0 ... 20 bits"]
     for source, histogram in list(histograms.items())[:SOURCES_ON_SCREEN]:
@@ -385,7 +384,7 @@ def histogram_rows(histograms: dict[str, dict]) -> list[str]:
 
 
 def shown_cutoff(cutoff: float | None) -> str:
-    """A cut-off as it is printed; None if nothing goes on that side."""
+    """A cutoff as it is printed; "-" if nothing is removed on that side."""
     if cutoff is None:
         return "-"
     return str(cutoff)
@@ -400,16 +399,16 @@ def bars(counts: list[int]) -> str:
     most = max(counts)
     line = ""
     for count in counts:
-        height = -(-8 * count // most)  # rounded up: one document is seen
+        height = -(-8 * count // most)  # rounded up, so that a single document is visible
         line += " ▁▂▃▄▅▆▇█"[height]
     return line
 
 
 def large_rows(removed: list[dict]) -> list[str]:
-    """A line for each large document: nobody should have to find out that a book is missing."""
+    """A line for each large removed document, so that a missing book does not go unnoticed."""
     if not removed:
         return []
-    rows = ["", f"removed, and {LARGE_SHARE:.0%} of a source or more:"]
+    rows = ["", f"large removed documents ({LARGE_SHARE:.0%} of a source or more):"]
     for record in removed[:LARGEST]:
         place = f"{Path(record['file']).name}:{record['line']}"
         megabytes = f"{record['bytes'] / 1e6:.1f} MB"
@@ -425,7 +424,7 @@ def large_rows(removed: list[dict]) -> list[str]:
 
 
 def example_rows(examples: dict[str, list[dict]]) -> list[str]:
-    """Each reason, and some of the documents it was given for."""
+    """Each reason with some of the documents it was given for."""
     rows = []
     for reason, found in examples.items():
         rows += ["", f"{found[0]['step']}: {reason}"]

@@ -1,15 +1,15 @@
-"""Resident registration numbers, and those of companies, which have the same shape.
+"""Resident registration numbers, and company registration numbers, which have the same shape.
 
     900101-1234568    a resident: born on 1 January 1990; 1, a man born before 2000; check digit 8
     110111-1234569    a company: registered at court 1101, in Seoul; 11, a stock company; check
                       digit 9
 
-The first six digits of the company are a date too, 11 January 1911. So the words around a number
-and its check digit have to tell the two apart:
+The first six digits of the company's number are also a date, 11 January 1911. So the two are told
+apart by the words around a number and by its check digit:
 
     >>> is_resident(RESIDENT_PATTERN.search("법인등록번호 110111-1234569"))  # a company's label
     False
-    >>> is_resident(RESIDENT_PATTERN.search("번호 110111-1234569"))  # 'number': in doubt a person's
+    >>> is_resident(RESIDENT_PATTERN.search("번호 110111-1234569"))  # 'number': if in doubt, yes
     True
 """
 import datetime
@@ -26,21 +26,22 @@ RESIDENT_PATTERN = regex.compile(
     (?P<year>[0-9]{2}) (?P<month>[0-9]{2}) (?P<day>[0-9]{2})
     (?P<separator> \s?[-~·]\s? | \s? | \. )
     (?P<seventh>[1-8])                     # century and sex; 5-8 are foreigners
-    (?P<rest> [0-9]{6} | [*xX○●]{6} )      # the rest is often hidden; the date of birth is not
+    (?P<rest> [0-9]{6} | [*xX○●]{6} )      # often hidden, unlike the date of birth
     (?! [-*]?[0-9] )
     """,
     regex.VERBOSE,
 )
-# Resident, foreigner, residence (of a Korean from abroad): the words for their numbers.
+# Resident, foreigner, residence (of Koreans living abroad): the words for their numbers.
 RESIDENT_WORD = regex.compile("주민|외국인|거소")
 RESIDENT_WEIGHTS = (2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5)
 
 
 def is_resident(match: regex.Match) -> bool:
-    """A date of birth that exists, and a hyphen, hidden digits, or 주민 (resident) in front.
+    """Whether a match has a valid date of birth, and a hyphen, hidden digits, or 주민 (resident)
+    before it.
 
-    Without any of them the check digit decides. It does not decide where there is a hyphen: numbers
-    issued since October 2020 have none (their last six digits are random)."""
+    Without any of these the check digit decides. With a hyphen it is not consulted: numbers issued
+    since October 2020 have no check digit (their last six digits are random)."""
     born_before_2000 = match["seventh"] in "1256"
     century = 1900 if born_before_2000 else 2000
     try:
@@ -54,7 +55,7 @@ def is_resident(match: regex.Match) -> bool:
     is_named = RESIDENT_WORD.search(words_before(match)) is not None
     if "-" in match["separator"] or is_hidden or is_named:
         return True
-    if match["separator"] == ".":  # else a decimal fraction
+    if match["separator"] == ".":  # may be a decimal fraction
         return False
     return has_resident_check(digits_of(match))
 
@@ -69,32 +70,32 @@ def has_resident_check(digits: str) -> bool:
     last = int(digits[12])
     if last == check:
         return True
-    # Foreigners' numbers (the seventh digit is 5-8) mostly end in two more.
+    # In foreigners' numbers (seventh digit 5-8) it is usually two higher.
     return digits[6] in "5678" and last == (check + 2) % 10
 
 
 RESIDENT_NUMBER = Kind("resident_number", RESIDENT_PATTERN, is_resident)
 
-# ---- A company's number is no resident's --------------------------------------------------------
+# ---- Company registration numbers ---------------------------------------------------------------
 
 # A corporation's registration number (법인등록번호) has the same shape: four digits for its court,
 # two for its kind, a serial number, a check digit. That of a stock company in Seoul begins with
-# 110111, which is a date as well. These numbers are public and stay, but only where the text says
-# what they are. In doubt a number is masked: that harms no company, and not masking it may harm a
+# 110111, which is also a date. These numbers are public and stay, but only if the text says what
+# they are. If in doubt, a number is masked: that harms no company, and not masking it may harm a
 # person.
 
-# How many characters in front of a number are searched for its label, and for the head of a table
-# that it stands in. Ours, chosen by hand: a label with bars and spaces behind it; some twenty rows.
+# How many characters before a number are searched for its label, and for the head of the table that
+# contains it. Ours, chosen by hand: a label followed by bars and spaces; about twenty rows.
 LABEL_BEFORE = 60
 HEAD_BEFORE = 1000
 
-# The label of one number ends where another one stands, or the token in its place.
+# A label belongs to one number only: the search for it stops at another number, or at a token.
 NUMBER_OR_TOKEN = regex.compile(rf"[0-9*xX○●]{{5,}}|{ANY_TOKEN}")
 HAS_WORD = regex.compile(r"\w")
 # Resident, foreigner, individual, date of birth. Some forms ask for either: 주민(법인)등록번호.
 PERSON = regex.compile("주민|외국인|개인|생년월일")
-# Representative, director, chair, president, officer, staff, name: on a page about a company they
-# stand in front of a person's number.
+# Representative, director, chair, president, officer, staff, name (two words): on a page about a
+# company they come before a person's number.
 POSITION = regex.compile("대표|이사|회장|사장|임원|직원|성명|이름")
 
 COMPANY_NUMBER = r"""
@@ -119,7 +120,7 @@ COMPANY_LABEL = regex.compile(
 )
 COMPANY_NAME = regex.compile(
     rf"""
-    # The kind of company in front of its name or behind it: (주)한빛, 한빛 주식회사 ...
+    # The kind of company, before or after its name: (주)한빛, 한빛 주식회사 ...
     (?: \((?:주|유|재|사)\) | [㈜㈲] | (?:주식|유한|합자|합명)회사 | (?:재단|사단)법인 )
     [ ]? [^\s0-9]{{0,20}}
     {UP_TO_NUMBER}
@@ -130,11 +131,12 @@ COMPANY_WEIGHTS = (1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2)
 
 
 def is_company(match: regex.Match) -> bool:
-    """Whether a match of RESIDENT_PATTERN is called a corporation's number.
+    """Whether the text says that a match of RESIDENT_PATTERN is a corporation's number.
 
-    A label right in front says so, unless the check digits say that it is a resident's. A company's
-    name in front, or a label in the head of a table, is weaker: the number may be that of somebody
-    who works there, so the check digit has to agree, and no position may be named."""
+    A label directly before it is enough, unless the check digits say that it is a resident's. A
+    company's name before it, or a label in the head of a table, is weaker evidence, as the number
+    may belong to somebody who works there: the check digit must agree, and no position may be
+    named."""
     label = label_of(match)
     if PERSON.search(label):
         return False
@@ -149,7 +151,7 @@ def is_company(match: regex.Match) -> bool:
 
 
 def label_of(match: regex.Match) -> str:
-    """The words that may name a number: those in front of it on its line, else the line above."""
+    """The words that may label a number: those before it on its line, else the line above."""
     start = max(0, match.start() - LABEL_BEFORE)
     before = NUMBER_OR_TOKEN.split(match.string[start:match.start()])[-1]
     lines = [line for line in before.split("\n") if HAS_WORD.search(line)]
@@ -163,7 +165,7 @@ def can_only_be_company(match: regex.Match) -> bool:
     """Whether the check digit is right for a corporation, and wrong for a resident."""
     digits = digits_of(match)
     is_hidden = len(digits) < 13
-    # Whoever was born since October 2020 has a number without a check digit.
+    # Children born since October 2020 have numbers without a check digit.
     is_child = match["seventh"] in "3478" and int(match["year"]) >= 20
     if is_hidden or is_child:
         return False

@@ -1,11 +1,11 @@
 """Step 4, rules: measure a document, and remove it if a measurement exceeds its limit.
 
-The measurements are Gopher's (Rae et al. 2021, arXiv 2112.11446, table A1), FineWeb's (arXiv
-2406.17557) and FineWeb-2's (arXiv 2506.20920). Their limits do not fit Korean as they are: those
-used here, and the source of each, are in limits.py.
+The measurements are those of Gopher (Rae et al. 2021, arXiv 2112.11446, table A1), FineWeb (arXiv
+2406.17557) and FineWeb-2 (arXiv 2506.20920). Their limits do not fit Korean unchanged; the limits
+used here, with the source of each, are in limits.py.
 
-A Korean word here is an *eojeol*, a noun with its particles. Hanja (Chinese characters) counts as
-Korean: a third of the letters in a periodical of 1925 is hanja.
+A Korean word here is an *eojeol*, a noun with its particles. Hanja (Chinese characters) count as
+Korean: in a periodical of 1925 they are a third of the letters.
 """
 import re
 from collections import Counter
@@ -18,27 +18,27 @@ from cleaning.normalise import CONJOINING
 
 # ---- The rules ----------------------------------------------------------------------------------
 
-# Characters that text read in a wrong encoding leaves behind: U+FFFD, which stands for a byte that
-# could not be read; its own three bytes, read as Latin-1; and those of two of them, read as CP949.
+# What decoding with the wrong encoding produces: U+FFFD, which stands for a byte that could not be
+# decoded; its three UTF-8 bytes read as Latin-1; and those of two of them read as CP949.
 BROKEN = ("\ufffd", "ï¿½", "占쏙옙")
 # Ours: a bad byte or two harm no document. Of 136,147 real documents, one has any.
 FEW_BROKEN = 2
 SHARE_BROKEN = 0.01
 # Korean read as Latin-1 or cp1252 is full of accented letters: ì•ˆë…• was UTF-8, ¾È³ç was CP949,
-# and both were 안녕 ("hello"). Ours: two thirds and more of the letters of such text are accented;
-# of Icelandic, which has many, a sixth at most. Real documents reach 0.4, but only where a name is
-# the whole text (Péléa), and the + 1 in check_encoding lets names pass.
+# and both were 안녕 ("hello"). Ours: in such text at least two thirds of the letters are accented;
+# in Icelandic, which has many, at most a sixth. Real documents reach 0.4, but only if a name is the
+# whole text (Péléa), and the + 1 in check_encoding lets names pass.
 SHARE_ACCENTED = 0.3
-# Ours: Korean with long quotations or many names in another language is still worth keeping for
-# this much Hangul, if Hangul and hanja are this share of its letters.
+# Ours: Korean with long quotations or many names in another language is still worth keeping if it
+# has this much Hangul, and Hangul and hanja are this share of its letters.
 MUCH_HANGUL = 200
 SHARE_BESIDE_MUCH_HANGUL = 0.15
-# Ours: a periodical of 1921 that quotes Chinese poems has 0.08 of Hangul beside its hanja. A
+# Ours: in a periodical of 1921 that quotes Chinese poems, Hangul is 0.08 of Hangul and hanja. A
 # Chinese or Japanese page has none, or a few names.
 HANGUL_BESIDE_HANJA = 0.05
-# Ours: in fewer words than this, function words and n-grams say nothing.
+# Ours: with fewer words than this, function words and n-grams say nothing.
 FEW = 20
-# What a line of text ends in: a full stop or the like, perhaps inside a quotation.
+# How a line of text ends: with a full stop or similar, perhaps inside a quotation.
 ENDS = set('.!?。…"\'”’)')
 # The last syllables of particles and verb endings: topic, subject, object, place, "and", plain and
 # polite verb endings, ...
@@ -50,12 +50,12 @@ STOP_WORDS |= {"a", "in", "is", "was", "for", "on", "as", "it"}
 
 
 def check(text: str, limits: Limits = KO_WEB, lang: str = "ko") -> tuple[str | None, str]:
-    """(text, "") if the document passes every rule, else (None, the first it breaks, as measured).
+    """(text, "") if the document passes every rule, else (None, the first rule that it fails).
 
     >>> check("짧다")  # 'it is short'
     (None, 'too_short: 2 characters < 50')
     """
-    # Ours. It comes first: markup shows in tags that prose() sets aside (<SYNC Start=...>, <ref>).
+    # Ours. It comes first, because prose() removes the tags that show markup (<SYNC Start=...>).
     no_code = without_code(text)
     reason = markup_of(no_code)
     if reason:
@@ -68,19 +68,19 @@ def check(text: str, limits: Limits = KO_WEB, lang: str = "ko") -> tuple[str | N
     if visible < limits.characters:
         return None, f"too_short: {visible} characters < {limits.characters}"
 
-    # Ours; then FineWeb-2, which asks a classifier. The script says enough about Korean.
+    # Ours; then FineWeb-2, which uses a classifier. For Korean the script is enough.
     shape = text_only.translate(KIND_OF)
     kinds = count_kinds(shape)
     reason = check_encoding(text_only, kinds) or check_language(kinds, limits, lang)
     if reason:
         return None, reason
 
-    # Gopher. Long "words" are addresses, tables or text without spaces; short ones lone letters.
+    # Gopher. Long "words" are URLs, tables or text without spaces; short ones are single letters.
     reason = check_word_length(visible / len(words), limits)
     if reason:
         return None, reason
 
-    # Gopher counts # and ... only.
+    # Gopher counts only # and ...
     share = kinds[SYMBOL] / visible
     if is_above(share, limits.symbols):
         return None, f"symbols: {too_high(share, 'of the characters', limits.symbols)}"
@@ -112,8 +112,8 @@ def check(text: str, limits: Limits = KO_WEB, lang: str = "ko") -> tuple[str | N
 
 
 def check_encoding(text: str, kinds: dict[str, int]) -> str:
-    """The reason if the text was read in a wrong encoding, else "". (UTF-8 Korean read as CP949 has
-    RARE syllables instead.)
+    """The reason if the text was decoded with the wrong encoding, else "". (UTF-8 Korean read as
+    CP949 has RARE syllables instead.)
 
     >>> text = "안녕하세요".encode("cp949").decode("latin-1")
     >>> text, check_encoding(text, count_kinds(text.translate(KIND_OF)))
@@ -153,7 +153,7 @@ def check_language(kinds: dict[str, int], limits: Limits, lang: str) -> str:
             return f"wrong_language: Latin {too_low(share, 'of the letters', limit)}"
         return ""
 
-    # Without Hangul, hanja is Chinese.
+    # Hanja without Hangul is Chinese or Japanese.
     hangul = count_hangul(kinds)
     own = hangul + kinds[HANJA]
     share = hangul / max(1, own)
@@ -169,7 +169,7 @@ def check_language(kinds: dict[str, int], limits: Limits, lang: str) -> str:
 
 
 def check_word_length(length: float, limits: Limits) -> str:
-    """The reason if words are too short or too long in the mean, else "".
+    """The reason if words are too short or too long on average, else "".
 
     >>> check_word_length(31.25, KO_WEB)
     'word_length: 31.2 characters per word > 12'
@@ -183,7 +183,7 @@ def check_word_length(length: float, limits: Limits) -> str:
 
 
 def check_lines(text: str, limits: Limits) -> str:
-    """The first rule about lines that the text breaks, or "".
+    """The first rule about lines that the text fails, or "".
 
     >>> limits = KO_WEB._replace(line_ends=0.5)
     >>> check_lines("메뉴\\n홈\\n글이다.", limits)  # 'menu, home, this is text.'
@@ -210,15 +210,15 @@ def check_lines(text: str, limits: Limits) -> str:
 
 
 def count_function_words(shape: str, text: str, lang: str) -> tuple[int, int]:
-    """(words that only grammar needs, words)."""
+    """(words that serve grammar only, all words counted)."""
     if lang == "ko":
         return count_endings(shape)
     return count_stop_words(text)
 
 
 def count_endings(shape: str) -> tuple[int, int]:
-    """(words with a particle or a verb ending, words). Korean has these instead of function words:
-    of each run of Hangul, the last syllable is looked at.
+    """(words with a particle or a verb ending, words). Korean has these instead of function words;
+    they are recognised by the last syllable of each run of Hangul.
 
     >>> count_endings("하늘(天)은 넓다".translate(KIND_OF))  # 'the sky is wide'
     (2, 3)
@@ -237,16 +237,16 @@ def count_stop_words(text: str) -> tuple[int, int]:
     return sum(1 for word in words if word in STOP_WORDS), len(words)
 
 
-# ---- Limits, and how a measurement is told ------------------------------------------------------
+# ---- Comparing with limits, and printing measurements -------------------------------------------
 
 
 def is_above(value: float, limit: float | None) -> bool:
-    """Is the value above the limit, if there is one?"""
+    """Whether the value is above the limit, if there is one."""
     return limit is not None and value > limit
 
 
 def is_below(value: float, limit: float | None) -> bool:
-    """Is the value below the limit, if there is one?"""
+    """Whether the value is below the limit, if there is one."""
     return limit is not None and value < limit
 
 
@@ -267,7 +267,7 @@ def too_low(value: float, unit: str, limit: float) -> str:
 
 
 def shown(value: float, limit: float) -> str:
-    """A measured value in three digits, or in as many as leave it on its side of the limit.
+    """A measured value with three digits, or as many as keep it on its side of the limit.
 
     >>> shown(0.12345, 0.1), shown(0.12704, 0.127), shown(0.12342, 0.1234)
     ('0.123', '0.12704', '0.12342')
@@ -281,26 +281,27 @@ def shown(value: float, limit: float) -> str:
 
 # ---- n-grams of words ---------------------------------------------------------------------------
 
-# Ours: a text may name its subject as often as this before the name counts. Of 55,835 articles of
-# Wikipedia, 250 would go for their most frequent n-gram, 213 of them because it stands there three
-# times: '2010년 동계 올림픽' ("Winter Olympics"). Now 11 go; one says the same 52 times.
+# Ours: a text may name its subject this often before the name counts. Without this, 250 of 55,835
+# Wikipedia articles would be removed for their most frequent n-gram, 213 of them because it occurs
+# three times: '2010년 동계 올림픽' ("Winter Olympics"). With it, 11 are; one repeats its n-gram 52
+# times.
 FREE_OCCURRENCES = 2
 
-# Ours: a letter of a Korean word. Commands, tables of figures and the like have lines without any.
+# Ours: a letter of a Korean word. Commands, tables of figures and so on have lines without any.
 KOREAN = re.compile("[가-힣\u3131-\u318e\u3400-\u9fff]")
 
 
 def check_ngrams(text: str, words: list[str], limits: Limits, lang: str = "ko") -> str:
-    """The rule about n-grams of its words that the text breaks, or "". What n-grams cover is
-    counted in characters, a word that several of them cover once.
+    """The rule about n-grams of words that the text fails, or "". What n-grams cover is counted in
+    characters; a word covered by several of them counts once.
 
     >>> text = "지금 바로 클릭하세요. " * 9  # 'click right now'
     >>> check_ngrams(text, text.split(), KO_WEB)
     'repeated_ngrams: most frequent 2-gram 0.622 > 0.282'
     """
     reason = check_words(words, limits)
-    # Ours. Manuals give the same commands again and again, not always between fences. If most of a
-    # Korean text stands in lines with Korean, it is judged by these.
+    # Ours. Manuals repeat the same commands, not always inside fences. If most of a Korean text is
+    # in lines with Korean, only those lines are judged.
     if reason and lang == "ko":
         lines = [line for line in text.split("\n") if KOREAN.search(line)]
         korean = " ".join(lines).split()
@@ -322,7 +323,7 @@ def check_words(words: list[str], limits: Limits) -> str:
 
 
 def frequent_ngram(words: list[str], limits: Limits) -> str:
-    """Gopher: does the most frequent 2-, 3- or 4-gram cover too much?
+    """Gopher: whether the most frequent 2-, 3- or 4-gram covers too much.
 
     For each n: covered(where it starts, from the third time on, n, words) / total > limit."""
     longest = max(map(len, words))
@@ -331,9 +332,9 @@ def frequent_ngram(words: list[str], limits: Limits) -> str:
     # No n-gram occurs more often than the most frequent word, or the most frequent shorter n-gram.
     most_possible = max(Counter(words).values())
     for n, limit in limits.frequent_ngrams.items():
-        # Shortcut: same result, all rules together 1.6 times faster (measured, with the ones below,
-        # profile web). N-grams as rare as this cover too little even if each of their words were
-        # as long as the longest.
+        # Shortcut: same result, all rules together 1.6 times faster (measured with the ones below,
+        # profile web). N-grams this rare cover too little even if each word were as long as the
+        # longest.
         if (most_possible - FREE_OCCURRENCES) * n * longest <= limit * total:
             continue
 
@@ -342,7 +343,7 @@ def frequent_ngram(words: list[str], limits: Limits) -> str:
         most_possible = max(counts.values(), default=0)
         if most_possible <= FREE_OCCURRENCES:
             return ""
-        # Of several that are equally frequent, the longest.
+        # Among equally frequent n-grams, take the longest.
         equally_frequent = (gram for gram in counts if counts[gram] == most_possible)
         top = max(equally_frequent, key=count_characters)
         starts = [i for i, gram in enumerate(grams) if gram == top]
@@ -353,7 +354,7 @@ def frequent_ngram(words: list[str], limits: Limits) -> str:
 
 
 def repeated_ngrams(words: list[str], limits: Limits) -> str:
-    """Gopher: do the 5- to 10-grams that occurred before cover too much?
+    """Gopher: whether the 5- to 10-grams that occurred before cover too much.
 
     For each n: covered(where those start, n, words) / total > limit."""
     longest = max(map(len, words))
@@ -362,20 +363,20 @@ def repeated_ngrams(words: list[str], limits: Limits) -> str:
 
     for n, limit in limits.repeated_ngrams.items():
         grams = ngrams(words, n)
-        # Shortcut: same result, all rules together 1.6 times faster (measured, with the one above).
+        # Shortcut: same result, all rules together 1.6 times faster (measured with the one above).
         # Longer n-grams repeat only where their beginnings do, and cover no more than these. So if
-        # these cannot cover more than the strictest limit, no longer ones need be looked at.
+        # these cannot exceed the strictest limit, longer ones need not be checked.
         repeats = len(grams) - len(set(grams))
         if repeats * n * longest <= strictest * total:
             return ""
 
         starts = starts_of_repeats(grams)
         share = covered(starts, n, words) / total
-        # Ours: of 376 articles of Wikipedia above a limit, 221 repeat fewer words than FEW: a name,
-        # or a sentence that stands twice in a short text.
+        # Ours: of 376 Wikipedia articles above a limit, 221 repeat fewer words than FEW: a name, or
+        # a sentence that occurs twice in a short text.
         if share > limit and len(positions(starts, n)) >= FEW:
             return f"repeated_ngrams: repeated {n}-grams {shown(share, limit)} > {limit}"
-        # Shortcut: the same, now that what they cover is known.
+        # Shortcut: the same, now that the covered share is known.
         if share <= strictest:
             return ""
     return ""
@@ -395,7 +396,7 @@ def count_characters(words: Iterable[str]) -> int:
 
 
 def starts_of_repeats(grams: list[tuple[str, ...]]) -> list[int]:
-    """Where the n-grams are that occurred before.
+    """The positions of n-grams that occurred before.
 
     >>> starts_of_repeats([("a", "b"), ("b", "a"), ("a", "b")])
     [2]
@@ -410,7 +411,7 @@ def starts_of_repeats(grams: list[tuple[str, ...]]) -> list[int]:
 
 
 def positions(starts: list[int], n: int) -> set[int]:
-    """Where the words of n-grams stand that start there.
+    """The positions of the words in n-grams that start there.
 
     >>> positions([0, 1], 2)
     {0, 1, 2}
@@ -422,7 +423,7 @@ def positions(starts: list[int], n: int) -> set[int]:
 
 
 def covered(starts: list[int], n: int, words: list[str]) -> int:
-    """The characters of all words in n-grams that start there, each word once.
+    """The characters of all words in n-grams that start there, each word counted once.
 
     >>> covered([0, 1], 2, ["a", "bb", "ccc", "dddd"])
     6
@@ -432,14 +433,14 @@ def covered(starts: list[int], n: int, words: list[str]) -> int:
 
 # ---- Characters ---------------------------------------------------------------------------------
 
-# The *shape* of a text has a kind for each character: that of "漢字 2자" is "cc 0h".
+# The *shape* of a text has a kind for each character: the shape of "漢字 2자" is "cc 0h".
 SPACE = " "
 DIGIT = "0"
 SYMBOL = "-"
 HANGUL = "h"
-# A syllable of Hangul in which words end.
+# A Hangul syllable with which words end.
 ENDING = "e"
-# A syllable of Hangul that no Korean word uses.
+# A Hangul syllable that occurs in no Korean word.
 RARE = "r"
 HANJA = "c"
 LATIN = "l"
@@ -457,7 +458,7 @@ WITHOUT_LETTER = re.compile(r"(?<!\S)[-0]+(?!\S)")
 JAMO = re.compile(f"[{CONJOINING}\u3131-\u318e]")
 CHINESE = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0002ffff]")
 
-# Addresses, tags, formulas: with code a third of a technical manual, and a language of their own.
+# URLs, tags, formulas: with code, a third of a technical manual, and not prose.
 ASIDE = re.compile(
     r"https?://\S+"
     r"|</?[a-zA-Z][^<>]{0,500}>"
@@ -466,7 +467,7 @@ ASIDE = re.compile(
 
 
 def prose(text: str) -> str:
-    """The text with a space for everything that is not prose. Its code is out already.
+    """Replace everything that is not prose by a space. Code must be removed first.
 
     >>> prose("x의 값은 $x^2$이다")  # 'the value of x is x^2'
     'x의 값은  이다'
@@ -475,7 +476,7 @@ def prose(text: str) -> str:
 
 
 def kind_of(character: str) -> str:
-    """Which of the kinds above.
+    """Which of the kinds above a character is.
 
     >>> "".join(kind_of(character) for character in "돌은뷁ㅋ石é!")  # 돌은: a stone, as the topic
     'herhca-'
@@ -489,8 +490,8 @@ def kind_of(character: str) -> str:
     if character in ENDINGS:
         return ENDING
     if "가" <= character <= "힣":
-        # KS X 1001 has the 2,350 syllables that Korean words use, two bytes each. Python spells the
-        # others out, in eight bytes. Text read in a wrong encoding is full of these.
+        # KS X 1001 has the 2,350 syllables that occur in Korean words, two bytes each. Python's
+        # codec spells the others out, in eight bytes. Wrongly decoded text is full of these.
         return HANGUL if len(character.encode("euc_kr")) == 2 else RARE
     if JAMO.match(character):
         return HANGUL
@@ -505,7 +506,7 @@ def kind_of(character: str) -> str:
 
 
 class KindOf(dict):
-    """{code point: kind} for str.translate, filled in as characters come up."""
+    """{code point: kind} for str.translate, filled in as characters occur."""
 
     def __missing__(self, code_point: int) -> str:
         self[code_point] = kind_of(chr(code_point))

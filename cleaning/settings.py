@@ -1,4 +1,4 @@
-"""What the flags of `data.py clean` ask for, checked before anything is written."""
+"""Turns the flags of `data.py clean` into settings, checked before anything is written."""
 import argparse
 import hashlib
 import itertools
@@ -38,14 +38,14 @@ def choose_steps(args: argparse.Namespace) -> list[str]:
 
 
 def check_flags(args: argparse.Namespace, steps: list[str]) -> None:
-    """UserError for flags that contradict each other."""
+    """Raise UserError for invalid flags, and for flags that contradict each other."""
     if ("decontaminate" in steps) != bool(args.decontaminate):
         raise cli.UserError(
             "the step decontaminate and --decontaminate KOBEST_DIR need each other: give both or "
-            "none"
+            "neither"
         )
     if args.cut_lines and "lines" not in steps:
-        raise cli.UserError("--cut_lines is the step lines, which is not among --steps")
+        raise cli.UserError("--cut_lines runs the step lines, which is not among --steps")
     if args.reference and "perplexity" not in steps:
         raise cli.UserError("--reference is for the step perplexity, which is not among --steps")
     if args.limits and "rules" not in steps:
@@ -54,22 +54,22 @@ def check_flags(args: argparse.Namespace, steps: list[str]) -> None:
         reading = documents.reading_of(args)
         if not any(documents.read_documents(args.reference, reading)):
             raise cli.UserError(
-                f"--reference {' '.join(args.reference)}: no document there; does --encoding fit?"
+                f"--reference {' '.join(args.reference)}: no documents found; check --encoding"
             )
     if not 0 < args.sample <= 1:
-        raise cli.UserError(f"--sample {args.sample} is not a share above 0, up to 1")
+        raise cli.UserError(f"--sample {args.sample}: give a share above 0 and at most 1")
     low, high = args.tails
     tails_fit = min(low, high) >= 0 and low + high < 100  # false for nan
     if not tails_fit:
-        raise cli.UserError(f"--tails {low} {high}: two percentages, together less than 100")
+        raise cli.UserError(f"--tails {low} {high}: give two percentages that sum to less than 100")
     if args.examples < 0:
-        raise cli.UserError(f"--examples {args.examples} is less than 0, which keeps none")
+        raise cli.UserError(f"--examples {args.examples}: give 0 (for none) or more")
     if Path(args.out).exists() and not Path(args.out).is_dir():
         raise cli.UserError(f"{args.out} is a file; a folder is to be written there")
 
 
 def read_benchmark(folder: str | None) -> decontaminate.Benchmark | None:
-    """The benchmark to keep out, if any; says what of it can be found at all."""
+    """Read the benchmark to keep out, if any, and print how much of it can be found at all."""
     if not folder:
         return None
     benchmark = decontaminate.Benchmark(decontaminate.fields(folder))
@@ -81,16 +81,16 @@ def read_benchmark(folder: str | None) -> decontaminate.Benchmark | None:
 
 
 def fingerprint(args: argparse.Namespace, paths: list[Path], limits: Limits) -> str:
-    """A hash of all that the result depends on: the flags, the inputs by size and time of their
-    last change, and the code."""
-    # What the result does not depend on is left out: a run may resume with other --workers.
+    """A hash of everything that the result depends on: the flags, the inputs (by size and
+    modification time), and the code."""
+    # The result does not depend on these: a run may resume with other --workers.
     settings = dict(vars(args))
     for name in ("workers", "run", "out"):
         settings.pop(name, None)
-    # The limits themselves: --limits may name a file whose content was changed.
+    # The limits themselves, as --limits may name a file whose content has changed.
     settings["limits"] = limits._asdict()
 
-    # Everything that is read. Hashing it all would take minutes at every start; stamps do not.
+    # Everything that is read, by its stamps: hashing contents would take minutes at every start.
     inputs = list(paths)
     if args.reference:
         inputs += documents.files(args.reference)
@@ -98,7 +98,7 @@ def fingerprint(args: argparse.Namespace, paths: list[Path], limits: Limits) -> 
         inputs += decontaminate.benchmark_files(args.decontaminate)
     stamps = [[str(path), *documents.stamp(path)] for path in inputs]
 
-    # The code that turns the one into the other.
+    # The code that turns the inputs into the result.
     code = sorted(Path(__file__).parent.glob("*.py"))
     code += [Path(documents.__file__), Path(compressed.__file__)]
     digest = hashlib.sha256(json.dumps([settings, stamps], default=str).encode())
@@ -108,8 +108,8 @@ def fingerprint(args: argparse.Namespace, paths: list[Path], limits: Limits) -> 
 
 
 def output_names(sources: list[str]) -> list[str]:
-    """The name of the output of each input: the same stem, with a number where another output or a
-    record has that name already.
+    """The output name for each input: the same stem, with a number added if another output or a
+    record already has that name.
 
     >>> output_names(["a/wiki.jsonl.gz", "b/wiki.txt"])
     ['wiki.jsonl', 'wiki-2.jsonl']
@@ -137,6 +137,6 @@ def nothing_left(result: dict) -> str:
         parts += [f"{n} {reason}" for reason, n in reasons.items()]
     why = ", ".join(parts) or "no lines"
     return (
-        f"nothing is left of {result['input']['documents']} documents ({why}); do --lang, "
-        "--profile, --encoding and --text_field fit?"
+        f"nothing is left of {result['input']['documents']} documents ({why}); check --lang, "
+        "--profile, --encoding and --text_field"
     )

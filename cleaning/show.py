@@ -1,15 +1,16 @@
-"""Look at what a run decided: `python data.py show OUT`, on the screen or as a page of HTML.
+"""Shows what a run decided: `python data.py show OUT`, on the screen or as an HTML page.
 
-A rule is right or wrong document by document. So this prints documents that were removed, changed,
-rejected or kept, each with the step, the reason, what was measured, and the text. It reads the two
-files that `clean` has written beside its documents: examples.jsonl (see examples.py), a random
-sample of every kind of decision, and report.json, how many there were.
+Whether a rule is right can only be judged on documents. So this prints documents that were removed,
+changed, rejected or kept, each with the step, the reason, what was measured, and the text. It reads
+two files that `clean` writes beside its documents: examples.jsonl (see examples.py), a random
+sample of every kind of decision, and report.json, the counts.
 
-Of a changed document, and of a copy beside the one that stays, the differences are shown:
+For a changed document, and for a copy compared with the document that was kept, it shows the
+differences:
 
     다테야마시[-()-]는 일본 지바현에 있는 {+시+}이다.
 
-[-...-] stands only in the text before (or in the one that stays), {+...+} only in the one after.
+[-...-] is only in the text before (or in the kept document), {+...+} only in the text after.
 """
 import argparse
 import functools
@@ -28,37 +29,37 @@ from cleaning.differences import GONE, NEW, SAME, is_different, pieces_of
 from cleaning.show_page import page_of
 from common import cli
 
-# What is shown if -n and --whole do not ask for more.
+# What is shown unless -n or --whole ask for more.
 DOCUMENTS = 20
-ROWS = 8             # of a text
-PLACES = 8           # in a text where something changed, each with
-CONTEXT = 40         # characters on either side, and
-LONGEST_PIECE = 240  # characters of what changed
+ROWS = 8             # lines of a text
+PLACES = 8           # changed places of a text, each with
+CONTEXT = 40         # characters on either side, and at most
+LONGEST_PIECE = 240  # characters of the change
 
 BOLD = "\x1b[1m"
-COLOURS = {SAME: "", GONE: "\x1b[97;41m", NEW: "\x1b[30;42m"}  # on red, on green: a space is seen
+COLOURS = {SAME: "", GONE: "\x1b[97;41m", NEW: "\x1b[30;42m"}  # backgrounds, so spaces show
 END = "\x1b[0m"
 BRACKETS = {SAME: ("", ""), GONE: ("[-", "-]"), NEW: ("{+", "+}")}
 
-# What would move the cursor of a terminal, or turn the direction of the text.
+# Characters that would move a terminal's cursor or change the direction of text.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def show(args: argparse.Namespace) -> None:
-    """Look at what a run of `clean` decided: documents that were kept, removed, changed or
-    rejected, with their texts. Without a filter, a table of what there is.
+    """Show what a run of `clean` decided: documents that were kept, removed, changed or rejected,
+    with their texts. Without a filter, print a table of what there is to see.
 
         python data.py show clean/web
         python data.py show clean/web --reason too_short --source wiki.jsonl -n 5
         python data.py show clean/web --html page.html
 
-    The documents are random examples, which `clean --examples N` has kept in examples.jsonl. If
-    mask was among the steps, personal data in them is masked."""
+    The documents are random examples that `clean --examples N` saved in examples.jsonl. If mask
+    was among the steps, personal data in them is masked."""
     if args.n is not None and args.n < 1:
         raise cli.UserError(f"-n {args.n} is not at least 1")
-    # A wrong path must not put a page in the place of documents.
+    # A mistyped path must not overwrite documents with a page.
     if args.html and Path(args.html).suffix.lower() not in (".html", ".htm"):
-        raise cli.UserError(f"--html {args.html}: the name of a page ends with .html")
+        raise cli.UserError(f"--html {args.html}: the name of the page must end with .html")
     run = Run(Path(args.folder))
     run.check(args)
     found = [example for example in run.examples if run.is_asked_for(name_of(example), args)]
@@ -78,11 +79,11 @@ def show(args: argparse.Namespace) -> None:
         show_documents(run, chosen, len(found), args)
     else:
         print("\n".join(table(run)))
-    sys.stdout.flush()  # where `| head` is noticed
+    sys.stdout.flush()  # a pipe closed by `| head` is noticed here
 
 
 def asked_for(args: argparse.Namespace) -> str:
-    """The filters that were given."""
+    """The filters that were given, as they are typed."""
     given = []
     for name in ("source", "step", "reason", "what"):
         if getattr(args, name):
@@ -91,7 +92,7 @@ def asked_for(args: argparse.Namespace) -> str:
 
 
 def table(run: Run) -> list[str]:
-    """What there is to see: each source, step and reason, with all documents and the examples."""
+    """What there is to see: each source, step and reason, with its documents and examples."""
     kept_examples: dict[tuple, int] = {}
     totals: dict[tuple, int] = {}
     together = len(run.sources) > examples.MANY_SOURCES
@@ -135,7 +136,7 @@ def table_row(*cells: str) -> str:
 
 
 def row_of(run: Run, name: tuple[str, str, str], together: bool) -> tuple[str, str, str, str]:
-    """The row of the table to which a (source, step, reason) belongs."""
+    """The table row for a (source, step, reason)."""
     source, step, reason = name
     shown = run.names[source]
     if together:
@@ -149,7 +150,7 @@ def show_documents(
     n_found: int,
     args: argparse.Namespace,
 ) -> None:
-    """Print the chosen ones of `n_found` examples, then how many more there are."""
+    """Print the chosen examples, then how many of the `n_found` they are."""
     in_colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     width = shutil.get_terminal_size().columns
     for example in chosen:
@@ -164,20 +165,20 @@ def show_documents(
     counted = {name: n for name, n in run.counts.items() if run.is_asked_for(name, args)}
     line = f"{len(chosen):,} of {sum(counted.values()):,} documents"
     if args.n and args.n > n_found:
-        line += f"; the run kept {n_found:,} of them with their texts: "
-        line += "data.py clean --examples N keeps more"
+        line += f"; the run saved {n_found:,} of them as examples: "
+        line += "data.py clean --examples N saves more"
     elif len(chosen) < n_found:
-        line += f"; -n shows more, up to the {n_found:,} that the run kept with their texts"
+        line += f"; -n shows more, up to the {n_found:,} that the run saved as examples"
     print(line)
 
 
 def heading_of(run: Run, example: dict) -> str:
-    """What was decided and why, and which document it is."""
+    """The decision, the reason, and the document's place and id."""
     parts = [decision_of(example)]
     if example.get("measured"):
         parts.append(f"({example['measured']})")
     parts.append(f"{run.names[example['file']]}:{example['line']}")
-    # An id that was made of file and line says nothing new.
+    # An id made of file and line would repeat the place.
     id = example.get("id")
     if id is not None and id != f"{example['file']}:{example['line']}":
         parts.append(f"id {id}")
@@ -185,17 +186,17 @@ def heading_of(run: Run, example: dict) -> str:
 
 
 def decision_of(example: dict) -> str:
-    """What became of a document, and why."""
+    """What happened to a document, and why."""
     if example["what"] == examples.KEPT:
         return "kept"
     return f"{example['what']}  {example['step']}: {example['reason']}"
 
 
 def rows_of(example: dict, width: int, whole: bool, in_colour: bool) -> list[str]:
-    """A document's text as lines for the screen: what is different, or else its beginning."""
+    """A document's text as lines for the screen: the differences, or else its beginning."""
     rows = []
     if "duplicate_of" in example:
-        stays = f"stays in its place: {example['duplicate_of']}"
+        stays = f"kept instead: {example['duplicate_of']}"
         rows.append(visible(stays, newline=" "))
     pieces = pieces_of(example)
     paint = functools.partial(painted, in_colour=in_colour)
@@ -211,14 +212,14 @@ def rows_of(example: dict, width: int, whole: bool, in_colour: bool) -> list[str
         wrapped = list(itertools.islice(wrap(visible(text), width), ROWS + 1))
         rows += wrapped[:ROWS]
         if len(wrapped) > ROWS:
-            rows.append(f"... {length_of(example):,} characters in all; --whole shows more")
+            rows.append(f"... {length_of(example):,} characters in total; --whole shows more")
     if whole and "cut" in example:
         rows.append(f"(part of a text of {length_of(example):,} characters)")
     return rows
 
 
 def visible(text: str, newline: str = "\n") -> str:
-    """The text, with what a terminal would obey spelled out.
+    """The text with control characters spelled out, so that a terminal does not obey them.
 
     >>> visible("a\\x1b[2Jb")
     'a\\\\x1b[2Jb'
@@ -227,17 +228,17 @@ def visible(text: str, newline: str = "\n") -> str:
 
 
 def spelled_out(match: re.Match) -> str:
-    """A character as Python writes it."""
+    """A character as a Python escape."""
     return match[0].encode("unicode_escape").decode()
 
 
 def painted(mark: str, text: str, in_colour: bool) -> str:
-    """A piece as it stands on the screen."""
+    """A piece as it appears on the screen."""
     text = visible(text)
     if mark == SAME:
         return text
     if in_colour:
-        # The colour ends where a line does, or a terminal would paint the rest of the screen.
+        # End the colour at each line end, or a terminal would paint the rest of the screen.
         return "\n".join(f"{COLOURS[mark]}{line}{END}" for line in text.split("\n"))
     start, end = BRACKETS[mark]
     return f"{start}{text}{end}"
@@ -245,11 +246,11 @@ def painted(mark: str, text: str, in_colour: bool) -> str:
 
 def places_of(pieces: list[tuple[str, str]], paint: Callable[[str, str], str]) -> list[str]:
     """The changed places of a text, one line each, with a few words on either side. Places that are
-    close together stand in one line."""
+    close together share a line."""
     places = []
     row = ""
     for i, (mark, text) in enumerate(pieces):
-        # A line end that was changed must be seen.
+        # Make a changed line end visible.
         text = text.replace("\n", "↵")
         if mark != SAME:
             row += paint(mark, shortened(text))
@@ -281,7 +282,7 @@ def shortened(text: str) -> str:
 
 
 def wrap(text: str, width: int) -> Iterator[str]:
-    """Yield the lines of a text that has something in them, broken where the screen ends.
+    """Yield the non-empty lines of a text, wrapped at `width` columns.
 
     >>> list(wrap("고래는 산다\\n\\nyes", 6))  # whales live; a Hangul letter is two columns wide
     ['고래는', ' 산다', 'yes']

@@ -1,7 +1,7 @@
 """The page of `python data.py show --html`: show.html with the documents in it.
 
-It is one file that loads nothing, so it opens without a server and can be sent to somebody. The
-documents stand in it as JSON, from which its own script lays them out.
+It is a single file that loads nothing, so it opens without a server and can be sent to others. It
+contains the documents as JSON, which its script lays out.
 """
 import html
 import itertools
@@ -12,20 +12,20 @@ from cleaning import examples
 from cleaning.decisions import Run, length_of
 from cleaning.differences import SAME, pieces_of
 
-PAGE_BYTES = 8_000_000  # of all documents in it, which a browser opens in a second
-# If they are more, texts are shortened to the first of these lengths (in characters) that fits.
+PAGE_BYTES = 8_000_000  # limit for all documents together: a browser opens this in a second
+# If they exceed it, texts are cut to the first of these lengths (in characters) that fits.
 LENGTHS = (examples.LONGEST, 5_000, 2_000, 1_000, 500, 200)
 
 
 def page_of(run: Run, chosen: list[dict], counts: dict[tuple[str, str, str], int]) -> str:
-    """The page of some examples, one of each kind first. `counts` are of all documents of these
-    kinds."""
+    """The page for these examples, which start with one of each kind. `counts` are the numbers of
+    all documents of these kinds."""
     for length in LENGTHS:
         rows = [row_of_page(run, example, length) for example in chosen]
         sizes = [len(as_script(row).encode()) for row in rows]
         if sum(sizes) <= PAGE_BYTES:
             break
-    # There may be too many even so. Drop the last ones: they are third and fourth examples of their
+    # There may still be too many. Drop the last ones: they are third or fourth examples of their
     # kinds.
     fits = [total <= PAGE_BYTES for total in itertools.accumulate(sizes)]
     rows = list(itertools.compress(rows, fits))
@@ -38,7 +38,7 @@ def page_of(run: Run, chosen: list[dict], counts: dict[tuple[str, str, str], int
     )
     notes = []
     if length < examples.LONGEST:
-        notes.append(f"So that the page is not too large, texts end after {length:,} characters.")
+        notes.append(f"To keep the page small, texts are cut after {length:,} characters.")
     if len(rows) < len(chosen):
         notes.append(f"{len(chosen) - len(rows):,} examples are left out for the same reason.")
     content = {
@@ -55,8 +55,8 @@ def page_of(run: Run, chosen: list[dict], counts: dict[tuple[str, str, str], int
 
 
 def as_script(value) -> str:
-    """JSON that may stand in a <script> of a page. In there only a `<` could do harm, as in
-    `</script>` and `<!--`; JSON has another spelling for it.
+    """JSON that is safe inside a <script>. Only `<` could do harm there, as in `</script>` and
+    `<!--`, so it is written as an escape.
 
     >>> as_script({"text": "</script>"})
     '{"text":"\\\\u003c/script>"}'
@@ -66,7 +66,7 @@ def as_script(value) -> str:
 
 
 def row_of_page(run: Run, example: dict, length: int) -> dict:
-    """A document as the page needs it."""
+    """A document in the form that the page's script reads."""
     pieces = pieces_of(example)
     shown = first_pieces(pieces, length)
     row = {
@@ -87,7 +87,7 @@ def row_of_page(run: Run, example: dict, length: int) -> dict:
 
 
 def first_pieces(pieces: list[tuple[str, str]], length: int) -> list[tuple[str, str]]:
-    """The beginning of a text of pieces; of one that differs, from shortly before that place."""
+    """The pieces up to `length` characters, starting shortly before the first difference."""
     short = []
     for mark, text in pieces:
         is_before_all = not short and mark == SAME and len(pieces) > 1
@@ -101,7 +101,7 @@ def first_pieces(pieces: list[tuple[str, str]], length: int) -> list[tuple[str, 
 
 
 def counts_of_page(run: Run, counts: dict[tuple[str, str, str], int]) -> list[dict]:
-    """How many documents there are of each source, step and reason."""
+    """The number of documents for each source, step and reason, for the page's script."""
     rows = []
     for (source, step, reason), n in counts.items():
         rows.append({

@@ -1,9 +1,9 @@
-"""Telephone numbers: the less its prefix says, the more a number has to show besides.
+"""Telephone numbers: the weaker the evidence of the prefix, the more other evidence is required.
 
     010 1234 5678        a mobile prefix is enough, with any separators or none
     +82 2 123 4567       so is Korea's country code
-    02-123-4567          an area code has to be set off by hyphens, dots or brackets
-    전화 02 1234 5678    with spaces, or with nothing between, it needs a word (telephone) beside it
+    02-123-4567          an area code must be set off by hyphens, dots or brackets
+    전화 02 1234 5678    with spaces or no separators, it needs a word (telephone) next to it
 
     >>> is_telephone(BY_WORD_PATTERN.search("전화 02 1234 5678"))
     True
@@ -23,21 +23,21 @@ from cleaning.personal import (
     words_before,
 )
 
-# Both codes are without the 0 in front, which is left out behind the country code.
-# Mobile phones 010, 011, 016-019; 050x, numbers that forward to another; 070, over the internet.
+# Both codes are without the leading 0, which is dropped after the country code.
+# Mobile phones 010, 011, 016-019; 050x, forwarding numbers; 070, internet telephony.
 MOBILE_CODE = r"(?: 1[016789] | 50[0-9] | 70 )"
 # Seoul 2, Gyeonggi 31, Incheon 32 ... Jeju 64.
 AREA_CODE = r"(?: 2 | 3[1-3] | 4[1-4] | 5[1-5] | 6[1-4] )"
 
 ANY_SEPARATOR = r"(?: \s?[-~·]\s? | [ ./] )"
 CLEAR_SEPARATOR = rf"(?: {HYPHEN} | \. )"
-# 02-123-4567~8: several lines, of which the last digits are named.
+# 02-123-4567~8: several lines, given by their last digits.
 MORE_LINES = r"(?: ~[0-9]{1,4} )?"
 # What follows the code: 123-4567, 1234 5678, 12345678 ...
 ANY_NUMBER = rf"{ANY_SEPARATOR}? [0-9]{{3,4}} {ANY_SEPARATOR}? [0-9]{{4}} {MORE_LINES} {END}"
 CLEAR_NUMBER = rf"[0-9]{{3,4}} {CLEAR_SEPARATOR} [0-9]{{4}} {MORE_LINES} {END}"
 
-# A mobile code is evidence enough for any separators, and for none.
+# A mobile code is evidence enough, with any separators or none.
 MOBILE_PATTERN = regex.compile(
     rf"""
     {START}
@@ -48,7 +48,8 @@ MOBILE_PATTERN = regex.compile(
 )
 
 # So is Korea's country code, for landlines too: +82-10-1234-5678, 0082 2 123 4567, +82 (0)10 ...
-# Without the + it needs a mobile code, and a separator or none further: 820701 is a date of birth.
+# Without the + a mobile code must follow, after a separator or with no further one (820701 is a
+# date of birth).
 INTERNATIONAL_PATTERN = regex.compile(
     rf"""
     {START}
@@ -63,7 +64,7 @@ INTERNATIONAL_PATTERN = regex.compile(
     regex.VERBOSE,
 )
 
-# An area code is a number like any other: hyphens, dots or brackets have to set it off.
+# An area code looks like any other number, so hyphens, dots or brackets must set it off.
 LANDLINE_PATTERN = regex.compile(
     rf"""
     {START}
@@ -76,8 +77,8 @@ LANDLINE_PATTERN = regex.compile(
     regex.VERBOSE,
 )
 
-# 02 1234 5678 may be a row of a table, 0311234567 a product: a word has to say that it is a phone.
-# Only a number of Seoul without separators is one by itself (see is_seoul).
+# 02 1234 5678 may be a row of a table, 0311234567 a product: a word must say that it is a phone.
+# Only Seoul numbers without separators need no word (see is_seoul).
 BY_WORD_PATTERN = regex.compile(
     rf"""
     {START} {NOT_IN_NAME}
@@ -97,8 +98,8 @@ TELEPHONE_WORD = regex.compile(
 
 
 def is_mobile(match: regex.Match) -> bool:
-    """Not a number in base two (01101001011), which is a computer's more often than a person's, and
-    not a book's: those of Oxford University Press are ISBN 019 and seven digits."""
+    """Whether a match is neither a binary number (01101001011) nor a book's: those of Oxford
+    University Press are ISBN 019 and seven digits."""
     is_binary = set(match[0]) <= {"0", "1", " "}
     return not is_binary and "ISBN" not in words_before(match)
 
@@ -109,15 +110,15 @@ ISBN_WEIGHTS = (10, 9, 8, 7, 6, 5, 4, 3, 2, 1)
 
 
 def is_telephone(match: regex.Match) -> bool:
-    """A word beside it says so, or it is a number of Seoul without separators."""
+    """Whether a word next to the match says so, or it is a Seoul number without separators."""
     is_before = TELEPHONE_WORD.search(words_before(match))
     is_behind = TELEPHONE_WORD.search(words_after(match))
     return is_before is not None or is_behind is not None or is_seoul(match[0])
 
 
 def is_seoul(number: str) -> bool:
-    """Whether ten digits are a number of Seoul and not those of a book, as ISBN 0262033844 are: in
-    one the weighted sum is a multiple of eleven (ISO 2108). Of 130 MB of real text none is either.
+    """Whether ten digits are a Seoul number and not an ISBN such as 0262033844, whose weighted sum
+    is a multiple of eleven (ISO 2108). 130 MB of real text contain neither.
 
     >>> is_seoul("0223456789"), is_seoul("0262033844")
     (True, False)
@@ -128,7 +129,7 @@ def is_seoul(number: str) -> bool:
 
 
 def by_shape(match: regex.Match) -> bool:
-    """No evidence is needed besides the shape."""
+    """Accept every match: the shape is evidence enough."""
     return True
 
 

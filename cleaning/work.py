@@ -1,13 +1,13 @@
-"""The work folder: many processes, and a run that can be killed and started again.
+"""The work folder: runs tasks in many processes, and lets a killed run resume.
 
-A pass over a corpus is a list of tasks, one per unit of documents (about 8 MB). A task leaves its
-result in files, `first/000007.*`, and last of all the marker `first/000007.json`, by a rename: when
-that is there the task is done, whatever happens later. A run that finds the work folder of an
-earlier one with the same fingerprint (settings, inputs, code) does only what is left to do.
+A pass over a corpus is a list of tasks, one per unit of documents (about 8 MB). A task writes its
+result to files, `first/000007.*`, and finally the marker `first/000007.json`, by a rename: once the
+marker is there, the task is done, whatever happens later. A run that finds the work folder of an
+earlier one with the same fingerprint (settings, inputs, code) does only the remaining tasks.
 
-Two things follow. The result cannot depend on which process did what or on how many there are,
-because results are put together in the order of the tasks. And what travels between processes is a
-number per task, never documents.
+Two things follow. The result does not depend on which process did what or on how many there are,
+because results are put together in the order of the tasks. And only a number per task travels
+between processes, never documents.
 """
 import contextlib
 import fcntl
@@ -32,13 +32,13 @@ from tqdm import tqdm
 from cleaning.report import Tally
 from common import cli
 
-FILES = ("documents", "records", "examples", "npz")  # what a task leaves beside its marker
+FILES = ("documents", "records", "examples", "npz")  # what a task writes, besides its marker
 
 # ---- One task -----------------------------------------------------------------------------------
 
 
 class Result:
-    """What a task fills in, and what it leaves in the work folder."""
+    """What a task fills in, and what is then stored in the work folder."""
 
     def __init__(self, documents: IO[bytes], records: IO[str]):
         self.documents = documents                 # documents, one line each
@@ -47,7 +47,7 @@ class Result:
 
 
 def do_task(task: Callable[[Result], None], stem: Path) -> None:
-    """Run a task; leave its documents, records, examples, arrays and at last its marker."""
+    """Run a task; write its documents, records, examples, arrays and, last, its marker."""
     with (
         open(f"{stem}.documents", "wb") as documents,
         open(f"{stem}.records", "w", encoding="utf-8") as records,
@@ -57,8 +57,8 @@ def do_task(task: Callable[[Result], None], stem: Path) -> None:
     result.tally.examples.save(Path(f"{stem}.examples"))
     np.savez(f"{stem}.npz", **result.arrays)
 
-    # Nothing is synced to the disk, which would cost more than a task done twice. After a power cut
-    # a file may be shorter than it was: so the marker says how long each of them is.
+    # Nothing is synced to disk: that would cost more than repeating a task. After a power failure a
+    # file may be shorter than it was, so the marker records the size of each.
     marker = {"sizes": sizes_of(stem), **result.tally.to_json()}
     with open(f"{stem}.json.part", "w", encoding="utf-8") as file:
         json.dump(marker, file, ensure_ascii=False)
@@ -66,29 +66,29 @@ def do_task(task: Callable[[Result], None], stem: Path) -> None:
 
 
 def is_done(stem: Path) -> bool:
-    """Whether a task has left everything."""
+    """Whether all files of a task are complete."""
     try:
         marker = json.loads(Path(f"{stem}.json").read_bytes())
         return marker["sizes"] == sizes_of(stem)
     except (OSError, ValueError):
-        return False  # a file is gone, or the marker itself was cut short
+        return False  # a file is missing, or the marker itself is truncated
 
 
 def sizes_of(stem: Path) -> list[int]:
-    """The bytes of each of a task's files."""
+    """The size of each of a task's files in bytes."""
     return [os.path.getsize(f"{stem}.{name}") for name in FILES]
 
 
 def load(stem: Path, name: str) -> np.ndarray:
-    """One of the arrays that a task has left."""
+    """Load one of the arrays that a task wrote."""
     with np.load(f"{stem}.npz") as arrays:
         return arrays[name]
 
 
 @contextlib.contextmanager
 def without_interrupts() -> Iterator[None]:
-    """Processes that are started inside never see Ctrl-C: it is for the main process, which stops
-    the others in an orderly way. If it comes inside, the main process sees it at the end."""
+    """Hide Ctrl-C from the processes started inside: it is meant for the main process, which stops
+    the others in an orderly way. If it comes meanwhile, the main process sees it at the end."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -98,14 +98,14 @@ def without_interrupts() -> Iterator[None]:
 
 # ---- In a process of the pool -------------------------------------------------------------------
 
-_job = None  # what the tasks of this process have in common; it is sent only once
+_job = None  # what the tasks of this process share; it is sent only once
 
 
 def start_process(job) -> None:
     """Prepare the process."""
     global _job
     _job = job
-    # If the main process is killed (-9) it cannot stop the others: each ends when it sees it go.
+    # A main process killed with -9 cannot stop the others, so each ends when it sees it gone.
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
@@ -124,10 +124,10 @@ def do_task_in_pool(task: Callable, unit: int, stem: Path) -> None:
 
 
 class WorkFolder:
-    """`.NAME.work` beside the output folder NAME: made, or taken over from a run that was stopped.
+    """`.NAME.work` beside the output folder NAME: created, or taken over from a stopped run.
 
-    Inside it lies one folder, named after the fingerprint of the run, so that what another run has
-    left cannot be mistaken for this one's. UserError if another process is at work there."""
+    It contains one folder, named after the fingerprint of the run, so that the files of a different
+    run cannot be mistaken for this one's. Raises UserError if another process is using it."""
 
     def __init__(self, out: Path, fingerprint: str, workers: int):
         self.outer = out.parent / f".{out.name}.work"
@@ -144,8 +144,8 @@ class WorkFolder:
         self.folder.mkdir(exist_ok=True)
 
     def _lock(self, out: Path) -> int:
-        """Hold the folder as long as this process lives. The system lets go of it even after a
-        kill, which a file that merely exists would survive."""
+        """Lock the folder for the lifetime of this process. The system releases the lock even after
+        a kill; a lock file that merely exists would stay."""
         lock = os.open(self.outer / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -158,8 +158,8 @@ class WorkFolder:
         return lock
 
     def run_pass(self, name: str, task: Callable, job, sizes: list[int]) -> list[Path]:
-        """Do task(job, unit, result) for every unit for which it is not done yet. `sizes` are the
-        units' bytes, for the progress bar. Returns the stems of all results, in order."""
+        """Run task(job, unit, result) for every unit that is not done yet. `sizes` are the units'
+        bytes, for the progress bar. Returns the stems of all results, in order."""
         (self.folder / name).mkdir(exist_ok=True)
         stems = [self.folder / name / f"{unit:06}" for unit in range(len(sizes))]
         missing = [unit for unit, stem in enumerate(stems) if not is_done(stem)]
@@ -171,7 +171,7 @@ class WorkFolder:
             desc=f"{name:10}",
             unit="B",
             unit_scale=True,
-            disable=None,  # where stderr is no terminal
+            disable=None,  # unless stderr is a terminal
         ) as bar:
             if self.workers == 1:
                 for unit in missing:
@@ -190,27 +190,27 @@ class WorkFolder:
         return stems
 
     def run_alone(self, name: str, task: Callable[[Result], None]) -> Path:
-        """Do task(result) in this process, unless it is done. Returns the stem of its result."""
+        """Run task(result) in this process, unless it is done. Returns the stem of its result."""
         stem = self.folder / name
         if not is_done(stem):
             do_task(task, stem)
         return stem
 
     def _start_pool(self, job) -> ProcessPoolExecutor:
-        """The processes; the same ones serve every pass."""
+        """Start the processes, the first time; the same ones serve every pass."""
         if self.pool is None:
-            # "spawn", because a forked copy of a process that has threads (PyTorch's) may hang.
+            # "spawn", because a fork of a process with threads (PyTorch's) may hang.
             context = multiprocessing.get_context("spawn")
             self.pool = ProcessPoolExecutor(self.workers, context, start_process, (job,))
         return self.pool
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Whatever stops a run from outside becomes one line that says how to resume it; what has
-        been done stays."""
-        hint = f"; what is done lies in {self.outer}: the same command resumes from there"
-        # What is left of compiling the patterns has finalizers, in which Python would swallow a
-        # Ctrl-C. So it goes now, and not at some moment while tasks run.
+        """Turn whatever stops a run from outside into one line that says how to resume it. Finished
+        tasks stay."""
+        hint = f"; finished work is kept in {self.outer}: run the same command to resume"
+        # Compiling the patterns leaves garbage with finalizers, in which Python would swallow a
+        # Ctrl-C. Collect it now, and not at some moment while tasks run.
         gc.collect()
         try:
             yield
@@ -230,5 +230,5 @@ class WorkFolder:
             os.close(self.lock)
 
     def remove(self) -> None:
-        """The output is whole, or there will be none: nothing here is needed any more."""
+        """Delete the folder, once the output is complete or it is clear that there is none."""
         shutil.rmtree(self.outer)

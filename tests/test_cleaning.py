@@ -127,7 +127,7 @@ def test_cp949_text_file(tmp_path):
     (["--input", "a.jsonl", "--decontaminate", "empty"], "no .tsv"),
     (["--input", "a.jsonl", "--steps", "decontaminate"], "need each other"),
     (["--input", "a.jsonl", "--decontaminate", "cp949"], "cannot read cp949/a.tsv: 'utf-8' codec"),
-    (["--input", "a.jsonl", "--reference", "novel.txt"], "no document there; does --encoding fit"),
+    (["--input", "a.jsonl", "--reference", "novel.txt"], "no documents found; check --encoding"),
     (["--input", "a.jsonl", "--tails", "nan", "1"], "two percentages"),
     (["--input", "a.jsonl", "cp949"], "cp949/.udcb0.udca1.jsonl': the name of this file is not UTF-8"),
     (["--input", "a.jsonl", "--out", "x.pdf"], "is a file"), (["--input", "a.jsonl", "--out", "."], "its own input"),

@@ -232,9 +232,11 @@ def test_documents_with_heading_and_text(corpus, screen, monkeypatch):
     write(out / "examples.jsonl", found)
     shown = screen(out, "--reason", "too_short", "--source", "wiki", "-n", "2")
     assert re.match(r"removed  rules: too_short  \(3 characters < 50\)  wiki.jsonl:\d+  id \w+\n    .+\n\nremoved", shown)
-    assert shown.endswith("2 of 60 documents; -n shows more, up to the 20 that the run kept with their texts\n")
+    assert shown.endswith("2 of 60 documents; -n shows more, up to the 20 that the run saved as "
+                          "examples\n")
     shown = screen(out, "--reason", "too_short", "--source", "wiki.jsonl", "-n", "50")
-    assert shown.endswith("20 of 60 documents; the run kept 20 of them with their texts: data.py clean --examples N keeps more\n")
+    assert shown.endswith("20 of 60 documents; the run saved 20 of them as examples: "
+                          "data.py clean --examples N saves more\n")
     assert screen(out, "--what", "kept").count("kept  ") == 20 and screen(out, "--reason", "kept", "-n", "1").startswith("kept  ")
     assert "\x1b" not in shown
 
@@ -257,9 +259,10 @@ def test_what_is_different_is_marked(corpus, screen, monkeypatch):
     shown = screen(out, "--step", "normalise")
     assert "[-\ue123-] 끝." in shown
     near = screen(out, "--step", "near")
-    assert re.search("stays in its place: (w8|near)\n", near) and re.search(r"\[-.*-\]|\{\+.*\+\}", near)
+    assert re.search("kept instead: (w8|near)\n", near)
+    assert re.search(r"\[-.*-\]|\{\+.*\+\}", near)
     exact = screen(out, "--step", "exact")
-    assert re.search("stays in its place: (w7|copy)\n    [가-힣]", exact)
+    assert re.search("kept instead: (w7|copy)\n    [가-힣]", exact)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "{+" not in screen(out, "--step", "mask") and "\x1b[30;42m[전화번호]\x1b[0m" in screen(out, "--step", "mask")
@@ -291,7 +294,7 @@ def test_long_texts_are_shortened_unless_asked_for(corpus, screen):
     write(corpus / "raw" / "wiki.jsonl", [{"id": "long", "text": text}])
     out = clean(corpus)
     shown = screen(out, "--source", "wiki", "--what", "kept")
-    assert len(shown) < 1_500 and f"... {len(text):,} characters in all" in shown
+    assert len(shown) < 1_500 and f"... {len(text):,} characters in total" in shown
     whole = screen(out, "--source", "wiki", "--what", "kept", "--whole")
     assert text[:10_000] in whole and f"(part of a text of {len(text):,} characters)" in whole
 
@@ -315,7 +318,7 @@ def test_head_ends_it_quietly(corpus):
     (["--step", "lines"], "--step lines: the steps with something to show are write, "),
     (["--reason", "too_short", "--what", "kept"], "no document matches --reason too_short --what kept"),
     (["-n", "0"], "-n 0 is not at least 1"),
-    (["--html", "report.json"], "--html report.json: the name of a page ends with .html"),
+    (["--html", "report.json"], "--html report.json: the name of the page must end with .html"),
 ])
 def test_what_is_not_there(corpus, refused, flags, message):
     refused(data, ["show", str(clean(corpus)), *flags], message)
@@ -324,15 +327,17 @@ def test_what_is_not_there(corpus, refused, flags, message):
 def test_folders_without_examples(corpus, refused, tmp_path):
     refused(data, ["show", str(tmp_path / "raw")], "holds no report.json; name a folder that data.py clean has written")
     out = clean(corpus, "out", "--examples", "0")
-    refused(data, ["show", str(out)], "is empty; data.py clean keeps documents to show with --examples N")
+    empty = "is empty; data.py clean saves documents to show with --examples N"
+    refused(data, ["show", str(out)], empty)
     (out / "examples.jsonl").write_text('{"a": 1}\n')
     refused(data, ["show", str(out)], "examples.jsonl does not belong to the report.json beside it; clean again")
     (out / "examples.jsonl").unlink()
-    refused(data, ["show", str(out)], "examples.jsonl is not there: it was deleted, or")
+    refused(data, ["show", str(out)], "examples.jsonl is missing: it was deleted, or")
     for other in ("[]", '{"passed": 3}', '{"sources": ["a"]}'):
         (out / "report.json").write_text(other)
         refused(data, ["show", str(out)], "report.json is not a report that data.py clean wrote")
-    refused(data, ["clean", "--input", str(corpus / "raw"), "--out", "x", "--examples", "-1"], "--examples -1 is less than 0")
+    flags = ["--input", str(corpus / "raw"), "--out", "x", "--examples", "-1"]
+    refused(data, ["clean", *flags], "--examples -1: give 0 (for none) or more")
 
 
 # ---- As a page ----------------------------------------------------------------------------------
@@ -385,7 +390,7 @@ def test_a_page_is_not_too_large(corpus, screen, monkeypatch):
     screen(out, "--html", corpus / "page.html")
     page = (corpus / "page.html").read_text(encoding="utf-8")
     found = data_of(page)
-    assert len(page.encode()) < 100_000 and "texts end after" in found["notes"][0]
+    assert len(page.encode()) < 100_000 and "texts are cut after" in found["notes"][0]
     assert max(sum(len(text) for _, text in row["pieces"]) for row in found["documents"]) <= 1_000
     monkeypatch.setattr(show_page, "PAGE_BYTES", 5_000)
     screen(out, "--html", corpus / "page.html")
