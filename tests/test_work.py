@@ -74,7 +74,7 @@ def test_what_is_finished_is_not_done_again(corpus, monkeypatch, capsys):
         return last_pass(job, unit, result)
 
     monkeypatch.setattr(pipeline, "last_pass", stopped)
-    with pytest.raises(UserError, match="stopped.*resumes from there"):
+    with pytest.raises(UserError, match="stopped.*the same command to resume"):
         data.main(argv(corpus, "out"))
     assert not (corpus / "out").exists()
     monkeypatch.setattr(pipeline, "first_pass", None)   # would fail if it were called
