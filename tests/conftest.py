@@ -1,4 +1,4 @@
-"""What several test files share: a tiny world (corpus, tokenizer, model, shards), made once."""
+"""Fixtures of several test files: a tiny world (corpus, tokenizer, model, shards), made once."""
 import importlib.util
 import json
 import os
@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-if not torch.cuda.is_available():  # before anything imports triton: its kernels run on the CPU then
+if not torch.cuda.is_available():  # before triton is imported: its kernels run on the CPU
     os.environ["TRITON_INTERPRET"] = "1"
-# Under nohup SIGHUP is ignored, by the programs that tests start, too; but some tests send it.
+# Under nohup, programs that tests start ignore SIGHUP too; but some tests send it.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-# PyTorch looks at it once in a process, and some test runs --deterministic later.
+# PyTorch reads this once per process, and some tests run --deterministic later.
 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
 
 import data  # noqa: E402
@@ -23,17 +23,17 @@ import tokenizer  # noqa: E402
 from common import byte_level, cli  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-# Tiny tensors: threads cost more than they bring, and one thread is always reproducible.
+# Tiny tensors: threads cost more than they gain, and one thread is always reproducible.
 torch.set_num_threads(1)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark what needs a GPU, skip it where there is none, and run what is slow last."""
+    """Mark what needs a GPU, skip it where there is none, and run slow tests last."""
     has_gpu = torch.cuda.is_available()
     for item in items:
         if has_gpu and item.path.name == "test_kernels.py":
-            item.add_marker(pytest.mark.gpu)  # there all of them run the compiled kernels
+            item.add_marker(pytest.mark.gpu)  # on a GPU they run the compiled kernels
         if item.get_closest_marker("gpu") and not has_gpu:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     items.sort(key=is_slow)
@@ -75,11 +75,11 @@ def tiny_config(**changes) -> model.Config:
 
 
 class Parsed(Exception):
-    """Raised in place of a program's work, once it has its flags."""
+    """Raised instead of running a program, once its flags are parsed."""
 
 
 def parse(program, argv, monkeypatch):
-    """(the parser of a program, and what it makes of argv, if not None); the program does no more.
+    """(the parser of a program, and its result for argv, if not None), without running the program.
 
     `program` is a path in ROOT.
     """
@@ -108,7 +108,7 @@ def write_jsonl(path, texts):
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """Folder with ko.jsonl, en.jsonl, base.model (a BPE with byte fallback), model/ (random) and
+    """A folder with ko.jsonl, en.jsonl, base.model (a BPE with byte fallback), model/ (random) and
     shards/{ko,en}."""
     root = tmp_path_factory.mktemp("world")
     rng = random.Random(7)
@@ -129,15 +129,15 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def llama3(tmp_path_factory):
-    """Folder with toy/{ko,en,kobest}, base/ (of Llama 3's kind), korean.tiktoken, merged/, grown/ and
-    shards/{ko,en}: see llama3_world.make."""
+    """A folder with toy/{ko,en,kobest}, base/ (of Llama 3's kind), korean.tiktoken, merged/, grown/
+    and shards/{ko,en}: see llama3_world.make."""
     import llama3_world  # it imports this file
     return llama3_world.make(tmp_path_factory.mktemp("llama3"))
 
 
 @pytest.fixture(params=["tiktoken", "definition"])
 def engine(request, monkeypatch):
-    """Twice, if tiktoken is installed: with it and without it."""
+    """Run a test twice if tiktoken is installed: with it and without it."""
     if request.param == "tiktoken":
         pytest.importorskip("tiktoken")
     else:
@@ -146,8 +146,8 @@ def engine(request, monkeypatch):
 
 @pytest.fixture
 def refused(capsys, monkeypatch):
-    """Call a program's main as the command line would; assert exit status 2, and one line that
-    holds `part`."""
+    """Call a program's main as the command line would; assert exit status 2 and a one-line error
+    that contains `part`."""
     def check(program, argv: list[str], part: str):
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", [program.__name__ + ".py", *argv])

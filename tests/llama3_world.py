@@ -1,7 +1,7 @@
 """A base of Llama 3's kind for the tests, made from the toy world: a byte-level vocabulary, a model
 directory, and what the programs make of them. The fixture `llama3` (conftest.py) makes it once.
 
-What defines a byte-level tokenizer is written here once more, in another way."""
+The definition of a byte-level tokenizer is implemented here a second time, in another way."""
 import base64
 import json
 import random
@@ -30,7 +30,7 @@ TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['content'] }}<|eot_id|>{% endfor %}"
 )
 
-# A token that no two others make: it is found as a whole chunk alone.
+# A token that no two others make: it is found only as a whole chunk.
 WHOLE = " zqxjk"
 
 TOKENIZER_CONFIG = {
@@ -45,12 +45,12 @@ TOKENIZER_CONFIG = {
 }
 
 
-# ---- The definition, in another way --------------------------------------------------------------
+# ---- The definition, implemented in another way --------------------------------------------------
 
 
 def joined(chunk: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """`byte_level.join` from single bytes. What is kept are the places where a token ends, and of
-    these one is taken away each time."""
+    """`byte_level.join`, starting from single bytes. It keeps the positions where tokens end, and
+    removes one of them in each round."""
     ends = list(range(len(chunk) + 1))
     while True:
         candidates = []
@@ -73,7 +73,7 @@ def encoded(text: str, ranks: dict[bytes, int], pattern: str = PATTERN) -> list[
 
 
 def cuts(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """All pairs of tokens that make a token, in the order of ranks: the result's, the left's."""
+    """All pairs of tokens that make a token, ordered by rank: of the result, then of the left."""
     found = []
     for token, rank in ranks.items():
         for i in range(1, len(token)):
@@ -83,7 +83,7 @@ def cuts(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 
 def letters(token: bytes) -> str:
-    """A token in GPT-2's letters: bytes that are not printable in Latin-1 come from U+0100 on."""
+    """A token in GPT-2's letters: bytes not printable in Latin-1 are mapped to U+0100 and up."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return "".join(chr(byte if byte in shown else 256 + hidden.index(byte)) for byte in token)
@@ -92,7 +92,7 @@ def letters(token: bytes) -> str:
 def tokenizer_json(
     ranks: dict[bytes, int], controls: dict[str, int], pattern: str = PATTERN
 ) -> dict:
-    """A tokenizer.json as Meta publishes it: the control tokens are not in the vocabulary."""
+    """A tokenizer.json as Meta publishes it: the vocabulary does not contain the control tokens."""
     step = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
     template = {
         "type": "TemplateProcessing",
@@ -144,7 +144,7 @@ def tokenizer_json(
 
 
 def write_tiktoken(ranks: dict[bytes, int], file: Path) -> Path:
-    """Ranks as tiktoken's file."""
+    """Write ranks as a tiktoken file."""
     lines = [f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items()]
     file.write_text("".join(lines))
     return file
@@ -154,7 +154,7 @@ def write_tiktoken(ranks: dict[bytes, int], file: Path) -> Path:
 
 
 def always(token: bytes) -> bool:
-    """Any token may be learned."""
+    """Whether a token may be learned: any may."""
     return True
 
 
@@ -170,7 +170,7 @@ def base_ranks(texts: list[str], size: int) -> dict[bytes, int]:
 
 
 def write_base(folder: Path, ranks: dict[bytes, int]) -> Path:
-    """The tokenizer's files of a model directory."""
+    """Write the tokenizer files of a model directory."""
     folder.mkdir(exist_ok=True)
     controls = {text: len(ranks) + i for i, text in enumerate(CONTROLS)}
     content = json.dumps(tokenizer_json(ranks, controls), ensure_ascii=False)
@@ -180,8 +180,8 @@ def write_base(folder: Path, ranks: dict[bytes, int]) -> Path:
 
 
 def write_model(folder: Path) -> Path:
-    """A random model of Llama 3.2's kind beside a tokenizer: one table, scaled rotary frequencies,
-    more than one token that ends a text."""
+    """A random model like Llama 3.2's beside a tokenizer: tied embeddings, scaled rotary
+    frequencies, more than one token that ends a text."""
     vocabulary = tokenizer.load(folder)
     config = tiny_config(
         vocab_size=vocabulary.size,
@@ -268,8 +268,8 @@ SCRIPTS = [
 def odd_text(rng: random.Random) -> str:
     """A random text: letters of one script, then of another, or any characters.
 
-    They are of Unicode 3.2. Which of the newest are letters differs between libraries: each has the
-    Unicode of its time."""
+    They are of Unicode 3.2. Libraries know different versions of Unicode, so they differ in which
+    of the newest characters are letters."""
     parts = []
     for _ in range(rng.randint(1, 12)):
         if rng.random() < 0.2:
@@ -283,7 +283,7 @@ def odd_text(rng: random.Random) -> str:
 
 
 def any_characters(rng: random.Random, n: int) -> list[str]:
-    """Code points from everywhere but the surrogates; half of them below U+10000."""
+    """Code points from everywhere except the surrogates; half of them below U+10000."""
     found = []
     while len(found) < n:
         code = rng.randrange(rng.choice([0x10000, 0x110000]))

@@ -1,4 +1,4 @@
-"""Korean sentences for the tests of cleaning: enough like Korean for its rules."""
+"""Korean sentences for the tests of cleaning, similar enough to real Korean for its rules."""
 import random
 
 # Dog, cat, teacher, student, sea ...; saw, bought, met, drew ...; yesterday, today, last year ...
@@ -14,7 +14,7 @@ def korean(rng: random.Random, sentences: int) -> str:
 
 
 def edited(rng: random.Random, text: str, share: float) -> str:
-    """The text with that share of its words, one at least, replaced by noise."""
+    """The text with this share of its words, at least one, replaced by noise."""
     words = text.split(" ")
     for i in rng.sample(range(len(words)), max(1, round(share * len(words)))):
         words[i] = "".join(rng.choices("가나다라마바사아자차", k=3))

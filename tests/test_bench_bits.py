@@ -1,4 +1,4 @@
-"""bench/bits.py: both tables on a tiny model, and the scatter of made-up documents."""
+"""bench/bits.py: both tables on a tiny model, and the standard error of made-up documents."""
 import json
 import math
 import sys
@@ -15,8 +15,8 @@ from bench import bits, measure
 ARGS = SimpleNamespace(documents=5, max_bytes=10**6, micro_batch=8, device="cpu")
 
 
-def test_the_scatter_is_that_of_a_mean():
-    """Documents of one size, half of them at twice the nats of the others: σ/√N of the mean."""
+def test_the_standard_error_is_that_of_a_mean():
+    """Documents of one size, half of them with twice the nats of the others: σ/√N of the mean."""
     sizes = np.full(400, 100)
     nats = np.tile([100.0, 200.0], 200)
     for n in bits.SIZES:
@@ -26,8 +26,8 @@ def test_the_scatter_is_that_of_a_mean():
     assert again[0] == again[1] != again[2]
 
 
-def test_a_document_counts_by_its_bytes():
-    """A ratio of sums, no mean of ratios: one document in ten has nearly all of the bytes."""
+def test_a_document_is_weighted_by_its_bytes():
+    """A ratio of sums, not a mean of ratios: one document in ten has nearly all of the bytes."""
     sizes = np.array([10] * 9 + [10_000])
     nats = np.array([20.0] * 9 + [5_000.0])
     rng = np.random.default_rng(3)
@@ -40,7 +40,7 @@ def test_a_document_counts_by_its_bytes():
 
 
 def test_documents_alone_and_windows_of_a_peer_add_up_to_the_whole(world):
-    """With our own model as the peer: the windows and the softmax are the bench's."""
+    """With our own model as the peer: the bench supplies the windows and the softmax."""
     source = bits.open_source(f"{world}/ko.jsonl", "ko", ARGS)
     sp = tokenizer.load(world / "model")
     rows = sp.encode(source.texts, bos=True, eos=True)

@@ -38,11 +38,11 @@ def test_dirt_is_counted(kind, dirty):
     "이름\t값 하나뿐인 첫 줄\n그리고 긴 두 번째 줄이 이어진다.\t탭",
     '<table><tr><th colspan="3">가</th></tr></table>',
 ])
-def test_what_is_no_dirt(clean):
+def test_clean_text_is_not_dirt(clean):
     assert set(cleaning.dirt_of(clean).values()) == {0}
 
 
-def test_raw_and_cleaned_stand_side_by_side(tmp_path, monkeypatch):
+def test_raw_and_cleaned_are_compared(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "ROOT", tmp_path)
     monkeypatch.setattr(measure, "RESULTS", tmp_path / "results")
     texts = ["새말시()는 도시()이다.", "한빛시()는", "깨끗한 글이다."]

@@ -1,4 +1,4 @@
-"""common/budget.py: hours, GPUs, disk and host memory by hand, and against a run's own files."""
+"""common/budget.py: hours, GPUs, disk and host memory, by hand, and against a run's files."""
 import dataclasses
 import json
 
@@ -26,7 +26,7 @@ def table(stages=STAGES, config=SOLAR, optimizer="adamw_bf16", dtype=BF16, **mor
 
 
 def rows(text: str) -> dict[str, list[str]]:
-    """The cells of each line of the table, by the stage."""
+    """The cells of each line of the table, by stage."""
     lines = text.split("\n")
     end = [line.startswith("the run") for line in lines].index(True)
     return {line.split()[0]: line.split()[1:] for line in lines[1:end]}
@@ -41,8 +41,8 @@ def line_of(text: str, name: str) -> str:
 
 
 def test_hours_by_hand():
-    """An embed stage of SOLAR: two FLOPs per weight of a layer forward and two backward, six of the
-    head, attention's 6·T·H·E in each layer; 200M tokens are 381 steps of 524,288."""
+    """An embed stage of SOLAR: two FLOPs per weight of a layer forward and two backward, six for
+    the head, attention's 6·T·H·E in each layer; 200M tokens are 381 steps of 524,288."""
     layer = 4096 * (4096 + 1024 + 1024 + 4096) + 3 * 4096 * 14336
     per_token = 48 * (4 * layer + 6 * 4096 * 4096) + 6 * 49072 * 4096
     flops = per_token * 381 * 524_288
@@ -74,12 +74,12 @@ def test_a_named_gpu_sustains_half_its_peak():
     by_name = table(gpu="H200", **GPU)
     assert rows(by_name) == rows(table(tflops=494.5, **GPU))
     assert "1 x 494.5 TFLOP/s, 50% of the peak of H200" in by_name
-    # A rate of one's own comes first.
+    # A rate that the user gives takes precedence.
     assert "1 x 540 TFLOP/s" in table(gpu="H200", tflops=540, **GPU)
 
 
 def test_hours_of_measured_runs_are_near():
-    """RESULTS.md: 16,384 tokens at 9,330 per second, of an odd stage on an H200."""
+    """RESULTS.md: 16,384 tokens at 9,330 per second, in an odd stage on an H200."""
     flops = plan.flops_per_token(SOLAR, "odd", 0, 4096) * 16384
     planned = 3600 * budget.hours(flops, budget.sustained("H200", BF16))
     assert planned == pytest.approx(16384 / 9330, rel=0.15)
@@ -106,11 +106,11 @@ def test_fits_at_its_thresholds():
     assert budget.fits(24, {"none": room + 1, "attention": room, "full": 1}) == "attention"
     assert budget.fits(24, {"none": room + 1, "attention": room + 1, "full": room}) == "full"
     assert budget.fits(24, {"none": room + 1, "attention": room + 1, "full": room + 1}) == "no"
-    assert budget.fits(24, {"full": room}) == "yes"  # planned so
+    assert budget.fits(24, {"full": room}) == "yes"  # as planned
 
 
 def test_the_columns_say_what_plan_needs():
-    """Against plan.cost, cell by cell; and what README says of 80 GB."""
+    """Against plan.cost, cell by cell; and against what README says about 80 GB."""
     text = table(**GPU)
     for what, cells in rows(text).items():
         stage = plan.Stage(what, 1, 1e-4)
@@ -140,7 +140,7 @@ def test_without_a_gpu_there_is_no_column_of_gpus():
     ("lora+embed", "adamw", "float32"),
 ])
 def test_a_checkpoint_of_a_run(what, optimizer, dtype, world, tmp_path, monkeypatch):
-    """Its files hold what was planned, and some 8 kB of names per trained tensor."""
+    """Its files hold what was planned, plus about 8 kB of names per trained tensor."""
     saved = {}
     save = checkpoint.save
 
@@ -160,14 +160,14 @@ def test_a_checkpoint_of_a_run(what, optimizer, dtype, world, tmp_path, monkeypa
     planned = budget.checkpoint_bytes(cost["trained"], optimizer)
     assert 0 < saved["bytes"] - planned < 10_000 * saved["tensors"] + 10_000
 
-    # The stage's own directory, whose weights have a few kB of names before them.
+    # The stage's own directory, where a few kB of names precede the weights.
     weights = tmp_path / "run/model/model.safetensors"
     assert 0 < weights.stat().st_size - budget.model_bytes(config) < 10_000
 
 
 def test_disk_by_hand():
-    """10,871,377,920 parameters; full trains all of them in bfloat16, and 6 bytes each are a
-    checkpoint. A LoRA of rank 128 has 128 rows or columns at both sides of seven matrices."""
+    """10,871,377,920 parameters; full trains all of them in bfloat16, and a checkpoint has 6 bytes
+    for each. A LoRA of rank 128 has 128 rows or columns on both sides of seven matrices."""
     lora = 2 * 48 * 128 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
     one_model = 2 * 10_871_377_920
     text = table(**GPU)
@@ -180,8 +180,8 @@ def test_disk_by_hand():
 
 
 def test_host_memory_by_hand():
-    """A file of 5 GB, and twice the largest tensor, the embedding, in float32; on a CPU the model
-    and its optimizer, too; from scratch, the whole model in float32."""
+    """A file of 5 GB, and twice the largest tensor, the embedding, in float32; on a CPU also the
+    model and its optimizer; from scratch, the whole model in float32."""
     writing = 5 * 10**9 + 8 * 49072 * 4096
     held = {"weights": 10**10, "optimizer": 10**9, "peak": 10**9}
     stages = ([held, held], [0, 7])     # the second leaves an adapter
@@ -190,7 +190,7 @@ def test_host_memory_by_hand():
     assert budget.host_bytes(SOLAR, *stages, "cpu", False) == writing + 7 + 11 * 10**9
     held["peak"] = 10**11
     assert budget.host_bytes(SOLAR, *stages, "cpu", False) == 10**11
-    # A small model is one file.
+    # A small model is a single file.
     tiny = tiny_config()
     expected = budget.model_bytes(tiny) + 8 * 512 * 32
     assert budget.host_bytes(tiny, [held], [0], "cuda", False) == expected
@@ -207,7 +207,7 @@ def plan_of(argv, capsys) -> str:
 def test_plan_prints_it_and_a_run_does_not(world, tmp_path, capsys):
     model_and_stages = ["--model", f"{world}/model", "--stages", "odd:200:1e-3"]
     text = plan_of([*model_and_stages, "--gpu", "H100"], capsys)
-    # Naming a GPU is planning for one.
+    # Naming a GPU means planning for one.
     assert "device=cuda dtype=bfloat16" in text and "fits 16 GB" in text
     for name in ("hours:", "fits:", "disk:", "host memory:"):
         assert line_of(text, name)

@@ -1,5 +1,5 @@
-"""Byte-level vocabularies: the definitions beside others of the same, what extending promises,
-tiktoken, tokenizers and transformers beside both, and the files that are refused."""
+"""Byte-level vocabularies against independent definitions, tiktoken, tokenizers and transformers;
+what extending promises; and which files are refused."""
 import base64
 import itertools
 import json
@@ -36,7 +36,7 @@ def learned(llama3):
 
 
 def texts(llama3, n: int = 200) -> list[str]:
-    """Odd texts, random ones, and documents."""
+    """Odd texts, random texts, and documents."""
     rng = random.Random()
     found = [*ODD_TEXTS, *(odd_text(rng) for _ in range(n))]
     return found + world.texts_of(llama3, "ko")[::40] + world.texts_of(llama3, "en")[::40]
@@ -45,8 +45,8 @@ def texts(llama3, n: int = 200) -> list[str]:
 def random_ranks(
     rng: random.Random, alphabet: bytes, tokens: int, all_bytes=()
 ) -> dict[bytes, int]:
-    """Tokens in any order of ranks: of some there are no two that make them. Single bytes come
-    first: the alphabet's, or `all_bytes`."""
+    """Tokens with ranks in any order: some are made by no pair. Single bytes come first: those of
+    the alphabet, or `all_bytes`."""
     ranks = {}
     for token in all_bytes or single_bytes(alphabet):
         ranks[token] = len(ranks)
@@ -70,8 +70,8 @@ def test_join_is_its_definition(seed):
         assert join_long(chunk, ranks) == world.joined(chunk, ranks)
 
 
-def test_join_goes_on_from_what_is_joined_already():
-    """As learn does it: the ranks of the base first, then one above them."""
+def test_join_continues_from_what_is_joined_already():
+    """As learn does: first with the ranks of the base, then with one above them."""
     for seed in SEEDS:
         rng = random.Random(seed)
         ranks = random_ranks(rng, b"ab", 6)
@@ -106,7 +106,7 @@ def test_ids_are_those_of_the_definition(llama3, base, merged, engine):
             assert vocabulary.encode(text, bos=False) == world.encoded(text, vocabulary.ranks), text
 
 
-def test_encode_a_text_or_a_list_and_what_is_put_around_them(merged, engine):
+def test_encode_takes_a_text_or_a_list_and_adds_bos_and_eos(merged, engine):
     some = ["한국", "", "It's"]
     rows = [world.encoded(text, merged.ranks) for text in some]
     assert merged.encode(some, bos=False) == rows
@@ -121,8 +121,8 @@ def test_encode_a_text_or_a_list_and_what_is_put_around_them(merged, engine):
         assert merged.encode(some[0], bos=bos, eos=eos) == expected[0]
 
 
-def test_the_text_of_a_control_token_is_a_text(merged, engine):
-    """No document can end itself, or begin another one."""
+def test_the_text_of_a_control_token_is_ordinary_text(merged, engine):
+    """No document can end itself or start another one."""
     ids = merged.encode(f"{BEGIN}a{TURN}", bos=False)
     assert not set(ids) & set(merged.controls.values())
     assert merged.decode(ids) == f"{BEGIN}a{TURN}"
@@ -153,8 +153,8 @@ def test_bytes_of_every_id(merged):
     assert sorted([*merged.ranks.values(), *merged.controls.values()]) == list(range(merged.size))
 
 
-def test_a_bos_that_no_file_names_is_asked_for(llama3, tmp_path, refused):
-    """Qwen's has none. What needs none works."""
+def test_a_missing_bos_is_reported_only_where_it_is_needed(llama3, tmp_path, refused):
+    """Qwen's tokenizer has none. Whatever does not need it works."""
     shutil.copytree(llama3 / "base", tmp_path / "base")
     config = cli.read_json(tmp_path / "base/tokenizer_config.json")
     for missing in ("bos_token", "eos_token"):
@@ -195,7 +195,7 @@ def learn_by_counting(counts, ranks, size, is_wanted) -> list[bytes]:
 @pytest.mark.parametrize("is_wanted", [world.always, tokenizer.is_hangul_token])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_learn_is_counting_again_and_again(seed, is_wanted):
-    """On bases of which not every token is a pair of others, too; and with gaps between ranks."""
+    """Also on bases where not every token is made of a pair, and with gaps between ranks."""
     rng = random.Random(seed)
     letters = rng.choice(["가나", "가간깐ㅋ", "가나a", " 가a漢", "ab가나다라"])
     alphabet = bytes(sorted(set(letters.encode())))
@@ -215,7 +215,7 @@ def test_learn_is_counting_again_and_again(seed, is_wanted):
 
 def test_a_learned_token_ranks_after_the_base_s():
     """Once `ab` is joined, the base's `aba` can be made, and comes before a second `ab`. So `bb` is
-    the next that occurs twice."""
+    the next pair that occurs twice."""
     ranks = {b"a": 0, b"b": 1, b"aba": 2}
     assert learn({"ababb": 1, "bb": 1}, ranks, 2, world.always) == [b"ab", b"bb"]
 
@@ -268,7 +268,7 @@ def test_every_learned_token_is_reached_by_joining_alone(merged, learned, base):
     for i, token in enumerate(learned, base.size):
         assert merged.ranks[token] == i and merged.split(token) == [i]
         assert world.joined(token, merged.ranks) == [token]
-    # The one of the base that is found by looking it up is named by `report`.
+    # The one token of the base that is found only by look-up is named by `report`.
     lost = tokenizer.unreachable(merged, 0)
     assert list(lost) == [WHOLE.replace(" ", "▁")]
     assert tokenizer.unreachable(merged, base.size) == {}
@@ -284,7 +284,7 @@ def test_a_text_without_hangul_is_segmented_as_before(llama3, base, merged, engi
     rng = random.Random()
     found = [tokenizer.HANGUL_LETTER.sub("", text) for text in texts(llama3, 2000)]
     found += ["".join(world.any_characters(rng, 8)) for _ in range(2000)]
-    # Those whose bytes begin as Hangul's do, in all company.
+    # Characters whose bytes begin like those of Hangul, in all contexts.
     near = [
         *range(0xA960, 0xA980),
         *range(0xAB00, 0xAC00),
@@ -333,7 +333,7 @@ def test_rare_tokens_are_replaced_and_too_many_refused(llama3, base, refused, tm
     for n in range(1, len(often) * 2 // 3):
         tokenizer.main([*flags, "--vocab_size", str(n), "--min_count", "2"])
         assert list(byte_level_file.read_ranks(tmp_path / "k")) == often[:n]
-    # No more occur as often. A small source that weighs as much as a large one has rare ones.
+    # Few occur that often. A small source that is weighted like a large one has rare ones.
     refused(tokenizer, [*flags, "--vocab_size", str(len(often) + 1), "--min_count", "2"], "only")
     (tmp_path / "rare.txt").write_text("나라 뷁", encoding="utf-8")
     both = [*flags[:5], f"{tmp_path}/rare.txt", *flags[5:], "--vocab_size", "8", "--balance"]
@@ -364,7 +364,7 @@ def test_merging_what_was_learned_on_another_base_is_refused(
         "--out",
         f"{tmp_path}/m",
     ]
-    # One of another size; one whose token has no two parts here, or is a token already.
+    # A base of another size; one in which a token has no two parts, or is a token already.
     byte_level_file.write_ranks(learned, base.size + 1, tmp_path / "k")
     refused(tokenizer, merge, "was not learned on this base")
     byte_level_file.write_ranks(learned[::-1], base.size, tmp_path / "k")
@@ -379,7 +379,7 @@ def test_merging_what_was_learned_on_another_base_is_refused(
         "is not a token in base64",
     )
     refused(tokenizer, [*merge[:4], f"{tmp_path}/none", *merge[5:]], "cannot read")
-    # A Korean model that was trained without --base, and the other way round.
+    # A Korean model trained without --base, and the reverse.
     model_file = str(request.getfixturevalue("world") / "base.model")
     refused(tokenizer, [*merge[:4], model_file, *merge[5:]], "`tokenizer.py train --base BASE`")
     byte_level_file.write_ranks(learned, base.size, tmp_path / "k")
@@ -387,7 +387,7 @@ def test_merging_what_was_learned_on_another_base_is_refused(
     assert not (tmp_path / "m").exists()
 
 
-def test_no_file_and_no_model_is_replaced_by_what_is_merged(llama3, tmp_path, refused):
+def test_merge_overwrites_no_other_file_or_model(llama3, tmp_path, refused):
     shutil.copytree(llama3 / "base", tmp_path / "base")
     (tmp_path / "file").write_text("mine")
     merge = [
@@ -402,7 +402,7 @@ def test_no_file_and_no_model_is_replaced_by_what_is_merged(llama3, tmp_path, re
     refused(tokenizer, [*merge, f"{tmp_path}/base"], "would replace what it is made of")
     shutil.copytree(llama3 / "base", tmp_path / "another")
     refused(tokenizer, [*merge, f"{tmp_path}/another"], "holds more than a tokenizer")
-    # A base may be a tokenizer alone.
+    # A base may be a tokenizer without a model.
     (tmp_path / "alone").mkdir()
     shutil.copy(llama3 / "base/tokenizer.json", tmp_path / "alone")
     merge_alone = [*merge[:2], f"{tmp_path}/alone", *merge[3:]]
@@ -423,7 +423,7 @@ def test_no_file_and_no_model_is_replaced_by_what_is_merged(llama3, tmp_path, re
     refused(
         tokenizer, [*train, "--out", f"{tmp_path}/base"], "is a folder; a file is to be written"
     )
-    # The same again, or an empty folder, may be written over.
+    # The same output again, or an empty folder, may be overwritten.
     (tmp_path / "new").mkdir()
     for _ in range(2):
         tokenizer.main([*merge, f"{tmp_path}/new"])
@@ -547,7 +547,7 @@ def test_transformers_saves_and_reopens_it_with_the_same_ids(llama3, tmp_path, m
             assert peer(text)["input_ids"] == ids, text
             back = peer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             assert back == text
-        # And this reads what transformers saved: another spelling, the same vocabulary.
+        # And we read what transformers saved: written differently, the same vocabulary.
         assert tokenizer.load(folder).sha256 == merged.sha256
 
 
@@ -567,7 +567,7 @@ def test_a_tiktoken_file_is_the_same_vocabulary_as_its_tokenizer_json(base, tmp_
         assert (vocabulary.bos, vocabulary.eos) == (len(base.ranks), len(base.ranks) + 1)
         assert vocabulary.controls["<|eot_id|>"] == len(base.ranks) + 9
         assert not vocabulary.adds_space
-    # Another EOS, or another regular expression, is another vocabulary.
+    # Another EOS or another regular expression makes another vocabulary.
     cli.write_json(tmp_path / "dir/tokenizer_config.json", {"eos_token": "<|eot_id|>"})
     assert tokenizer.load(tmp_path / "dir").eos == len(base.ranks) + 9
     assert tokenizer.load(tmp_path / "dir").sha256 != found[0].sha256
@@ -592,14 +592,14 @@ def world_model(request):
 
 
 def written(tmp_path, content) -> str:
-    """A tokenizer.json with this content."""
+    """Write a tokenizer.json with this content."""
     file = tmp_path / "tokenizer.json"
     file.write_text(json.dumps(content), encoding="utf-8")
     return str(file)
 
 
 def change(content: dict, path: str, value) -> dict:
-    """A copy of nested dictionaries with one value changed; `path`: its keys, with dots between."""
+    """A copy of nested dictionaries with one value changed; `path`: its keys, joined by dots."""
     content = json.loads(json.dumps(content))
     *keys, last = path.split(".")
     inner = content
@@ -662,7 +662,7 @@ def test_a_word_of_add_tokens_and_a_changed_order_are_refused(llama3, tmp_path):
     with_word = {**content, "added_tokens": [*content["added_tokens"], WORD]}
     with pytest.raises(cli.UserError, match="add_tokens"):
         tokenizer.load(written(tmp_path, with_word))
-    # What is no word may stand there: Llama 3's chat has such tokens, and so has Qwen's.
+    # Tokens that are not words are allowed: the chat formats of Llama 3 and Qwen have some.
     tool = {**WORD, "content": "<tool_call>"}
     with_tool = {**content, "added_tokens": [*content["added_tokens"], tool]}
     assert tokenizer.load(written(tmp_path, with_tool)).controls["<tool_call>"] == 561
@@ -670,7 +670,7 @@ def test_a_word_of_add_tokens_and_a_changed_order_are_refused(llama3, tmp_path):
     swapped = [merges[1], merges[0], *merges[2:]]
     with pytest.raises(cli.UserError, match="its merges are not the ranks"):
         tokenizer.load(written(tmp_path, change(content, "model.merges", swapped)))
-    # A list of one merge for each token, as GPT-2's is: those by which it was learned.
+    # A list with one merge per token, like GPT-2's: the merges by which they were learned.
     ranks = tokenizer.load(llama3 / "base").ranks
     own = []
     for token, rank in ranks.items():
@@ -718,7 +718,7 @@ def test_directories_as_people_have_them(llama3, tmp_path, base):
     folder = tmp_path / "model"
     folder.mkdir()
     written(folder, cli.read_json(llama3 / "base/tokenizer.json"))
-    # BOS and EOS stand in a file of their own, or in none: then a document cannot begin.
+    # BOS and EOS are in a separate file, or in none: then a document cannot begin.
     assert puts_bos(folder)
     with pytest.raises(cli.UserError, match="model/tokenizer.json has no BOS"):
         tokenizer.load(folder).encode("예", bos=True)
@@ -748,7 +748,7 @@ def test_damaged_files_are_refused(llama3, tmp_path, refused, base, monkeypatch)
     refused(tokenizer, [*report, str(tmp_path)], "tokenizer_config.json is not valid JSON")
     (tmp_path / "tokenizer_config.json").unlink()
 
-    # tiktoken's file: with another number of ranks, with a line that is none.
+    # A tiktoken file with the wrong number of ranks, or with an invalid line.
     ranks = world.write_tiktoken(base.ranks, tmp_path / "llama3.tiktoken")
     refused(
         tokenizer,
@@ -768,7 +768,7 @@ def test_damaged_files_are_refused(llama3, tmp_path, refused, base, monkeypatch)
     ):
         ranks.write_bytes(b"".join([*lines[:6], line, *lines[7:]]))
         refused(tokenizer, [*report, str(ranks)], "llama3.tiktoken, line 7, is not a token")
-    # One that breaks off, between two tokens or in the last number.
+    # A file that breaks off, between two tokens or in the last number.
     for end in (b"", lines[-1][:-2], lines[-1][:-5]):
         ranks.write_bytes(b"".join(lines[:-1]) + end)
         refused(tokenizer, [*report, str(ranks)], "llama3.tiktoken")

@@ -1,5 +1,5 @@
-"""tokenizer.json files as they are found, and texts as they should not be: every id is what
-`tokenizers` would give, or the file is refused in one line."""
+"""tokenizer.json files as they occur, and unusual texts: every id is the one that `tokenizers`
+gives, or the file is refused in one line."""
 import copy
 import json
 import random
@@ -26,14 +26,14 @@ PATTERNS = [
 REFUSED_PATTERNS = [
     # read in two ways: possessive, or repeated
     LLAMA3.replace("{1,3}", "{1,3}+"),
-    # groups, of which findall would return the contents
+    # groups, whose contents findall would return
     f"({LLAMA3})", LLAMA3.replace("(?i:", "("), r"(\p{L})\1|[\s\S]",
-    # what is lost: single digits, the last space, roman numerals
+    # text is lost: single digits, the last space, roman numerals
     LLAMA3.replace("{1,3}", "{2}"), LLAMA3.removesuffix(r"|\s+"),
     r"\p{L}+|\p{Nd}+|[^\p{L}\p{N}]+",
     # what matches nothing at all
     "", r"\p{L}*|\P{L}+", r"[\s\S]*",
-    # what is no regular expression
+    # not a regular expression
     "[", "(?:", r"a{3,1}|[\s\S]", r"\p{Foo}",
 ]
 
@@ -125,14 +125,14 @@ def test_a_regular_expression_is_read_as_by_tokenizers(content, pattern, tmp_pat
 
 @pytest.mark.parametrize(
     "change", [merges_as_lists, controls_in_front, controls_outside, hole, trimmed])
-def test_the_same_in_other_words(content, change, tmp_path):
+def test_other_spellings_of_the_same_are_read(content, change, tmp_path):
     content = copy.deepcopy(content)
     change(content)
     check_equal(content, tmp_path)
 
 
 def check_equal(content, folder):
-    """Ids are those of `tokenizers` and tiktoken, where these are installed; and nothing is lost."""
+    """Ids are those of `tokenizers` and tiktoken, if installed, and nothing is lost."""
     vocabulary = read(content, folder)
     for text in strings(0):
         assert vocabulary.decode(vocabulary.encode_chunks(text)) == text
@@ -281,7 +281,7 @@ def slow_join(parts, ranks):
 
 
 def test_join_is_its_definition():
-    """With ranks in any order, not only in one in which tokens could have been learned."""
+    """With ranks in any order, not only in one that learning could give."""
     rng = random.Random(0)
     for _ in range(3000):
         letters = rng.choice([b"a", b"ab", b"abc"])
@@ -298,7 +298,7 @@ def test_join_is_its_definition():
 
 @pytest.mark.parametrize("unit", ["ㅋ", "a", "ACGT", " ", "\n", " \n", "\0", "the", "."])
 def test_long_runs(content, unit, tmp_path):
-    """100,000 bytes in one chunk are seconds, not minutes."""
+    """100,000 bytes in one chunk take seconds, not minutes."""
     vocabulary = read(copy.deepcopy(content), tmp_path)
     text = unit * (100_000 // len(unit.encode()))
     ids = vocabulary.encode_chunks(text)
@@ -306,8 +306,8 @@ def test_long_runs(content, unit, tmp_path):
     assert vocabulary.encode(text, bos=False) == ids
 
 
-def test_more_spaces_than_tiktoken_survives(content, tmp_path, monkeypatch):
-    """Its regular expressions panic, and a panic is no Exception: pack would die of it."""
+def test_more_spaces_than_tiktoken_can_handle(content, tmp_path, monkeypatch):
+    """Its regular expressions panic, and a panic is not an Exception: it would kill pack."""
     pytest.importorskip("tiktoken")
     vocabulary = read(copy.deepcopy(content), tmp_path)
     monkeypatch.setattr(vocabulary, "ids_of_chunk", lambda chunk: [len(chunk)])
@@ -333,7 +333,7 @@ def test_nothing(content, tmp_path):
 
 
 def test_without_bos(content, tmp_path):
-    """It may be measured; but no document can begin with what it does not have."""
+    """It can be measured, but no document can begin with a token that does not exist."""
     read(copy.deepcopy(content), tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     vocabulary = byte_level_file.read(tmp_path / "tokenizer.json")
@@ -353,14 +353,14 @@ def test_a_tokenizer_json_of_a_sentencepiece_model_asks_for_that(content, change
     content = {**copy.deepcopy(content), **changes}
     with pytest.raises(cli.UserError, match=f"{tmp_path} holds no tokenizer.model, .* from the base"):
         read(content, tmp_path)
-    # The file itself was named, and what is read lies beside it.
+    # The file itself was named, and the file to read is next to it.
     (tmp_path / "tokenizer.model").touch()
     with pytest.raises(cli.UserError, match=f"SentencePiece model; give {tmp_path}/tokenizer.model"):
         read(content, tmp_path)
 
 
-def test_only_what_a_text_becomes_needs_a_row(content, tmp_path):
-    """A pad token behind the table does no harm; BOS, EOS and a piece do."""
+def test_only_tokens_that_occur_in_texts_need_a_row(content, tmp_path):
+    """A pad token beyond the table does no harm; BOS, EOS or a piece does."""
     vocabulary = read(copy.deepcopy(content), tmp_path)
     pad = vocabulary.controls["<|reserved_special_token_0|>"]
     assert (vocabulary.eos, pad) == (vocabulary.size - 2, vocabulary.size - 1)

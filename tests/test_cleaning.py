@@ -90,7 +90,7 @@ def test_same_bytes_for_any_number_of_workers(corpus):
         assert (corpus / "three" / file.name).read_text(encoding="utf-8") == expected
 
 
-def test_a_page_of_nothing_but_menus_is_not_asked_for_its_perplexity(tmp_path):
+def test_a_page_of_menus_only_gets_no_perplexity(tmp_path):
     rng = random.Random()
     menu = [korean(rng, 1) for _ in range(8)]
     write(tmp_path / "raw" / "a.jsonl", [{"text": "\n".join(rng.sample(menu, 6))} for _ in range(20)]
@@ -132,7 +132,7 @@ def test_cp949_text_file(tmp_path):
     (["--input", "a.jsonl", "cp949"], "cp949/.udcb0.udca1.jsonl': the name of this file is not UTF-8"),
     (["--input", "a.jsonl", "--out", "x.pdf"], "is a file"), (["--input", "a.jsonl", "--out", "."], "its own input"),
 ])
-def test_what_a_person_can_get_wrong(tmp_path, monkeypatch, flags, message):
+def test_user_errors_are_one_line(tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     Path("x.pdf").touch()
@@ -150,7 +150,7 @@ def test_what_a_person_can_get_wrong(tmp_path, monkeypatch, flags, message):
 @pytest.mark.parametrize("profile", ["web", "short"])
 def test_malformed_inputs_never_stop_a_run(tmp_path, profile):
     seed = random.randrange(10**6)
-    folder = tmp_path / f"seed-{seed}"  # by which a failure can be had again
+    folder = tmp_path / f"seed-{seed}"  # so that a failure can be reproduced
     spec = importlib.util.spec_from_file_location("fuzz", Path(__file__).parent / "stress" / "fuzz_cleaning.py")
     spec.loader.exec_module(fuzz := importlib.util.module_from_spec(spec))
     fuzz.check(folder, fuzz.write(folder, random.Random(seed), 300), "--profile", profile)
@@ -183,7 +183,7 @@ def test_what_happens_while_reading_is_counted(tmp_path):
     assert report["input"]["documents"] == report["output"]["documents"] == 5
 
 
-def test_a_run_that_resumes_does_not_count_lines_again(corpus, monkeypatch, capsys):
+def test_a_resumed_run_does_not_count_lines_again(corpus, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "last_pass", None)
     with pytest.raises(TypeError):
         clean(corpus, "out")

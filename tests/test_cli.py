@@ -1,4 +1,4 @@
-"""common/cli.py: flags that hint, errors on one line, outputs that are whole or absent."""
+"""common/cli.py: flags with hints, one-line errors, outputs that are complete or absent."""
 import argparse
 import errno
 import hashlib
@@ -45,8 +45,8 @@ def test_help_shows_the_docstring_and_each_default(capsys):
     assert "teaches 100 % of it" in text and "what to read (default: a)" in text
 
 
-def test_on_a_gpu_cudnn_attends_only_where_it_is_asked_for(monkeypatch):
-    """It would make a new plan for every length that generation, validation and scoring meet."""
+def test_on_a_gpu_cudnn_attends_only_where_it_is_asked_to(monkeypatch):
+    """It would make a new plan for every length met in generation, validation and scoring."""
     before = torch.backends.cuda.cudnn_sdp_enabled()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     torch.backends.cuda.enable_cudnn_sdp(True)
@@ -60,7 +60,7 @@ def test_on_a_gpu_cudnn_attends_only_where_it_is_asked_for(monkeypatch):
         torch.backends.cuda.enable_cudnn_sdp(before)
 
 
-def test_run_hides_no_error_of_ours():
+def test_run_hides_none_of_our_bugs():
     def broken():
         raise KeyError("a defect of the program")
     with pytest.raises(KeyError):
@@ -90,7 +90,7 @@ def test_a_good_block_replaces_file_and_folder(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "f"]
 
 
-def test_behind_a_link_its_folder_is_replaced(tmp_path):
+def test_through_a_link_the_folder_it_names_is_replaced(tmp_path):
     (tmp_path / "disk/d").mkdir(parents=True)
     (tmp_path / "link").symlink_to("disk/d")
     with cli.new_folder(tmp_path / "link") as temporary:
@@ -100,7 +100,7 @@ def test_behind_a_link_its_folder_is_replaced(tmp_path):
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["d", "disk", "link", "new"]
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed_by_the_next(tmp_path):
     code = f"""
 import os, signal
 from common import cli
@@ -118,7 +118,7 @@ with cli.new_folder({str(tmp_path / "d")!r}) as temporary:
 
 
 def test_a_folder_moved_aside_by_a_killed_process_comes_back(tmp_path):
-    """Killed between the two renames: the old folder has only its temporary name."""
+    """Killed between the two renames: the old folder exists only under its temporary name."""
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     (tmp_path / f".d.old.{dead.pid}.partial").mkdir()
@@ -130,7 +130,7 @@ def test_a_folder_moved_aside_by_a_killed_process_comes_back(tmp_path):
 
 
 def test_sha256_is_that_of_the_bytes(tmp_path):
-    content = bytes(range(256)) * 5000  # more than is read at a time
+    content = bytes(range(256)) * 5000  # more than is read at once
     (tmp_path / "f").write_bytes(content)
     assert cli.sha256(tmp_path / "f") == hashlib.sha256(content).hexdigest()
 
@@ -162,7 +162,7 @@ def test_a_model_directory_passes(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{}")
     cli.check_model_folder(tmp_path / "model")
-    # Weights decide: a model directory may hold a folder named `model`, whatever that is.
+    # The weights decide: a model directory may contain a folder named `model`.
     (tmp_path / "model.safetensors").write_text("")
     cli.check_model_folder(tmp_path)
 
@@ -191,7 +191,7 @@ def test_a_run_in_place_of_its_model_is_named_as_such(tmp_path):
         cli.check_model_folder(run)
 
 
-# What a report may hold: Korean, a Latin letter with an accent, an arrow, SentencePiece's space, an
+# What a report may contain: Korean, an accented Latin letter, an arrow, SentencePiece's space, an
 # emoji; and a file name that is not UTF-8.
 HARD_TO_SHOW = "대한민국 é → ▁ 😀 \udcff"
 
@@ -213,7 +213,7 @@ cli.run(main)
     for output, n_lines in ((done.stdout, 1), (done.stderr, 2)):
         lines = output.decode(encoding).splitlines()
         assert len(lines) == n_lines
-        # Python's own spelling is \U0001f600; what can be shown is shown.
+        # Python's own escape is \U0001f600; what can be shown is shown.
         shown = HARD_TO_SHOW.encode(encoding, "backslashreplace").decode(encoding)
         assert all(shown in line for line in lines)
 

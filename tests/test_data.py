@@ -1,4 +1,4 @@
-"""Packing, shards, the order of batches and bits per byte, against arithmetic done another way."""
+"""Packing, shards, the order of batches and bits per byte, checked by independent arithmetic."""
 import json
 import math
 import os
@@ -72,7 +72,7 @@ def test_shards_hold_every_document_once(tmp_path, tokenizers):
     train_texts = [sp.decode(d[1:-1]) for d in documents]
     val_texts = [sp.decode(d[1:-1].tolist()) for d in validation]
     assert sorted(train_texts + val_texts) == sorted(texts) and 5 < len(val_texts) < 80
-    assert train_texts == [text for text in texts if text not in val_texts]  # in their order
+    assert train_texts == [text for text in texts if text not in val_texts]  # in order
     assert n_bytes == index["val"]["bytes"] == sum(len(text.encode()) for text in val_texts)
     assert index["bytes"] + n_bytes == sum(len(text.encode()) for text in texts)
     assert index["tokenizer_sha256"] == cli.sha256(tokenizers[0]) and index["vocab_size"] == 320
@@ -95,7 +95,7 @@ def test_validation_is_the_same_text_under_any_tokenizer_order_and_threads(tmp_p
         assert n_bytes <= 2500 and n_bytes == sum(len(text.encode()) for text in found[-1])
     assert found[0] == found[1] == found[2] == found[3] == sorted(found[0], key=data.text_hash)
     allowed = sorted((t for t in texts if data.text_hash(t) < 0.2 * 2**64), key=data.text_hash)
-    following = allowed[len(found[0])]  # not one more would have fitted
+    following = allowed[len(found[0])]  # not one more would have fit
     assert found[0] == allowed[:len(found[0])] and n_bytes + len(following.encode()) > 2500
     for a, b in zip((tmp_path / "out0").iterdir(), (tmp_path / "out1").iterdir(), strict=True):
         assert a.read_bytes() == b.read_bytes()
@@ -111,7 +111,7 @@ def test_the_smallest_corpora(tmp_path, tokenizers, texts, n_train, n_val):
             shards.validation(1)
 
 
-def test_a_document_of_two_folders_is_packed_once(tmp_path, tokenizers):
+def test_a_document_in_two_folders_is_packed_once(tmp_path, tokenizers):
     """Two profiles may keep the same document. Nothing else about the shards changes."""
     rng = random.Random()
     texts = sentences(rng, 200)
@@ -138,7 +138,8 @@ def test_a_repeated_pair_is_packed_once_and_another_response_is_not(tmp_path, to
 
 
 def test_pack_reads_what_the_flags_say(tmp_path, tokenizers, capsys):
-    """Another encoding, a nested field, a line per document, a few broken bytes; what is not read is named."""
+    """Another encoding, a nested field, one document per line, a few broken bytes; what is not read
+    is named."""
     texts = [f"바다 {i} 하늘" for i in range(30)]  # sea, sky
     nested = [json.dumps({"page": {"body": text}}, ensure_ascii=False) for text in texts[:20]]
     (tmp_path / "in").mkdir()
@@ -153,7 +154,7 @@ def test_pack_reads_what_the_flags_say(tmp_path, tokenizers, capsys):
 
 
 def fake(folder: Path, sizes: list[int]) -> data.Shards:
-    """Shards whose tokens are 0, 1, 2, ..., so that a window says where it was read."""
+    """Shards whose tokens are 0, 1, 2, ..., so that a window shows where it was read."""
     folder.mkdir()
     parts = np.split(np.arange(sum(sizes), dtype=np.uint32), np.cumsum(sizes)[:-1])
     files = {f"train-{i:05d}.npy": data.save_array(folder / f"train-{i:05d}.npy", part) for i, part in enumerate(parts)}
@@ -173,7 +174,7 @@ def test_windows_span_files(tmp_path):
             assert targets.tolist() == list(range(i * seq_len + 1, (i + 1) * seq_len + 1))
 
 
-def test_shards_that_are_not_as_they_were_written(tmp_path):
+def test_shards_that_have_changed_since_they_were_written(tmp_path):
     fake(tmp_path / "s", [50, 50])
     file = tmp_path / "s" / "train-00001.npy"
     whole = file.read_bytes()
@@ -200,7 +201,7 @@ def test_shards_that_are_not_as_they_were_written(tmp_path):
     (2_000, 0, ["--shard_tokens", "200"]),      # for index.json
 ])
 def test_a_full_disk_is_one_line_and_nothing_half_is_left(tmp_path, tokenizers, limit, wrong, flags):
-    """No file may grow past a limit: the kernel says no, as a full disk does."""
+    """A limit on the size of files: the kernel refuses to write, as on a full disk."""
     write(tmp_path / "in" / "a.jsonl", sentences(random.Random(1), 200))
     with open(tmp_path / "in" / "a.jsonl", "a") as file:
         file.write("broken\n" * wrong)
@@ -269,8 +270,8 @@ def test_an_epoch_deals_every_window_once_and_the_next_in_another_order(loader):
 
 
 def strays(first: list[Fraction], last: list[Fraction], windows: int) -> tuple[Fraction, Fraction]:
-    """(most windows behind, most windows ahead) of any source, at any draw of a stage, in whole numbers: what it was
-    due is the integral of its exact share."""
+    """(most windows behind, most windows ahead) of any source at any draw of a stage, in exact
+    fractions. The number due is the integral of the source's exact share."""
     first, last = ([w / sum(weights) for w in weights] for weights in (first, last))
     floats, counts = [[float(w) for w in weights] for weights in (first, last)], [0] * len(first)
     behind = []
@@ -286,8 +287,9 @@ def fractions(rng: np.random.Generator, n: int, power: int = 1) -> list[Fraction
 
 
 def test_sources_are_interleaved_as_their_shares_say():
-    """Whatever the weights: less than a window ahead, and 1/2 + ... + 1/n behind at most (the proof: the mean lag of
-    the k that are furthest behind is at most 1/(k+1) + ... + 1/n, by induction over draws)."""
+    """For any weights: less than a window ahead, and at most 1/2 + ... + 1/n behind. (Proof: the
+    mean lag of the k sources furthest behind is at most 1/(k+1) + ... + 1/n, by induction over
+    draws.)"""
     rng = np.random.default_rng()
     for _ in range(40):
         n = int(rng.integers(2, 21))
@@ -297,7 +299,7 @@ def test_sources_are_interleaved_as_their_shares_say():
 
 
 def test_two_to_twenty_random_sources_stray_less_than_a_window():
-    """Not for every set of weights: see the comment in furthest_behind."""
+    """Not guaranteed for every set of weights: see the comment in furthest_behind."""
     rng = np.random.default_rng(0)
     for n in range(2, 21):
         weights = fractions(rng, n)
@@ -319,13 +321,14 @@ def drawn(loader: data.Loader, n: int) -> list[int]:
 
 
 def test_the_source_furthest_behind_comes_next(loader):
-    """By hand. Weights ½, ⅜ and ⅛: behind by (½ ⅜ ⅛), (0 ¾ ¼), (½ ⅛ ⅜), (0 ½ ½), (½ -⅛ ⅝), (1 ¼ -¼), (½ ⅝ -⅛), (1 0 0)
-    before each draw. Then all are where they began."""
+    """By hand. With weights ½, ⅜ and ⅛, sources are behind by (½ ⅜ ⅛), (0 ¾ ¼), (½ ⅛ ⅜), (0 ½ ½),
+    (½ -⅛ ⅝), (1 ¼ -¼), (½ ⅝ -⅛), (1 0 0) before each draw. Then all are back at the start."""
     assert drawn(loader(weights=(4, 3, 1)), 16) == [0, 1, 0, 1, 2, 0, 1, 0] * 2
 
 
 def test_weights_move_within_each_stage_and_others_carry_on(loader):
-    """Two that change places over 4 windows are due s - s²/8 and s²/8: behind by (⅞ ⅛), (½ ½), (-⅛ 1⅛), (0 1)."""
+    """Two sources that trade places over 4 windows are due s - s²/8 and s²/8: behind by (⅞ ⅛),
+    (½ ½), (-⅛ 1⅛), (0 1)."""
     moving = loader(weights=((1, 0), (0, 1)))
     for _ in range(2):
         moving.begin_stage(4)
@@ -354,7 +357,8 @@ def test_every_process_reads_its_rows_of_the_same_batch(loader):
     strided = loader()
     for every_second, array in zip(strided.next(24, slice(1, None, 2)), whole, strict=True):
         assert (every_second == array[1::2]).all()
-    assert strided.counts == [int(n) for n in np.bincount(whole[2])]  # the state is the whole batch's
+    # The state is that of the whole batch.
+    assert strided.counts == [int(n) for n in np.bincount(whole[2])]
 
 
 @pytest.mark.parametrize("weights", [(0.6, 0.3, 0.1), (1 / 3, 1 / 3, 1 / 3), ((0.1, 0.7), (0.6, 0.3), (0.3, 0))])
@@ -387,8 +391,9 @@ def test_loader_refuses(tmp_path):
 
 
 def test_prompts_are_given_and_responses_learnt(world, tmp_path):
-    """The targets of a packed dialogue are the tokens of response and EOS, as prompt and response are encoded together;
-    validation counts the bytes of responses; a line without a field is rejected by name."""
+    """The targets of a packed dialogue are the tokens of response and EOS, with prompt and response
+    encoded together; validation counts the bytes of responses; a line without a field is rejected
+    by name."""
     rng = np.random.default_rng()
     def word():
         return "".join(rng.choice(list("etaoin"), 4))
@@ -442,7 +447,7 @@ def test_half_of_a_dialogue_and_sft_without_prompts_are_refused(world, tmp_path,
 # ---------------------------------------------------------------------------------------------------- bits per byte
 
 class Bigram(torch.nn.Module):
-    """A model that knows the token before, nothing more: its loss does not depend on where windows are cut."""
+    """A model that knows only the previous token: how windows are cut does not change its loss."""
 
     def __init__(self, vocab_size: int):
         super().__init__()
@@ -478,7 +483,7 @@ def test_bits_per_byte_counts_every_token_once(tmp_path, tokenizers, seq_len):
     (["--input", "bad.jsonl"], r"no document to train on .*1 lines were rejected \(1 of them: broken JSON\), 0 documents"),
     (["--shard_tokens", "0"], "shard_tokens"), (["--val_fraction", "0.99999999"], "for validation"),
 ])
-def test_what_a_person_can_get_wrong(tmp_path, tokenizers, monkeypatch, flags, message):
+def test_user_errors_are_one_line(tmp_path, tokenizers, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     write(Path("in/a.jsonl"), ["a", "b", "c"])
     Path("bad.jsonl").write_text("{")
@@ -488,7 +493,7 @@ def test_what_a_person_can_get_wrong(tmp_path, tokenizers, monkeypatch, flags, m
 
 
 def test_a_tokenizer_longer_than_the_table_of_its_model(tmp_path, tokenizers):
-    """An id beyond the table would be found only by training. Only pieces that a text becomes count."""
+    """Otherwise only training would find an id beyond the table. Only pieces of texts count."""
     write(tmp_path / "in/a.jsonl", ["하늘", "sky", "tree"])
     folder = tmp_path / "model"
     folder.mkdir()
@@ -502,5 +507,5 @@ def test_a_tokenizer_longer_than_the_table_of_its_model(tmp_path, tokenizers):
     with pytest.raises(cli.UserError, match="ids up to 319, .*model/config.json says vocab_size 319: .* init.py"):
         pack(tmp_path, folder, "again")
     assert not (tmp_path / "again").exists()
-    # A file alone belongs to no model.
+    # A file by itself belongs to no model.
     pack(tmp_path, folder / "tokenizer.model", "again")

@@ -1,4 +1,4 @@
-"""Step 9, decontaminate, against brute force; the benchmark's files in both of their layouts."""
+"""Step 9, decontaminate, against brute force; the benchmark's files in both layouts."""
 import csv
 import json
 import random
@@ -48,7 +48,7 @@ def test_what_was_found_is_measured_and_shown():
     short = "남자는 토스트기 전원을 껐다."  # 'the man switched the toaster off'
     benchmark = decontaminate.Benchmark([long, short])
     letters = "".join(c for c in long if c.isalnum())
-    # The whole run is counted, its first 40 characters are shown.
+    # The whole run is counted, and its first 40 characters are shown.
     found = f"benchmark_run: {len(letters)} characters in a row, {letters[:40]}"
     assert benchmark.check(f"앞. {long} 뒤.") == (None, found)
     found = f"benchmark_run: 27 characters in a row, {letters[3:30]}"
@@ -57,7 +57,7 @@ def test_what_was_found_is_measured_and_shown():
     assert benchmark.check(f"그리고 {short} 끝") == (None, found)
 
 
-def test_no_letter_is_beyond_the_planes_that_are_looked_at():
+def test_no_letter_is_beyond_the_planes_that_are_checked():
     beyond = range(decontaminate.WITH_LETTERS, decontaminate.CODE_POINTS)
     assert not any(chr(code).isalnum() for code in beyond)
 
@@ -72,7 +72,7 @@ def test_fields_are_read_with_quotes_and_normalised(tmp_path):
 
 # ---- The benchmark's files: TSV as published, JSON lines as on Hugging Face ------------------------
 
-# Two items of COPA's kind, each with two short answers, and one item that is too short to be found.
+# Two items like COPA's, each with two short answers, and an item that is too short to be found.
 ITEMS = [
     {"premise": "수빈이는 어제 저녁에 할머니가 아끼시던 접시를 바닥에 떨어뜨리고 말았다.",
      "question": "결과", "alternative_1": "접시가 산산이 깨져 버렸다.",
@@ -87,7 +87,7 @@ HASH = "0123456789abcdef0123456789abcdef"
 
 
 def published(folder: Path, items: list[dict] = ITEMS) -> Path:
-    """v1.0/COPA/dev.tsv."""
+    """Write v1.0/COPA/dev.tsv."""
     file = folder / "v1.0" / "COPA" / "dev.tsv"
     file.parent.mkdir(parents=True)
     with open(file, "w", encoding="utf-8", newline="") as stream:
@@ -100,7 +100,7 @@ def published(folder: Path, items: list[dict] = ITEMS) -> Path:
 
 
 def hugging_face(folder: Path, items: list[dict] = ITEMS, name: str = "validation.jsonl") -> Path:
-    """copa/validation.jsonl."""
+    """Write copa/validation.jsonl."""
     file = folder / "copa" / name
     file.parent.mkdir(parents=True)
     with open(file, "w", encoding="utf-8") as stream:
@@ -149,7 +149,7 @@ def test_tables_of_the_same_name_are_counted_together(tmp_path):
     assert decontaminate.detectable(tmp_path) == {"COPA/dev": (4, 6)}
 
 
-def test_lists_inside_a_record_and_cells_beyond_the_header_are_looked_for(tmp_path):
+def test_lists_inside_a_record_and_cells_beyond_the_header_are_searched(tmp_path):
     answers = [ITEMS[0]["alternative_1"], {"text": ITEMS[0]["alternative_2"]}]
     hugging_face(tmp_path / "a", [{"choices": answers}], "TEST.JSONL")
     (tmp_path / "a" / "more.tsv").write_text(f"text\n비\t{ITEMS[1]['premise']}\n\n", "utf-8-sig")
@@ -170,7 +170,7 @@ def test_lists_inside_a_record_and_cells_beyond_the_header_are_looked_for(tmp_pa
     ("dev.tsv", "a\tb\n1\t2\n3\t가\n".encode("cp949"), "dev.tsv: 'utf-8' codec"),
     ("dev.tsv", b"a\tb\n1\t2\n3\t" + b"4" * 200_000, "dev.tsv: field larger"),
 ])
-def test_what_cannot_be_read_is_named_with_its_line(tmp_path, name, content, part):
+def test_an_unreadable_file_is_named_with_the_line(tmp_path, name, content, part):
     (tmp_path / name).write_bytes(content)
     for read in (decontaminate.fields, decontaminate.detectable):
         with pytest.raises(cli.UserError) as error:

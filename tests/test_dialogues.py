@@ -1,4 +1,4 @@
-"""Prompts with responses and chats: what is read, what becomes of it, what is said about it."""
+"""Prompts with responses, and chats: how they are read, packed and reported."""
 import json
 import random
 import shutil
@@ -29,7 +29,7 @@ def pack(world, folder, rows: list[dict], *flags: str) -> data.Shards:
 
 
 def documents(shards: data.Shards) -> list[tuple[list[int], list[int]]]:
-    """(ids, learnt ids) of every document, those for validation last."""
+    """(ids, learned ids) of every document, validation documents last."""
     streams = [(shards.index["files"], shards.index["given"])]
     streams.append((["val-00000.npy"], ["val_given.npy"]))
     found = []
@@ -85,7 +85,7 @@ def test_several_prompt_fields_are_joined_by_a_newline_and_some_may_be_empty(wor
 
 
 def test_a_prompt_of_one_field_is_packed_as_it_always_was(world, tmp_path):
-    """Written out, as the first version did it; the hash of the text decides on validation."""
+    """Written out as the first version did it; the hash of the text decides on validation."""
     rows = [{"q": f" {english(random.Random(i), 5)} \n", "a": f"  yes {i} "} for i in range(20)]
     shards = pack(world, tmp_path, rows, "--prompt_field", "q", "--response_field", "a")
     sp = tokenizer.load(world / "base.model")
@@ -163,8 +163,9 @@ def test_the_columns_of_a_table_are_named_and_an_optional_one_is_read(world, tmp
     assert sum(lengths) > sum(without)
 
 
-# What rows of known data sets look like: prompt field, response field, rows; what is said of them
-# and a further row, and the prompt fields that are advised. (Two of ALPACA's have no instruction.)
+# Rows like those of known data sets: prompt field, response field, rows; what is reported about
+# them and about another row, and the prompt fields that are suggested. (Two of ALPACA's have no
+# instruction.)
 SHAPES = {
     "alpaca": (["instruction"], "output", ALPACA, "1 of 4 rows", "instruction input"),
     "koalpaca": (["instruction"], "output",
@@ -226,7 +227,7 @@ CHAT = [system("be brief"), user("say sea"), assistant("sea"), user("and"), user
 
 
 def test_of_a_chat_the_answers_and_their_ends_are_learnt(world, tmp_path):
-    """And it is one document of validation, whose bytes are those of the answers."""
+    """And the chat is one document of validation, whose bytes are those of the answers."""
     rows = [{"messages": CHAT}, {"messages": [user("say sky"), assistant("sky")]}]
     shards = pack(world, tmp_path, rows, "--messages")
     sp = tokenizer.load(world / "base.model")
@@ -260,7 +261,7 @@ def test_of_a_chat_the_answers_and_their_ends_are_learnt(world, tmp_path):
     ("a", "messages is no list of messages"),
     (None, "no messages field"),
 ])
-def test_what_is_no_chat_is_rejected_with_a_reason(world, tmp_path, messages, reason):
+def test_invalid_chats_are_rejected_with_a_reason(world, tmp_path, messages, reason):
     rows = [{"messages": CHAT}, {"messages": messages}, {"messages": CHAT[1:]}]
     index = pack(world, tmp_path, rows, "--messages").index
     assert index["documents"] + index["val"]["documents"] == 2
@@ -324,8 +325,8 @@ def template(folder) -> str | None:
 ])
 def test_the_chat_template_gives_the_ids_that_pack_wrote(
         world, tmp_path, chats, legacy, rstrip, start):
-    """Written by `sft`, carried on by a later stage; transformers reads it. Behind a special token
-    it puts a space, or none (legacy: false), and Phi-3's EOS takes spaces along."""
+    """Written by `sft`, carried on by a later stage, and read by transformers. After a special
+    token transformers adds a space, or none (legacy: false), and Phi-3's EOS strips spaces."""
     base = tmp_path / "base"
     shutil.copytree(world / "model", base)
     config = cli.read_json(base / "tokenizer_config.json")
@@ -335,7 +336,7 @@ def test_the_chat_template_gives_the_ids_that_pack_wrote(
         token["rstrip"] = rstrip and token["content"] == "</s>"
     cli.write_json(base / "tokenizer.json", content)
     tokenizer.save(base, base)
-    # Templates of the model that is tuned, which would come before the one in the settings.
+    # Templates of the model being tuned, which would take precedence over the one in the settings.
     (base / "chat_template.jinja").write_text("old")
     (base / "additional_chat_templates").mkdir()
     (base / "additional_chat_templates/tool.jinja").write_text("old")
@@ -359,7 +360,7 @@ def test_the_chat_template_gives_the_ids_that_pack_wrote(
             chat[:-1], tokenize=True, return_dict=False, add_generation_prompt=True)
         found.append((ids, asked))
     assert sorted(ids for ids, _ in found) == [ids for ids, _ in packed]
-    # What is asked ends where the last answer begins to be learnt.
+    # The prompt ends where the tokens to learn of the last answer begin.
     sp = tokenizer.load(world / "base.model")
     for ids, asked in found:
         learnt = dict((tuple(whole), targets) for whole, targets in packed)[tuple(ids)]

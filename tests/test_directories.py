@@ -1,4 +1,4 @@
-"""Model directories: what a base holds beside its weights, after growing and after training."""
+"""Model directories: the files of a base beside its weights, after growing and after training."""
 import io
 import json
 import shutil
@@ -35,7 +35,7 @@ END, PAD = "<|im_end|>", "<|pad|>"              # ids 400 and 401 of a chat mode
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 QUICK = [*SMALL, "--eval_bytes", "1"]
 
-# What a chat model's directory says beside what every directory says.
+# What a chat model's directory has in addition to the usual files.
 TOKENIZER_CONFIG = {
     "model_max_length": 4096,
     "padding_side": "left",
@@ -79,7 +79,7 @@ def update(file, **values):
 
 @pytest.fixture
 def chat(world, tmp_path):
-    """A chat model, with two tokens behind its pieces."""
+    """A chat model with two tokens after its pieces."""
     folder = write_base(world, tmp_path / "chat")
     update(folder / "config.json", eos_token_id=400, pad_token_id=401, _name_or_path="chat")
     cli.write_json(folder / "generation_config.json", GENERATION)
@@ -110,7 +110,7 @@ def rows_of(folder, i: int) -> list[torch.Tensor]:
 
 
 def named_ids(folder) -> dict[str, int]:
-    """The added tokens by each of the files that describe them; they must agree."""
+    """The added tokens according to each of the files that describe them; they must agree."""
     content = cli.read_json(folder / "tokenizer.json")
     by_json = {token["content"]: token["id"] for token in content["added_tokens"]}
     decoder = cli.read_json(folder / "tokenizer_config.json").get("added_tokens_decoder")
@@ -168,7 +168,7 @@ def test_merged_into_the_file_alone_they_move_and_are_renamed_everywhere(
     vocabulary = tokenizer.load(out)
     assert vocabulary.sha256 == tokenizer.load(merged).sha256
     assert vocabulary.size == size + 2 == config["unpadded_vocab_size"]
-    # SentencePiece does not know the moved tokens; they add nothing to a text.
+    # SentencePiece does not know the moved tokens, and they do not affect any text.
     assert vocabulary.decode([[*vocabulary.encode("tea", bos=True), size], [size]]) == ["tea", ""]
     again = grow(out, out, tmp_path / "again")
     assert named_ids(again) == named_ids(out)
@@ -188,7 +188,7 @@ def test_rows_move_whatever_the_method(chat, korean_model, tmp_path, method):
     "added_tokens.json", "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", None,
 ])
 def test_each_file_that_can_name_a_token(world, korean_model, tmp_path, name):
-    """And none: config.json alone says that a text ends in 400."""
+    """Also with none: config.json alone says that a text ends with 400."""
     base = write_base(world, tmp_path / "base", PIECES + 1)
     for file in ("config.json", "generation_config.json"):
         update(base / file, eos_token_id=400)
@@ -217,7 +217,7 @@ def test_each_file_that_can_name_a_token(world, korean_model, tmp_path, name):
 
 
 def test_ids_before_a_named_one_are_tokens_too(world, tmp_path):
-    """Otherwise the named one would take the first free id, and another token's row."""
+    """Otherwise the named one would get the first free id, and another token's row."""
     base = write_base(world, tmp_path / "base")
     cli.write_json(base / "added_tokens.json", {PAD: 401})
     vocabulary = tokenizer.load(base)
@@ -239,7 +239,7 @@ def test_transformers_5_names_special_tokens_by_role(world, tmp_path):
     assert tokenizer.load(base).controls[END] == 400
 
 
-def test_a_token_without_a_row_gets_one_behind_all_pieces(world, korean_model, tmp_path):
+def test_a_token_without_a_row_gets_one_after_all_pieces(world, korean_model, tmp_path):
     """Llama 2's <pad>: id 32000 of a model with 32,000 rows."""
     base = write_base(world, tmp_path / "base", PIECES)
     update(base / "config.json", pad_token_id=400)
@@ -278,7 +278,7 @@ def test_damaged_files_of_the_tokenizer_are_one_line(world, tmp_path, refused, n
 
 @pytest.mark.parametrize("pad", [-1, 13, 300, 5000])
 def test_a_pad_id_is_never_a_piece_of_text(world, korean_model, tmp_path, pad, capsys):
-    """-1 stands in Llama 1's config.json; 13 is a byte, 300 an English piece."""
+    """Llama 1's config.json has -1; 13 is a byte, 300 an English piece."""
     base = write_base(world, tmp_path / "base", PIECES)
     update(base / "config.json", pad_token_id=pad)
     out = grow(base, merge(base, korean_model, tmp_path / "merged.model"), tmp_path / "out")
@@ -298,7 +298,7 @@ def test_documents_end_in_one_of_the_exported_tokens(
 
 
 def test_a_bos_that_no_file_names_is_that_of_the_documents(world, korean_model, tmp_path):
-    """Where none is named, transformers takes Llama 2's."""
+    """If none is named, transformers uses Llama 2's."""
     base = write_base(world, tmp_path / "base", PIECES)
     for name in ("config.json", "generation_config.json"):
         update(base / name, bos_token_id=None)
@@ -340,7 +340,7 @@ def test_init_keeps_what_the_base_says(chat, korean_model, tmp_path):
 
 
 def test_a_stage_copies_what_it_does_not_change(world, chat, korean_model, tmp_path):
-    """Also what was mended by hand since."""
+    """Including files that were corrected by hand since."""
     merged = merge(chat, korean_model, tmp_path / "merged.model")
     grown = grow(chat, merged, tmp_path / "grown")
     update(grown / "config.json", note="mine", attention_dropout=0.25)
@@ -376,7 +376,7 @@ def test_a_base_that_is_trained_without_growing_ends_as_its_documents_do(world, 
 def encode_json(folder, text: str) -> list[str]:
     tokenizers = pytest.importorskip("tokenizers")
     fast = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    # A token that takes the spaces beside it along is shown with them.
+    # A token that strips adjacent spaces is shown with them.
     return [fast.id_to_token(i) for i in fast.encode(text).ids]
 
 
@@ -443,7 +443,7 @@ def test_the_named_class_is_told_what_a_llama_tokenizer_does_by_itself(world, ll
 
 @pytest.mark.parametrize("adds_space", [True, False])
 def test_a_missing_dummy_prefix_is_in_the_settings(world, tmp_path, adds_space):
-    """llama.cpp goes by them, and puts a space before a text unless they say otherwise."""
+    """llama.cpp reads them, and adds a space before a text unless they say otherwise."""
     base = write_base(world, tmp_path / "base", PIECES)
     raw = (base / "tokenizer.model").read_bytes()
     prefix = field(NORMALIZER, field(DUMMY_PREFIX, int(adds_space)))
@@ -451,14 +451,14 @@ def test_a_missing_dummy_prefix_is_in_the_settings(world, tmp_path, adds_space):
     tokenizer.save(base / "tokenizer.model", tmp_path)
     config = cli.read_json(tmp_path / "tokenizer_config.json")
     assert config.get("add_prefix_space") == (None if adds_space else False)
-    # What a base says wrongly is amended.
+    # A wrong value in the base is corrected.
     update(base / "tokenizer_config.json", add_prefix_space=not adds_space)
     tokenizer.save(base, tmp_path)
     assert cli.read_json(tmp_path / "tokenizer_config.json")["add_prefix_space"] is adds_space
 
 
 def test_a_piece_that_the_base_describes_as_special_stays_so(chat, korean_model, tmp_path):
-    """Some fine-tuned models gave an unused piece a new task, in place of a new token."""
+    """Some fine-tuned models reused an unused piece instead of adding a token."""
     [piece] = tokenizer.load(chat).pieces[300:301]
     content = cli.read_json(chat / "tokenizer.json")
     content["added_tokens"].append({"id": 300, "content": piece.text, "special": True})
@@ -468,7 +468,7 @@ def test_a_piece_that_the_base_describes_as_special_stays_so(chat, korean_model,
 
 
 def test_a_list_that_only_transformers_5_reads_has_its_older_name(chat, korean_model, tmp_path):
-    """transformers 4 could not open what was grown from a tokenizer that transformers 5 saved."""
+    """transformers 4 could not open a model grown from a tokenizer that transformers 5 saved."""
     update(chat / "tokenizer_config.json", additional_special_tokens=None,
            extra_special_tokens=[END, PAD])
     out = grow(chat, merge(chat, korean_model, tmp_path / "merged.model"), tmp_path / "out")
@@ -478,7 +478,7 @@ def test_a_list_that_only_transformers_5_reads_has_its_older_name(chat, korean_m
 
 
 def test_a_pad_token_that_is_a_piece_of_text_is_left_out(chat, korean_model, tmp_path, capsys):
-    """In tokenizer_config.json, too."""
+    """Also in tokenizer_config.json."""
     i = next(i for i in range(300, PIECES) if tokenizer.load(chat).bytes_of(i))
     piece = tokenizer.load(chat).pieces[i].text
     for name in ("config.json", "generation_config.json"):
@@ -512,7 +512,7 @@ def test_special_tokens_in_a_prompt_are_themselves(
     ids = sample.encode_prompt(vocabulary, out, prompt)
     assert ids.count(400) == prompt.count(END) and ids.count(1) == 1
     sample.main(["--model", str(out), "--prompt", prompt, "--max_new_tokens", "1"])
-    # Before a BOS that is there already, transformers puts another one.
+    # transformers adds another BOS before one that is already there.
     expected = encode_json(out, prompt)
     if prompt.startswith("<s>"):
         del expected[0]
@@ -528,8 +528,8 @@ def test_of_two_special_tokens_that_begin_alike_the_longer_one_is_meant(world, t
 @pytest.mark.parametrize("legacy", [True, False])
 @pytest.mark.parametrize("prompt", [f"tea{END}tea {END} tea", f"{END} tea", f"{END}tea\n{END}"])
 def test_special_tokens_in_a_prompt_may_be_pieces(world, tmp_path, legacy, prompt):
-    """Yi has its chat tokens as user-defined pieces: SentencePiece finds them, but puts a space
-    before the first one and none behind."""
+    """Yi's chat tokens are user-defined pieces: SentencePiece finds them, but adds a space before
+    the first one and none after them."""
     base = write_base(world, tmp_path / "base", PIECES + 1)
     piece = field(TEXT, END.encode()) + field(SCORE, 0.0) + field(TYPE, USER_DEFINED)
     with open(base / "tokenizer.model", "ab") as file:
@@ -544,7 +544,7 @@ def test_special_tokens_in_a_prompt_may_be_pieces(world, tmp_path, legacy, promp
 
 # ------------------------------------------------------------------- pieces of equal score
 
-def test_ties_are_said_and_can_be_broken(world, korean_model, tmp_path, capsys):
+def test_ties_are_reported_and_can_be_broken(world, korean_model, tmp_path, capsys):
     """가나 and 나가 compete for both characters: no list of merges is right for both."""
     base = write_base(world, tmp_path / "base", PIECES + 4)
     raw = (base / "tokenizer.model").read_bytes()
@@ -610,7 +610,7 @@ def test_ids_may_be_nested():
 
 
 def test_a_directory_of_a_hub_cache_is_links(chat, korean_model, tmp_path):
-    """Files of Hugging Face's cache are links; what is copied are files."""
+    """Files in Hugging Face's cache are links; copies of them are files."""
     shutil.copytree(chat, tmp_path / "blobs")
     (chat / "LICENSE").unlink()
     (chat / "LICENSE").symlink_to(tmp_path / "blobs/LICENSE")
@@ -619,7 +619,7 @@ def test_a_directory_of_a_hub_cache_is_links(chat, korean_model, tmp_path):
 
 
 def test_init_says_that_bin_files_are_not_read(chat, korean_model, tmp_path):
-    """The usual state of an older repository; a missing file to fetch was not the answer."""
+    """The usual state of an older repository, where fetching a missing file is not the answer."""
     merged = merge(chat, korean_model, tmp_path / "merged.model")
     (chat / "model.safetensors").unlink()
     with pytest.raises(cli.UserError, match="convert them to safetensors"):
@@ -628,11 +628,11 @@ def test_init_says_that_bin_files_are_not_read(chat, korean_model, tmp_path):
 
 
 def test_a_piece_with_another_name_in_the_directory_is_refused(chat):
-    """A chat model that took a reserved piece into use: under the piece's name the chat template
-    would not find it, and <|im_end|> would get a new row."""
+    """A chat model that reused a reserved piece: under the piece's name the chat template would not
+    find it, and <|im_end|> would get a new row."""
     piece = tokenizer.load(chat).pieces[3].text
     update(chat / "tokenizer_config.json", added_tokens_decoder={"3": {"content": END}})
     with pytest.raises(cli.UserError, match=f"calls id 3 '{piece}', .* '<.im_end.>'"):
         tokenizer.load(chat)
-    # The file alone has one name for it.
+    # The file alone has a single name for it.
     assert tokenizer.load(chat / "tokenizer.model").size == PIECES

@@ -1,4 +1,4 @@
-"""The worked examples in the docstrings: what is said there can be checked by hand, and is checked here."""
+"""The worked examples in docstrings, which can be checked by hand, are run here."""
 import doctest
 import importlib
 from pathlib import Path

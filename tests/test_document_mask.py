@@ -1,4 +1,4 @@
-"""--document_mask: a window of several documents is trained on as if each were there by itself."""
+"""--document_mask: the documents in a window are trained on as if each were alone."""
 import inspect
 import json
 import math
@@ -21,19 +21,19 @@ from studies import document_mask
 BOS = 1
 MASK = ["--document_mask"]
 
-# Windows of 32 tokens, by where documents begin in them.
+# Windows of 32 tokens, given by where documents begin in them.
 BEGINNINGS = [
     [5, 20],            # the first and the last are cut
-    [0, 9],             # none is cut at the window's start
+    [0, 9],             # none is cut at the start of the window
     [7, 8, 10],         # one of a single token, one of two
-    [31],               # one of which the window has the BOS alone
+    [31],               # one of which only the BOS is in the window
     [],                 # the middle of one
-    list(range(32)),    # 32 of a single token
+    list(range(32)),    # 32 documents of a single token
 ]
 
 
 def windows(beginnings: list[list[int]] = BEGINNINGS, length: int = 32) -> torch.Tensor:
-    """Random tokens (B, length) with a BOS at these places, and nowhere else."""
+    """Random tokens (B, length) with a BOS at these positions and nowhere else."""
     tokens = torch.randint(3, 512, (len(beginnings), length))
     for row, places in zip(tokens, beginnings, strict=True):
         row[places] = BOS
@@ -54,7 +54,7 @@ def gradients(llama: model.Llama) -> dict[str, torch.Tensor]:
 
 
 def alone(llama: model.Llama, inputs, targets) -> tuple[torch.Tensor, dict]:
-    """Loss and gradients, one document after the other, each in a pass of its own."""
+    """Loss and gradients, one document at a time, each in its own pass."""
     total = torch.zeros(())
     for row, expected in zip(inputs, targets, strict=True):
         for part in segments(row):
@@ -79,8 +79,8 @@ def assert_same(one: tuple[torch.Tensor, dict], other: tuple[torch.Tensor, dict]
 
 
 class StandIn:
-    """In varlen_attn's place: the definition, sequence by sequence. It takes what the real one of
-    this torch takes, and notes what it was given."""
+    """Replaces varlen_attn by its definition, sequence by sequence. It takes the arguments of the
+    real one in this version of torch, and records them."""
     def __init__(self):
         self.shapes = []
 
@@ -144,7 +144,7 @@ def test_starts_are_those_of_all_documents_and_the_rest_are_empty(monkeypatch):
     assert starts[:len(expected)] == expected
     assert set(starts[len(expected):]) == {tokens.numel()} and len(starts) == documents.room + 1
 
-    # A window by itself, as train.find_cause looks at them: numbers may start anywhere.
+    # A single window, as train.find_cause looks at it: numbers may start anywhere.
     for row, window in zip(tokens, documents.split(1), strict=True):
         found = window.ready(torch.bfloat16).starts.unique().tolist()
         assert found == [*(part.start for part in segments(row)), 32]
@@ -154,7 +154,7 @@ def test_starts_are_those_of_all_documents_and_the_rest_are_empty(monkeypatch):
     ("cpu", torch.bfloat16, False), ("meta", torch.float32, False), ("meta", torch.bfloat16, True),
 ])
 def test_a_mask_is_made_where_flash_attention_cannot_run(device, dtype, runs):
-    """The device "meta" stands for a GPU."""
+    """The device "meta" stands in for a GPU."""
     documents = model.find_documents(windows(), BOS)
     documents = documents._replace(numbers=documents.numbers.to(device)).ready(dtype)
     assert (documents.mask is None) == runs and (documents.starts is None) != runs
@@ -196,7 +196,7 @@ def test_so_does_a_part_of_the_model(what, way):
 
 
 def test_so_do_windows_of_packed_shards(world, way):
-    """Short documents, of which a window holds several, as data.py pack laid them."""
+    """Short documents, several per window, as data.py pack stores them."""
     llama = model.load(world / "model")
     loader = data.Loader([data.Shards(world / "shards" / x) for x in ("ko", "en")], [1, 1], 64, 3)
     (part,), _, _, _ = next(train.batches(loader, 1, 8, 8, "cpu", document_mask=True))
@@ -208,7 +208,7 @@ def test_so_do_windows_of_packed_shards(world, way):
 
 
 def test_windows_longer_than_the_blocks_that_attention_is_computed_in():
-    """A late document's first blocks of keys are hidden whole."""
+    """All keys in a late document's first blocks are hidden."""
     tokens = windows([[700, 1499], [0, 1300]], length=1500)
     documents = model.find_documents(tokens, BOS)
     q, k, v = (torch.randn(2, heads, 1500, 16, requires_grad=True) for heads in (4, 2, 2))
@@ -233,7 +233,7 @@ def test_the_definition_is_that_of_the_documents_alone():
             torch.testing.assert_close(out[i:i + 1, :, part], model.attention_reference(*own))
 
 
-def test_what_stands_in_other_documents_does_not_matter(way):
+def test_the_content_of_other_documents_does_not_matter(way):
     llama = model.Llama(tiny_config()).requires_grad_(False)
     tokens = windows([[10, 20]])
     other = tokens.clone()
@@ -259,8 +259,8 @@ def test_keys_are_repeated_only_where_they_cannot_be_shared(way):
 
 @pytest.mark.parametrize("recompute", ["none", "attention", "full"])
 def test_a_step_with_documents_never_waits_for_its_device(recompute):
-    """The device "meta" stands for a GPU, and has PyTorch's own varlen_attn: its tensors have no
-    values, so asking for one raises."""
+    """The device "meta" stands in for a GPU, and has PyTorch's own varlen_attn: its tensors have no
+    values, so reading one raises."""
     with torch.device("meta"):
         llama = model.Llama(tiny_config()).bfloat16()
     llama.compute_dtype, llama.recompute = torch.bfloat16, recompute
@@ -275,7 +275,7 @@ def test_a_step_with_documents_never_waits_for_its_device(recompute):
 @pytest.mark.gpu
 @pytest.mark.parametrize("heads, kv_heads", [(4, 4), (8, 2)])
 def test_flash_attention_within_documents_is_its_definition(heads, kv_heads):
-    """The real varlen_attn, with empty documents at the end, in the strides of a model."""
+    """The real varlen_attn, with empty documents at the end, and with a model's strides."""
     tokens = windows([[0, 300], [5, 6, 1000], []], length=1024)
     documents = model.find_documents(tokens, BOS).to("cuda")
     ready = documents.ready(torch.bfloat16)
@@ -387,7 +387,7 @@ def test_a_run_that_was_stopped_is_resumed_with_its_mask(world, tmp_path, monkey
 
 
 def test_the_source_of_a_loss_that_is_not_finite_is_found_within_documents():
-    """The second window's own document does not hold the token whose embedding is broken."""
+    """The second window's own document does not contain the token whose embedding is broken."""
     llama = model.Llama(tiny_config())
     tokens = windows([[10], [20], [5]])
     tokens[2, 30] = 511
@@ -424,14 +424,14 @@ def test_two_processes_train_what_one_does_within_documents(world, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("what", ["embed", "odd", "lora", "full"])
 def test_the_plan_knows_the_mask_to_the_byte(what, dtype, recompute):
-    """As test_plan.py's test of activations."""
+    """Like the test of activations in test_plan.py."""
     config = tiny_config()
     batch = torch.cat((windows(), torch.randint(0, 512, (6, 1))), 1)
     llama = as_a_stage(config, what, dtype, "adamw", recompute)
     documents = model.find_documents(batch[:, :-1], BOS)
     measured = saved_bytes(llama, batch[:, :-1], batch[:, 1:], documents)
     if recompute != "none":
-        # What is called again holds its own arguments, which are no saved tensors.
+        # Objects that are called again hold their own arguments, which are not saved tensors.
         measured += 6 * 32 * 32 * dtype.itemsize
 
     of_the_loss = 6 * 32 * config.hidden_size * dtype.itemsize

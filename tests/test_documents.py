@@ -1,4 +1,5 @@
-"""Every kind of file that people have, read in full or named; parts of files that hold every line once."""
+"""Every kind of file that people have is read completely or named; parts of a file have every line
+once."""
 import bz2
 import codecs
 import gzip
@@ -15,8 +16,10 @@ import pytest
 from common import cli, dialogues, documents
 from common.documents import Reading, files, read_documents, read_span, spans, units
 
-TEXTS = ["첫째 글입니다.", "둘째 글, 쉼표와 \"따옴표\"", "third 😀\n두 줄"]  # the first text; the second, ...; two lines
-NOVEL = "바다는 넓고 하늘은 높았다. 배는 항구를 떠났다.\n" * 400  # the sea was wide, the sky high; a ship left port
+# 'The first text'; 'the second text, a comma and "quotes"'; 'two lines'.
+TEXTS = ["첫째 글입니다.", "둘째 글, 쉼표와 \"따옴표\"", "third 😀\n두 줄"]
+# 'The sea was wide and the sky high. The ship left the harbour.'
+NOVEL = "바다는 넓고 하늘은 높았다. 배는 항구를 떠났다.\n" * 400
 
 
 def found(path, reading=documents.PLAIN, wanted=None) -> list[dict]:
@@ -24,7 +27,7 @@ def found(path, reading=documents.PLAIN, wanted=None) -> list[dict]:
 
 
 def outcomes(path: Path, reading=documents.PLAIN) -> list[tuple[int, str, str]]:
-    """(number, its text or "", reason) of everything that one file holds."""
+    """(number, text or "", reason) for everything in one file."""
     rows = []
     for span in spans(path, reading):
         for number, document, reason, _ in read_span(span, reading):
@@ -117,14 +120,14 @@ def test_json_is_lines_or_an_array_or_objects_over_several_lines(tmp_path, text,
     assert found(path) == rows(TEXTS)
 
 
-def test_one_object_of_several_lines_and_one_of_a_single_line(tmp_path):
+def test_a_single_object_on_one_line_or_on_several(tmp_path):
     path = tmp_path / "a.json"
     for text in ('{\n "text": "가나다"\n}\n', '{ "id": 1,\n  "text": "가나다" }', '{"text": "가나다"}'):
         path.write_text(text)
         assert [document["text"] for document in found(path)] == ["가나다"]
 
 
-def test_a_long_line_of_json_is_no_object_of_several_lines(tmp_path):
+def test_a_long_line_of_json_is_not_an_object_of_several_lines(tmp_path):
     """The first bytes of the file may end anywhere in it, after a comma for example."""
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"text": "," * 200_000}) + "\n" + json.dumps({"text": "둘째"}))
@@ -137,7 +140,7 @@ def test_an_array_that_breaks_off_gives_what_comes_before(tmp_path):
     assert outcomes(path) == [(1, TEXTS[0], ""), (2, TEXTS[1], ""), (3, "", "broken JSON")]
 
 
-def test_an_array_that_is_too_long_to_be_read_whole(tmp_path, monkeypatch):
+def test_an_array_too_long_to_be_read_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "ARRAY", 1_000_000)
     path = tmp_path / "a.json"
     path.write_text(json.dumps([{"text": "a" * 1_000_000}]))
@@ -165,7 +168,7 @@ def test_parquet_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
     assert outcomes(path) == [(i + 1, text, "") for i, text in enumerate(texts)]
 
 
-def test_parquet_with_bytes_that_are_no_text(tmp_path):
+def test_parquet_with_bytes_that_are_not_text(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     broken = pyarrow.array(["가나".encode(), b"\xb0\xa1\xb3\xaa", "다라".encode()])
     write_parquet(tmp_path / "a.parquet", {"text": broken.view(pyarrow.string())})
@@ -203,7 +206,7 @@ def test_blocks_of_wikiextractor(tmp_path, name):
     assert [(number, reason) for number, _, reason in outcomes(path)] == [(1, ""), (7, ""), (12, "empty text")]
 
 
-def test_blocks_that_are_not_whole(tmp_path):
+def test_incomplete_blocks(tmp_path):
     block = '<doc id="1" url="u" title="t">\n글\n'
     path = tmp_path / "wiki_00"
     path.write_text(f"{block}{block}</doc>\n밖의 글\n둘째 줄\n{block}</doc>\n{block}")  # text outside; a second line
@@ -212,7 +215,7 @@ def test_blocks_that_are_not_whole(tmp_path):
                               (11, "", "broken <doc>")]
 
 
-def test_wikiextractor_that_was_asked_for_json(tmp_path):
+def test_wikiextractor_with_json_output(tmp_path):
     (tmp_path / "wiki_00").write_text(json_lines(TEXTS))
     assert found(tmp_path) == rows(TEXTS)
 
@@ -228,7 +231,7 @@ def test_the_text_comes_from_any_field_and_does_not_stay_there(tmp_path):
     assert [row[2] for row in outcomes(path)] == ["", "no text field"]
 
 
-def test_a_text_file_has_its_text_whatever_field_is_asked_for(tmp_path):
+def test_a_text_file_has_its_text_whatever_the_field(tmp_path):
     (tmp_path / "a.txt").write_text("글")
     assert found(tmp_path, Reading(text_field="content")) == [{"text": "글"}]
 
@@ -247,7 +250,7 @@ def test_prompts_and_responses_stay_where_they_are(tmp_path):
     ('{"text": "\\ud83d\\ude00"}', ""),
 ])
 @pytest.mark.parametrize("form", ["{}\n", "[{}]"])
-def test_what_is_no_document(tmp_path, line, reason, form):
+def test_lines_that_are_not_documents(tmp_path, line, reason, form):
     path = tmp_path / "a.json"
     path.write_text('{"text": "글"}\n\n' + line + "\n")
     assert outcomes(path) == [(1, "글", ""), (3, "" if reason else "😀", reason)]
@@ -293,7 +296,7 @@ def test_a_file_of_utf_16_that_breaks_off(tmp_path):
 
 @pytest.mark.parametrize("encoding, n", [("utf-8", 10), ("cp949", 5)])
 def test_a_few_broken_bytes_do_not_lose_a_novel(tmp_path, encoding, n):
-    """In CP949 a wrong byte can take the rest of its word with it, which may end in another broken place."""
+    """In CP949 a wrong byte can take the rest of its word with it, up to another broken place."""
     path = tmp_path / "novel.txt"
     raw = bytearray(NOVEL.encode(encoding))
     for place in range(1_000, 1_000 + n * 1_000, 1_000):
@@ -324,8 +327,9 @@ def test_at_most_one_character_in_a_hundred_may_be_broken(tmp_path, length, reas
 
 @pytest.mark.parametrize("form", ["lines", "array", "one per line", "whole"])
 def test_another_encoding_is_not_a_few_broken_bytes(tmp_path, form):
-    """Short Korean in CP949, read as UTF-8: few bytes are broken in each line, and all lines are wrong."""
-    texts = ["좋다", "재미있어요", "별로 one two three", "배송이 빨라요 ㅎㅎ", "최고!"]  # reviews: good, fun, not so ...
+    """Short Korean in CP949, read as UTF-8: few bytes per line are broken, but all lines are."""
+    # Reviews: 'good', 'fun', 'so-so ...', 'fast delivery', 'the best!'
+    texts = ["좋다", "재미있어요", "별로 one two three", "배송이 빨라요 ㅎㅎ", "최고!"]
     path = tmp_path / {"lines": "a.jsonl", "array": "a.json"}.get(form, "a.txt")
     spelled = {"lines": json_lines(texts), "array": json.dumps(rows(texts), ensure_ascii=False)}
     path.write_bytes(spelled.get(form, "\n".join(texts)).encode("cp949"))
@@ -361,7 +365,7 @@ def test_a_compressed_file_that_is_broken(tmp_path, suffix, name, kind):
     assert len(outcomes(path)) > 50 or kind == ".txt"
 
 
-def test_frames_of_zst_that_hold_nothing(tmp_path):
+def test_empty_frames_of_zst(tmp_path):
     path = tmp_path / "a.jsonl.zst"
     skippable = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"  # as pzstd writes it
     path.write_bytes(skippable + zst(b"") + zst(json_lines(TEXTS).encode()) + skippable)
@@ -377,7 +381,7 @@ def test_a_package_that_is_missing_is_named_before_anything_is_read(tmp_path, mo
         files([tmp_path])
 
 
-def test_a_file_that_is_gone(tmp_path):
+def test_a_missing_file(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json_lines(TEXTS))
     (span,), = units([path])
@@ -390,10 +394,10 @@ def test_a_file_that_is_gone(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------- which files
 
-def test_hidden_files_and_what_clean_writes_are_no_documents(tmp_path):
+def test_hidden_files_and_the_outputs_of_clean_are_not_documents(tmp_path):
     hidden = [".git/a.jsonl", ".ipynb_checkpoints/a.jsonl", "._a.jsonl", "__MACOSX/a.jsonl", "b/.c/a.jsonl"]
     for name in ["b/a.jsonl", *hidden, "removed.jsonl", "changed.jsonl", "rejected.jsonl", "report.json"]:
-        path = tmp_path / ".home" / name  # a hidden folder that is asked for by name is read
+        path = tmp_path / ".home" / name  # a hidden folder is read if it is named explicitly
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json_lines(TEXTS))
     assert files([tmp_path / ".home"]) == [tmp_path / ".home/b/a.jsonl"]
@@ -421,14 +425,14 @@ def test_what_is_not_read_is_named(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("path, message", [("none", "does not exist"), ("a.pdf", "is none of"), ("empty", "holds no")])
-def test_a_path_that_is_not_what_it_should_be(tmp_path, path, message):
+def test_a_path_of_the_wrong_kind(tmp_path, path, message):
     (tmp_path / "a.pdf").touch()
     (tmp_path / "empty").mkdir()
     with pytest.raises(cli.UserError, match=f"{path} {message}"):
         files([tmp_path / path])
 
 
-def test_a_large_text_that_is_perhaps_one_document_per_line(tmp_path, capsys):
+def test_a_large_text_that_may_be_one_document_per_line(tmp_path, capsys):
     (tmp_path / "reviews.txt").write_text("짧은 글입니다 하나\n" * 60_000)  # a short text
     (tmp_path / "wiki.txt").write_text(WIKI + WIKI * 5_000)
     (tmp_path / "book.txt").write_text("긴 줄 " * 300_000)  # a long line
@@ -525,8 +529,8 @@ def test_a_name_that_is_not_utf_8(tmp_path):
         files([tmp_path])
 
 
-def test_a_record_that_may_be_somebody_elses_is_named(tmp_path):
-    """Only beside all of them is a removed.jsonl surely what `clean` wrote, and not worth a word."""
+def test_a_record_that_may_be_someone_elses_is_named(tmp_path):
+    """Only beside all the others is removed.jsonl certainly clean's output, and not mentioned."""
     for name in ("a.jsonl", "removed.jsonl", "report.json"):
         (tmp_path / name).write_text('{"text": "가나다"}\n', encoding="utf-8")
     assert [path.name for path in files([tmp_path])] == ["a.jsonl"]
@@ -554,8 +558,8 @@ def test_a_large_compressed_text_of_many_lines_is_announced(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.parquet", "a.jsonl.gz", "a.txt.xz", "wiki_00"])
-def test_a_git_lfs_pointer_is_no_document(tmp_path, name):
-    """What `git clone` leaves in the place of a large file: of a .txt it would be the text."""
+def test_a_git_lfs_pointer_is_not_a_document(tmp_path, name):
+    """`git clone` leaves it in place of a large file; in a .txt it would be read as the text."""
     if name == "a.parquet":
         pytest.importorskip("pyarrow")
     path = tmp_path / name

@@ -1,4 +1,4 @@
-"""Duplicates against all pairs compared, and what MinHash promises."""
+"""Duplicates against a comparison of all pairs, and what MinHash promises."""
 import functools
 import random
 
@@ -64,7 +64,8 @@ def test_exact_duplicates_keep_the_first():
 
 
 def test_what_is_found_by_band_of_similarity():
-    """1 - (1 - s^8)^14, and nothing below the threshold: pairs of one document with 1 to 10 % of its words replaced."""
+    """1 - (1 - s^8)^14, and nothing below the threshold: pairs of a document and a copy with 1 to
+    10 % of its words replaced."""
     rng, texts = random.Random(), []
     for _ in range(250):
         base = korean(rng, rng.randrange(6, 25))

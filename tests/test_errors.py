@@ -1,7 +1,8 @@
-"""What a person can get wrong, program by program: each ends in exit status 2 and one line that says what and where.
+"""Mistakes a user can make, program by program: each ends with exit status 2 and one line that says
+what is wrong and where.
 
-The list is the test: a name, the command, and a part of the message. `{w}` is a whole little world, `{b}` the same with
-one thing broken in it."""
+The list is the test: a name, the command, and a part of the message. `{w}` is a valid little world,
+`{b}` the same with one thing broken."""
 import json
 import shutil
 
@@ -156,7 +157,7 @@ WRONG = {
 
 @pytest.fixture(scope="module")
 def broken(world, tmp_path_factory):
-    """A folder in which each thing is wrong in one way."""
+    """A folder in which each thing is broken in one way."""
     b = tmp_path_factory.mktemp("broken")
     (b / "empty").mkdir()
     (b / "nothing.jsonl").write_text("\n")
@@ -230,7 +231,7 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 14000
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
                                   "model.safetensors", "generation_config.json"])
 def test_a_git_lfs_pointer_is_called_one(name, world, tmp_path, refused):
-    """What `git clone` leaves in the place of a large file; tokenizer.json counts where it is alone."""
+    """`git clone` leaves it in place of a large file. tokenizer.json counts only if it is alone."""
     folder = tmp_path / "model"
     shutil.copytree(world / "model", folder)
     if name.startswith("tokenizer") and name.endswith(".json"):

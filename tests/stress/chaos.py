@@ -1,17 +1,16 @@
-"""Pull the plug a hundred times: a training run that is killed (-9) at random moments must end in
-the same bits.
+"""Kill a training run (-9) at random moments, a hundred times: it must end with the same bits.
 
-One run goes undisturbed. Others are killed after a random time and resumed, again and again, until
-they finish; then their weights, and step, tokens, loss, learning rate and gradient norm of every
-step, are compared with the first one's. When enough kills have been dealt the last run finishes in
-peace; any difference ends this program with status 1.
+One run is undisturbed. Others are killed after a random time and resumed, again and again, until
+they finish; then their weights, and the step, tokens, loss, learning rate and gradient norm of
+every step, are compared with those of the first. After the last kill, the last run is left to
+finish. Any difference ends this program with status 1.
 
     bash speedrun.sh --prepare && python -m tests.stress.chaos --kills 100
     python -m tests.stress.chaos --kills 50 --extend --processes 2
 
-With --extend the owner of the killed runs changes his mind twice: they begin with half of the first
-stages, and are resumed with longer ones, with a further one, and with other flags that leave the
-numbers alone. The undisturbed run has the final settings from its start.
+With --extend the owner of the killed runs changes their mind twice: the runs start with half of the
+first stages, and are resumed with longer ones, with an additional one, and with other flags that do
+not change the numbers. The undisturbed run has the final settings from the start.
 """
 import argparse
 import os
@@ -28,21 +27,21 @@ from bench import measure
 from common import checkpoint, cli, plan
 
 # The flags of a run at its start, and after each of the two changes; none of them changes a number.
-# Saving more rarely than a stage has steps would mean that most kills undo a whole stage.
+# Saving less often than once per stage would mean that most kills undo a whole stage.
 HARMLESS = (
     ["--save_every", "5", "--eval_every", "0", "--keep", "2", "--recompute", "none"],
     ["--save_every", "3", "--eval_every", "4", "--keep", "3", "--recompute", "full"],
     ["--save_every", "4", "--eval_every", "7", "--keep", "1", "--recompute", "attention"],
 )
 
-# A stage can be made longer in the same bits only where its learning rate is still the same: with
+# A longer stage ends with the same bits only if its learning rate is still the same so far: with
 # this schedule it is constant for the first four fifths of the stage (train.learning_rate).
 CONSTANT_RATE = ["--schedule", "wsd", "--warmup", "0"]
 CONSTANT_SHARE = 0.8
 
 
 def program_of(args: argparse.Namespace) -> list[str]:
-    """train.py, in one process or in several."""
+    """train.py in one process or in several."""
     if args.processes == 1:
         return [sys.executable, str(measure.ROOT / "train.py")]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -50,7 +49,7 @@ def program_of(args: argparse.Namespace) -> list[str]:
 
 
 def begin(args: argparse.Namespace, run: Path, changes: list[str]) -> list[str]:
-    """The command that begins a run with the flags `changes`."""
+    """The command that starts a run with the flags `changes`."""
     command = [*program_of(args), "--model", args.model, "--data", *args.data, "--out", str(run)]
     if args.extend:
         command += CONSTANT_RATE
@@ -58,14 +57,14 @@ def begin(args: argparse.Namespace, run: Path, changes: list[str]) -> list[str]:
     return command + changes
 
 
-# ------------------------------------------------------------------------ an owner changes his mind
+# ---------------------------------------------------------------- an owner who changes their mind
 
 
 def settings_of(args: argparse.Namespace) -> list[list[str]]:
-    """The flags of a run at its start and after each change; the last ones are the final ones."""
+    """The flags of a run at its start and after each change; the last are the final ones."""
     if not args.extend:
         return [["--stages", *args.stages, "--save_every", str(args.save_every)]]
-    # The current stage becomes longer, and one that has not begun; then one is appended.
+    # Lengthen the current stage and one that has not started; then append one.
     *earlier, last = args.stages
     half = [halved(stage) for stage in earlier]
     stages = [half, earlier, [*earlier, last]]
@@ -83,8 +82,8 @@ def halved(stage: str) -> str:
 
 
 class Owner:
-    """Says with which command a run goes on. `changes`: how often this run has been changed;
-    `too_late`: how many runs had come too far to be changed, and were begun again."""
+    """Decides with which command a run continues. `changes`: how often this run has been changed;
+    `too_late`: how many runs had come too far to be changed, and were started again."""
 
     def __init__(self, args: argparse.Namespace, draw: random.Random):
         self.args = args
@@ -94,14 +93,14 @@ class Owner:
         self.too_late = 0
 
     def is_content(self) -> bool:
-        """Has the run its final settings?"""
+        """Whether the run has its final settings."""
         return self.changes == len(self.settings) - 1
 
     def command(self, run: Path, in_a_hurry: bool) -> list[str]:
-        """The command that begins or resumes a run: as it was or, now and then, changed."""
+        """The command that starts or resumes a run, sometimes with changed flags."""
         is_finished = (run / "model").exists()
         wants_change = is_finished or in_a_hurry or self.draw.random() < 0.5
-        # A process that was killed before it wrote its settings has to begin again.
+        # A process killed before it wrote its settings has to start again.
         has_begun = (run / "config.json").exists()
         if has_begun and wants_change and not self.is_content():
             if self.may_change(run):
@@ -114,7 +113,7 @@ class Owner:
             self.changes = 0
             return begin(self.args, run, self.settings[0])
 
-        # With no flags at all, if the process that was given them lived long enough to note them.
+        # Without any flags, if the process that was given them lived long enough to save them.
         command = [*program_of(self.args), "--resume", str(run)]
         flags = self.settings[self.changes]
         stages = flags[1:flags.index("--save_every")]
@@ -123,10 +122,10 @@ class Owner:
         return command
 
     def may_change(self, run: Path) -> bool:
-        """Can a run be resumed with the next settings and still end in the same bits?"""
+        """Whether a run can be resumed with the next settings and still end with the same bits."""
         if self.changes == 1:
-            return True  # a stage is appended, be the run finished or not
-        # The first stage must be at a rate that it would have had in the longer one, too.
+            return True  # a stage is appended, whether the run is finished or not
+        # The first stage must still have the learning rate that it would have in the longer one.
         if any(run.glob("stages/1-*")):
             return False
         found = checkpoint.newest(run)
@@ -141,9 +140,9 @@ class Owner:
 
 
 def kill(process: subprocess.Popen) -> None:
-    """kill -9 a process and those that it started: torchrun's have sessions of their own, and would
-    train on without it."""
-    # Stopped, it starts no more of them while we look.
+    """kill -9 a process and those that it started: torchrun's workers have sessions of their own,
+    and would train on without it."""
+    # Stop it first, so that it starts no more of them meanwhile.
     os.kill(process.pid, signal.SIGSTOP)
     children = []
     for thread in Path(f"/proc/{process.pid}/task").iterdir():
@@ -154,7 +153,7 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def run_for(command: list[str], seconds: float | None) -> tuple[int, str] | None:
-    """Run a command: (exit status, what it said on stderr), or None if it was killed after so many
+    """Run a command: (exit status, its stderr), or None if it was killed after this many
     seconds."""
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, stdout=quiet, stderr=subprocess.PIPE, text=True)
@@ -168,7 +167,7 @@ def run_for(command: list[str], seconds: float | None) -> tuple[int, str] | None
 
 
 def deal(args: argparse.Namespace, folder: Path) -> tuple[int, int, int]:
-    """Kill and resume runs in this folder until the kills are dealt: (kills, finished runs, runs
+    """Kill and resume runs in this folder until all kills are done: (kills, finished runs, runs
     that came too far to be extended)."""
     still = folder / "still"
     run = folder / "run"
@@ -205,7 +204,7 @@ def deal(args: argparse.Namespace, folder: Path) -> tuple[int, int, int]:
 
 
 def main() -> None:
-    """Deal the kills, finish the last run, compare."""
+    """Do all kills, finish the last run, and compare."""
     parser = cli.Parser(description=__doc__, prog="tests.stress.chaos")
     flag = parser.add_argument
     flag("--model", default="out/grown", help="model directory to start from")

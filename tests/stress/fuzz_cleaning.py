@@ -1,11 +1,11 @@
 """Malformed inputs for `data.py clean`: no traceback, and kept + removed + rejected = read.
 
-    python -m tests.stress.fuzz_cleaning              # ten thousand inputs and a line of 200 MB, a few minutes
+    python -m tests.stress.fuzz_cleaning       # ten thousand inputs and a line of 200 MB: minutes
     python -m tests.stress.fuzz_cleaning --inputs 500 --seed 3 --long_line 0
 
-Lines go into .jsonl, .json, .jsonl.gz, .jsonl.xz and .txt files and into arrays, among them empty ones, broken archives,
-and a folder where a file should be. How many documents there are is counted apart from the program: by splitting the
-bytes at line ends.
+Lines go into .jsonl, .json, .jsonl.gz, .jsonl.xz and .txt files and into arrays; there are also
+empty files, broken archives, and a folder in place of a file. The number of documents is counted
+independently of the program, by splitting the bytes at line ends.
 """
 import argparse
 import gzip
@@ -23,7 +23,7 @@ from pathlib import Path
 
 STEPS = "normalise mask leftovers rules exact near lines perplexity".split()
 DATA = Path(__file__).resolve().parents[2] / "data.py"
-# Plain sentences: a pupil read a book, it rained, the teacher likes music, tomorrow they meet friends.
+# Simple sentences: a pupil read a book, it rained, the teacher likes music, they meet friends.
 WORDS = ("어제 학생이 학교에서 책을 읽었다. 오늘은 비가 와서 집에 있었다. 선생님은 음악을 좋아한다. 내일은 친구를 "
          "만나기로 했지만 시간이 없다. 동생과 함께 바다에 갔다가 저녁에 돌아왔다.").split()
 TAGS = ["<html>", "<p>", "</p>", "<div class='menu'>", "<![CDATA[", "<!--", "-->", "<pre>", "</pre>", "<article>",
@@ -38,12 +38,12 @@ def prose(rng: random.Random) -> str:
 
 
 def sound(rng: random.Random) -> str:
-    """What every profile keeps, so that something is left of each folder."""
+    """A document that every profile keeps, so that something is left of each folder."""
     return " ".join(rng.choices(WORDS, k=80)) + "."
 
 
 def text(rng: random.Random) -> str:
-    """Korean, with things in it that are none."""
+    """Korean, mixed with things that are not."""
     words = prose(rng).split(" ")
     for _ in range(rng.randrange(30)):
         words.insert(rng.randrange(len(words) + 1), rng.choice([*TAGS, *ODD, rng.choice(ODD) * rng.randrange(1, 300)]))
@@ -89,7 +89,7 @@ KINDS = {
 
 
 def write(folder: Path, rng: random.Random, inputs: int) -> int:
-    """Files of malformed inputs; how many documents a reader has to account for."""
+    """Write files of malformed inputs; return how many documents a reader must account for."""
     expected, made = 0, 0
     (folder / "folder.jsonl").mkdir(parents=True)
     (folder / "folder.jsonl" / "inside.jsonl").write_bytes(document(rng) + b"\n")
@@ -126,14 +126,15 @@ def write(folder: Path, rng: random.Random, inputs: int) -> int:
 
 
 def filled_lines(raw: bytes) -> int:
-    """How many lines are not blank. A byte order mark at the start makes the whole file UTF-16."""
+    """How many lines are not empty. A byte order mark at the start makes the whole file UTF-16."""
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         return sum(bool(line.strip()) for line in raw.decode("utf-16", "replace").split("\n"))
     return sum(bool(line.strip()) for line in raw.split(b"\n"))
 
 
 def check(folder: Path, expected: int, *flags: str) -> dict[str, int]:
-    """Clean the folder; what became of the documents. AssertionError if one is lost, or if there is a traceback."""
+    """Clean the folder; return what happened to the documents. AssertionError if one is lost, or if
+    there is a traceback."""
     out = folder.with_name(folder.name + "-clean")
     done = subprocess.run([sys.executable, str(DATA), "clean", "--input", str(folder), "--out", str(out), *flags],
                           capture_output=True, text=True)

@@ -1,9 +1,8 @@
-"""Kill `data.py clean` at random moments: whatever moment it was, the same command must finish with
-the same bytes.
+"""Kill `data.py clean` at random moments: the same command must then finish with the same bytes.
 
-One run goes undisturbed. In the others the main process is killed (-9) after a random time: its
-workers must notice it and end by themselves. The same command is given again until a run finishes;
-then every file of the output is compared. Any difference ends this program with status 1.
+One run is undisturbed. In the others the main process is killed (-9) after a random time: its
+workers must notice and exit by themselves. The same command is given again until a run finishes;
+then every output file is compared. Any difference ends this program with status 1.
 
     python -m tests.stress.kill_cleaning --input RAW/ko --kills 20 --workers 2
 """
@@ -26,13 +25,13 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def run_for(command: list[str], seconds: float | None) -> bool:
-    """Run a command; kill it after so many seconds. Returns whether it finished by itself."""
+    """Run a command; kill it after this many seconds. Returns whether it finished by itself."""
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, stdout=quiet, stderr=subprocess.PIPE, text=True)
     try:
         _, errors = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        # Not communicate(), which would wait for the workers: the next run may begin before they end.
+        # Not communicate(), which waits for the workers: the next run may start before they end.
         process.send_signal(signal.SIGKILL)
         process.wait()
         return False
@@ -42,7 +41,7 @@ def run_for(command: list[str], seconds: float | None) -> bool:
 
 
 def main() -> None:
-    """Deal the kills, finish the last run, compare."""
+    """Do all kills, finish the last run, and compare."""
     parser = cli.Parser(description=__doc__, prog="tests.stress.kill_cleaning")
     flag = parser.add_argument
     flag("--input", nargs="+", required=True, help="files or folders of documents")
@@ -66,7 +65,7 @@ def main() -> None:
         alone = time.perf_counter() - start
         expected = contents(still)
 
-        # A process lives for a third of an undisturbed run at most, so that a run is killed several
+        # A process lives for at most a third of an undisturbed run, so that a run is killed several
         # times, early and late, before it finishes.
         command += ["--workers", str(args.workers), "--out", str(out)]
         while kills < args.kills or not out.exists():
