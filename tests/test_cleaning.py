@@ -60,13 +60,15 @@ def test_clean_finds_what_was_planted_and_loses_nothing(corpus, capsys):
     assert {i: (r["step"], r["reason"]) for i, r in removed.items() if not i.startswith("a")} == {
         "copy": ("exact", "exact_duplicate"), "short": ("rules", "too_short"),
         "leak": ("decontaminate", "benchmark_field")}
-    assert (removed["a6"]["duplicate_of"], removed["copy"]["duplicate_of"]) == ("near", "a5")  # longer, first
+    # Longer, first.
+    assert (removed["a6"]["duplicate_of"], removed["copy"]["duplicate_of"]) == ("near", "a5")
     assert [(r["id"], r["reason"], r["line"]) for r in lines(out / "changed.jsonl")] == [("a3", "phone", 4)]
     assert [(Path(r["file"]).name, r["line"], r["reason"]) for r in lines(out / "rejected.jsonl")] == [
         ("c.jsonl.gz", 1, "broken gzip"), ("a.jsonl", 26, "broken JSON"), ("a.jsonl", 27, "no text field"),
         ("a.jsonl", 28, "no text field"), ("a.jsonl", 29, "lone surrogate"), ("a.jsonl", 30, "empty text")]
     kept = lines(out / "a.jsonl") + lines(out / "a-2.jsonl")
-    assert [d["year"] for d in kept if "year" in d] == [i for i in range(60) if i != 6]  # other fields pass, in order
+    # Other fields pass, in order.
+    assert [d["year"] for d in kept if "year" in d] == [i for i in range(60) if i != 6]
     assert "[전화번호]" in kept[3]["text"] and "메뉴" not in str(kept)
     assert report["input"]["documents"] == 84 == len(kept) + len(removed) and report["output"]["documents"] == len(kept)
     assert report["output"]["bytes"] == sum(len(d["text"].encode()) for d in kept)
@@ -105,7 +107,8 @@ def test_sample_and_steps(corpus):
     report = clean(corpus, "half", "--sample", "0.5", "--steps", "exact", "decontaminate")
     assert [s["step"] for s in report["steps"]] == ["sample", "exact", "decontaminate"]
     kept = {d["text"] for d in lines(corpus / "half" / "a.jsonl")}
-    assert 10 < len(kept) < 50 and kept < {d["text"] for d in lines(corpus / "raw" / "a.jsonl")}  # not normalised
+    # Not normalised.
+    assert 10 < len(kept) < 50 and kept < {d["text"] for d in lines(corpus / "raw" / "a.jsonl")}
     clean(corpus, "again", "--sample", "0.5", "--steps", "exact", "decontaminate")
     assert kept == {d["text"] for d in lines(corpus / "again" / "a.jsonl")}
 
@@ -178,7 +181,8 @@ def test_what_happens_while_reading_is_counted(tmp_path):
     assert sorted((record["step"], record["reason"]) for record in changed) == [
         ("normalise", "private_use"), ("read", "broken_bytes")]
     kept = lines(tmp_path / "out" / "a.jsonl")
-    assert kept[0] == {"id": 0, "page": {"year": 1931}, "text": texts[0]}  # nothing uncleaned travels along
+    # Nothing uncleaned travels along.
+    assert kept[0] == {"id": 0, "page": {"year": 1931}, "text": texts[0]}
     assert "\ufffd" in lines(tmp_path / "out" / "novel.jsonl")[0]["text"]
     assert report["input"]["documents"] == report["output"]["documents"] == 5
 

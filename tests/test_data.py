@@ -246,7 +246,7 @@ def test_an_array_is_written_as_numpy_writes_it(tmp_path):
         assert entry["tokens"] == len(array) and np.load(tmp_path / "a.npy").dtype == array.dtype
 
 
-# ------------------------------------------------------------------------------------------------------------ order
+# -------------------------------------------------------------------------------------------- order
 
 @pytest.fixture
 def loader(tmp_path):
@@ -444,7 +444,7 @@ def test_half_of_a_dialogue_and_sft_without_prompts_are_refused(world, tmp_path,
                     "--device", "cpu", "--seq_len", "32", "--out", str(tmp_path / "run")], "--prompt_field")
 
 
-# ---------------------------------------------------------------------------------------------------- bits per byte
+# ------------------------------------------------------------------------------------ bits per byte
 
 class Bigram(torch.nn.Module):
     """A model that knows only the previous token: how windows are cut does not change its loss."""

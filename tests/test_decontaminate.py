@@ -70,7 +70,7 @@ def test_fields_are_read_with_quotes_and_normalised(tmp_path):
     assert field in found and normalise_text(field)[0] in found and not any("http" in f for f in found)
 
 
-# ---- The benchmark's files: TSV as published, JSON lines as on Hugging Face ------------------------
+# ---- The benchmark's files: TSV as published, JSON lines as on Hugging Face ----------------------
 
 # Two items like COPA's, each with two short answers, and an item that is too short to be found.
 ITEMS = [

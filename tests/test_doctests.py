@@ -10,7 +10,8 @@ FOLDERS = (".", "common", "cleaning", "kernels", "toy", "studies")
 MODULES = [str(path.relative_to(ROOT).with_suffix("")).replace("/", ".")
            for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
 HARD = {"data", "tokenizer", "common.plan", "cleaning.duplicates", "kernels.adamw",
-        "kernels.norm", "kernels.loss", "kernels.rotary", "kernels.activation"}  # hard to see without numbers
+        # Hard to see without numbers.
+        "kernels.norm", "kernels.loss", "kernels.rotary", "kernels.activation"}
 
 
 @pytest.mark.parametrize("name", [name.removesuffix(".__init__") for name in MODULES])

@@ -115,7 +115,7 @@ def way(request, monkeypatch) -> str:
     return request.param
 
 
-# ------------------------------------------------------------------------------- where documents are
+# ------------------------------------------------------------------------------ where documents are
 
 
 def test_documents_begin_at_a_bos_and_at_the_window_s_start():
@@ -170,7 +170,7 @@ def test_flash_attention_begins_with_ampere(major, runs, monkeypatch):
     assert model.varlen_runs(OnGPU, torch.bfloat16) == runs
 
 
-# ----------------------------------------------------------------------- equal to documents by themselves
+# ----------------------------------------------------------------- equal to documents by themselves
 
 
 @pytest.mark.parametrize("shape", [
@@ -417,7 +417,7 @@ def test_two_processes_train_what_one_does_within_documents(world, tmp_path):
     close(tmp_path / "alone", tmp_path / "two")
 
 
-# ------------------------------------------------------------------------------------- what it costs
+# ------------------------------------------------------------------------------------ what it costs
 
 
 @pytest.mark.parametrize("recompute", ["none", "attention", "full"])
@@ -477,7 +477,7 @@ def test_the_plan_that_is_printed_has_it(world, tmp_path, monkeypatch):
     assert asked == [False, True]
 
 
-# ------------------------------------------------------------------------------------------ the study
+# ---------------------------------------------------------------------------------------- the study
 
 
 @pytest.mark.slow

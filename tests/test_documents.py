@@ -68,7 +68,7 @@ def write_parquet(path: Path, columns: dict) -> None:
     parquet.write_table(pyarrow.table(columns), path, row_group_size=2)
 
 
-# ---------------------------------------------------------------------------------------------------- kinds of files
+# ----------------------------------------------------------------------------------- kinds of files
 
 @pytest.mark.parametrize("compression", COMPRESS)
 @pytest.mark.parametrize("kind", [".jsonl", ".JSONL", ".json", ".Json"])
@@ -84,7 +84,8 @@ def test_json_lines_under_any_name(tmp_path, kind, compression):
 @pytest.mark.parametrize("compression", COMPRESS)
 def test_a_text_file_is_a_document_and_with_lines_each_line_is(tmp_path, compression):
     path = tmp_path / f"a.TXT{compression}"
-    path.write_bytes(COMPRESS[compression]("첫 줄\r\n\n  \n둘째 줄".encode()))  # the first line, the second line
+    # The first line, the second line.
+    path.write_bytes(COMPRESS[compression]("첫 줄\r\n\n  \n둘째 줄".encode()))
     assert found(path) == [{"text": "첫 줄\r\n\n  \n둘째 줄"}]
     assert outcomes(path, Reading(one_per_line=True)) == [(1, "첫 줄", ""), (4, "둘째 줄", "")]
 
@@ -209,7 +210,8 @@ def test_blocks_of_wikiextractor(tmp_path, name):
 def test_incomplete_blocks(tmp_path):
     block = '<doc id="1" url="u" title="t">\n글\n'
     path = tmp_path / "wiki_00"
-    path.write_text(f"{block}{block}</doc>\n밖의 글\n둘째 줄\n{block}</doc>\n{block}")  # text outside; a second line
+    # Text outside; a second line.
+    path.write_text(f"{block}{block}</doc>\n밖의 글\n둘째 줄\n{block}</doc>\n{block}")
     assert outcomes(path, Reading("cp949"))[0] == (1, "", "not cp949")
     assert outcomes(path) == [(1, "", "broken <doc>"), (3, "글", ""), (6, "", "broken <doc>"), (8, "글", ""),
                               (11, "", "broken <doc>")]
@@ -220,7 +222,7 @@ def test_wikiextractor_with_json_output(tmp_path):
     assert found(tmp_path) == rows(TEXTS)
 
 
-# ----------------------------------------------------------------------------------------------------------- fields
+# ------------------------------------------------------------------------------------------- fields
 
 def test_the_text_comes_from_any_field_and_does_not_stay_there(tmp_path):
     path = tmp_path / "a.jsonl"
@@ -267,7 +269,7 @@ def test_what_was_rejected_is_shown(tmp_path):
     assert first == '{"a": "' + "가" * 93 and second == r'{"text": "\xb0\xa1\xb3\xaa"}' + "\n"
 
 
-# -------------------------------------------------------------------------------------------------------- encodings
+# ---------------------------------------------------------------------------------------- encodings
 
 @pytest.mark.parametrize("encoding, bom", [
     ("utf-16-le", codecs.BOM_UTF16_LE), ("utf-16-be", codecs.BOM_UTF16_BE), ("utf-8", codecs.BOM_UTF8)])
@@ -347,7 +349,7 @@ def test_an_array_is_judged_document_by_document(tmp_path):
     assert [row[2] for row in outcomes(path)] == ["", "not utf-8", "broken_bytes"]
 
 
-# ------------------------------------------------------------------------------------------------------ broken files
+# ------------------------------------------------------------------------------------- broken files
 
 @pytest.mark.parametrize("suffix, name", [(".gz", "gzip"), (".bz2", "bzip2"), (".xz", "xz"), (".zst", "zst")])
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".txt"])
@@ -392,7 +394,7 @@ def test_a_missing_file(tmp_path):
         units([path])
 
 
-# ------------------------------------------------------------------------------------------------------- which files
+# -------------------------------------------------------------------------------------- which files
 
 def test_hidden_files_and_the_outputs_of_clean_are_not_documents(tmp_path):
     hidden = [".git/a.jsonl", ".ipynb_checkpoints/a.jsonl", "._a.jsonl", "__MACOSX/a.jsonl", "b/.c/a.jsonl"]
@@ -444,7 +446,7 @@ def test_a_large_text_that_may_be_one_document_per_line(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-# ------------------------------------------------------------------------------------------------------------- parts
+# -------------------------------------------------------------------------------------------- parts
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.txt"])
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\n\n"])

@@ -31,7 +31,8 @@ def test_near_duplicates_against_all_pairs():
     clusters: dict[int, set[int]] = {}
     for i, by in enumerate(kept):
         clusters.setdefault(by, set()).add(i)
-    for by, members in clusters.items():  # the longest stays, and all hang together by pairs over the threshold
+    # The longest stays, and all hang together by pairs over the threshold.
+    for by, members in clusters.items():
         assert len(texts[by]) == max(len(texts[i]) for i in members)
         reached = {by}
         while grown := {i for i in members - reached if any(similarity(texts[i], texts[j]) >= 0.7 for j in reached)}:
@@ -45,7 +46,8 @@ def test_minhash_estimates_jaccard():
     hashed = duplicates.band_hashes([text for pair in trials for text in pair])
     assert hashed.nbytes == 112 * len(hashed)
     agree = (hashed[::2] == hashed[1::2]).mean()
-    expected = np.mean([similarity(a, b) ** 8 for a, b in trials])  # eight minima, each equal with probability s
+    # Eight minima, each equal with probability s.
+    expected = np.mean([similarity(a, b) ** 8 for a, b in trials])
     assert abs(agree - expected) < 0.06  # six standard errors
 
 

@@ -241,7 +241,8 @@ def test_a_git_lfs_pointer_is_called_one(name, world, tmp_path, refused):
     refused(sample, ["--device", "cpu", "--model", str(folder), "--prompt", "a"], part)
     if name == "model.safetensors":
         config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 400}))  # the tokenizer's pieces
+        # The tokenizer's pieces.
+        (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 400}))
         grow = ["--model", str(folder), "--tokenizer", f"{world}/base.model", "--out", f"{tmp_path}/grown"]
         refused(init, grow, part)
     if name.startswith("tokenizer"):
@@ -286,9 +287,11 @@ def test_a_model_without_bos_is_one_line(name, world, tmp_path, refused):
     folder = tmp_path / "model"
     shutil.copytree(world / "model", folder)
     (folder / "tokenizer.json").unlink()
-    raw = (folder / "tokenizer.model").read_bytes() + field(TRAINER, field(46, b"<none>"))  # the name of BOS
+    # The name of BOS.
+    raw = (folder / "tokenizer.model").read_bytes() + field(TRAINER, field(46, b"<none>"))
     (folder / "tokenizer.model").write_bytes(raw)
-    model.save(model.Llama(tiny_config(vocab_size=400)), folder)    # for init: no more rows than pieces
+    # For init: no more rows than pieces.
+    model.save(model.Llama(tiny_config(vocab_size=400)), folder)
     command = TOO_LONG[name].replace("{w}/base.model", "{m}/tokenizer.model")
     command = command.replace("{w}", str(world)).replace("{b}", str(tmp_path)).replace("{m}", str(folder))
     program, *argv = command.split()

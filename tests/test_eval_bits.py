@@ -20,7 +20,7 @@ import train
 
 @pytest.fixture(scope="module")
 def grown(world, tmp_path_factory):
-    """The world's model with another tokenizer, which has Korean pieces, and other weights."""
+    """The world's model with another tokenizer, which has Korean pieces, and with other weights."""
     folder = tmp_path_factory.mktemp("grown")
     tokenizer.main(["train", "--input", str(world / "ko.jsonl"), "--text", "all",
                     "--vocab_size", "700", "--out", str(folder / "ko.model")])
@@ -92,8 +92,8 @@ def test_validation_of_training_to_the_last_bit(world, tmp_path):
                 assert score[key] == value, (folder, name, key)
 
 
-def test_another_tokenizer_is_given_the_same_text(world, grown, tmp_path):
-    """Decoded from the shards: as if they had been packed with its own."""
+def test_another_tokenizer_gets_the_same_text(world, grown, tmp_path):
+    """Decoded from the shards, as if they had been packed with its own tokenizer."""
     data.main(["pack", "--input", f"{world}/ko.jsonl", "--tokenizer", f"{grown}/tokenizer.model",
                "--out", str(tmp_path / "own"), "--val_fraction", "0.05"])
     models = ["--models", world / "model", grown]
@@ -111,7 +111,7 @@ def test_the_packing_tokenizer_may_be_given_alone(world, grown, tmp_path, refuse
 
 
 def test_a_text_that_does_not_come_back_is_left_out_for_all(world, grown, tmp_path, capsys):
-    """A tokenizer without byte fallback, which knows no Korean."""
+    """A tokenizer without byte fallback, which cannot write Korean."""
     english = [json.loads(line)["text"] for line in open(world / "en.jsonl", encoding="utf-8")]
     texts = [korean(random.Random(i), 9) for i in range(40)] + english[:40]
     write_jsonl(tmp_path / "mixed.jsonl", texts)
@@ -119,7 +119,7 @@ def test_a_text_that_does_not_come_back_is_left_out_for_all(world, grown, tmp_pa
         sentence_iterator=iter(english), model_prefix=str(tmp_path / "lossy"), model_type="bpe",
         vocab_size=200, normalization_rule_name="identity", minloglevel=2)
     shards = tmp_path / "shards"
-    # As data.py pack would, were such a tokenizer not refused.
+    # As data.py pack would write it, if it did not refuse such a tokenizer.
     data.main(["pack", "--input", str(tmp_path / "mixed.jsonl"), "--out", str(shards),
                "--tokenizer", f"{world}/base.model", "--val_fraction", "0.4"])
     sizes = data.Shards(shards).validation_sizes()
@@ -137,7 +137,7 @@ def test_a_text_that_does_not_come_back_is_left_out_for_all(world, grown, tmp_pa
     assert kept.left_out == len(packed) - n_english
 
 
-def test_of_instructions_only_the_response_counts(world, grown, tmp_path, refused):
+def test_in_instruction_data_only_the_response_counts(world, grown, tmp_path, refused):
     rows = []
     for i in range(60):
         rng = random.Random(i)
@@ -201,14 +201,14 @@ def test_the_table(world, grown, tmp_path, capsys):
     assert "tokens per window differ" in screen and "--seq_len 64 would give" in screen
 
 
-def test_a_small_validation_set_is_said(world, tmp_path, capsys):
+def test_a_small_validation_set_is_reported(world, tmp_path, capsys):
     scores_of(tmp_path, "--models", world / "model", "--data", world / "shards/ko")
     n = data.Shards(world / "shards/ko").index["val"]["documents"]
     assert n < 30
     assert f"few documents ({n}): on others" in capsys.readouterr().out
 
 
-def test_what_cannot_be_read_is_counted_and_said(world, tmp_path, capsys):
+def test_unreadable_lines_are_counted_and_reported(world, tmp_path, capsys):
     file = write_jsonl(tmp_path / "x.jsonl", ["a b c", "d e f"])
     file.write_text(file.read_text(encoding="utf-8") + "{half", encoding="utf-8")
     scores_of(tmp_path, "--models", world / "model", "--input", file)

@@ -1,4 +1,4 @@
-"""eval_kobest.py beside hand-written prompts, a naive scorer, scikit-learn and the harness."""
+"""eval_kobest.py against hand-written prompts, a naive scorer, scikit-learn and the harness."""
 import copy
 import csv
 import inspect
@@ -27,7 +27,7 @@ HEADERS = {
     "sentineg": "ID Text Label".split(),
     "wic": "ID,Target,SENTENCE1,Dictionary 1,Link 1,SENTENCE2,Dictionary 2,Link2,ANSWER".split(","),
 }
-FIELDS = {  # the columns of HEADERS as the harness's templates call them
+FIELDS = {  # the columns of HEADERS under the names in the harness's templates
     "boolq": ["paragraph", "question"],
     "copa": ["premise", "question", "alternative_1", "alternative_2"],
     "hellaswag": ["context", "ending_1", "ending_2", "ending_3", "ending_4"],
@@ -47,7 +47,7 @@ def write(
     split: str = "dev",
     header: list[str] | None = None,
 ) -> Path:
-    """A TSV as KoBEST has it: CRLF and no final newline, HellaSwag apart."""
+    """Write a TSV like KoBEST's: CRLF and no final newline, except in HellaSwag."""
     file = tsv(root, name, split)
     file.parent.mkdir(parents=True, exist_ok=True)
     line_end = "\n" if name == "hellaswag" else "\r\n"
@@ -60,7 +60,7 @@ def write(
 
 
 def read_table(file: Path) -> list[list[str]]:
-    """The lines of a TSV, its header first."""
+    """The lines of a TSV, starting with its header."""
     with open(file, encoding="utf-8", newline="") as lines:
         return list(csv.reader(lines, delimiter="\t"))
 
@@ -158,8 +158,8 @@ def test_reads_the_bytes_of_the_original_files(tmp_path):
 
 
 def hugging_face(world: Path, out: Path, task: str, split: str, name: str, stem: str) -> None:
-    """A TSV of the world as Hugging Face has it, NAME/STEM.jsonl: JSON lines, the harness's names,
-    labels that count from 0."""
+    """Write a TSV of the world as it is on Hugging Face, NAME/STEM.jsonl: JSON lines, the harness's
+    names, labels that count from 0."""
     header, *rows = read_table(tsv(world, task, split))
     (out / name).mkdir(exist_ok=True)
     with open(out / name / f"{stem}.jsonl", "w", encoding="utf-8") as lines:
@@ -250,7 +250,7 @@ def copy_files(source: Path, target: Path) -> None:
 
 
 def naive(llama: model.Llama, context: list[int], continuation: list[int]) -> float:
-    """One request by the definition, in float64: cut on the left, run, add up."""
+    """One request by the definition, in float64: truncate on the left, run, and sum."""
     tokens = (context + continuation)[-(llama.config.max_position_embeddings + 1):]
     with torch.inference_mode():
         logp = torch.log_softmax(llama(torch.tensor([tokens[:-1]]))[0], -1)
@@ -262,7 +262,7 @@ def some_tokens(rng: random.Random, n: int) -> list[int]:
 
 
 def test_loglikelihoods_equal_a_naive_float64_scorer(world):
-    """Truncated requests, shared inputs and one-token answers among them; whatever the batch."""
+    """Including truncated requests, shared inputs and one-token answers, for any batch size."""
     llama = model.load(world / "model")
     exact = copy.deepcopy(llama).double()
     exact.compute_dtype = torch.float64
@@ -283,7 +283,7 @@ def test_loglikelihoods_equal_a_naive_float64_scorer(world):
 
 
 def spy_on_batches(monkeypatch) -> list[list[tuple[int, ...]]]:
-    """The list to which every batch will be added, as its inputs."""
+    """A list to which the inputs of every batch are added."""
     batches = []
     add_batch = kobest.add_batch
 
@@ -297,7 +297,7 @@ def spy_on_batches(monkeypatch) -> list[list[tuple[int, ...]]]:
 
 @pytest.mark.parametrize("budget", [1, 150, 10**6])
 def test_batches_keep_their_budget_and_run_every_input_once(world, monkeypatch, budget):
-    """Longest first; what is too long is cut on the left, and seen without its last token."""
+    """Longest first; long inputs are truncated on the left; the last token is not an input."""
     llama = model.load(world / "model")
     limit = llama.config.max_position_embeddings
     rng = random.Random()
@@ -356,7 +356,7 @@ def test_accuracy_its_error_and_its_interval():
     labels = [0, 1, 1, 0, 1]
     scores = [[-1.0, -2.0], [-3.0, -3.0], [-9.0, -1.0], [-2.0, -1.0], [-2.0, -1.0]]
     result = kobest.metrics(examples(labels), scores, by_length=False)
-    # of equal scores the first
+    # The first of equal scores.
     assert [e["prediction"] for e in result["examples"]] == [0, 0, 1, 1, 1]
     assert result["acc"] == pytest.approx(0.6) and "acc_norm" not in result
     assert result["acc_stderr"] == pytest.approx(statistics.stdev([1, 0, 1, 0, 1]) / 5**0.5)
@@ -386,7 +386,8 @@ def test_acc_norm_divides_by_characters():
 
 
 def harness_scores(world: Path, name: str, folder: Path, shots: int):
-    """Log-likelihoods and metrics of lm-evaluation-harness, its own task file over our rows."""
+    """Log-likelihoods and metrics of lm-evaluation-harness, with its own task file over our
+    rows."""
     pytest.importorskip("lm_eval")
     huggingface = pytest.importorskip("lm_eval.models.huggingface")  # needs accelerate
     import datasets
@@ -452,7 +453,7 @@ def test_scores_equal_the_harness_s(world, tmp_path, name, positions, shots):
 
 
 def test_requests_that_lose_context_are_counted(world, tmp_path, capsys):
-    """Per task, on the screen only where there are any; the control loses none."""
+    """Per task, and on the screen only if there are any; the control loses none."""
     copy_files(world / "model", tmp_path)
     config = cli.read_json(tmp_path / "config.json")
     cli.write_json(tmp_path / "config.json", {**config, "max_position_embeddings": 60})
@@ -514,7 +515,7 @@ def test_the_report_holds_every_example_and_the_means(world, tmp_path, capsys):
     mean_f1 = np.mean([task["macro_f1"] for task in tasks.values()])
     assert report["mean_macro_f1"] == pytest.approx(mean_f1)
 
-    # Thirty rows of BoolQ, and four of COPA that are all answered rightly.
+    # Thirty rows of BoolQ, and four of COPA that are all answered correctly.
     write(tmp_path, "boolq", read_table(tsv(world, "boolq", "dev"))[1:])
     right = [e["prediction"] + 1 for e in tasks["copa"]["examples"]]
     rows = read_table(tsv(world, "copa", "dev"))[1:5]
@@ -556,7 +557,8 @@ def test_two_processes_find_what_one_finds(world, tmp_path):
          kobest.__file__, *argv, str(tmp_path / "two.json")],
         capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("settings:") == 1 and done.stdout.count("boolq  ") == 1    # one talks
+    # Only one process prints.
+    assert done.stdout.count("settings:") == 1 and done.stdout.count("boolq  ") == 1
     one = cli.read_json(tmp_path / "one.json")
     two = cli.read_json(tmp_path / "two.json")
     assert one["tasks"] == two["tasks"]                                     # to the last bit

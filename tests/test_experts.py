@@ -1,4 +1,4 @@
-"""studies/moe.py: step 0, routing and gradients against a form that runs every expert on every
+"""studies/moe.py: step 0, routing and gradients against a version that runs every expert on every
 token; files; training."""
 import copy
 import dataclasses
@@ -23,7 +23,7 @@ def dense(**changes) -> model.Llama:
 
 
 def sparse(n=4, coefficient=0.01) -> moe.Llama:
-    """An upcycled model whose experts have come to differ."""
+    """An upcycled model whose experts have diverged."""
     llama = moe.upcycle(dense(), n, coefficient)
     for p in llama.parameters():
         p.data += 0.1 * torch.randn_like(p)
@@ -50,7 +50,7 @@ def test_upcycled_logits_are_the_dense_ones(n, tmp_path):
     assert read.config == after.config and read.config.num_experts == n
     assert list(moe.routers(read)) == [1, 3]
     chosen = torch.cat([layer.chosen for layer in moe.routers(after).values()])
-    assert len(chosen.unique()) > 1  # not all went one way
+    assert len(chosen.unique()) > 1  # not all went the same way
 
 
 def test_routing_and_gradients_equal_every_expert_on_every_token():
@@ -76,7 +76,7 @@ def test_gradients_of_experts_and_balance_by_finite_differences():
     gate = layer.gate.weight
     x = torch.randn(80, 32, dtype=torch.float64)
     first, second = (x @ gate.T).topk(2).values.unbind(-1)
-    x = x[first - second > 0.1][:7]  # none so torn that a small step tips it
+    x = x[first - second > 0.1][:7]  # away from ties, which a small step would tip
     up = layer.experts[0].up_proj.weight
     down = layer.experts[2].down_proj.weight
 
@@ -142,11 +142,11 @@ def test_a_lora_joins_every_expert_and_merges():
 
 def test_the_auxiliary_loss_balances_a_skewed_router():
     llama = sparse(4, coefficient=1.0)
-    x = tokens(4, 64)  # with fewer, one token that changes its mind is a large share
+    x = tokens(4, 64)  # with fewer, one token that switches experts is a large share
     layers = moe.routers(llama).values()
     gates = [layer.gate.weight for layer in layers]
 
-    # Skewed: along the mean of what the router sees, everything goes to expert 0.
+    # Skewed: everything along the mean of the router's inputs goes to expert 0.
     with torch.no_grad():
         seen = []
 
@@ -224,13 +224,13 @@ def test_a_dense_config_stays_a_llama(tmp_path):
     assert written["architectures"] == ["LlamaForCausalLM"]
     assert not {"num_experts", "router_aux_loss_coef"} & set(written)
     assert model.Config.read(tmp_path) == tiny_config()
-    cli.write_json(tmp_path / "config.json", {**written, "num_experts": 4})  # to a Llama, nothing
+    cli.write_json(tmp_path / "config.json", {**written, "num_experts": 4})  # a Llama ignores it
     read = moe.Config.read(tmp_path)
     assert read == moe.Config(**dataclasses.asdict(tiny_config()))
 
 
 def test_only_the_study_reads_a_model_with_experts(tmp_path):
-    """To the programs, and to transformers, it is an architecture that they do not know."""
+    """The programs, and transformers, do not know this architecture."""
     model.save(sparse(), tmp_path)
     with pytest.raises(cli.UserError, match=moe.ARCHITECTURE):
         model.load(tmp_path)
@@ -240,7 +240,7 @@ def test_only_the_study_reads_a_model_with_experts(tmp_path):
 
 
 def test_train_py_trains_a_model_with_experts(world, tmp_path, monkeypatch):
-    """In a process in which moe.py has put its classes into model.py's place, stage after stage."""
+    """In a process in which moe.py has replaced model.py's classes, stage after stage."""
     start = tmp_path / "start"
     start.mkdir()
     model.save(moe.upcycle(model.load(world / "model"), 3), start)

@@ -1,4 +1,5 @@
-"""export.py: a checkpoint as a model directory, a LoRA as an adapter, and what goes on from there."""
+"""export.py: a checkpoint as a model directory, a LoRA as an adapter, and how training continues
+from there."""
 import argparse
 import shutil
 
@@ -24,7 +25,8 @@ KINDS = ["embed", "new_rows", "odd", "lora", "lora+embed", "full"]
 
 
 def grown_model(world, folder, **config):
-    """The world's model directory with rows that count as new, or tied, or in another type."""
+    """The world's model directory with rows that count as new, with a tied head, or in another
+    dtype."""
     if config.pop("tied", False):
         folder.mkdir()
         torch.manual_seed(0)
@@ -36,7 +38,7 @@ def grown_model(world, folder, **config):
 
 
 def train_and_save_beside(argv, monkeypatch, beside) -> None:
-    """Train; at every checkpoint also write the live model, as at the end of a stage, into
+    """Train; at every checkpoint also write the live model, as at the end of a stage, to
     `beside`/STAGE-STEP."""
     save = checkpoint.save
     load_stage = train.load_stage
@@ -72,7 +74,7 @@ def bits(folder, shards, dtype=torch.float32) -> float:
 
 @pytest.fixture(scope="module")
 def run(world, tmp_path_factory):
-    """A finished run of two stages, the second with a LoRA, with all of its checkpoints."""
+    """A finished run of two stages, the second with a LoRA, with all its checkpoints."""
     folder = tmp_path_factory.mktemp("export") / "run"
     train.main(flags(world, folder, "odd:1280:5e-3", "lora+embed:1280:5e-3", more=TOGETHER))
     return folder
@@ -80,7 +82,7 @@ def run(world, tmp_path_factory):
 
 @pytest.fixture
 def stopped(run, tmp_path):
-    """The same as it was in its second stage, with two checkpoints of that."""
+    """The same run as it was during its second stage, with two checkpoints of that stage."""
     folder = tmp_path / "stopped"
     shutil.copytree(run, folder)
     for part in ("model", "stages/2-lora+embed", "checkpoints/02-00000009"):
@@ -123,8 +125,8 @@ def test_an_exported_checkpoint_scores_what_validation_said(world, run, tmp_path
 
 
 def test_under_bfloat16_compute_it_is_scored_in_bfloat16(world, tmp_path):
-    """Masters and frozen weights are rounded there as in training, so the score is the same to the
-    bit. Only a LoRA is not: merged, it is rounded with the matrix and not beside it."""
+    """Masters and frozen weights are rounded as in training, so the score is the same to the bit.
+    Except with a LoRA: merged, it is rounded together with the matrix."""
     run = tmp_path / "run"
     more = [*TOGETHER, "--dtype", "bfloat16"]
     train.main(flags(world, run, "full:640:1e-2", "lora:640:1e-2", more=more))
@@ -138,7 +140,7 @@ def test_under_bfloat16_compute_it_is_scored_in_bfloat16(world, tmp_path):
             assert score == pytest.approx(said, rel=relative, abs=0)
 
 
-def test_the_newest_checkpoint_is_the_one_that_is_meant(stopped, tmp_path, capsys):
+def test_by_default_the_newest_checkpoint_is_exported(stopped, tmp_path, capsys):
     export.main([str(stopped), "--out", str(tmp_path / "out")])
     assert "stage 2 (lora+embed) step 6" in capsys.readouterr().out
     counters = cli.read_json(stopped / "checkpoints/02-00000006/counters.json")
@@ -169,12 +171,12 @@ def test_moments_and_frozen_weights_take_no_memory(stopped, world):
         assert p.is_meta != plan.is_trained(name, stage.what), name
 
 
-def test_who_names_the_folder_of_an_unfinished_run_is_told_of_export(stopped, world, refused):
+def test_naming_the_folder_of_an_unfinished_run_suggests_export(stopped, world, refused):
     argv = ["--models", str(stopped), "--data", str(world / "shards/ko")]
     refused(eval_bits, argv, f"export.py {stopped} --out DIR makes a model directory")
 
 
-def test_a_broken_checkpoint_is_passed_over(stopped, tmp_path, capsys, refused):
+def test_a_broken_checkpoint_is_skipped(stopped, tmp_path, capsys, refused):
     shard = stopped / "checkpoints/02-00000006/__0_0.distcp"
     shard.write_bytes(shard.read_bytes()[:-1])
     export.main([str(stopped), "--out", str(tmp_path / "out")])
@@ -186,7 +188,7 @@ def test_a_broken_checkpoint_is_passed_over(stopped, tmp_path, capsys, refused):
 
 
 def test_a_checkpoint_that_is_deleted_meanwhile_is_one_line(stopped, tmp_path, refused, monkeypatch):
-    """A run that trains on deletes it, between the check of its hashes and the reading."""
+    """The run continues and deletes it between the check of its hashes and the reading."""
     newest = checkpoint.newest
 
     def and_gone(*args):
@@ -199,7 +201,7 @@ def test_a_checkpoint_that_is_deleted_meanwhile_is_one_line(stopped, tmp_path, r
     assert not (tmp_path / "out").exists()
 
 
-def test_a_checkpoint_that_is_deleted_while_it_is_checked_is_passed_over(
+def test_a_checkpoint_that_is_deleted_while_it_is_checked_is_skipped(
     stopped, tmp_path, capsys, monkeypatch
 ):
     sha256 = checkpoint.sha256
@@ -214,7 +216,7 @@ def test_a_checkpoint_that_is_deleted_while_it_is_checked_is_passed_over(
     assert "it was deleted just now" in printed.err and "step 3 of" in printed.out
 
 
-def test_what_there_is_is_listed(stopped, run, tmp_path, refused):
+def test_available_checkpoints_are_listed(stopped, run, tmp_path, refused):
     out = ["--out", str(tmp_path / "out")]
     there_is = f"stage 1 step 3, 6, 9; stage 1, finished, in {stopped}/stages/1-odd; stage 2 step 3, 6"
     refused(export, [str(stopped), "--step", "4", *out], f"stage 2 step 4; there is {there_is}")
@@ -326,7 +328,7 @@ def test_the_adapter_is_what_was_merged(name, world, tmp_path):
     masters = {tensor.dtype for tensor in load_file(adapter / "adapter_model.safetensors").values()}
     assert masters == {torch.bfloat16 if name == "bfloat16" else torch.float32}
     assert not (tmp_path / "run/model/adapter").exists()
-    # The finished stage's adapter, as a folder of its own.
+    # The finished stage's adapter, in a folder of its own.
     export.main([str(tmp_path / "run"), "--adapter", str(tmp_path / "copy")])
     assert same_files(adapter, tmp_path / "copy")
 
@@ -359,7 +361,7 @@ def test_peft_opens_the_adapter_with_equal_logits(name, world, tmp_path, monkeyp
         merged = peer(tokens).logits
         ours = model.load(tmp_path / "run/model")(tokens)
     assert peer.config.tie_word_embeddings == (name == "tied")
-    # A bfloat16 directory is rounded once more, when it is written.
+    # A bfloat16 directory is rounded once more when it is written.
     assert (merged - ours).abs().max() < (2e-2 if name == "bfloat16" else 1e-5)
 
 
@@ -371,18 +373,18 @@ def test_the_adapter_of_a_run_that_was_moved_names_its_start_there(run, tmp_path
     assert settings["base_model_name_or_path"] == str(moved / "stages/1-odd")
 
 
-def test_an_adapter_of_an_older_run_is_missed_by_name(run, tmp_path, refused):
+def test_a_missing_adapter_of_an_older_run_is_named(run, tmp_path, refused):
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/stages/2-lora+embed/adapter")
     asked = [str(tmp_path / "run"), "--adapter", str(tmp_path / "a")]
     refused(export, asked, "has no adapter/: an older version")
 
 
-# ------------------------------------------------------------------------ what goes on from there
+# ------------------------------------------------------------------------ continuing from there
 
 
 def test_a_decay_branches_from_the_stable_phase(world, tmp_path):
-    """20 steps of a long wsd stage, then a decay of its own from there."""
+    """20 steps of a long wsd stage, then a separate decay from there."""
     more = ["--schedule", "wsd", "--keep", "9"]
     stable = flags(world, tmp_path / "stable", "full:12800:5e-3", more=more)
     with pytest.raises(SystemExit):

@@ -1,5 +1,5 @@
-"""bench/gpu.py: every part of it on a CPU, so that nothing in it is met for the first time on a
-GPU; kills and faults; and kernels compiled for GPUs that are not here."""
+"""bench/gpu.py: every part of it on a CPU, so that nothing runs for the first time on a GPU; kills
+and faults; and kernels compiled for GPUs that are not here."""
 import dataclasses
 import importlib
 import json
@@ -28,12 +28,13 @@ def start(out: Path, parts: list[str], *flags: str) -> subprocess.Popen:
 
 
 def rows_of(file: Path) -> list[dict]:
-    """Every line is whole, whatever happened to the program that wrote it."""
+    """The rows of a file. Every line is complete, whatever happened to the program that wrote
+    it."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def is_gone(pid: int, seconds: float) -> bool:
-    """Has the process ended, or does it within so many seconds?"""
+    """Whether the process has ended, or ends within this many seconds."""
     deadline = time.monotonic() + seconds
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -46,7 +47,7 @@ def part(rows: list[dict], name: str) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def found(world, tmp_path_factory) -> list[dict]:
-    """The rows of all parts; the recipe, which takes longest, beside the others."""
+    """The rows of all parts; the recipe, which takes longest, runs in parallel with the others."""
     folder = tmp_path_factory.mktemp("gpu")
     shards = [f"{world}/shards/ko=0.75", f"{world}/shards/en=0.25"]
     data = ["--data", *shards, "--tokenizer", f"{world}/base.model"]
@@ -74,7 +75,7 @@ def test_the_figures_are_there(found):
     attended = {row["who"]: row for row in part(found, "attention")[:5]}
     assert attended["nanowhale"]["error_ratio"] < 3
     assert attended["math"]["error_ratio"] < 3
-    assert "failed" in attended["cudnn"]  # there is none on a CPU: named, and passed over
+    assert "failed" in attended["cudnn"]  # a CPU has none: it is named and skipped
     timed = {(row["operation"], row["who"]) for row in part(found, "kernels") if "operation" in row}
     for operation in ("rms_norm", "add_rms_norm", "swiglu", "rope", "linear_cross_entropy 512"):
         assert {(operation, who) for who in ("nanowhale", "eager", "torch.compile")} <= timed
@@ -125,7 +126,7 @@ def test_a_kill_leaves_the_parts_before_it(tmp_path):
     child = int(Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()[0])
     os.kill(run.pid, signal.SIGKILL)
     run.communicate()
-    assert is_gone(child, seconds=10)  # it is not left on the GPU, where nobody would end it
+    assert is_gone(child, seconds=10)  # it does not stay on the GPU, where nobody would end it
     rows = rows_of(out)
     assert all(part(rows, name)[-1]["done"] for name in ("machine", "gemm"))
     assert "done" not in part(rows, "kernels")[-1]
@@ -144,7 +145,7 @@ def test_sigterm_ends_the_part_that_runs(tmp_path):
     assert is_gone(child, seconds=10)
 
 
-def test_a_part_that_fails_or_takes_too_long_is_named_and_passed_over(tmp_path):
+def test_a_part_that_fails_or_takes_too_long_is_named_and_skipped(tmp_path):
     out = tmp_path / "rows.jsonl"
     run = start(out, ["train", "gemm"], "--tokenizer", str(tmp_path / "none.model"))
     output, _ = run.communicate(timeout=120)
@@ -163,11 +164,11 @@ def test_a_part_that_hangs_shows_where(tmp_path):
     assert "took longer than its 12 seconds" in part(rows, "recipe")[-1]["failed"]
     assert any("began_after_seconds" in row for row in part(rows, "recipe"))
     assert "no time" in part(rows, "gemm")[-1]["failed"]
-    # Where it was, some seconds before.
+    # Where it was some seconds before.
     assert "run_speedrun" in out.with_suffix(".log").read_text()
 
 
-def test_steps_begin_with_a_later_case_and_go_on_after_one_that_fails(tmp_path, monkeypatch):
+def test_steps_start_at_a_later_case_and_continue_after_one_that_fails(tmp_path, monkeypatch):
     measured = []
 
     def measure_step(case, cost, cold_rate, sizes, named, rows):
@@ -190,7 +191,7 @@ def test_a_speedrun_that_has_changed_is_not_made_small_by_half():
 
 
 def test_cases_that_an_80_gb_gpu_has_room_for():
-    """By the plan: which the part `steps` will run, and which it will pass over."""
+    """By the plan: which cases the part `steps` will run, and which it will skip."""
     needed = {case: gpu.planned(case, gpu.GPU)["needed"] for case in gpu.GPU.cases}
     assert all(needed[case] < 150e9 for case in gpu.GPU.cases)
     fits = [case for case in gpu.GPU.cases if needed[case] < 85e9]
@@ -201,8 +202,8 @@ def test_cases_that_an_80_gb_gpu_has_room_for():
 
 @pytest.mark.skipif(launch.triton is None, reason="triton is not installed")
 def test_every_kernel_compiles_without_a_gpu_and_spills_nothing():
-    """For three generations of GPU, in a process of its own: the interpreter and the compiler
-    cannot share one."""
+    """For three generations of GPU, in a separate process: the interpreter and the compiler cannot
+    share one."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "bench.kernels", "--compile-only", "--json"]
     out = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -218,6 +219,6 @@ def test_every_kernel_compiles_without_a_gpu_and_spills_nothing():
     assert any("eps float64" in row["variant"] for row in rows)
     for row in rows:
         assert row["spills"] == 0 and row["registers"] <= 255, row
-        # The conversion of one number.
+        # The conversion of a single number.
         assert row["float64"] == ("eps float64" in row["variant"]), row
         assert row["load bits"] == 128 or "aligned 0" in row["variant"], row

@@ -1,10 +1,10 @@
-"""N-grams as numbers: each is the number that its digits make, and a table finds what is there."""
+"""N-grams as numbers: each is the number its digits make, and a table finds what it contains."""
 import numpy as np
 
 from cleaning import hashes
 
 
-def test_a_rolling_hash_is_the_number_that_its_digits_make():
+def test_a_rolling_hash_is_the_number_its_digits_make():
     rng = np.random.default_rng()
     codes = rng.integers(0, 2**32, 60, np.uint64)
     for n in (1, 2, 3, 5, 12, 25, 60):
@@ -23,7 +23,7 @@ def test_a_text_shorter_than_an_n_gram_has_none():
             assert len(hashes.rolling(np.zeros(length, np.uint64), n)) == 0
 
 
-def test_a_table_finds_what_is_there():
+def test_a_table_finds_its_keys_and_no_others():
     rng = np.random.default_rng()
     ends = np.array([0, 2**64 - 1], np.uint64)
     for n in (0, 1, 2, 1000):

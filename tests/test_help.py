@@ -10,12 +10,12 @@ from common import cli
 
 FOLDERS = (".", "toy", "studies", "bench", "exercises", "tests/stress")
 
-# A program that hands its command line on to another one shows that one's manual.
+# Programs that pass their command line on to another one, and show that one's manual.
 HANDED_ON = {Path("studies/moe.py"): Path("train.py")}
 
 
 def programs() -> list[Path]:
-    """Every file that ends in cli.run(main), relative to ROOT."""
+    """Every file that ends with cli.run(main), relative to ROOT."""
     found = []
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).glob("*.py")):
@@ -25,7 +25,7 @@ def programs() -> list[Path]:
 
 
 def check_manual(parser: cli.Parser, command: str) -> None:
-    """Check a parser's help and its sub-commands'; `command` is how one types it."""
+    """Check the help of a parser and its sub-commands; `command` is how one types it."""
     text = parser.format_help()
     example = rf"^ {{4}}.*{re.escape(command)}( |$)"
     assert re.search(example, parser.description, re.MULTILINE), "no example"

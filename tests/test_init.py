@@ -1,4 +1,4 @@
-"""New rows are what their definition says, in both tables; everything old keeps its bits."""
+"""New rows follow their definition in both tables; everything old keeps its bits."""
 import ctypes
 import json
 import math
@@ -71,7 +71,7 @@ def base(world, tmp_path_factory):
 
 
 def shard(source: Path, target: Path, n: int) -> None:
-    """Deal a model's tensors over n files with an index."""
+    """Distribute a model's tensors over n files with an index."""
     shutil.copytree(source, target)
     tensors = load_file(source / "model.safetensors")
     (target / "model.safetensors").unlink()
@@ -87,7 +87,7 @@ def shard(source: Path, target: Path, n: int) -> None:
 
 
 def grow(base, name, out, method, *more) -> dict[str, torch.Tensor]:
-    """Run init.py; all tensors of the folder it wrote."""
+    """Run init.py; return all tensors of the folder it wrote."""
     init.main(["--model", f"{base}/{name}", "--tokenizer", f"{base}/merged.model",
                "--out", str(out), "--method", method, *more])
     tensors = {}
@@ -101,7 +101,7 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def spelling(sp, piece: str) -> list[int]:
-    """A piece's ids under the base, by another way than init's: behind a new line, which never
+    """A piece's ids in the base, found in another way than init's: after a newline, which never
     merges with Hangul."""
     behind = sp.encode("\n", bos=False)
     ids = sp.encode("\n" + piece.replace("▁", " "), bos=False)
@@ -111,7 +111,7 @@ def spelling(sp, piece: str) -> list[int]:
 
 @pytest.mark.parametrize("name", ["model", "tied", "half"])
 @pytest.mark.parametrize("method", METHODS)
-def test_rows_are_their_definition(base, tmp_path, name, method):
+def test_rows_follow_their_definition(base, tmp_path, name, method):
     sp = tokenizer.load(base / "base.model")
     merged = tokenizer.load(base / "merged.model")
     old = load_file(base / name / "model.safetensors")
@@ -167,7 +167,7 @@ def test_the_written_folder_is_a_model(base, tmp_path):
     before = model.load(base / "model")
     after = model.load(tmp_path / "out")
     tokens = torch.randint(0, 900, (2, 20))
-    # The old vocabulary means what it meant.
+    # The old vocabulary means what it meant before.
     assert torch.equal(before(tokens), after(tokens)[..., :900])
 
 
@@ -191,15 +191,15 @@ def test_padding_can_never_be_likely_or_sampled(base, tmp_path):
     hidden = 30 * torch.randn(500, 32)
     logits = llama.lm_head(hidden)[:, [*range(900), 1999]]
     share = torch.softmax(logits.double(), -1)[:, -1]
-    assert (share < 1 / 900).all()  # against the base's rows alone, for any hidden state
-    llama.lm_head.weight.data[size:] = 100.0  # even where training has pushed them up
+    assert (share < 1 / 900).all()  # compared with the base's rows alone, for any hidden state
+    llama.lm_head.weight.data[size:] = 100.0  # even if training has pushed them up
     start = torch.ones(4, 3, dtype=torch.long)
     assert llama.generate(start, 8, temperature=5.0).max() < size
 
 
 def test_training_pushes_padding_down(base, tmp_path):
-    """Other programs know nothing of padding, and need not: no suppress_tokens is written. It is
-    never a target, so every step lowers its logits."""
+    """Other programs know nothing of padding and need not: no suppress_tokens is written. Padding
+    is never a target, so every step lowers its logits."""
     grow(base, "model", tmp_path / "grown", "subtoken_both", "--pad_to", "2000")
     train.main(["--model", f"{tmp_path}/grown", "--data", f"{base}/shards", "--device", "cpu",
                 "--out", f"{tmp_path}/run", "--stages", "embed:10k:3e-2", "full:10k:1e-2",
@@ -219,7 +219,7 @@ def test_seeds_and_padding_of_one(base, tmp_path):
                for seed in "112")
     assert torch.equal(a[HEAD], b[HEAD]) and not torch.equal(a[HEAD], c[HEAD])
     assert len(a[HEAD]) == tokenizer.load(base / "merged.model").size
-    # The tables' draws are independent.
+    # The draws for the two tables are independent.
     head = a[HEAD][900:] / a[HEAD].std()
     embedding = a[EMBEDDING][900:] / a[EMBEDDING].std()
     assert not torch.allclose(head, embedding, rtol=0.1)
@@ -229,7 +229,7 @@ def test_seeds_and_padding_of_one(base, tmp_path):
 
 @pytest.mark.parametrize("own", [[], [5]])
 def test_pieces_in_place_of_the_base_s_padding_can_be_sampled(base, tmp_path, own):
-    """A base may suppress its padding, and tokens of its own. Where the padding was are pieces."""
+    """A base may suppress its padding, and tokens of its own. Pieces replace the padding."""
     shutil.copytree(base / "model", tmp_path / "base/model")
     generation = {"suppress_tokens": [*own, *range(900, 960)]}
     cli.write_json(tmp_path / "base/model/generation_config.json", generation)
@@ -264,14 +264,14 @@ def test_a_tied_file_that_holds_the_head_too_gets_both(base, tmp_path):
 
 def test_a_base_with_padding_of_its_own_is_regrown_from_its_pieces(base, tmp_path):
     grow(base, "model", tmp_path / "once", "mean_both")
-    # With the base's tokenizer in place of the merged one, rows from 900 on are padding.
+    # With the base's tokenizer instead of the merged one, rows from 900 on are padding.
     shutil.copy(base / "base.model", tmp_path / "once/tokenizer.model")
     shutil.copy(base / "merged.model", tmp_path)
     config = json.loads((tmp_path / "once/config.json").read_text())
     assert tokenizer.load(base / "merged.model").size < config["vocab_size"]
     with pytest.raises(cli.UserError, match="only grows"):
         grow(tmp_path, "once", tmp_path / "twice", "subtoken_both")
-    # A base whose tables end a little after its pieces is grown as if they ended there.
+    # A base whose tables end shortly after its pieces is grown as if they ended with them.
     tensors = load_file(tmp_path / "once/model.safetensors")
     for name in init.TABLES:
         tensors[name] = tensors[name][:960].clone()
@@ -283,7 +283,8 @@ def test_a_base_with_padding_of_its_own_is_regrown_from_its_pieces(base, tmp_pat
 
 
 def sparse_shard(file: Path, shapes: dict[str, list[int]]) -> int:
-    """Write a safetensors file of float32 zeros that takes no disk; the bytes of its tensors."""
+    """Write a safetensors file of float32 zeros that takes no disk; return the bytes of its
+    tensors."""
     header = {}
     at = 0
     for name, shape in shapes.items():
@@ -301,8 +302,8 @@ def sparse_shard(file: Path, shapes: dict[str, list[int]]) -> int:
                     reason="Linux resets the peak of resident memory")
 @pytest.mark.parametrize("together", [False, True])
 def test_memory_is_one_weight_file_not_a_model(base, tmp_path, together):
-    """A model of many small shards, 8 MB a tensor, 270 MB in all; its two tables in one shard or in
-    two."""
+    """A model of many small shards, 8 MB per tensor, 270 MB in total; its two tables in one shard
+    or in two."""
     width = 2048
     folder = tmp_path / "model"
     shutil.copytree(base / "model", folder)
@@ -326,9 +327,9 @@ def test_memory_is_one_weight_file_not_a_model(base, tmp_path, together):
         status = Path("/proc/self/status").read_text()
         return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024
 
-    init.growth(folder, base / "merged.model", 64)  # what tokenizers leave in memory is not meant
-    # The least of ten: how many pages around those that are read the kernel maps, too, differs from
-    # time to time. What is free and only not given back must not hide anything.
+    init.growth(folder, base / "merged.model", 64)  # memory that the tokenizers keep is not counted
+    # The least of ten runs: how many adjacent pages the kernel maps varies. Memory that was freed
+    # but not returned must not hide anything.
     peak = math.inf
     for _ in range(10):
         ctypes.CDLL(None).malloc_trim(0)
@@ -337,9 +338,9 @@ def test_memory_is_one_weight_file_not_a_model(base, tmp_path, together):
         init.main(["--model", str(folder), "--tokenizer", f"{base}/merged.model",
                    "--out", f"{tmp_path}/out"])
         peak = min(peak, memory("VmHWM") - before)
-    # The largest shard as it was read, its tables grown, the rows that are added to the last one,
-    # and of a slice of it (at most 4,096 rows) float64 and squares. And 22 MB: so much more does the
-    # kernel count in one process of five, at each of the ten times.
+    # The largest shard as it was read, its grown tables, the rows added to the last one, and
+    # float64 and squares of a slice of it (at most 4,096 rows). Plus 22 MB, which the kernel counts
+    # on top in one process out of five, in each of the ten runs.
     table = 4 * 900 * width
     rows = 4 * added * width
     tables = 2 if together else 1

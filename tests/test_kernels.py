@@ -1,8 +1,9 @@
-"""kernels/: both implementations against their definitions in float64; what memory they may take.
+"""kernels/: both implementations against their definitions in float64; and how much memory they
+use.
 
 Without a GPU the Triton kernels run in Triton's interpreter, in numpy; tests marked `gpu` run them
-for real. Inputs are fresh in every run (a failure prints its seed), lie between NaNs, and outputs
-start as NaN.
+for real. Inputs are fresh in every run (a failure prints its seed) and lie between NaNs, and
+outputs start as NaN.
 """
 import argparse
 import copy
@@ -52,7 +53,7 @@ def shapes_of(name, n):
 
 
 def call(name, function, inputs):
-    """All outputs, as a list, of a function that does the operation `name`."""
+    """All outputs, as a list, of a function that implements the operation `name`."""
     if name == "rms_norm":
         x, weight = inputs
         return [function(x, weight, 1e-5)]
@@ -77,7 +78,7 @@ def tables(q):
 
 
 def targets(weight):
-    """Nine classes of the head's, two of them masked."""
+    """Nine targets for the head's classes, two of them masked."""
     chosen = torch.arange(9, device=weight.device) * 7 % len(weight)
     chosen[2] = -100
     chosen[6] = -100
@@ -86,7 +87,7 @@ def targets(weight):
 
 @pytest.fixture(autouse=True)
 def fresh_inputs_and_poisoned_outputs(capsys):
-    """A new seed per test, printed if it fails; torch.empty gives NaN; the choice is undone."""
+    """A new seed per test, printed if it fails; torch.empty gives NaN; the choice is restored."""
     seed = torch.seed() % 2**32
     torch.manual_seed(seed)
     print(f"seed {seed}")
@@ -139,7 +140,7 @@ def assert_rule(got, peer, true, eps):
     a small constant."""
     for a, b, exact in zip(got, peer, true, strict=True):
         assert a.dtype == b.dtype and a.shape == exact.shape
-        # The constant: of 36,929 draws of linear_cross_entropy at 257 classes, where the largest of
+        # The constant: in 36,929 draws of linear_cross_entropy at 257 classes, where the larger of
         # two roundings is compared, 571 were above 4 and 6 above 8.
         allowed = (b - exact).abs().max() + 8 * eps * max(1, exact.abs().max())
         assert (a - exact).abs().max() <= allowed
@@ -161,8 +162,8 @@ def test_float32_is_as_close_to_float64_as_the_definition(name, choice, width):
 @pytest.mark.parametrize("choice", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_of_one(name, choice):
-    """RMSNorm's gradient is a difference of equal numbers there, so the error is compared with
-    those, not with it."""
+    """There RMSNorm's gradient is a difference of equal numbers, so the error is compared with
+    those, not with the gradient."""
     fused, reference, inputs, upstream = setting(name, 1, torch.float32)
     exact = run(name, reference, inputs, torch.float64, upstream)
     kernels.use(choice, DEVICE)
@@ -172,13 +173,13 @@ def test_rows_of_one(name, choice):
 
 
 def low_precision(name, choice, width, dtype, steps):
-    """Every output and gradient is within `steps` units in the last place of the exact value,
-    rounding included."""
+    """Check that every output and gradient is within `steps` units in the last place of the exact
+    value, rounding included."""
     fused, reference, inputs, upstream = setting(name, width, dtype)
     kernels.use(choice, DEVICE)
     outputs, grads = run(name, fused, inputs, dtype, upstream)
     if name == "add_rms_norm":
-        # The norm is of the stream as it was rounded: compare it with the norm of just that.
+        # The norm is that of the rounded stream: compare it with the norm of exactly that.
         x, residual, weight = inputs
         _, stream = outputs
         assert ((stream - (x.double() + residual)).abs() <= steps * ulp(stream)).all()
@@ -204,7 +205,7 @@ def ulp(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("width", [3, 100])
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_low_precision_within_one_ulp(name, width, dtype):
-    """The interpreter cuts bfloat16 off where a GPU rounds: one unit in the last place."""
+    """The interpreter truncates bfloat16 where a GPU rounds: one unit in the last place."""
     low_precision(name, "triton", width, dtype, 1)
 
 
@@ -215,14 +216,14 @@ on_gpu_only = pytest.param(torch.bfloat16, marks=pytest.mark.gpu)
 @pytest.mark.parametrize("width", [3, 100, 2048])
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_low_precision_is_rounded_once(name, width, dtype):
-    """Half a unit in the last place is what one rounding costs; a second one would show."""
+    """One rounding costs half a unit in the last place; a second one would show."""
     low_precision(name, "triton", width, dtype, 0.501)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("choice", IMPLEMENTATIONS)
 def test_low_precision_loss_is_as_close_as_the_definition(choice, dtype):
-    """Logits are rounded to the dtype here as there, so the rule is the definition's error."""
+    """Logits are rounded to the dtype in both, so the rule is the definition's error."""
     name = "linear_cross_entropy"
     fused, reference, inputs, upstream = setting(name, 300, dtype)
     exact = run(name, reference, inputs, torch.float64, upstream)
@@ -257,7 +258,7 @@ def test_float32_forward_in_pytorch_is_the_definitions_bit_for_bit(name):
 
 
 def in_layout(x, layout):
-    """A tensor of x's shape in strides that no kernel likes."""
+    """A tensor of x's shape with strides that no kernel likes."""
     if layout == "every second":
         return torch.stack((x, x), -1).flatten(-2)[..., ::2]
     if layout == "transposed":
@@ -271,8 +272,8 @@ def in_layout(x, layout):
 @pytest.mark.parametrize("choice", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", NAMES)
 def test_any_strides_and_no_input_is_overwritten(name, choice, layout):
-    """Inputs come in odd strides, the upstream gradient with all strides 0; inputs stay as they
-    were."""
+    """Inputs have odd strides, the upstream gradient has only strides of 0; inputs are not
+    changed."""
     inputs = [in_layout(random(*shape), layout) for shape in shapes_of(name, 12)]
     copies = [x.clone() for x in inputs]
     reference = getattr(kernels, name + "_reference")
@@ -318,7 +319,7 @@ def test_a_row_longer_than_a_program_can_hold(choice):
 
 @pytest.mark.parametrize("choice", IMPLEMENTATIONS)
 def test_shapes_that_do_not_fit_are_refused(choice):
-    """A kernel told of a wrong width would read foreign memory."""
+    """A kernel given a wrong width would read foreign memory."""
     kernels.use(choice, DEVICE)
     x = torch.zeros(2, 5, 8, device=DEVICE)
     w = x[0, 0]
@@ -404,14 +405,14 @@ def test_huge_logits_do_not_overflow_and_a_wrong_target_is_no_number(choice):
     if choice == "torch" and not GPU:
         with pytest.raises(RuntimeError, match="out of bounds"):
             loss_of(-5)
-    elif choice == "triton":  # nothing outside is read, and the training loop stops for it
+    elif choice == "triton":  # nothing out of bounds is read, and the training loop stops for it
         assert loss_of(-5).isnan()
         assert loss_of(2).isnan()
 
 
 @pytest.mark.parametrize("choice", IMPLEMENTATIONS)
 def test_the_weights_gradient_is_summed_in_float32(choice):
-    """256 chunks of bfloat16: a bfloat16 sum would stall; a float32 one is as good as the rounding
+    """256 chunks of bfloat16: a bfloat16 sum would stall; a float32 sum is as good as the rounding
     of one product."""
     kernels.use(choice, DEVICE)
     hidden = (torch.rand(512, 8, device=DEVICE) + 0.5).bfloat16()
@@ -443,7 +444,8 @@ def test_the_same_bits_every_time(choice):
 @pytest.mark.parametrize("choice", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name, extra", [("rms_norm", 10), ("rope", 0), ("swiglu", 0)])
 def test_the_tensors_kept_for_backward_are_few(name, extra, choice):
-    """Elements saved for the backward pass, counted: the inputs (RoPE: not even those), `extra`."""
+    """Count the elements saved for the backward pass: the inputs (RoPE: not even those) and
+    `extra`."""
     kernels.use(choice, DEVICE)
     inputs = [random(*shape, requires_grad=True) for shape in shapes_of(name, 12)]
 
@@ -466,13 +468,13 @@ def test_the_tensors_kept_for_backward_are_few(name, extra, choice):
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of storage that operations made and some tensor still holds, and remembers
-    the most of them."""
+    """Counts the bytes of storage that operations created and some tensor still holds, and records
+    the maximum."""
     most = 0
 
     def __init__(self):
         super().__init__()
-        self.holders = {}  # address of a storage → its bytes, once for every tensor
+        self.holders = {}  # address of a storage → its bytes, once per tensor
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
@@ -493,18 +495,18 @@ slow_in_the_interpreter = pytest.param("triton", marks=pytest.mark.gpu)
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_batch_of_logits_never_exists(grad, dtype, choice):
-    """4,096 tokens × 8,192 classes are 134 MB of float32 logits; with 4 MB of chunk no more than
-    that is alive at any time beside the two gradients."""
+    """4,096 tokens × 8,192 classes are 134 MB of float32 logits; with chunks of 4 MB, no more than
+    that is alive at any time besides the two gradients."""
     kernels.use(choice, DEVICE)
     hidden = random(4096, 8, dtype=dtype)
     weight = random(8192, 8, dtype=dtype)
     chosen = random_classes(4096, 8192)
     with Alive() as alive:
         loss, *gradients = lce.loss_and_gradients(hidden, weight, chosen, 2**22, grad, grad)
-    # The weight's transpose is a view, which counts here.
+    # The weight's transpose is a view, which is counted here.
     beside = sum(g.nbytes for g in gradients) + weight.nbytes
     assert loss > 0
-    # A little more: the sums of rows, and a product on its way to a sum.
+    # A little more: the sums of rows, and a product about to be added to a sum.
     assert 2**21 < alive.most - beside <= 1.15 * 2**22
 
 
@@ -530,7 +532,7 @@ print(peak() - before)
 
 
 def test_the_loss_takes_a_fifth_of_the_memory_of_plain_cross_entropy():
-    """Peak of the process over what it held before, at 2,048 tokens and 49k classes, where logits
+    """Peak of the process above what it held before, at 2,048 tokens and 49k classes, where logits
     are 0.4 GB."""
     peak = {}
     for name in ("linear_cross_entropy", "linear_cross_entropy_reference"):
@@ -558,7 +560,7 @@ def llama_for(what: str, recompute: str, **changes) -> model.Llama:
 
 
 def step_of(llama: model.Llama, tokens: torch.Tensor) -> list[torch.Tensor]:
-    """The loss of one step, and the gradient of everything that is trained."""
+    """The loss of one step, and the gradients of everything that is trained."""
     loss, count = llama(tokens[:, :-1], tokens[:, 1:])
     (loss / count).backward()
     return [loss.detach(), *(p.grad for p in llama.parameters() if p.requires_grad)]
@@ -584,8 +586,8 @@ def test_a_training_step_with_the_kernels_is_the_pytorch_step(what, recompute):
 
 
 class NotForFakes:
-    """A kernel that leaves alone the tensors without data that torch.compile traces with. PyTorch
-    does so itself for compiled kernels; only interpreted ones would be run on them."""
+    """A kernel that skips the tensors without data with which torch.compile traces. PyTorch does
+    that itself for compiled kernels; only interpreted ones would be run on them."""
 
     def __init__(self, kernel):
         self.kernel = kernel
@@ -604,7 +606,7 @@ class NotForFakes:
 def test_a_compiled_step_is_the_plain_step(what, recompute, dtype, monkeypatch):
     """Every gradient, for both implementations: an operation must not lose one under torch.compile
     (torch 2.11 drops those of an autograd function that wrote its output in place). Blocks go
-    through AOTAutograd, which is where that happens. It may not look into Triton's operations,
+    through AOTAutograd, which is where that happens. It may not trace into Triton's operations,
     where it would find an interpreted kernel."""
     for module in (norm, rotary, activation):
         monkeypatch.setattr(module, "wrap_triton", NotForFakes)
@@ -620,7 +622,7 @@ def test_a_compiled_step_is_the_plain_step(what, recompute, dtype, monkeypatch):
             for p in llama.parameters():
                 p.data = p.data.to(torch.float32 if p.requires_grad else dtype)
             llama.compute_dtype = dtype
-            if compiled:  # the block that every one of these stages sends a gradient through
+            if compiled:  # the block through which each of these stages sends a gradient
                 llama.model.layers[1].compile(backend="aot_eager", dynamic=False)
             steps[compiled] = step_of(llama, tokens)
         if dtype == torch.float32:
@@ -642,8 +644,8 @@ def run_compiled(name, compiled, inputs, dtype, upstream):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_torch_compile_keeps_an_operation_whole(name, monkeypatch):
-    """One graph, without breaks, in which the registered operation stands by its name; the same
-    numbers come out."""
+    """One graph without breaks, in which the registered operation appears by name, with the same
+    numbers."""
     for module in (norm, rotary, activation):
         monkeypatch.setattr(module, "wrap_triton", NotForFakes)
     fused, _, inputs, upstream = setting(name, 16, torch.float32)
@@ -683,9 +685,9 @@ def test_torch_compile_with_inductor_gives_the_same_numbers(name):
 
 
 def test_stochastic_rounding_is_unbiased():
-    """A million float32 values: the mean of (rounded - value) in units of the last place is within
-    4 standard errors of 0, for every one of several sizes of value; and each lands on one of its
-    two neighbours."""
+    """A million float32 values: the mean of (rounded - value), in units of the last place, is
+    within 4 standard errors of 0 for each of several sizes of value; and each value lands on one of
+    its two neighbours."""
     n = 1_000_000
     x = torch.randn(n) * torch.logspace(-6, 6, n)
     bits = adamw.mix(torch.arange(n) ^ adamw.step_key(3, 7)) & 0xFFFF
@@ -695,11 +697,11 @@ def test_stochastic_rounding_is_unbiased():
     for part in error.split(n // 4):
         assert part.mean().abs() < 4 * part.std() / len(part) ** 0.5
     nearest = (x.bfloat16().double() - x.double()) / ulp(x.bfloat16())
-    assert error.std() > 1.2 * nearest.std()  # it does choose the farther neighbour at times
+    assert error.std() > 1.2 * nearest.std()  # it does choose the farther neighbour sometimes
 
 
 def test_random_bits_have_no_pattern():
-    """Over a million indices each of the 32 bits is set half of the time, and neighbours, seeds,
+    """Over a million indices each of the 32 bits is set half of the time, and neighbours, seeds and
     steps do not agree."""
     index = torch.arange(1_000_000)
     streams = []
@@ -723,7 +725,7 @@ def test_values_that_bfloat16_holds_stay():
 
 
 def distance_from_minimum(optimizer_class, dtype, steps=3000):
-    """Minimise mean (w - 1.23)² from 1, at a learning rate whose steps bfloat16 rounds away."""
+    """Minimise mean (w - 1.23)² from 1, with a learning rate whose steps bfloat16 rounds away."""
     w = torch.nn.Parameter(torch.ones(64, dtype=dtype))
     optimizer = optimizer_class([w], lr=3e-4, betas=(0.9, 0.95), weight_decay=0.0)
     for _ in range(steps):
@@ -764,7 +766,7 @@ SIZES = [(70001,), (3, 5), (1,), (0,), (300, 41)]
 
 
 def trained(choice, steps=3, first=0, sizes=SIZES):
-    """Weights and moments after some steps, of parameters that are numbered from `first` on."""
+    """Weights and moments after some steps, for parameters numbered from `first` on."""
     kernels.use(choice, DEVICE)
     generator = torch.Generator().manual_seed(1)
 
@@ -790,14 +792,14 @@ def trained(choice, steps=3, first=0, sizes=SIZES):
 
 @pytest.mark.parametrize("first", [0, 2**32 - 70000, 2**33 + 7])
 def test_pytorch_and_triton_give_the_same_bits(first):
-    """At indices past 2³² too: a 10.7B model has them."""
+    """At indices beyond 2³² too: a 10.7B model has them."""
     by_torch = trained("torch", first=first)
     by_triton = trained("triton", first=first)
     assert all(torch.equal(a, b) for a, b in zip(by_torch, by_triton, strict=True))
 
 
 class Counted:
-    """A kernel, and the grids it was launched with."""
+    """Wraps a kernel, and records the grids with which it was launched."""
 
     def __init__(self, kernel):
         self.kernel = kernel
@@ -812,12 +814,12 @@ def test_many_tensors_take_few_launches(monkeypatch):
     counted = Counted(adamw._step_kernel)
     monkeypatch.setattr(adamw, "_step_kernel", counted)
     trained("triton", steps=1, sizes=[(4, 4)] * 30)
-    # One for each group, and one for the tensor at an odd address.
+    # One per group, and one for the tensor at an odd address.
     assert len(counted.grids) == 3
 
 
 @pytest.mark.parametrize("choice", IMPLEMENTATIONS)
-def test_a_step_told_of_an_infinity_changes_nothing(choice):
+def test_a_step_with_an_infinity_changes_nothing(choice):
     kernels.use(choice, DEVICE)
     p = torch.nn.Parameter(random(1000, dtype=torch.bfloat16))
     optimizer = kernels.AdamW([p], lr=1e-2)
@@ -860,7 +862,7 @@ def test_wrong_parameters_are_refused():
 
 
 def head_and_batch():
-    """A head, states (2, 2, 9, 16) and targets (2, 2, 9): two ranks' shares of one batch."""
+    """A head, states (2, 2, 9, 16) and targets (2, 2, 9): the shares of two ranks of one batch."""
     torch.manual_seed(0)
     head = model.Head(16, 51, bias=False)
     return head, torch.randn(2, 2, 9, 16), torch.randint(0, 51, (2, 2, 9))
@@ -871,12 +873,12 @@ def local_rows(x):
 
 
 def sharded(rank: int, file: str, out: str) -> None:
-    """One of two ranks: a sharded head's loss and gradients, and a sharded AdamW."""
+    """Run as one of two ranks: a sharded head's loss and gradients, and a sharded AdamW."""
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import distribute_tensor
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    # Left to itself, fully_shard would take the GPUs where there are some.
+    # By default fully_shard would use the GPUs if there are any.
     mesh = dist.init_device_mesh("cpu", (2,))
 
     head, x, chosen = head_and_batch()
@@ -914,13 +916,13 @@ def sharded(rank: int, file: str, out: str) -> None:
     }
     torch.save(results, f"{out}/{rank}.pt")
     dist.barrier()
-    # As cli.run leaves: on Python's own way out a thread of gloo's may abort the process.
+    # Exit as cli.run does: in a normal exit of Python a thread of gloo may abort the process.
     os._exit(0)
 
 
 def test_a_sharded_head_and_a_sharded_optimizer(tmp_path):
     """FSDP2 over two processes: the loss and gradients of the whole batch; AdamW rounds as if the
-    weight were whole."""
+    weight were not sharded."""
     torch.multiprocessing.spawn(sharded, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     a = torch.load(tmp_path / "0.pt")
     b = torch.load(tmp_path / "1.pt")
@@ -974,8 +976,8 @@ def test_kernels_import_nothing_of_the_project():
 
 
 def test_a_contender_that_writes_over_its_inputs_harms_no_other(monkeypatch):
-    """As Liger does, whose dx takes the place of dy: with the next call dx is scaled again, until
-    it overflows. On a GPU every error of that table was NaN."""
+    """Liger does this: its dx overwrites dy, and the next call scales dx again, until it overflows.
+    On a GPU every error in that table was NaN."""
     class Overwriting(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x, weight):

@@ -65,7 +65,7 @@ CHANGED = [
     ("front_matter", HUGO, "고래를 보러 가다\n\n아침 일찍 배를 탔다."),
     ("front_matter", "---\ntitle: 고래 이야기\nlayout: post\n---\n고래 이야기\n크다.", "고래 이야기\n크다."),
     ("front_matter", "---\nlayout: post\nlang: ko\n---\n\n고래는 크다.", "고래는 크다."),
-    # Periodicals: a title that is [무제] (untitled) or stands below is not repeated.
+    # Periodicals: a title that is [무제] (untitled) or is repeated below is not kept.
     ("front_matter+page_marks", PERIODICAL, "고래는 바다의 임금이라 하더라.\n\n"
      "------------------------------------------\n\n바다의 노래\n\t\t\t\t金某\n"
      "물결이 높고 바람이 차다. 그러나 나는 간다.\n우리는 노래한다."),
@@ -74,7 +74,7 @@ CHANGED = [
     ("wiki_remnants", "Whales are large.\n[[Category:Sea animals]]\n[[Category:Mammals| ]]", "Whales are large."),
     ("wiki_remnants", "[[파일:고래.jpg|섬네일|[[바다]]의 [1] 고래]] 고래는 크다.\n[[File:b.png]]\n작다.", "고래는 크다.\n작다."),
     ("wiki_remnants", "차례.\n!colspan=2| 합계 || 6 || 6\n끝.", "차례.\n끝."),
-    # Lost content: the sentence goes, not the paragraph; a line of its own goes.
+    # Lost content: the sentence is cut, not the paragraph; a line of its own is cut.
     ("lost_content", "고래는 크다. 그 무게는 formula_1이다. 그래도 (바다에서) 헤엄친다.\nformula_2\n끝이다.",
      "고래는 크다. 그래도 (바다에서) 헤엄친다.\n끝이다."),
     ("lost_content", "Whales are very large animals. We write formula_1. Here, they live in the sea.\n"
@@ -138,20 +138,20 @@ def test_kept(text):
     assert remove_leftovers(text) == (text, "")
 
 
-def test_code_comes_back_in_its_place():
+def test_code_is_put_back():
     text = "`a`는 formula_1이다. `b()`는 고래()라는 것이다.\n```\nc()\n가()\n```\n그리고 `e`도 있다."
     expected = "`b()`는 고래라는 것이다.\n```\nc()\n가()\n```\n그리고 `e`도 있다."
     assert remove_leftovers(text) == (expected, "lost_content+empty_brackets")
 
 
-def test_nothing_is_left():
+def test_nothing_but_leftovers():
     assert remove_leftovers("[[분류:고래]]\n[[분류:바다]]") == (None, "only_leftovers: nothing but wiki_remnants")
     assert remove_leftovers("---\nlayout: post\nlang: ko\n---") == (None, "only_leftovers: nothing but front_matter")
-    # The title is left, and the rules find it too short.
+    # The title remains, and the rules find it too short.
     assert remove_leftovers("---\ntitle: 고래\n---") == ("고래", "front_matter")
     lost = "고래\n무게는 formula_1이고 길이는 formula_2이다."
     assert remove_leftovers(lost) == (None, "too_much_lost: 0.943 of the characters > 0.5")
-    # A little more than half: not "0.5 > 0.5".
+    # Slightly more than half: not shown as "0.5 > 0.5".
     lost = "가" * 100 + ".\n" + "나" * 87 + "formula_123 다."
     assert remove_leftovers(lost) == (None, "too_much_lost: 0.502 of the characters > 0.5")
 
@@ -183,15 +183,15 @@ def test_time_is_linear(text):
 
 
 @pytest.mark.parametrize(("text", "expected"), [
-    # Behind the title, whatever else it looks like: Latin letters, a space, a space inside.
+    # After the title, whatever else it looks like: Latin letters, a space, a space inside.
     ("HDMI\n\nHDMI()는 선이다.", "HDMI\n\nHDMI는 선이다."),
     ("푸른 고래 호\n\n푸른 고래 호 ()는 배다.", "푸른 고래 호\n\n푸른 고래 호는 배다."),
     ("다이치\n\n다이치( )가 왔다.", "다이치\n\n다이치가 왔다."),
     ("고래\n\n고래(,)는 크다.", "고래\n\n고래는 크다."),
     ("단일 국가(單一國家,)는 크다.", "단일 국가(單一國家)는 크다."),
-    # With a space behind, beside a bracket that no form has.
+    # Followed by a space, next to a bracket that no form has.
     ("고래()는 크다. 돌고래() 또는 물돼지는 작다.", "고래는 크다. 돌고래 또는 물돼지는 작다."),
-    # One title of a list.
+    # One title in a list.
     ("소설 《바다》, 《》, 《고래》를 썼다.", "소설 《바다》, 《고래》를 썼다."),
     ("소설 《》, 《고래》 등을 썼다.", "소설 《고래》 등을 썼다."),
 ])

@@ -1,4 +1,4 @@
-"""--limits: what it changes, what it refuses, and that a run's limits can be given back to it."""
+"""--limits: what it changes, what it refuses, and that a run can be given another run's limits."""
 import itertools
 import json
 import random
@@ -36,7 +36,7 @@ def test_one_limit_changes_and_the_others_stay(change, name, value):
     assert list(limits.repeated_ngrams) == sorted(limits.repeated_ngrams)
 
 
-def test_the_later_of_two_counts(tmp_path):
+def test_the_later_of_two_limits_counts(tmp_path):
     file = tmp_path / "my.json"
     file.write_text('{"symbols": 0.5, "characters": 9}')
     assert choose_limits("ko", "web", []) == WEB
@@ -129,13 +129,13 @@ def test_a_run_obeys_and_reports_its_limits(corpus):
     assert report["limits"]["line_ends"] is None and report["limits"]["characters"] == 2
     assert list(report["limits"]) == list(Limits._fields)
 
-    # What the report says is what a further run can be given.
+    # Another run can be given what the report says.
     (corpus / "my.json").write_text(json.dumps(report["limits"]))
     again = clean(corpus, "again", *steps, "--limits", str(corpus / "my.json"))
     assert again["limits"] == report["limits"] and again["output"] == report["output"]
 
 
-def test_measurements_stand_in_the_records(corpus):
+def test_records_hold_what_was_measured(corpus):
     clean(corpus, "out", "--steps", "rules")
     records = [json.loads(line) for line in open(corpus / "out" / "removed.jsonl", encoding="utf-8")]
     found = [(record["reason"], record["measured"]) for record in records]
@@ -143,7 +143,7 @@ def test_measurements_stand_in_the_records(corpus):
 
 
 def test_a_run_with_other_limits_does_not_resume(corpus, monkeypatch, capsys):
-    """Not even if they stand in a file of the same name."""
+    """Not even if they are in a file of the same name."""
     file = corpus / "my.json"
     flags = ("--steps", "rules", "--limits", str(file))
     file.write_text('{"line_ends": null}')

@@ -1,4 +1,4 @@
-"""Step 7, lines: blocks that many documents share go whole or stay whole; the sketch of counts."""
+"""Step 7, lines: blocks that many documents share are cut or kept as a whole; the sketch."""
 import argparse
 import json
 import random
@@ -16,7 +16,8 @@ from common.cli import UserError
 
 def sketch_of(texts: list[str], path, width: int = 2**16) -> lines.Sketch:
     sketch = lines.Sketch(path, "w+", width)
-    for some in (texts[:7], texts[7:]):  # as units are: what is counted does not depend on how they are cut
+    # As units are: what is counted does not depend on how they are cut.
+    for some in (texts[:7], texts[7:]):
         sketch.add(*lines.count(some))
     return sketch
 
@@ -28,10 +29,10 @@ def cut(sketch: lines.Sketch, text: str) -> str:
     return shorter
 
 
-# ---- Single lines ---------------------------------------------------------------------------------------------------
+# ---- Single lines --------------------------------------------------------------------------------
 
 def pages(rng: random.Random, n: int) -> list[str]:
-    """Pages with a line of the site above and below, a short one, and code with an import."""
+    """Pages with a line of the site above and below, a short line, and code with an import."""
     # 'log in to see all of this site'; 'all rights reserved'; 'contents'
     above, below = "이 사이트의 글을 보려면 로그인하세요.", "저작권 1999-2024 모든 권리 보유"
     return [f"{korean(rng, 1)}\n{above}\n{korean(rng, 8)}\n목차\n```\nimport numpy as np\n```\n{below}"
@@ -52,10 +53,11 @@ def test_lines_of_many_documents_are_cut_and_code_is_not(tmp_path):
     assert sketch.check(menu, 5) == (None, "only_repeated_lines: 2 characters left < 5")
 
 
-def test_years_and_addresses_make_no_other_line(tmp_path):
+def test_years_and_addresses_do_not_make_a_different_line(tmp_path):
     rng = random.Random()
     texts = [f"# Copyright {2011 + i} The Whale Authors. All Rights Reserved.\n{korean(rng, 4)}\n"
-             f"[이 문서를 저장소에서 고치기](https://example.org/whales/{i}.md)" for i in range(12)]  # 'edit this page'
+             # 'edit this page'
+             f"[이 문서를 저장소에서 고치기](https://example.org/whales/{i}.md)" for i in range(12)]
     sketch = sketch_of(texts, tmp_path / "sketch")
     for text in texts:
         assert cut(sketch, text) == text.split("\n")[1]
@@ -68,7 +70,7 @@ def test_spellings_of_a_copyright(before, after):
     assert first == second
 
 
-def test_other_numbers_do(tmp_path):
+def test_other_numbers_make_a_different_line(tmp_path):
     # 'Article 1 (in force) from ... on', 'it governs so many towns', 'joined the team in the year'
     texts = [f"제{i}조(시행일) 이 영은 20{i}년 3월 1일부터 시행한다.\n{i}개 진, {i + 1}개 향을 관할한다.\n"
              f"20{i}년에 프로 축구단에 입단하였다." for i in range(10, 40)]
@@ -76,10 +78,11 @@ def test_other_numbers_do(tmp_path):
     assert all(sketch.check(text) == (text, "") for text in texts)
 
 
-# ---- Elements -------------------------------------------------------------------------------------------------------
+# ---- Elements ------------------------------------------------------------------------------------
 
 def manual(rng: random.Random, n: int, view: str = "누리집에서 이 문서 보기", run: str = "공책에서 바로 실행하기") -> str:
-    """A manual with a row of buttons, whose addresses and line breaks are its own."""
+    """A manual with a row of buttons, whose addresses and line breaks differ from manual to
+    manual."""
     # 'view on the site', 'run in a notebook', 'download'
     space = "\n    " if n % 2 else ""
     return (f"# {korean(rng, 1)}\n\n<table class=\"buttons\">\n"
@@ -88,7 +91,7 @@ def manual(rng: random.Random, n: int, view: str = "누리집에서 이 문서 �
             f"  <td><a href=\"/raw/{n}.ipynb\">내려받기</a></td>\n</table>\n\n{korean(rng, 6)}")
 
 
-def test_the_example_of_the_file(tmp_path):
+def test_the_example_in_the_docstring(tmp_path):
     shared = ["Terms of use and privacy", "  <td>View on our site</td>", "  <td>Run in a notebook</td>"]
     text = "\n".join([shared[0], "Whales", "<table>", *shared[1:], "  <td>Whales in pictures</td>", "</table>",
                       "Whales suckle their young."])
@@ -97,11 +100,12 @@ def test_the_example_of_the_file(tmp_path):
     assert cut(sketch, text) == "Whales\nWhales suckle their young."
 
 
-def test_a_row_of_buttons_goes_whole(tmp_path):
+def test_a_row_of_buttons_is_cut_as_a_whole(tmp_path):
     rng = random.Random()
     texts = [manual(rng, n) for n in range(12)]
-    odd = manual(rng, 12, run="공책을 열어 실행하여 보기")  # one button is called something else
-    own = manual(rng, 13, "고래 그림을 크게 보기", "고래 소리를 들어 보기")  # 'see the whale', 'hear the whale'
+    odd = manual(rng, 12, run="공책을 열어 실행하여 보기")  # one button has another name
+    # 'see the whale', 'hear the whale'
+    own = manual(rng, 13, "고래 그림을 크게 보기", "고래 소리를 들어 보기")
     sketch = sketch_of([*texts, odd, own], tmp_path / "sketch")
     for text in texts:
         heading, *_, body = text.split("\n")
@@ -119,7 +123,7 @@ def test_a_table_with_one_line_of_the_site_stays_whole(tmp_path):
     assert all(sketch.check(text) == (text, "") for text in texts)
 
 
-def test_lines_of_tags_or_an_address_alone_count_as_they_are(tmp_path):
+def test_lines_of_tags_or_an_address_alone_are_compared_as_they_are(tmp_path):
     rng = random.Random()
     tags, address = '<a name="back-to-top"></a>', "https://example.org/whales"
     texts = [f'{tags}\n{address}\n{address}/{n}\n<img src="{address}/{n}.png" width="500">\n{korean(rng, 2)}'
@@ -130,13 +134,14 @@ def test_lines_of_tags_or_an_address_alone_count_as_they_are(tmp_path):
 
 def test_a_page_in_an_element_is_cut_line_by_line(tmp_path):
     rng = random.Random()
-    menu = ["이 사이트의 글을 보려면 로그인하세요.", "쿠키를 써서 방문을 기억합니다."]  # 'log in'; 'we use cookies'
+    # 'log in'; 'we use cookies'
+    menu = ["이 사이트의 글을 보려면 로그인하세요.", "쿠키를 써서 방문을 기억합니다."]
     texts = ["\n".join(["<div>", *menu, *(korean(rng, 1) for _ in range(40)), "</div>"]) for _ in range(12)]
     sketch = sketch_of(texts, tmp_path / "sketch")
     assert all(cut(sketch, text) == text.replace("\n".join(menu) + "\n", "") for text in texts)
 
 
-def test_comments_go_whole_and_stay_whole(tmp_path):
+def test_comments_are_cut_or_kept_as_a_whole(tmp_path):
     rng = random.Random()
     note = "<!-- This page was written by a program.\n\n   Do not change it by hand.\n{}\n-->"
     texts = [f"{korean(rng, 2)}\n{note.format('whales')}\n{korean(rng, 2)}" for n in range(12)]
@@ -155,7 +160,8 @@ def test_blocks():
 
     assert shown("<div>\n<div>\n가\n</div>\n</div>\n나") == ["<div>/<div>/가/</div>/</div>", "나"]
     assert shown("<DIV>\n가\n</div>") == ["<DIV>/가/</div>"]
-    assert shown("<p>\n가\n<br>\n나\n</b>") == ["<p>", "가", "<br>", "나", "</b>"]  # nothing closes them
+    # Nothing closes them.
+    assert shown("<p>\n가\n<br>\n나\n</b>") == ["<p>", "가", "<br>", "나", "</b>"]
     assert shown("<td>가</td>\n<td><b>\n나</b></td>") == ["<td>가</td>", "<td><b>/나</b></td>"]
     assert shown("글 <b>\n가</b>\n나") == ["글 <b>", "가</b>", "나"]  # within a line: no block
     assert shown("```\n<div>\n```\n</div>") == ["```/<div>/```", "</div>"]
@@ -164,7 +170,7 @@ def test_blocks():
     assert shown("```가``` 나\n다") == ["```가``` 나", "다"]  # a piece of code in a line
     assert shown("~~~\n```\n가\n~~~\n나") == ["~~~/```/가/~~~", "나"]
     assert shown("가\n```\n나\n다") == ["가", "```/나/다"]  # code to the end
-    # A compiler marks an error with ~~~, which ends no code.
+    # A compiler marks an error with ~~~, which does not end code.
     assert shown("```\n~~~\n가\n```\n나") == ["```/~~~/가/```", "나"]
 
 
@@ -190,20 +196,22 @@ def test_a_megabyte_of_anything_takes_a_moment(worst):
     assert time.process_time() - start < 10
 
 
-# ---- Code -----------------------------------------------------------------------------------------------------------
+# ---- Code ----------------------------------------------------------------------------------------
 
 def licence(year: int, owner: str) -> str:
     rules = [f"# You may use this program where the law allows it, rule {rule}." for rule in "abcdef"]
     return "\n".join(["```", f"#@title Copyright {year} {owner}", "#", *rules, f"# https://example.org/{year}", "```"])
 
 
-def test_a_licence_in_a_fence_goes_whole(tmp_path):
+def test_a_licence_in_a_fence_is_cut_as_a_whole(tmp_path):
     rng = random.Random()
     code = "```\nimport numpy as np\nimport pandas as pd\n```"
-    root = "```\n# systemctl restart whales.service\n```"  # a command, though it looks like a comment
+    # A command, though it looks like a comment.
+    root = "```\n# systemctl restart whales.service\n```"
     texts = [f"{korean(rng, 2)}\n\n{licence(2011 + n, 'The Whale Authors')}\n\n{code}\n{root}\n{korean(rng, 2)}"
              for n in range(12)]
-    other = f"{licence(2020, korean(rng, 1))}\n{korean(rng, 2)}"  # in few documents, but the rules are in many
+    # In few documents, but the rules are in many.
+    other = f"{licence(2020, korean(rng, 1))}\n{korean(rng, 2)}"
     sketch = sketch_of([*texts, other], tmp_path / "sketch")
     for text in texts:
         first, last = text.split("\n")[0], text.split("\n")[-1]
@@ -221,7 +229,7 @@ def test_code_between_either_kind_of_fence_is_kept():
         assert hashes.tolist() == [line_hash] and counts.tolist() == [1]
 
 
-# ---- The sketch -----------------------------------------------------------------------------------------------------
+# ---- The sketch ----------------------------------------------------------------------------------
 
 def test_the_sketch_never_counts_too_little(tmp_path):
     rng = random.Random()
@@ -235,7 +243,7 @@ def test_the_sketch_never_counts_too_little(tmp_path):
         assert (found == expected).all() if exact else (found >= expected).all()
 
 
-# ---- The flag -------------------------------------------------------------------------------------------------------
+# ---- The flag ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("profile", ["web", "formal", "short"])
 def test_any_profile_can_have_the_step(profile):

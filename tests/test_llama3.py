@@ -1,5 +1,5 @@
-"""The programs on a base of Llama 3's kind: byte-level, one table, scaled rotary frequencies,
-several tokens that end a text, a chat template of its own."""
+"""The programs on a base of Llama 3's kind: byte-level, tied embeddings, scaled rotary
+frequencies, several tokens that end a text, its own chat template."""
 import json
 import math
 import shutil
@@ -47,7 +47,7 @@ def call(program, flags: str) -> None:
 
 
 def same_tokenizer(a, b) -> bool:
-    """Do two model directories hold the same tokenizer.json?"""
+    """Whether two model directories hold the same tokenizer.json."""
     return (a / "tokenizer.json").read_bytes() == (b / "tokenizer.json").read_bytes()
 
 
@@ -57,7 +57,7 @@ def template(folder) -> str:
 
 
 def documents(shards: data.Shards, files: list[str], name: str = "") -> list[list[int]]:
-    """The ids of each document in these files, or what stands beside them in others."""
+    """The ids of each document in these files, or the values beside them in others."""
     ids = np.concatenate([np.load(shards.folder / file) for file in files])
     beside = ids
     if name:
@@ -155,7 +155,7 @@ def test_a_new_row_is_the_mean_of_the_base_s_tokens_of_its_bytes(llama3):
     before, after = (load_file(llama3 / name / "model.safetensors") for name in ("base", "grown"))
     assert "lm_head.weight" not in after
     old, new = (tensors["model.embed_tokens.weight"] for tensors in (before, after))
-    assert torch.equal(new[:base.size], old)  # control tokens among them, bit for bit
+    assert torch.equal(new[:base.size], old)  # including control tokens, bit for bit
     for i in range(base.size, merged.size):
         parts = [base.ranks[part] for part in world.joined(merged.bytes_of(i), base.ranks)]
         assert len(parts) > 1
@@ -195,7 +195,7 @@ def test_a_template_in_a_file_of_its_own_is_carried_along(llama3, tmp_path):
 
 
 def test_bos_and_eos_are_those_that_documents_are_packed_between(llama3, tmp_path):
-    """The merged tokenizer's, though the base's settings say otherwise by now."""
+    """Those of the merged tokenizer, even if the base's settings have changed since."""
     shutil.copytree(llama3 / "base", tmp_path / "base")
     config = cli.read_json(tmp_path / "base/tokenizer_config.json")
     cli.write_json(tmp_path / "base/tokenizer_config.json", {**config, "eos_token": TURN})
@@ -206,7 +206,7 @@ def test_bos_and_eos_are_those_that_documents_are_packed_between(llama3, tmp_pat
 
 
 def test_a_tiktoken_file_is_not_left_beside_tokenizer_json(llama3, tmp_path):
-    """Other programs would take it for SentencePiece's."""
+    """Other programs would take it for a SentencePiece file."""
     (tmp_path / "tokenizer.model").write_bytes(b"IQ== 0")
     tokenizer.save(llama3 / "base", tmp_path)
     assert not (tmp_path / "tokenizer.model").exists()
@@ -235,7 +235,7 @@ def test_init_refuses_a_tokenizer_that_does_not_extend_the_model_s(
 
 
 def test_a_token_that_has_no_row_yet_gets_one(llama3, tmp_path):
-    """A fine-tuner added [PAD] to the tokenizer and did not resize the model."""
+    """A fine-tuner added [PAD] to the tokenizer without resizing the model."""
     base = tmp_path / "base"
     shutil.copytree(llama3 / "base", base)
     rows = tokenizer.load(base).size
@@ -335,7 +335,7 @@ def test_a_run_from_random_weights(llama3, tmp_path):
     call(train, f"--config {tmp_path}/config.json --tokenizer {llama3}/merged/tokenizer.json "
                 f"--data {llama3}/shards/ko --out {tmp_path}/run --stages full:256:1e-3 {QUICK}")
     assert same_tokenizer(llama3 / "merged", tmp_path / "run/model")
-    # Its ids are those of the tokenizer, not of the configuration.
+    # Its ids are the tokenizer's, not the configuration's.
     vocabulary = tokenizer.load(llama3 / "merged")
     for name in ("config.json", "generation_config.json"):
         settings = cli.read_json(tmp_path / "run/model" / name)
@@ -363,7 +363,7 @@ def test_a_study_s_model_has_the_tokenizer(llama3, tmp_path):
 
 @pytest.mark.parametrize("end", [END, TURN, PAD])
 def test_sampling_stops_at_any_end(llama3, tmp_path, monkeypatch, capsys, end):
-    """The tokenizer's EOS, another one of config.json, and one of generation_config.json alone."""
+    """The tokenizer's EOS, another one in config.json, and one in generation_config.json alone."""
     shutil.copytree(llama3 / "grown", tmp_path / "model")
     vocabulary = tokenizer.load(tmp_path / "model")
     config = cli.read_json(tmp_path / "model/config.json")
@@ -389,7 +389,7 @@ def test_sampling_stops_at_any_end(llama3, tmp_path, monkeypatch, capsys, end):
     )
     call(sample, f"--model {tmp_path}/model --prompt 나 --temperature 0 --device cpu")
     assert capsys.readouterr().out.endswith("\n나가\n")
-    assert len(list(drawn)) == 3  # what comes after the end was not asked for
+    assert len(list(drawn)) == 3  # nothing after the end was asked for
 
 
 def test_sampling_continues_the_prompt(llama3, capsys, engine):
@@ -441,12 +441,12 @@ def test_kobest_asks_as_the_definition_does(llama3, tmp_path, engine):
 
 
 def test_kobest_puts_bos_where_transformers_does(llama3, tmp_path):
-    """What counts is tokenizer.json's post_processor, even beside an add_bos_token."""
+    """tokenizer.json's post_processor decides, even beside an add_bos_token."""
     shutil.copytree(llama3 / "merged", tmp_path / "model")
     config = cli.read_json(tmp_path / "model/tokenizer_config.json")
     cli.write_json(tmp_path / "model/tokenizer_config.json", {**config, "add_bos_token": False})
     content = cli.read_json(tmp_path / "model/tokenizer.json")
-    # Without a tokenizer_class it is no LlamaTokenizer either, which would drop the space.
+    # Without a tokenizer_class it is not a LlamaTokenizer either, which would drop the space.
     config = {key: world.TOKENIZER_CONFIG[key] for key in ("bos_token", "eos_token")}
     cli.write_json(tmp_path / "model/tokenizer_config.json", config)
     vocabulary = tokenizer.load(tmp_path / "model")
@@ -477,7 +477,7 @@ def test_bits_of_base_and_grown_are_of_the_same_text(llama3, tmp_path, engine):
     assert before["en"]["tokens"] == after["en"]["tokens"]
     assert before["ko"]["tokens"] > after["ko"]["tokens"]
 
-    # By hand, for the model that did not pack them: decoded, and encoded again.
+    # By hand, for the model that did not pack them: decoded and encoded again.
     shards = data.Shards(llama3 / "shards/ko")
     llama = model.load(llama3 / "base").double()
     llama.compute_dtype = torch.float64

@@ -1,5 +1,5 @@
-"""Wiki source, chat exports and subtitles are recognised; texts that have some of it, or are about
-it, are not."""
+"""Wiki source, chat exports and subtitles are recognised; texts that contain a little of them, or
+are about them, are not."""
 import random
 
 import pytest
@@ -162,7 +162,7 @@ FENCED = f"위키 문서는 이렇게 쓴다. {PROSE}\n```\n{{}}\n```\n`[[링크
     # Markdown's tables and links, and a statute's table
     f"{PROSE}\n\n| 이름 | 값 |\n|---|---|\n" + "| [고래](a.md) | a = 1 |\n" * 9,
     f"{PROSE}\n" + "||\n" * 3 + "│ 구분 │ 금액 │\n" * 9,
-    # arrays, templates of other programs, C and shell outside of a fence
+    # arrays, other template engines, C and shell outside a fence
     f"{PROSE} [[1, 2], [3, 4]] [[0.5, 0.1]] [[ -f a.txt ]] && {{{{ user.name }}}} {{{{ x }}}} "
     "if (a || b || c) { return; }",
     # a paragraph with dates, times and names

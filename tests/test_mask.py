@@ -1,4 +1,4 @@
-"""Step 2, mask: personal data in its spellings, and the numbers that only look like it."""
+"""Step 2, mask: personal data as people write it, and numbers that only look like it."""
 import random
 import re
 import time
@@ -10,7 +10,7 @@ from cleaning.resident import has_company_check
 
 
 def digits(rng: random.Random, n: int) -> str:
-    """n digits, the first of them none that an area code or a country begins with."""
+    """n digits, starting with one that begins no area code or country code."""
     return rng.choice("345679") + "".join(rng.choices("0123456789", k=n - 1))
 
 
@@ -20,14 +20,14 @@ def resident(rng: random.Random, hyphen: str, check: bool) -> str:
     total = sum(int(d) * w for d, w in zip(digits, [2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5], strict=True))
     last = (11 - total % 11) % 10
     wrong = set("0123456789") - {str(last)}
-    if digits[6] in "5678":  # a foreigner's may end in two more
+    if digits[6] in "5678":  # a foreigner's may be two higher
         wrong.discard(str((last + 2) % 10))
     digits += str(last) if check else rng.choice(sorted(wrong))
     return digits[:6] + hyphen + digits[6:]
 
 
 def company(rng: random.Random, check: bool = True) -> str:
-    """The number of a stock company in Seoul, whose first six digits are a date."""
+    """The number of a stock company in Seoul, whose first six digits are also a date."""
     while True:
         digits = f"110111{rng.randrange(1, 9)}" + "".join(rng.choices("0123456789", k=5))
         total = sum(int(d) * (1 + i % 2) for i, d in enumerate(digits))
@@ -36,7 +36,7 @@ def company(rng: random.Random, check: bool = True) -> str:
         of_resident = (11 - of_resident % 11) % 10
         if not check:
             last = (last + 1) % 10
-        # A tenth of them is right as a resident number as well.
+        # A tenth of them is also valid as a resident number.
         if last not in (of_resident, (of_resident + 2) % 10):
             return f"{digits[:6]}-{digits[6:]}{last}"
 
@@ -54,7 +54,7 @@ def full_width(text: str) -> str:
 
 
 def assert_masked(rng: random.Random, raw: str, masked: str) -> None:
-    """Wherever it stands, and with nothing else changed."""
+    """Check that it is masked anywhere in a text, with nothing else changed."""
     before = rng.choice(["연락처 ", "", "번호:", "ㅡ 그의 ", "～：", "Ｂ동 １층 "])
     behind = rng.choice(["", "로 연락", ")", ".", ", 끝", "（집）", "　ㅡ"])
     assert mask_personal_data(before + raw + behind)[0] == before + masked + behind, raw
@@ -63,7 +63,7 @@ def assert_masked(rng: random.Random, raw: str, masked: str) -> None:
 def test_personal_data_is_masked():
     rng = random.Random()
     for _ in range(50):
-        number = f"{rng.randrange(2000, 10000)}"  # 01010111011 would be a number in base two
+        number = f"{rng.randrange(2000, 10000)}"  # 01010111011 would be a binary number
         found = {
             resident(rng, rng.choice(["-", " - ", "–"]), rng.random() < 0.5): "[주민번호]",
             resident(rng, "", True): "[주민번호]",
@@ -75,7 +75,8 @@ def test_personal_data_is_masked():
             "-".join(re.findall("....", card(rng, rng.choice(["4", "51", "9410", "3560"])))): "[카드번호]",
             f"국민은행 {number}01-04-{number}12": "국민은행 [계좌번호]",
             f"110-{number[:3]}-{number}56 신한은행": "[계좌번호] 신한은행",
-            f"계좌번호: 3{number}{number}12": "계좌번호: [계좌번호]",  # 8210… would be a telephone, from abroad
+            # 8210… would be a telephone number with the country code.
+            f"계좌번호: 3{number}{number}12": "계좌번호: [계좌번호]",
         }
         for raw, masked in found.items():
             before, after = rng.choice(["연락처 ", "", "번호:"]), rng.choice(["", "로 연락", ")", ".", ", 끝"])
@@ -98,7 +99,7 @@ def test_full_width_characters_and_whatever_looks_like_a_hyphen():
             assert_masked(rng, full_width(mobile), "[전화번호]")
             assert_masked(rng, landline, "[전화번호]")
             assert_masked(rng, account, "계좌 [계좌번호]")
-        for wave in "~～∼〜··ㆍ・":  # so a range is written, too: the check digit decides
+        for wave in "~～∼〜··ㆍ・":  # a range is also written like this: the check digit decides
             assert_masked(rng, resident(rng, wave, True), "[주민번호]")
             not_one = f"번{resident(rng, wave, False)}호"
             assert mask_personal_data(not_one) == (not_one, "")
@@ -117,7 +118,7 @@ def test_resident_numbers_of_foreigners_and_hidden_ones():
         assert_masked(rng, f"{born}-{seventh}{digits(rng, 6)}", "[주민번호]")
         for hidden in "*＊xX○◯●":
             assert_masked(rng, f"{born}-{seventh}{hidden * 6}", "[주민번호]")
-        # A dot makes a decimal fraction, unless a word says what it is.
+        # With a dot it is a decimal fraction, unless a word says what it is.
         dotted = resident(rng, ".", False)
         assert mask_personal_data(f"주민번호 {dotted}")[0] == "주민번호 [주민번호]"
         assert mask_personal_data(f"값은 {dotted}") == (f"값은 {dotted}", "")
@@ -129,16 +130,16 @@ def test_resident_numbers_of_foreigners_and_hidden_ones():
     "| 법인등록번호 | ", "법인등록번호\t", "법인등록번호\n", "법인등록번호\n\n| ", "Corporate registration number: ",
     "사업자등록번호 123-45-67890, 법인등록번호 ", "대표자 홍길동, 법인등록번호 ", "주민등록번호 없음\n법인등록번호 ",
 ])
-def test_a_number_that_is_called_a_companys_is_no_residents(before):
+def test_a_number_labelled_as_a_companys_is_not_a_residents(before):
     rng = random.Random()
     for number in (company(rng), company(rng, False), company(rng)[:8] + "******", company(rng).replace("-", " - ")):
         text = f"{before}{number}, 끝"
         assert mask_personal_data(text) == (text, "")
-    # The label names one number, and not that of the person behind it.
+    # The label is for one number, not for that of the person after it.
     person = resident(rng, "-", True)
     text = f"{before}{number}, 대표 홍길동 "
     assert mask_personal_data(text + person) == (text + "[주민번호]", "resident_number")
-    # And masked once more, nothing changes: the token ends what names the number behind it.
+    # Masking again changes nothing: a token, too, ends the label of the next number.
     masked, _ = mask_personal_data(f"주민등록번호 {person} {text}")
     assert masked == f"주민등록번호 [주민번호] {text}"
     assert mask_personal_data(masked) == (masked, "")
@@ -148,18 +149,18 @@ def test_a_number_that_is_called_a_companys_is_no_residents(before):
     "주식회사 한빛(", "(주)한빛 ", "㈜ 한빛: ", "한빛(주) | ", "한빛 주식회사 ", "（주）한빛 | ", "재단법인 한빛재단 (",
     "| 상호 | 법인등록번호 |\n|---|---|\n| 한빛 | ", "법인등록번호 목록\n1. 한빛상사 ", "법인등록번호 110111-1234569, ",
 ])
-def test_behind_a_companys_name_or_below_a_label_the_check_digits_decide(before):
+def test_after_a_companys_name_or_below_a_label_the_check_digits_decide(before):
     rng = random.Random()
     number = company(rng)
     assert mask_personal_data(before + number) == (before + number, "")
-    # A resident number, one without a check digit, a child's.
+    # A resident number, one without a check digit, and a child's.
     child = f"21010{rng.randrange(1, 9)}-3{digits(rng, 6)}"
     for person in (resident(rng, "-", True), company(rng, False), child):
         assert mask_personal_data(before + person) == (before + "[주민번호]", "resident_number")
 
 
 @pytest.mark.parametrize("before", ["법인등록번호 ", "법인 ", "등록번호(법인): ", "법인번호\n", "Corporate number "])
-def test_a_label_does_not_make_a_company_of_a_resident(before):
+def test_a_label_does_not_make_a_resident_number_a_companys(before):
     rng = random.Random()
     person = resident(rng, "-", True)
     while has_company_check(person.replace("-", "")):
@@ -170,8 +171,8 @@ def test_a_label_does_not_make_a_company_of_a_resident(before):
 @pytest.mark.parametrize("before", [
     "법인등록번호: 110111-1234569\n대표자 ", "| 성명 | 법인등록번호 |\n| 대표 홍길동 | ", "법인등록번호 110111-1234569, 이사 ",
 ])
-def test_what_stands_behind_a_position_is_a_persons(before):
-    # With the check digit of a company, as one in ten of the numbers without a check digit has it.
+def test_a_number_after_a_position_is_a_persons(before):
+    # With a company's check digit, which one in ten numbers without a check digit has by chance.
     number = company(random.Random())
     assert mask_personal_data(before + number) == (before + "[주민번호]", "resident_number")
 
@@ -181,7 +182,7 @@ def test_what_stands_behind_a_position_is_a_persons(before):
     "주민등록번호\n(법인등록번호)\n", "법인등록번호\n(주민등록번호)\n", "생년월일(법인등록번호) ", "법인 대표 홍길동(", "비법인 ", "법인카드 ",
     "(주)한빛 대표이사 홍길동 ", "법인등록번호가 없는 단체의 대표 홍길동 ", "법인이 ", "법인 현황\n홍길동 ", "외국인등록번호 ",
 ])
-def test_in_doubt_it_is_a_residents(before):
+def test_if_in_doubt_it_is_a_residents(before):
     rng = random.Random()
     for number in (resident(rng, "-", True), company(rng, False), resident(rng, "-", False)[:8] + "******"):
         assert mask_personal_data(before + number) == (before + "[주민번호]", "resident_number")
@@ -218,7 +219,7 @@ def test_telephones_as_people_write_them():
         ]:
             assert_masked(rng, raw, "[전화번호]")
 
-        # Nothing but a word tells these from a row of a table and from the number of a product.
+        # Only a word tells these from a row of a table and from a product number.
         area = rng.choice(["02", "031", "042", "051", "064"])
         for raw in [f"{area}{middle}{last}", f"{area} {middle} {last}", f"{area}-{middle}{last}",
                     f"({area}) {middle} {last}", f"{area}){middle}{last}", f"{area}/{middle}/{last}"]:
@@ -240,7 +241,7 @@ def test_a_number_of_seoul_without_separators():
         assert mask_personal_data(f"표 3: {number}, 합계")[0] == f"표 3: {expected}, 합계"
 
 
-def test_accounts_beside_a_short_name_of_their_bank():
+def test_accounts_next_to_a_short_name_of_their_bank():
     rng = random.Random()
     for _ in range(20):
         for raw in [f"{digits(rng, 6)}-01-{digits(rng, 6)}", f"110-{digits(rng, 3)}-{digits(rng, 6)}",
@@ -251,7 +252,7 @@ def test_accounts_beside_a_short_name_of_their_bank():
                 assert mask_personal_data(name + space + raw)[0] == f"{name}{space}[계좌번호]"
             for name in ["조국민 ", "우리 집 ", "하나, ", "중소기업 ", "WKB "]:
                 assert mask_personal_data(name + raw) == (name + raw, "")
-    # A name that is only a bank's needs no hyphens behind it.
+    # After a name that only a bank has, no hyphens are needed.
     for name in ["신한", "카뱅", "케뱅", "토스", "씨티", "KB", "NH", "IBK"]:
         assert mask_personal_data(f"{name} 110123456789")[0] == f"{name} [계좌번호]"
     for name in ["우리 ", "하나 ", "부산 ", "아신한 ", "WKB "]:
@@ -279,7 +280,7 @@ def test_mail_addresses_as_people_write_them():
         assert mask_personal_data(f"{name} @ {service}.com. Thanks")[0] == "[이메일]. Thanks"
 
 
-def test_numbers_of_rulings_and_code_are_not_masked():
+def test_numbers_in_rulings_and_code_are_not_masked():
     rng = random.Random()
     for text in [
         "대법원 2010. 3. 25. 선고 2009다12345 판결", "1990-12-31부터 2001-01-05까지", "법률 제12345호, 2013-0101-1234",
@@ -292,7 +293,7 @@ def test_numbers_of_rulings_and_code_are_not_masked():
 
 
 @pytest.mark.parametrize("text", [
-    # rulings, statutes, files of offices, companies
+    # rulings, statutes, file numbers, companies
     "서울고등법원 2016나2012345, 2016헌바123·2017헌가45(병합)", "1994. 12. 31.~1995. 1. 5. 02 1990-1995",
     "특허 제10-2012-0123456호", "사업자등록번호 123-45-67890, 법인 110111-0123456", "우리 123-45-67890",
     "부산 2016-12-345678", "하나 2010-12-25", "국민 1997-1998-1999", "은행은 1997–1998–1999년에",
@@ -302,7 +303,7 @@ def test_numbers_of_rulings_and_code_are_not_masked():
     "2018-19 ~ 2020-21", "기업 1,234-5,678-90,123",
     # businesses
     "1588-1234", "대표전화 1544－5678", "080-123-4567",
-    # books, products, versions, addresses of machines
+    # books, products, versions, IP addresses
     "ISBN 0198534531", "ISBN 0201633612", "0-201-63361-2", "978-0-201-63361-2", "제품 0312345678", "제품 0262033844",
     "192.168.0.10:8080", "v1.10.1234.5678", "uuid 0a1b2c3d-0212-4567-8901-021234567890", "/img/0212345678.jpg",
     # what README says is not masked: of persons, of machines, from abroad
@@ -311,7 +312,7 @@ def test_numbers_of_rulings_and_code_are_not_masked():
     "사업자등록번호 1234567890", "전화 123-4567", "공일공 일이삼사 오육칠팔", "010101-0101010", "110-123-456789",
     "199.86.94.82", "2001:db8::1:ab", "00:1A:2B:3C:4D:5E", "https://blog.example.com/kim", "카톡 아이디 kim123",
     "+1 212-555-0123", "(212) 555-0123", "+81-3-1234-5678", "+44 20 7946 0123",
-    # what has an @
+    # texts with an @
     "@app.route('/')", "@staticmethod", "트위터 @kim.kr", "npm i @scope/pkg@1.2.3 lodash@latest.js", "icon@2x.png",
     "y = x@w.mT", "q@k.at[0]", "self.q@self.k", "x@self.to", "h = self.w@x.io", "y = a @ b.to", "a@b.sum()",
     "see you @ example.com", "scp a.txt kim@host.com:~/x", "kim@host.com:data/x.txt", "ssh://git@host.kr/x",
@@ -336,8 +337,8 @@ def test_kinds_are_named_once_and_in_order():
     "\n(\n(\n(110111-1234569", "a(at)", "a@b.kr:", "a골뱅이", "a(dot)", "naver . ", "은행 1234567890 ",
 ])
 def test_no_text_takes_long(piece):
-    """These 100,000 characters take less than 0.1 s. A pattern that backtracks from each of them over
-    all the others would take minutes."""
+    """These 100,000 characters take less than 0.1 s. A pattern that backtracked from each of them
+    over all the others would take minutes."""
     text = "a@" + piece * (100_000 // len(piece)) + "@"
     start = time.process_time()
     mask_personal_data(text)

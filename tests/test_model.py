@@ -1,4 +1,4 @@
-"""model.py against transformers, and against itself: attention, cache, LoRA, files."""
+"""model.py against transformers and against its own definitions: attention, cache, LoRA, files."""
 import copy
 import json
 import types
@@ -35,7 +35,7 @@ def random_llama(seed=0, **changes) -> model.Llama:
     torch.manual_seed(seed)
     llama = model.Llama(tiny_config(**changes))
     for p in llama.parameters():
-        p.data.normal_(std=0.3)  # norms too: a weight of 1 would hide a missing one
+        p.data.normal_(std=0.3)  # norms too: with weights of 1 a missing one would not show
     return llama
 
 
@@ -86,7 +86,7 @@ def test_reads_what_transformers_writes(spelling, tmp_path):
     (2, 1, 1), (2, 37, 37), (1, 643, 643),          # training: all positions are new
     (2, 1, 9), (2, 5, 12), (1, 130, 643)])          # generation: some are in a cache
 def test_attention_is_its_definition(heads, kv_heads, batch, T, S):
-    """Values and gradients against float64, for the strides of a model."""
+    """Values and gradients against float64, with a model's strides."""
     def new(length, n):
         x = torch.randn(batch, length, n, 24, device=DEVICE)
         return x.transpose(1, 2).requires_grad_()
@@ -113,10 +113,10 @@ def test_attention_survives_large_scores_of_keys_that_are_not_seen():
         torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=1e-2)
 
 
-@pytest.mark.parametrize("T", [1, 4, 9])  # one new position, some of them behind a cache, all
+@pytest.mark.parametrize("T", [1, 4, 9])  # one new position, several after a cache, all
 @pytest.mark.parametrize("dtype, shared", [(torch.bfloat16, True), (torch.float32, False)])
 def test_heads_share_keys_on_a_gpu_where_a_fused_library_can(dtype, shared, T, monkeypatch):
-    """The device "meta" stands for a GPU."""
+    """The device "meta" stands in for a GPU."""
     q = torch.empty(2, 6, T, 8, dtype=dtype, device="meta")
     k = torch.empty(2, 2, 9, 8, dtype=dtype, device="meta")
     asked = []
@@ -133,7 +133,7 @@ def test_heads_share_keys_on_a_gpu_where_a_fused_library_can(dtype, shared, T, m
 
 @pytest.mark.parametrize("major, first", [(9, "CUDNN_ATTENTION"), (8, None), (10, None)])
 def test_training_asks_for_cudnn_on_hopper_only(major, first, monkeypatch):
-    """On a GPU that exists only in name."""
+    """On a GPU that exists in name only."""
     asked = []
 
     def record(q, k, v, **_):
@@ -165,8 +165,8 @@ def test_training_asks_for_cudnn_on_hopper_only(major, first, monkeypatch):
 
 @pytest.mark.gpu
 def test_training_with_cudnn_on_hopper_is_attention():
-    """At the recipe's width of a head, with shared keys, in the model's layout; and it is cuDNN
-    that runs. The error against float64 is at most that of the definition in bfloat16."""
+    """At the recipe's head dimension, with shared keys, in the model's layout; and cuDNN does run.
+    The error against float64 is at most that of the definition in bfloat16."""
     if torch.cuda.get_device_properties(0).major != model.HOPPER:
         pytest.skip("cuDNN is asked for on Hopper only")
 
@@ -183,7 +183,7 @@ def test_training_with_cudnn_on_hopper_is_attention():
         return [out, *torch.autograd.grad(out, given, upstream.to(dtype))]
 
     was_deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(False)  # which would refuse it
+    torch.use_deterministic_algorithms(False)  # cuDNN is not deterministic, and would be refused
     activity = torch.profiler.ProfilerActivity.CUDA
     try:
         with torch.profiler.profile(activities=[activity]) as profile:
@@ -201,7 +201,7 @@ def test_training_with_cudnn_on_hopper_is_attention():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("T", [4096, 2048])  # all new; or behind as many in a cache
+@pytest.mark.parametrize("T", [4096, 2048])  # all new; or after as many in a cache
 def test_float32_on_a_gpu_never_holds_all_scores(T):
     S = 4096
     q = torch.randn(1, 32, T, 64, device="cuda", requires_grad=True)
@@ -216,7 +216,7 @@ def test_float32_on_a_gpu_never_holds_all_scores(T):
 
 @pytest.mark.gpu
 def test_a_compiled_block_is_one_graph_on_a_gpu():
-    """The question which GPU this is must not break it."""
+    """Asking which GPU this is must not break the graph."""
     llama = random_llama().to("cuda")
     tokens = torch.randint(0, 512, (2, 17), device="cuda")
     plain = llama(tokens, tokens)[0]
@@ -281,8 +281,8 @@ def test_recompute_gives_the_same_gradients():
 @pytest.mark.parametrize("what, recompute", [
     ("odd", "attention"), ("lora", "none"), ("full", "full")])
 def test_a_compiled_block_is_one_graph(what, recompute):
-    """No breaks; below what is trained too, where a graph with recomputation in it has no backward
-    pass to serve."""
+    """No breaks; also below what is trained, where a graph with recomputation has no backward pass
+    to serve."""
     results = []
     tokens = torch.randint(0, 512, (2, 17))
     for compiled in (False, True):
@@ -393,13 +393,13 @@ def test_lora_changes_nothing_at_step_zero_and_merges_exactly():
 # -------------------------------------------------------------------------- model directories
 
 
-def test_old_checkpoints_derived_tensors_are_passed_over_and_dtype_is_the_files(tmp_path):
+def test_derived_tensors_of_old_checkpoints_are_skipped_and_dtype_is_the_files(tmp_path):
     llama = random_llama(dtype="bfloat16")
     model.save(llama, tmp_path)
     tensors = {name: p.detach().clone() for name, p in llama.named_parameters()}
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
     save_file(tensors, tmp_path / hf.WEIGHTS)
-    # config.json says bfloat16; rounding would be silent
+    # config.json says bfloat16; rounding would be silent.
     assert model.load(tmp_path).config.dtype == "float32"
 
 
@@ -457,7 +457,7 @@ MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
 
 
 def write_mistral(folder, **changes):
-    """A config.json that says no more than it has to, as some Mistrals have it."""
+    """Write a config.json that says only what it must, as some Mistrals' do."""
     sizes = {"vocab_size": 64, "hidden_size": 128, "intermediate_size": 48, "num_hidden_layers": 2,
              "num_attention_heads": 16}
     write_json(folder / "config.json", {**sizes, **MISTRAL, **changes})
@@ -465,20 +465,22 @@ def write_mistral(folder, **changes):
 
 @pytest.mark.parametrize("changes, positions, key_value_heads", [
     ({"sliding_window": None, "max_position_embeddings": 32768}, 32768, 8),     # v0.2, v0.3
-    ({"sliding_window": None, "max_position_embeddings": 4096}, 4096, 8),       # v0.1, as the error advises
+    # v0.1, as the error advises.
+    ({"sliding_window": None, "max_position_embeddings": 4096}, 4096, 8),
     ({"sliding_window": None}, 131072, 8),
     ({"sliding_window": None, "num_key_value_heads": None}, 131072, 16),
     ({"sliding_window": None, "architectures": None}, 131072, 8),
     ({"sliding_window": None, "model_type": None}, 131072, 8),
-    ({"max_position_embeddings": 4096}, 4096, 8),                               # the window is as long as that
+    # The window is as long as the positions.
+    ({"max_position_embeddings": 4096}, 4096, 8),
     ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, 2048, 16),
 ])
 def test_what_a_mistral_leaves_out_means_mistral_s_defaults(changes, positions, key_value_heads, tmp_path):
-    """transformers' MistralConfig has others than its LlamaConfig."""
+    """transformers' MistralConfig has other defaults than its LlamaConfig."""
     write_mistral(tmp_path, **changes)
     config = model.Config.read(tmp_path)
     assert (config.max_position_embeddings, config.num_key_value_heads) == (positions, key_value_heads)
-    # Once trained it is written as a Llama, in which all of this is said.
+    # Once trained it is written as a Llama, where all of this is explicit.
     config.write(tmp_path / "config.json")
     assert model.Config.read(tmp_path) == config
 
@@ -486,8 +488,10 @@ def test_what_a_mistral_leaves_out_means_mistral_s_defaults(changes, positions, 
 @pytest.mark.parametrize("changes, window", [
     ({"sliding_window": 4096, "max_position_embeddings": 32768}, 4096),         # v0.1
     ({"max_position_embeddings": 32768}, 4096), ({}, 4096),
-    ({"architectures": ["LlamaForCausalLM"]}, 4096),                            # transformers goes by model_type
-    ({"sliding_window": 1024, "use_sliding_window": False}, 1024),              # which no Mistral looks at
+    # transformers goes by model_type.
+    ({"architectures": ["LlamaForCausalLM"]}, 4096),
+    # No Mistral looks at use_sliding_window.
+    ({"sliding_window": 1024, "use_sliding_window": False}, 1024),
 ])
 def test_the_window_of_a_mistral_is_in_use_unless_it_is_null(changes, window, tmp_path):
     write_mistral(tmp_path, **changes)

@@ -17,14 +17,18 @@ def nfd(text: str) -> str:
 
 @pytest.mark.parametrize("raw, clean", [
     (unicodedata.normalize("NFD", "한글"), "한글"),
-    ("½ ㎡ ① ㅋ ㅠ Ａ", "½ ㎡ ① ㅋ ㅠ Ａ"),                       # NFKC would change every one of them
-    ("\uffa1\uffc2 \u1100 \u1175 \u11ab", "ㄱㅏ ㄱ ㅣ ㄴ"),          # half-width, and conjoining jamo alone
-    ("\u1112\u119e\u11ab", "\u1112\u119e\u11ab"),                 # a syllable of old Korean stays whole
+    # NFKC would change every one of them.
+    ("½ ㎡ ① ㅋ ㅠ Ａ", "½ ㎡ ① ㅋ ㅠ Ａ"),
+    # Half-width, and conjoining jamo alone.
+    ("\uffa1\uffc2 \u1100 \u1175 \u11ab", "ㄱㅏ ㄱ ㅣ ㄴ"),
+    # A syllable of old Korean stays whole.
+    ("\u1112\u119e\u11ab", "\u1112\u119e\u11ab"),
     ("가\u200b나\u00ad다\ufeff\x07", "가나다"),
     ("가\u00a0나\u3000다\u2028라\r\n마\r바", "가 나 다\n라\n마\n바"),
     ("👨\u200d👩\u200d👧 가\u200d나", "👨\u200d👩\u200d👧 가나"),
     ("ㅋㅋㅋㅋㅋㅋ ㅠㅜㅠㅜㅠㅜㅠㅜㅠㅜ 와!!!!!", "ㅋㅋㅋ ㅠㅜㅠㅜㅠㅜ 와!!!"),
-    ("ㅋㅋ\u200bㅋㅋ", "ㅋㅋㅋ"),                                    # the run shows only when the invisible is gone
+    # The run shows only when the invisible is gone.
+    ("ㅋㅋ\u200bㅋㅋ", "ㅋㅋㅋ"),
     ("a  \n\n\n\n\nb\t\n", "a\n\nb"),
     ("##### h\n-----\n| a |", "##### h\n-----\n| a |"),
     ("5 &lt; 6 &amp;&amp; a&copy=b &#44032;", "5 < 6 && a&copy=b 가"),
@@ -35,7 +39,7 @@ def test_normalise(raw, clean):
     assert normalise_text(clean)[0] == clean
 
 
-def test_what_holds_nothing_to_see_is_empty():
+def test_a_text_of_invisible_characters_is_empty():
     for raw in ("", " \n", "\u200b&nbsp;", "\u115f\u1160", "\ue000"):
         assert normalise_text(raw) == (None, "empty")
 
@@ -62,7 +66,7 @@ def test_syllable_blocks_stay_whole(block):
     ("간\u11ab", "간ㄴ"),                  # a modern consonant behind one is a letter
     ("\ua972 \ud7e7 \u11a2", "\ua972 \ud7e7 \u11a2"),  # letters of old Korean without a twin
 ])
-def test_jamo_that_stand_alone_are_the_ones_people_type(raw, clean):
+def test_jamo_outside_syllables_are_the_ones_people_type(raw, clean):
     assert normalise_text(raw) == (clean, "")
 
 
@@ -77,13 +81,14 @@ def test_jamo_that_stand_alone_are_the_ones_people_type(raw, clean):
     ("끝.&lt;br&gt;\n첫째 &lt;BR /&gt; 둘째&lt;/br&gt;", "끝.\n첫째\n둘째"),
     ("`&lt;` is <\n```html\n&amp;lt;\n```\n&lt;", "`&lt;` is <\n```html\n&amp;lt;\n```\n<"),
     ("~~~html\r\n&amp;lt;\r\n~~~\r\n&lt;", "~~~html\n&amp;lt;\n~~~\n<"),
-    ("가~~~\n&lt;\n나~~~ `&lt;\n~~~\n&lt;", "가~~~\n<\n나~~~ `<\n~~~\n<"),  # no code, nothing closes it
+    # No code, nothing closes it.
+    ("가~~~\n&lt;\n나~~~ `&lt;\n~~~\n&lt;", "가~~~\n<\n나~~~ `<\n~~~\n<"),
 ])
 def test_entities(raw, clean):
     assert normalise_text(raw) == (clean, "")
 
 
-def test_entities_that_nest_without_end_lose_their_ampersands():
+def test_entities_nested_without_end_lose_their_ampersands():
     text = "2"
     for wrap in ["&#5", "&#5", "&#5", "&#4", "&#5"] * 20:  # 2, 4, 6, 8, 0, 2, ...
         text = f"{wrap}{text};"
@@ -116,7 +121,7 @@ def test_a_page_whose_tags_are_escaped_is_a_page():
     assert [line.strip() for line in normalise_text(raw)[0].split("\n\n")] == ["안녕하세요.", "반갑습니다."]
 
 
-def test_a_page_about_tags_is_no_page_the_second_time():
+def test_a_page_about_tags_is_not_a_page_the_second_time():
     once, _ = normalise_text("<html><body><p>&lt;p&gt; begins a paragraph.</p></body></html>")
     assert "p> begins a paragraph." in once
     assert normalise_text(once) == (once, "")
@@ -181,7 +186,7 @@ def test_whole_syllables_are_canonically_the_same():
 # ---- Time ---------------------------------------------------------------------------------------
 
 
-def test_a_run_of_lone_jamo_takes_time_by_its_length_and_not_by_its_square():
+def test_a_run_of_lone_jamo_takes_linear_time():
     started = time.process_time()
     assert normalise_text("\u1100" * 60_000 + "\u1161")[0] == "ㄱㄱㄱ가"
     assert time.process_time() - started < 1
@@ -194,7 +199,7 @@ def test_a_run_of_lone_jamo_takes_time_by_its_length_and_not_by_its_square():
     "👨\u200d" * 20_000, "🏴" + "\U000e0067" * 60_000, "\ud83d" * 60_000, "ㅠㅜ" * 30_000,
     " ".join("`" * n for n in range(300)),
 ], ids=lambda raw: ascii(raw)[:12])
-def test_long_runs_take_little_time(raw):
+def test_long_runs_are_fast(raw):
     started = time.process_time()
     normalise_text(raw)
     assert time.process_time() - started < 1

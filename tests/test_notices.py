@@ -1,4 +1,4 @@
-"""common/notices.py: what a run says beforehand, of what it will read and of odd settings."""
+"""common/notices.py: what a run announces: how often it will read its data, and odd settings."""
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from common import cli, notices, plan
 
 
 def flags(world, run, *stages, more=()):
-    """Validation is not what is looked at here."""
+    """Flags of a run without validation, which is not tested here."""
     return flags_of_a_run(world, run, *stages, more=["--eval_bytes", "500", *more])
 
 
@@ -24,7 +24,7 @@ def epochs_of(run) -> list[dict]:
 
 
 def windows_read(run, shards: list[str]) -> list[dict[str, float]]:
-    """{source: epochs} after each stage of a finished run, from what the loader counted."""
+    """{source: epochs} after each stage of a finished run, from the loader's counts."""
     read = []
     for folder in sorted(Path(run, "stages").iterdir()):
         counts = cli.read_json(folder / "training_state.json")["loader"]["counts"]
@@ -57,7 +57,7 @@ def test_a_stage_says_what_it_will_read(weights, world, tmp_path, capsys):
 
 @pytest.mark.parametrize("weights", [("0.75", "0.25"), ("0.2:0.8", "0.8:0.2")])
 def test_a_resumed_stage_says_what_is_left(weights, world, tmp_path):
-    """Also where it has become shorter since."""
+    """Also if it has become shorter since."""
     ko, en = weights
     sources = ["--data", f"{world}/shards/ko={ko}", f"{world}/shards/en={en}"]
     run = tmp_path / "run"
@@ -79,7 +79,7 @@ def test_a_resumed_stage_says_what_is_left(weights, world, tmp_path):
             assert record[name][1] == pytest.approx(read, abs=1.01 * a_window)
 
 
-def test_a_stage_begun_anew_says_it_once(world, tmp_path, monkeypatch):
+def test_a_stage_started_anew_announces_it_once(world, tmp_path, monkeypatch):
     """Killed before the first checkpoint."""
     class Killed(Exception):
         pass
@@ -112,7 +112,7 @@ def one(world, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def seven_are_enough(monkeypatch):
-    """The world's shards have about seven documents for validation each."""
+    """The world's shards have about seven validation documents each."""
     monkeypatch.setattr(notices, "ENOUGH_DOCUMENTS", 3)
 
 
@@ -122,17 +122,17 @@ def warned(argv: list[str], capsys) -> list[str]:
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
 
 
-def test_nothing_is_said_of_a_usual_run(world, tmp_path, capsys):
+def test_a_usual_run_has_no_notices(world, tmp_path, capsys):
     assert warned(flags(world, tmp_path / "run", "embed:1280:5e-3"), capsys) == []
 
 
-def test_a_stage_shorter_than_a_batch_is_said(world, tmp_path, capsys):
+def test_a_stage_shorter_than_a_batch_is_reported(world, tmp_path, capsys):
     lines = warned(flags(world, tmp_path / "run", "embed:128:5e-3", "odd:100:5e-3"), capsys)
     assert len(lines) == 1 and "stage 2, odd, has 100 tokens, less than a batch" in lines[0]
     assert [step[:2] for step in exact(tmp_path / "run")] == [(1, 1), (2, 1)]
 
 
-def test_a_source_of_one_window_without_validation_is_said(world, one, tmp_path, capsys):
+def test_a_source_of_one_window_without_validation_is_reported(world, one, tmp_path, capsys):
     more = ["--data", f"{world}/shards/ko=0.99", f"{one}=0.01"]
     lines = warned(flags(world, tmp_path / "run", "embed:1280:5e-3", more=more), capsys)
     assert len(lines) == 2, lines
@@ -140,7 +140,7 @@ def test_a_source_of_one_window_without_validation_is_said(world, one, tmp_path,
     assert "for validation one has no documents" in lines[1]
 
 
-def test_few_validation_documents_are_said(world, tmp_path, capsys, monkeypatch):
+def test_few_validation_documents_are_reported(world, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(notices, "ENOUGH_DOCUMENTS", 30)
     lines = warned(flags(world, tmp_path / "run", "embed:128:5e-3"), capsys)
     assert len(lines) == 2
@@ -148,8 +148,9 @@ def test_few_validation_documents_are_said(world, tmp_path, capsys, monkeypatch)
         assert f"for validation {name} has few documents (" in line
 
 
-def test_more_than_four_epochs_are_said_with_the_stage(world, one, tmp_path, capsys):
-    """40 windows in each stage, a twentieth of one window's source: 2, 4 and 6 epochs of it."""
+def test_more_than_four_epochs_are_reported_with_the_stage(world, one, tmp_path, capsys):
+    """40 windows in each stage, a twentieth of them from a source of one window: 2, 4 and 6
+    epochs."""
     more = ["--data", f"{world}/shards/ko=0.95", f"{one}=0.05", "--batch_tokens", "1280",
             "--micro_batch", "40"]
     stages = ["embed:1280:5e-3", "odd:1280:5e-3", "lora:1280:5e-3"]
@@ -163,7 +164,7 @@ def test_more_than_four_epochs_are_said_with_the_stage(world, one, tmp_path, cap
     assert "more than 4 from stage 3, lora, on" in lines[0]
     assert "2305.16264" in lines[0]
 
-    # Again when it is resumed, and no longer when nothing is left.
+    # Again when the run is resumed, but not once nothing is left.
     assert sum("epochs" in line for line in warned(["--resume", str(run)], capsys)) == 1
     assert warned(["--resume", str(run)], capsys) == []
 
@@ -172,5 +173,5 @@ def test_four_epochs_are_not_too_many(one):
     stages = [plan.parse_stage(stage) for stage in ("odd:128:1e-3", "even:1:1e-3")]
     loader = data.Loader([data.Shards(one)], [1.0], 32, 0)
     assert notices.read_too_often(stages[:1], ["one"], loader, 128) == []
-    lines = notices.read_too_often(stages, ["one"], loader, 128)  # the second trains a batch, too
+    lines = notices.read_too_often(stages, ["one"], loader, 128)  # the second trains one batch, too
     assert len(lines) == 1 and lines[0].startswith("8.0 epochs of one")

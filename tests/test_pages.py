@@ -7,7 +7,7 @@ from cleaning.markup import markup_of
 from cleaning.normalise import normalise_text
 from cleaning.pages import html_to_text, looks_like_html
 
-# Some paragraphs, and what stands around them on most pages.
+# Some paragraphs, and what surrounds them on most pages.
 TEXT = [
     "저수지를 한 바퀴 도는 길은 사 킬로미터쯤 되고, 천천히 걸으면 한 시간 반이 걸린다.",
     "봄에는 둑을 따라 벚꽃이 피고, 가을에는 갈대가 물가를 덮는다.",
@@ -20,7 +20,7 @@ FOOTER = "<footer>상호 물가, 대표 아무개, 무단 전재 금지</footer>
 
 
 def lines(page: str) -> list[str]:
-    """The lines of a page's text that are not empty."""
+    """The non-empty lines of a page's text."""
     return [line for line in html_to_text(page).split("\n") if line]
 
 
@@ -122,7 +122,7 @@ def test_most_reviews_of_one_rating_do_not_lose_the_others():
     f'<div class="share-on">{TEXT[2]}</div>',
     f'<div class="menu-wrap"><div class="search-box"><p class="related">{TEXT[0]}</p></div></div>'
     f'<div class="toc-wrap"><p class="share-on">{TEXT[1]}</p></div><p class="nav-a">{TEXT[2]}</p>',
-    # Even where tags or surer words say so, if nothing else is left.
+    # Even if tags or certain words say so, if nothing else is left.
     "".join(f'<aside class="{name}">{text}</aside>' for name, text in zip("abc", TEXT, strict=True)),
     f'<div class="sticky-footer">{TEXT[0]}</div><div class="cookie-on">{TEXT[1]}</div>'
     f'<aside>{TEXT[2]}</aside>',
@@ -154,13 +154,13 @@ def test_an_article_is_the_page_only_if_it_holds_the_text():
     assert set(TEXT) <= set(lines(page(f"<div>{PARAGRAPHS}</div><div>{card}</div>")))
     assert lines(page(f"<div>{PARAGRAPHS}</div><aside>{card}</aside>")) == TEXT
 
-    # An index of articles, and an article that is a part of the text.
+    # An index of articles, and an article that is part of the text.
     articles = "".join(f'<article class="post share-on"><p>{text}</p></article>' for text in TEXT)
     assert lines(page(MENU + articles + FOOTER)) == TEXT
     body = f"<main><p>{TEXT[0]}</p><p>{TEXT[1]}</p><article>{TEXT[2]}</article></main>"
     assert lines(page(body)) == TEXT
 
-    # An empty <main> that a script was to fill.
+    # An empty <main> for a script to fill.
     assert lines(page(f"<main></main><div>{PARAGRAPHS}</div>")) == TEXT
 
 
@@ -175,13 +175,13 @@ def test_the_id_of_a_section_or_a_heading_is_its_title():
     assert lines(page(body)) == ["찾기", *TEXT]
 
 
-def test_what_nothing_closes_does_not_swallow_the_rest():
+def test_unclosed_elements_do_not_swallow_the_rest():
     for start in ("<nav>", '<div class="menu">', "<footer>", "<style>", "<script>", "<title>",
                   "<!--", "<svg>", "<b class=menu>"):
         text = html_to_text(f"<body><p>{TEXT[0]}</p>{start} <p>{TEXT[1]}</p></body>")
         assert TEXT[1] in text, start
 
-    # A link that nothing closes, before text that would then be no text.
+    # An unclosed link before text, which would not count as text.
     body = f'<a href="/">처음<p>{TEXT[0]}</p><div class="menu-wrap">{TEXT[1]}</div>'
     assert TEXT[0] in html_to_text(body)
 
@@ -192,7 +192,7 @@ def test_hidden_elements_and_links_to_headings():
             "<noscript>켜세요</noscript><template><article>틀</article></template>"
             "<nav><svg><text>그림</text></svg>메뉴</nav><iframe>틀</iframe>")
     assert lines(page(body)) == ["길", TEXT[0]]
-    # But a page that a script was to show is shown.
+    # But a page that a script would have shown is shown.
     assert lines(page(PARAGRAPHS, 'style="display:none"')) == TEXT
 
 
@@ -220,7 +220,7 @@ def test_code_keeps_its_lines():
         html = f"<p>{TEXT[0]}</p>" + html
         assert html_to_text(html) == f"{TEXT[0]}\n```\n{code}\n```"
 
-    # Markdown that is shown as code.
+    # Markdown shown as code.
     shown = html_to_text("<p>가</p><pre># 나\n```\nx\n```\n  y</pre><p>다</p>")
     assert shown == "가\n```\n# 나\n```\nx\n```\n  y\n```\n다"
 
@@ -240,7 +240,7 @@ def test_entities_and_formulas():
                                   "<article><article>가</article>", "<html><!--가", "<div class>가</div>",
                                   "", "<", "<div/>", "</pre>", "<pre><td><pre>", "<math><pre><annotation>가</pre>",
                                   "<svg><pre></svg>", "<main role=main><main></main>", "<a><a></b>"])
-def test_broken_html_is_no_crash(page):
+def test_broken_html_does_not_crash(page):
     assert isinstance(html_to_text(page), str)
     assert isinstance(looks_like_html(page), bool)
 
@@ -273,7 +273,8 @@ def test_time_grows_with_the_length_only(page: str):
     start = time.perf_counter()
     html_to_text(page)
     looks_like_html(page)
-    assert time.perf_counter() - start < 5  # a fraction of a second; quadratic ones took minutes
+    # Takes a fraction of a second; quadratic versions took minutes.
+    assert time.perf_counter() - start < 5
 
 
 # ---- Is it a page? ------------------------------------------------------------------------------
@@ -306,7 +307,7 @@ def test_time_grows_with_the_length_only(page: str):
     "<body>가</body>",
     "<span style=\"color: red\">글",
     "<p>&lt;br&gt; 은 줄을 바꾼다.</p>",
-    # Signs of Markdown that are none.
+    # What only looks like Markdown.
     "준비물<br>\n- 물<br>\n- 신발<br>\n- 끈",
     "<div><pre>\n\n# 주석\n```\nx\n```\n</pre></div>\n<p>설명이다</p>",
     "<p>글</p>\n" * 30 + "\n- 물\n- 신발\n",
@@ -330,7 +331,7 @@ BUTTONS = """<table class="tfo-notebook-buttons" align="left">
 
 """
 
-# Markdown with HTML in it, and prose that speaks of tags.
+# Markdown with HTML in it, and prose that mentions tags.
 NO_PAGES = [
     '<p align="center"><img src="logo.png"></p>\n\n' + README + f"\n<table><tr>\n{PEOPLE}</tr></table>\n",
     '<p align="center"><img src="logo.png"></p>\n\n- 물\n- 신발\n\n<table><tr><td>가</td></tr></table>\n',
@@ -378,7 +379,7 @@ SYNC = "<SYNC Start=1000><P Class=KRCC>\n어제 배가<br>들어왔다고 하던
     "<HEAD><TITLE>항구</TITLE></HEAD>\n<BODY>\n" + SYNC,
     SYNC,
 ])
-def test_subtitles_stay_what_the_rules_know(text: str):
+def test_subtitles_keep_the_tags_that_the_rules_recognise(text: str):
     assert not looks_like_html(text)
     assert markup_of(normalise_text(text)[0]).startswith("subtitles: ")
 

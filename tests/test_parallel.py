@@ -1,4 +1,4 @@
-"""common/parallel.py: several processes train what one does, and hand over to others."""
+"""common/parallel.py: several processes train like one, and other numbers of them can continue."""
 import json
 import os
 import re
@@ -22,7 +22,7 @@ from common import checkpoint, parallel
 # 10, 30 and 10 steps, with a checkpoint after each third.
 STAGES = ["embed:1280:5e-3", "odd:3840:5e-3", "lora:1280:5e-3"]
 
-# A window per process.
+# One window per process.
 FOUR = ["--micro_batch", "1"]
 
 
@@ -33,7 +33,7 @@ def free_port() -> str:
 
 
 def torchrun(processes: int, argv: list[str], script: str = "train.py"):
-    """Run train.py, or another script, as so many processes; a subprocess.CompletedProcess."""
+    """Run train.py or another script in this many processes; a subprocess.CompletedProcess."""
     command = [
         sys.executable,
         "-m",
@@ -57,7 +57,7 @@ def replaced(argv: list[str], flag: str, value: str) -> list[str]:
 
 
 def close(one: Path, other: Path, loss: float = 1e-4, weight: float = 2e-3) -> None:
-    """The same steps, losses, validation and weights, up to the order of sums."""
+    """Check that steps, losses, validation and weights agree, up to the order of sums."""
     steps = exact(one)
     other_steps = exact(other)
     assert len(steps) >= 10
@@ -91,8 +91,8 @@ cli.run(train.main)
     return str(script)
 
 
-def test_alone_nothing_is_exchanged():
-    """One process, without torchrun: each function gives back what it was given."""
+def test_a_single_process_exchanges_nothing():
+    """One process, without torchrun: each function returns what it was given."""
     x = torch.arange(6.0).reshape(3, 2)
     assert (parallel.rank(), parallel.size()) == (0, 1)
     assert parallel.all_reduce_sum(1, 2.5) == [1, 2.5]
@@ -128,7 +128,7 @@ def test_four_processes_train_what_one_trains(alone, four):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_checkpoint_of_four_resumes_on_one_and_on_two(processes, alone, four, tmp_path):
-    """Back to the middle of the second stage, and on from there with fewer processes."""
+    """Back to the middle of the second stage, and from there with fewer processes."""
     run = tmp_path / "run"
     shutil.copytree(four, run)
     shutil.rmtree(run / "model")
@@ -146,8 +146,8 @@ def test_a_checkpoint_of_four_resumes_on_one_and_on_two(processes, alone, four, 
 
 @pytest.mark.slow
 def test_a_tied_head_new_rows_and_bfloat16_weights(world, tmp_path):
-    """Two processes: embedding, norm and head in one group; old rows untouched; the same random
-    rounding as alone."""
+    """Two processes: embedding, norm and head in one group; old rows unchanged; the same random
+    rounding as with one process."""
     torch.manual_seed(3)
     folder = tmp_path / "tied"
     folder.mkdir()
@@ -171,7 +171,7 @@ def test_a_tied_head_new_rows_and_bfloat16_weights(world, tmp_path):
         if optimizer == "adamw":
             close(one, two)
         else:
-            # One unit of bfloat16 (1/128 of a weight) where a gradient's last bits decided.
+            # One unit of bfloat16 (1/128 of a weight) where the last bits of a gradient decided.
             close(one, two, loss=5e-2, weight=3e-2)
 
 
@@ -209,7 +209,7 @@ def test_two_agents_stand_for_two_machines(world, alone, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_killed_and_resumed_end_in_the_same_bits(world, tmp_path):
-    """With all that has a state of its own: moving weights of the sources, random rounding, masked
+    """With everything that has its own state: source weights that change, random rounding, masked
     prompts."""
     lines = []
     for i in range(300):
@@ -236,7 +236,7 @@ def test_two_processes_killed_and_resumed_end_in_the_same_bits(world, tmp_path):
     killed = torchrun(2, flags(world, run, *stages, more=more), dying(tmp_path, step=18))
     assert killed.returncode != 0
     assert not (run / "model").exists()
-    # One line of ours, and only then torchrun's own report with its tracebacks.
+    # One line of ours, then torchrun's own report with its tracebacks.
     assert "another process of this run is gone" in killed.stderr, killed.stderr
     ours = re.split(r"torch[./]distributed[./]elastic", killed.stderr)[0]
     assert "Traceback" not in ours
@@ -254,7 +254,7 @@ def test_two_processes_killed_and_resumed_end_in_the_same_bits(world, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["begin", "counters", "stage"])
 def test_a_fault_of_rank_zero_is_one_line(moment, world, tmp_path):
-    """A full disk at three moments at which rank 0 alone writes."""
+    """A full disk at three moments when only rank 0 writes."""
     script = tmp_path / "full.py"
     script.write_text(f"""
 import errno, os, pathlib, model, train
@@ -279,7 +279,7 @@ cli.run(train.main)
 
 
 def test_a_run_of_one_resumes_on_two_without_being_told_how(world, tmp_path):
-    """Windows of a pass that were derived, or asked for, on one process need not suit two."""
+    """A micro-batch derived or given on one process need not fit two."""
     for micro_batch in ("0", "4"):  # 0: derived
         run = tmp_path / f"run{micro_batch}"
         argv = flags(world, run, "odd:640:1e-3", "full:640:1e-3")
@@ -301,7 +301,7 @@ def test_the_cause_of_a_non_finite_loss_is_found_on_any_process(world, tmp_path)
     out = torchrun(2, replaced(argv, "--model", str(folder)))
     assert out.returncode != 0
     assert "the cause is a window of" in out.stderr
-    assert out.stderr.count("the cause is") == 1  # one process speaks
+    assert out.stderr.count("the cause is") == 1  # only one process prints
 
 
 def test_more_processes_than_torchrun_started(world, tmp_path, refused, monkeypatch):

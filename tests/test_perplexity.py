@@ -1,4 +1,4 @@
-"""The n-gram model against Kneser-Ney written out with dictionaries, and what is cut by it."""
+"""The n-gram model against Kneser-Ney written with dictionaries, and what is removed by it."""
 import random
 from collections import Counter, defaultdict
 
@@ -62,7 +62,7 @@ def test_probabilities_add_up_to_one():
     rng = random.Random()
     texts = [korean(rng, 5) for _ in range(20)]
     model = perplexity.Model.train(texts)
-    characters = sorted({"\n", *"".join(texts)}) + ["뷁"]  # a syllable that is not there
+    characters = sorted({"\n", *"".join(texts)}) + ["뷁"]  # a syllable that does not occur
     for _ in range(20):
         text = rng.choice(texts)
         at = rng.randrange(1, len(text))
@@ -89,11 +89,11 @@ def test_each_source_loses_what_lies_far_out_and_no_more_than_its_tails():
     rng = np.random.default_rng()
     sources = np.repeat([0, 1, 2, 3], [1000, 400, 60, 70])
     scores = rng.normal([2.0, 5.0, 3.0, 3.0], 0.5, (1530, 4))[np.arange(1530), sources].astype(np.float32)
-    scores[:100] = np.nan                     # gone before
-    scores[100:105] = 9                       # fewer than 2 % of source 0: they alone go
-    scores[1000:1040] = 12 + np.arange(40)    # a tenth of source 1: only 2 % of it do
+    scores[:100] = np.nan                     # removed before
+    scores[100:105] = 9                       # fewer than 2 % of source 0: only these are removed
+    scores[1000:1040] = 12 + np.arange(40)    # a tenth of source 1: only 2 % of it is removed
     scores[1040:1042] = -9
-    scores[1529] = 20                         # in a small source: these are cut together
+    scores[1529] = 20                         # in a small source: these are judged together
     cutoffs = perplexity.cutoffs_by_source(scores, sources, 4, (1.0, 2.0))
     low, high = np.flatnonzero(scores < cutoffs[sources, 0]), np.flatnonzero(scores > cutoffs[sources, 1])
     assert low.tolist() == [1040, 1041] and high.tolist() == [*range(100, 105), *range(1032, 1040), 1529]

@@ -1,4 +1,4 @@
-"""common/plan.py: the arithmetic of stages against counting on a real model."""
+"""common/plan.py: the arithmetic of stages against counts on a real model."""
 import json
 import random
 import resource
@@ -36,8 +36,8 @@ SHAPES = {
 
 
 def as_a_stage(config, what: str, dtype: torch.dtype, optimizer: str, recompute: str = "none"):
-    """A random model with a LoRA of rank 4 where one belongs, frozen and in the types that the
-    stage wants."""
+    """A random model, with a LoRA of rank 4 if the stage has one, with frozen parameters and dtypes
+    as the stage needs them."""
     master = plan.MASTER[optimizer]
     llama = model.Llama(config)
     if "lora" in what:
@@ -102,7 +102,7 @@ def test_a_wrong_stage_is_refused_by_field(text, part):
 @pytest.mark.parametrize("what", ["full", "lora", "lora+embed"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_names_and_shapes_are_those_of_the_model(what, shape):
-    """In the model's order too: FLOPs of recomputation leave out the last matmul."""
+    """Also in the model's order: FLOPs of recomputation leave out the last matmul."""
     config = tiny_config(**SHAPES[shape])
     with torch.device("meta"):
         llama = model.Llama(config)
@@ -113,7 +113,7 @@ def test_names_and_shapes_are_those_of_the_model(what, shape):
 
 
 def test_plan_needs_neither_model_nor_kernels():
-    """It is arithmetic: a config is any object with the attributes of config.json."""
+    """It is arithmetic: any object with the attributes of config.json is a config."""
     code = """
 import json, sys, types
 from common import plan
@@ -129,7 +129,7 @@ assert not {"model", "kernels"} & set(sys.modules)
 @pytest.mark.parametrize("what", ["embed", "odd", "lora", "lora+embed", "full"])
 @pytest.mark.parametrize("tied, name", [(False, "adamw"), (True, "adamw"), (False, "adamw_bf16")])
 def test_bytes_equal_those_of_a_real_step(what, tied, name):
-    """Weights, gradients and moments, counted on a model that has taken a step."""
+    """Weights, gradients and moments, counted on a model after one step."""
     config = tiny_config(tie_word_embeddings=tied)
     llama = as_a_stage(config, what, torch.float32, name)
     optimizer = optimizer_of(llama, name)
@@ -154,7 +154,7 @@ def test_bytes_equal_those_of_a_real_step(what, tied, name):
 ])
 @pytest.mark.parametrize("processes, tied", [(2, False), (3, True)])
 def test_bytes_of_one_of_several_processes(what, optimizer, processes, tied, monkeypatch):
-    """Rank 0 of so many, alone: the others are PyTorch's fake process group."""
+    """Rank 0 of several, alone: the others are PyTorch's fake process group."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     monkeypatch.setattr(parallel.dist, "get_backend", lambda *_: "gloo")
@@ -180,13 +180,13 @@ def test_bytes_of_one_of_several_processes(what, optimizer, processes, tied, mon
         assert cost["weights"] == sum(parallel.local(p).nbytes for p in llama.parameters())
         assert cost["gradients"] == sum(trained)
         assert cost["optimizer"] == 2 * sum(trained)
-        # Larger than a block: the head with its norm, or both tables, which are one, with it.
+        # Groups larger than a block: the head with its norm, or, if tied, both tables with it.
         assert cost["gathered"] == 2 * (vocabulary * 32 + 32)
     finally:
         torch.distributed.destroy_process_group()
 
 
-def test_a_block_is_gathered_where_it_is_the_largest_group():
+def test_a_block_is_gathered_if_it_is_the_largest_group():
     deep = tiny_config(vocab_size=16)
     cost = plan.cost(deep, plan.Stage("full", 1, 1e-3), 4, 8, torch.float32, world_size=2)
     one_block = model.Llama(deep).model.layers[0]
@@ -197,13 +197,13 @@ def test_a_block_is_gathered_where_it_is_the_largest_group():
 
 
 class Kept:
-    """What autograd holds in place of a tensor; it lives as long as the graph does."""
+    """What autograd holds instead of a tensor; it lives as long as the graph."""
     def __init__(self, tensor):
         self.tensor = tensor
 
 
 def saved_bytes(llama, *part) -> int:
-    """Bytes that the graph of a forward pass keeps alive: unique storages, without parameters."""
+    """Bytes kept alive by the graph of a forward pass: unique storages, without parameters."""
     held = []
 
     def pack(tensor):
@@ -214,7 +214,7 @@ def saved_bytes(llama, *part) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
         loss, _ = llama(*part)
 
-    # The loss holds the graph alive while its storages are counted.
+    # The loss keeps the graph alive while its storages are counted.
     parameters = {p.untyped_storage().data_ptr() for p in llama.parameters()}
     bytes_of = {}
     for reference in held:
@@ -231,8 +231,8 @@ def saved_bytes(llama, *part) -> int:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("what", ["embed", "odd", "even", "body", "lora", "full", "lora+embed"])
 def test_activations_are_those_that_autograd_saves(what, dtype, recompute):
-    """To the byte, but for token ids and RoPE's tables, which plan.py always counts and not every
-    graph holds."""
+    """To the byte, except for token ids and RoPE's tables, which plan.py always counts and not
+    every graph holds."""
     for shape in SHAPES.values():
         config = tiny_config(**shape)
         windows, width = random.choice([(3, 16), (1, 64), (2, 33)])
@@ -241,7 +241,7 @@ def test_activations_are_those_that_autograd_saves(what, dtype, recompute):
         llama = as_a_stage(config, what, dtype, optimizer, recompute)
         measured = saved_bytes(llama, batch[:, :-1], batch[:, 1:])
 
-        # What the loss keeps is under `loss` in the plan: dh and, if the head is trained, dW.
+        # The loss's own tensors are under `loss` in the plan: dh and, if the head is trained, dW.
         of_the_loss = windows * width * config.hidden_size * dtype.itemsize
         if plan.is_trained("lm_head.weight", what):
             of_the_loss += 4 * config.vocab_size * config.hidden_size
@@ -255,8 +255,8 @@ def test_activations_are_those_that_autograd_saves(what, dtype, recompute):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs Triton's interpreter")
 def test_on_a_gpu_attention_is_not_copied_before_its_last_matmul():
-    """Triton's RoPE leaves a head's rows where they are, and so does attention; the interpreter
-    shows the layout."""
+    """Triton's RoPE keeps the layout of a head's rows, and so does attention; the interpreter shows
+    the layout."""
     pytest.importorskip("triton")
     config = tiny_config(num_hidden_layers=1)
     tokens = torch.randint(0, 512, (1, 17))
@@ -272,7 +272,7 @@ def test_on_a_gpu_attention_is_not_copied_before_its_last_matmul():
 
 
 def test_a_block_by_hand():
-    """The example of plan.py's docstring: layer 2 of SOLAR is frozen, and layer 1 below it is
+    """The example in plan.py's docstring: layer 2 of SOLAR is frozen, and layer 1 below it is
     trained."""
     matrices = plan.layer_matrices(SOLAR, "odd", 0, layer=2)
     step = plan.Step(1, torch.bfloat16, device="cuda")
@@ -299,8 +299,7 @@ def test_chunks_of_logits_are_those_of_the_loss(device, dtype, is_trained):
 def measured_peak(
     config, what, optimizer, dtype, recompute, windows, width, accumulation, document_mask=False
 ) -> int:
-    """The most that PyTorch's allocator had given out, from its own record, over the second of two
-    steps."""
+    """The peak of PyTorch's allocator, from its own record, during the second of two steps."""
     from torch.profiler import ProfilerActivity, profile, record_function
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         llama = as_a_stage(config, what, dtype, optimizer, recompute)
@@ -370,8 +369,7 @@ def test_peak_of_a_step(what, optimizer, dtype, recompute, vocabulary, accumulat
     ("full", "adamw_bf16", "full"),
 ])
 def test_peak_of_a_step_on_a_gpu(what, optimizer, recompute):
-    """Against the allocator's own record; cuBLAS's workspace and what other tests left is
-    subtracted."""
+    """Against the allocator's own record, minus cuBLAS's workspace and what other tests left."""
     config = model.Config(
         vocab_size=16384,
         hidden_size=1024,
@@ -383,7 +381,7 @@ def test_peak_of_a_step_on_a_gpu(what, optimizer, recompute):
         max_position_embeddings=1024,
     )
     kernels.use("auto", "cuda")
-    # A matmul forward and backward: this thread's workspace of cuBLAS, and that of autograd's.
+    # A matmul forward and backward: cuBLAS's workspaces of this thread and of autograd's.
     square = torch.ones(64, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     (square @ square).sum().backward()
     del square
@@ -450,7 +448,7 @@ def test_a_70b_shape_is_planned_without_memory():
         device="cuda",
     )
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown < 200_000  # kilobytes; the model's tables alone are GB
+    assert grown < 200_000  # kilobytes; the model's tables alone take gigabytes
 
     lines = text.split("\n")
     assert "70,553,706,496" in lines[1]
@@ -462,7 +460,7 @@ def test_a_70b_shape_is_planned_without_memory():
     assert held["gathered"] == pytest.approx(2 * 128257 * 8192 / 1e9, abs=1e-3)
     parts = ["weights", "gathered", "optimizer", "gradients", "activations"]
     total = sum(held[name] for name in parts) + max(held["loss"], held["block"])
-    assert held["peak"] == pytest.approx(total, abs=5e-3)  # as it is printed
+    assert held["peak"] == pytest.approx(total, abs=5e-3)  # to the printed precision
     assert "8 processes x 4 micro-batches x 1 windows x 8,192 = 262,144 tokens" in lines[-1]
 
 
@@ -484,13 +482,13 @@ def test_flops_of_a_full_stage_are_six_a_parameter_plus_attention():
 
 
 def flops_of_addmm(total: tuple, a: tuple, b: tuple, **others) -> int:
-    """For torch's counter, which does not know the matmul that adds in place (addmm_)."""
+    """For torch's counter, which does not know the in-place matmul (addmm_)."""
     return 2 * a[0] * a[1] * b[1]
 
 
 def counted_flops(llama, tokens, monkeypatch) -> int:
     """The matmuls that a forward and backward pass really runs, by torch's own counter. Attention
-    is not among them: the counter does not know its fused operation on a CPU."""
+    is not included: the counter does not know its fused operation on a CPU."""
     from torch.utils.flop_counter import FlopCounterMode
     loss = sys.modules["kernels.loss"]  # its registered operation is opaque to the counter
     monkeypatch.setattr(loss, "_operation", loss.loss_and_gradients)
@@ -521,7 +519,7 @@ def test_flops_of_a_step_counted_by_pytorch(what, monkeypatch):
 
 @pytest.mark.parametrize("what", ["embed", "odd", "lora", "full"])
 def test_flops_of_what_is_recomputed(what, monkeypatch):
-    """The matmuls that a step really runs, with recomputation and without."""
+    """The matmuls that a step really runs, with and without recomputation."""
     config = tiny_config()
     tokens = torch.randint(0, 512, (2, 33))
     counted = {}

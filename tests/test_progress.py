@@ -16,7 +16,7 @@ from studies import arms
 
 
 def flags(world, run, *stages, more=()):
-    """Validation is not what is looked at here."""
+    """Flags of a run without validation, which is not tested here."""
     return flags_of_a_run(world, run, *stages, more=["--eval_bytes", "500", *more])
 
 
@@ -24,8 +24,8 @@ LINE = re.compile(r"(\d-\w+)  step ([\d,]+) of ([\d,]+) \((\d+)%\)  loss (\d+\.\
                   r"([\d,]+) tokens/s  ((?:\d+ days?, )?\d+:\d\d:\d\d) left")
 
 
-def test_where_stderr_is_no_terminal_there_are_lines(world, tmp_path, capsys):
-    """One for the first step of a stage and one for its last; none of tqdm's carriage returns."""
+def test_without_a_terminal_there_are_lines(world, tmp_path, capsys):
+    """One for the first step of a stage and one for its last, without tqdm's carriage returns."""
     train.main(flags(world, tmp_path / "run", "embed:1280:5e-3", "odd:640:5e-3"))
     out, err = capsys.readouterr()
     assert "\r" not in out + err
@@ -35,7 +35,7 @@ def test_where_stderr_is_no_terminal_there_are_lines(world, tmp_path, capsys):
     found = [line.group(1, 2, 3, 4) for line in lines]
     assert found == [("1-embed", "1", "10", "10"), ("1-embed", "10", "10", "100"),
                      ("2-odd", "1", "5", "20"), ("2-odd", "5", "5", "100")]
-    # The figures are those of metrics.jsonl.
+    # The numbers are those in metrics.jsonl.
     steps = {(record["stage"], record["step"]): record for record in records(tmp_path / "run")}
     for line in lines:
         record = steps[int(line[1][0]), int(line[2])]
@@ -45,7 +45,8 @@ def test_where_stderr_is_no_terminal_there_are_lines(world, tmp_path, capsys):
 
 
 def test_a_line_comes_every_half_minute(monkeypatch, capsys):
-    """Ten steps a minute, of 1,000 tokens; 30 steps of 100 were done before the run was resumed."""
+    """Ten steps per minute, of 1,000 tokens; 30 of 100 steps were done before the run was
+    resumed."""
     clock = itertools.count(0, 6)
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
     steps = progress.Progress("2-odd", 30, 100, 1000)
@@ -61,7 +62,7 @@ def test_a_line_comes_every_half_minute(monkeypatch, capsys):
                                 "0:06:24 left")
 
 
-def test_the_other_processes_write_no_line(monkeypatch, capsys):
+def test_the_other_processes_print_no_line(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     steps = progress.Progress("2-odd", 0, 3, 1000)
     for step in steps:

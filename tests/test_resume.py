@@ -1,5 +1,5 @@
-"""common/resume.py and common/sources.py: what a run that is continued may change, and that all
-that may not is named; runs, models and data that have moved; going on in the data of another run."""
+"""common/resume.py and common/sources.py: what may change when a run is resumed, and that anything
+else is refused by name; moved runs, models and data; continuing in the data of another run."""
 import json
 import os
 import shutil
@@ -18,7 +18,7 @@ from common.cli import UserError
 # Five steps of four windows each; a checkpoint after the third.
 STAGES = ["embed:640:5e-3", "odd:640:5e-3", "lora:640:5e-3"]
 
-# Every flag that may change, with another value than test_train's flags and the defaults have.
+# Every flag that may change, with a value other than test_train's flags and the defaults.
 CHANGED = ["--save_every", "4", "--eval_every", "4", "--eval_bytes", "2000", "--keep", "3",
            "--micro_batch", "4", "--recompute", "full", "--no-compile", "--kernels", "torch",
            "--deterministic", "--device", "cpu"]
@@ -47,7 +47,7 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def whole(world, tmp_path_factory):
-    """A run of STAGES that nothing disturbed."""
+    """A run of STAGES that was not interrupted."""
     run = tmp_path_factory.mktemp("whole") / "run"
     train.main(flags(world, run, *STAGES))
     return run
@@ -55,7 +55,7 @@ def whole(world, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def begun(world, tmp_path_factory):
-    """The same, stopped in step 3 of its second stage: copy it before you continue it."""
+    """The same, stopped in step 3 of its second stage: copy it before you resume it."""
     run = tmp_path_factory.mktemp("begun") / "run"
     stop_at(8, flags(world, run, *STAGES))
     return run
@@ -67,7 +67,7 @@ def run(begun, tmp_path):
 
 
 def stop_at(step: int, argv: list) -> None:
-    """Train, and stop after so many steps of all stages together."""
+    """Train, and stop after this many steps of all stages together."""
     with pytest.raises(SystemExit):
         stopping(lambda: train.main(list(map(str, argv))), step)
 
@@ -96,7 +96,7 @@ def assert_same_end(one, other) -> None:
 
 
 def test_all_that_may_change_is_changed_at_once(whole, run, capsys):
-    """In whole batches the sums round differently; all else is the same."""
+    """In larger micro-batches the sums round differently; everything else is the same."""
     write_config(run, compile=True)  # so that --no-compile changes it
     continue_run(run, *CHANGED)
     assert exact(run)[:8] == exact(whole)[:8]
@@ -105,7 +105,7 @@ def test_all_that_may_change_is_changed_at_once(whole, run, capsys):
     line = capsys.readouterr().out.split("\n")[0]
     for words in ("--save_every 3 → 4", "--micro_batch 2 → 4", "--compile True → False"):
         assert words in line
-    # Each of them was given another value, and is saved with it.
+    # Each flag was given another value, and is saved with it.
     flags_given = {word.removeprefix("--").removeprefix("no-") for word in CHANGED if "--" in word}
     assert flags_given == set(resume.MAY_CHANGE)
     assert config(run)["micro_batch"] == 4 and config(run)["compile"] is False
@@ -117,14 +117,14 @@ def test_saving_and_measuring_more_often_changes_no_bit(whole, run):
     assert_same_end(run, whole)
 
 
-def test_the_whole_old_command_line_is_no_change(world, whole, run, capsys):
+def test_repeating_the_whole_command_line_is_no_change(world, whole, run, capsys):
     argv = flags(world, run, *STAGES, more=["--seq_len", "0", "--batch_tokens", "0"])
     train.main([*argv, "--resume", str(run)])
     assert "changed" not in capsys.readouterr().out
     assert_same_end(run, whole)
 
 
-def test_zero_asks_for_what_is_saved(world, run):
+def test_zero_means_the_saved_value(world, run):
     args = train.parse(["--resume", str(run), "--seq_len", "0", "--lora_rank", "0"])
     assert args.seq_len == 32 and args.lora_rank == 4
 
@@ -137,15 +137,15 @@ def test_a_changed_flag_stays_changed(whole, run):
     assert_same_end(run, whole)
 
 
-def test_a_micro_batch_that_does_not_divide_is_replaced_and_said(run, capsys):
-    """By a smaller one: who asks for less may have run out of memory."""
+def test_a_micro_batch_that_does_not_divide_is_replaced_and_reported(run, capsys):
+    """By a smaller one: whoever asks for less may have run out of memory."""
     continue_run(run, "--micro_batch", 3)
     out = capsys.readouterr().out
     assert "--micro_batch 3 does not divide the 4 windows of a process; 2 is used" in out
 
 
 def test_a_run_from_a_gpu_continues_on_a_cpu(run, refused, monkeypatch):
-    """The saved device is one that is not here: the message names the flag, and the flag works."""
+    """The saved device does not exist here: the message names the flag, and the flag works."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     write_config(run, device="cuda", dtype="bfloat16")
     refused(train, ["--resume", str(run)], "use --device cpu (also to resume")
@@ -196,7 +196,7 @@ def test_a_config_of_an_older_version_gets_the_default(whole, run, capsys):
     assert config(run)["eval_bytes"] == 1_000_000
 
 
-def test_a_setting_that_is_no_flag_is_named(run, refused):
+def test_a_setting_that_is_not_a_flag_is_named(run, refused):
     write_config(run, colour="blue")
     refused(train, ["--resume", str(run)], "has 'colour', which is no flag of this version")
 
@@ -204,8 +204,8 @@ def test_a_setting_that_is_no_flag_is_named(run, refused):
 # ------------------------------------------------------------------------------------ the stages
 
 
-def test_a_longer_stage_ends_in_the_bits_of_one_that_always_was(world, tmp_path, capsys):
-    """Where the rate does not depend on the length yet: constant, before its decay."""
+def test_a_lengthened_stage_ends_with_the_bits_of_one_that_was_always_so_long(world, tmp_path, capsys):
+    """While the rate does not depend on the length yet: constant, before its decay."""
     more = ["--schedule", "wsd", "--warmup", "0"]
     longer = ["odd:640:5e-3", "full:1280:5e-3"]
     train.main(flags(world, tmp_path / "always", *longer, "lora:256:1e-3", more=more))
@@ -234,7 +234,7 @@ def test_a_shorter_stage_decays_to_its_end(run):
 
 
 def test_a_finished_run_is_extended(world, tmp_path):
-    """Its data goes on where it was, and RUN/model is replaced at the end."""
+    """Its data continues where it was, and RUN/model is replaced at the end."""
     train.main(flags(world, tmp_path / "always", *STAGES))
     train.main(flags(world, tmp_path / "run", STAGES[0]))
     first = weights(tmp_path / "run/model")
@@ -243,9 +243,9 @@ def test_a_finished_run_is_extended(world, tmp_path):
     assert any((first[name] != t).any() for name, t in weights(tmp_path / "run/model").items())
 
 
-def test_a_finished_stage_may_be_deleted_when_the_next_one_is_finished(whole, tmp_path, refused):
-    """Each is as large as the model. What the run has measured stays, and nothing is trained again,
-    nor can the stage become another one."""
+def test_a_finished_stage_may_be_deleted_once_the_next_one_is_finished(whole, tmp_path, refused):
+    """Each is as large as the model. The run's metrics stay, nothing is trained again, and the
+    stage cannot become another one."""
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     shutil.rmtree(run / "stages/1-embed")
@@ -257,8 +257,9 @@ def test_a_finished_stage_may_be_deleted_when_the_next_one_is_finished(whole, tm
     refused(train, argv, "stage 1 is finished and stays")
 
 
-def test_a_stage_that_is_needed_is_missed_by_name(run, refused):
-    """Stage 2 has begun: without its start, stage 1 would be trained again, and all metrics go."""
+def test_a_missing_stage_that_is_needed_is_named(run, refused):
+    """Stage 2 has started: without its start, stage 1 would be trained again, and all metrics
+    lost."""
     before = (run / "metrics.jsonl").read_bytes()
     os.rename(run / "stages/1-embed", run / "stages/1-renamed")
     refused(train, ["--resume", str(run)], "1-renamed is no directory of this run, whose stage 1")
@@ -267,7 +268,7 @@ def test_a_stage_that_is_needed_is_missed_by_name(run, refused):
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_stages_that_have_not_begun_are_free(run):
+def test_stages_that_have_not_started_are_free(run):
     continue_run(run, "--stages", *STAGES[:2], "full+embed:256:1e-3", "even:128:1e-3")
     names = sorted(folder.name for folder in (run / "stages").iterdir())
     assert names == ["1-embed", "2-odd", "3-full+embed", "4-even"]
@@ -281,7 +282,7 @@ def test_stages_that_have_not_begun_are_free(run):
     ([STAGES[0], "odd:384:5e-3"], "stage 2 has trained 3 steps, so it needs more than 384 tokens"),
     ([STAGES[0], "odd:1M"], "what:tokens:peak_lr"),
 ])
-def test_stages_that_cannot_be_are_refused(stages, part, run, refused):
+def test_impossible_stages_are_refused(stages, part, run, refused):
     refused(train, ["--resume", str(run), "--stages", *stages], part)
 
 
@@ -298,8 +299,8 @@ def test_stages_are_compared_as_values(run):
 
 
 def test_a_longer_stage_moves_its_weights_to_the_new_end(world, tmp_path):
-    """Korean from a tenth to nine tenths: at the end as many windows as a stage that always was so
-    long, and no window of either source twice."""
+    """Korean from a tenth to nine tenths: at the end as many windows as in a stage that always had
+    this length, and no window of either source twice."""
     fading = ["--data", f"{world}/shards/ko=0.1:0.9", f"{world}/shards/en=0.9:0.1"]
     train.main(flags(world, tmp_path / "always", "full:1280:1e-3", more=fading))
     stop_at(3, flags(world, tmp_path / "run", "full:640:1e-3", more=fading))
@@ -329,7 +330,7 @@ def test_a_loss_that_is_not_finite_advises_flags_that_resume_takes(world, tmp_pa
 
 
 def relative(world, here, model="grown") -> list:
-    """A run in `here` with relative paths: the command line."""
+    """The command line of a run in `here` with relative paths."""
     shutil.copytree(world / "model", here / model)
     shutil.copytree(world / "shards", here / "shards")
     argv = flags(world, "run", *STAGES, more=["--data", "shards/ko=0.75", "shards/en=0.25"])
@@ -339,12 +340,12 @@ def relative(world, here, model="grown") -> list:
 def test_a_run_that_was_moved_and_resumed_from_elsewhere_twice(world, whole, here, monkeypatch):
     stop_at(3, relative(world, here))
     assert config("run")["started_in"] == str(here)
-    # The run folder goes elsewhere: its inputs are still where it was started.
+    # The run folder moves: its inputs are still where it was started.
     (here / "other").mkdir()
     shutil.move("run", "other/renamed")
     monkeypatch.chdir(here / "other")
     stop_at(4, ["--resume", "renamed"])
-    # All is moved together, to a place of which config.json knows nothing.
+    # Everything moves together, to a place that config.json does not know.
     (here / "third").mkdir()
     monkeypatch.chdir(here / "third")
     for name in ("grown", "shards", "other"):
@@ -362,7 +363,7 @@ def test_a_run_that_was_moved_and_resumed_from_elsewhere_twice(world, whole, her
     continue_run("third/other/renamed")
 
 
-def test_what_is_in_neither_place_is_named_with_its_flag(world, here, monkeypatch, refused):
+def test_an_input_found_in_neither_place_is_named_with_its_flag(world, here, monkeypatch, refused):
     stop_at(3, relative(world, here))
     shutil.move("grown", "moved")
     refused(train, ["--resume", "run"],
@@ -371,7 +372,7 @@ def test_what_is_in_neither_place_is_named_with_its_flag(world, here, monkeypatc
 
 
 def test_a_folder_with_everything_in_it_may_be_moved(world, whole, tmp_path, monkeypatch):
-    """Relative paths are right in the new place too."""
+    """Relative paths are valid in the new place too."""
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
     monkeypatch.chdir(old)
@@ -391,7 +392,7 @@ def test_folders_that_moved_need_no_weights(world, whole, run, tmp_path):
     assert_same_end(run, whole)
 
 
-def test_a_stage_without_a_whole_checkpoint_says_that_it_begins_again(whole, run, capsys):
+def test_a_stage_without_a_complete_checkpoint_announces_that_it_starts_again(whole, run, capsys):
     for folder in checkpoint.find(run):
         (folder / "counters.json").write_text("{")
     continue_run(run)
@@ -408,7 +409,7 @@ def test_other_shards_in_the_moved_place_are_refused(world, here):
 
 
 def test_inputs_are_compared_by_role_and_not_by_place(world, whole, here):
-    """inputs.json of an older version is the same: paths, which may no longer be there."""
+    """inputs.json of an older version compares equal: it has paths, which may no longer exist."""
     stop_at(3, relative(world, here))
     noted = json.loads(Path("run/inputs.json").read_text())
     elsewhere = {f"/gone/{path}": sha for path, sha in noted.items()}
@@ -495,7 +496,7 @@ def test_skip_seen_takes_the_newest_checkpoint_if_it_is_later(begun, whole):
 
 
 def test_the_run_that_was_skipped_is_not_needed_to_resume(world, whole, tmp_path, drawn):
-    """Not even before its first checkpoint; and the weights count from where it began."""
+    """Not even before its first checkpoint; and the weights count from where it started."""
     other = shutil.copytree(whole, tmp_path / "other")
     more = ["--skip_seen", str(other), "--data", f"{world}/shards/ko=0.25", f"{world}/shards/en=0.75"]
     train.main(flags(world, tmp_path / "always", "full:640:1e-3", more=more))
@@ -527,7 +528,7 @@ def test_skip_seen_names_what_differs(more, part, world, whole, tmp_path, refuse
     refused(train, argv, part)
 
 
-def test_skip_seen_of_what_is_no_training(world, tmp_path, refused):
+def test_skip_seen_of_something_other_than_a_training(world, tmp_path, refused):
     argv = flags(world, tmp_path / "mine", "full:640:1e-3")
     refused(train, [*argv, "--skip_seen", str(world / "model")], "nothing there says what was seen")
 
@@ -546,20 +547,20 @@ def test_further_sources_may_follow_and_older_states_are_trusted(world, whole, t
     assert sources.seen_again(old, order, {"ko": "a"}) == ""
     with pytest.raises(UserError, match="read 2 sources, --data has 1"):
         sources.seen_before(old, order, ["a"])
-    # Another program's file of this name is none of ours.
+    # A file of this name from another program is not used.
     (old / "training_state.json").write_text('{"step": 3}')
     assert sources.read_state(old) is None
 
 
-def test_beginning_the_same_data_again_is_said(world, whole, tmp_path, capsys):
+def test_starting_the_same_data_again_is_reported(world, whole, tmp_path, capsys):
     start = whole / "stages/3-lora"
     argv = flags(world, tmp_path / "mine", "full:640:1e-3", more=["--model", str(start)])
     train.main(argv)
     err = capsys.readouterr().err
     assert f"{start} was trained on 45 windows of ko and 15 windows of en" in err
     assert f"--skip_seen {start} continues behind them" in err
-    # It advises nothing that would be refused: without English --skip_seen is taken, with another
-    # source in its place it is not.
+    # It suggests nothing that would be refused: without English --skip_seen is accepted, with
+    # another source in its place it is not.
     ko = flags(world, tmp_path / "ko", "full:128:1e-3", more=["--model", str(start)])
     train.main([*ko, "--data", str(world / "shards/ko")])
     err = capsys.readouterr().err
@@ -569,10 +570,10 @@ def test_beginning_the_same_data_again_is_said(world, whole, tmp_path, capsys):
     train.main([*ko, "--out", str(tmp_path / "both"), "--data", *both])
     err = capsys.readouterr().err
     assert "45 windows of ko, and" in err and "another --seed draws another order" in err
-    # In another place a source has another order.
+    # In another position a source has another order.
     train.main([*ko, "--out", str(tmp_path / "en"), "--data", str(world / "shards/en")])
     assert "was trained on" not in capsys.readouterr().err
-    # What it advises is silent, and so are another order, and a resume.
+    # No notice for what it suggests, for another order, or for a resume.
     for out, more in (("skips", ["--skip_seen", str(start)]), ("seed", ["--seed", "1"])):
         train.main([*argv, "--out", str(tmp_path / out), *more])
     continue_run(tmp_path / "mine")

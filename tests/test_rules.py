@@ -18,7 +18,7 @@ ENGLISH = ("The harbour was quiet when Anna came down to the boats. Her brother 
 
 
 def name_of(text: str, limits, lang: str = "ko") -> str:
-    """The name of the rule that the text breaks, "" if it is kept."""
+    """The name of the rule that the text fails, "" if it is kept."""
     kept, reason = rules.check(text, limits, lang)
     assert kept == (None if reason else text)
     name, _, measured = reason.partition(": ")
@@ -27,7 +27,7 @@ def name_of(text: str, limits, lang: str = "ko") -> str:
 
 
 def reasons(text: str, lang: str = "ko") -> set[str]:
-    """The reasons for which the profiles remove the text, "" where one keeps it."""
+    """The reasons for which the profiles remove the text, "" if a profile keeps it."""
     found = set()
     for limits in LIMITS[lang].values():
         found.add(name_of(text, limits, lang))
@@ -103,11 +103,11 @@ def test_english_rules():
     assert name_of(" ".join(words) + ".", limits, "en") == "function_words"
 
 
-# ---- Text read in a wrong encoding --------------------------------------------------------------
+# ---- Text decoded with the wrong encoding -------------------------------------------------------
 
 
 def broken(rng: random.Random, text: str, times: int) -> str:
-    """The text with U+FFFD in place of some of its characters; the full stop at its end stays."""
+    """The text with U+FFFD in place of some characters; the final full stop stays."""
     characters = list(text)
     for i in rng.sample(range(len(text) - 1), times):
         characters[i] = "\ufffd"
@@ -122,7 +122,7 @@ def test_many_broken_bytes_are_garbled_and_two_are_not(lang):
         assert reasons(broken(rng, text, times), lang) == {""}
     for times in (len(text) // 20, len(text) // 3, len(text) - 1):
         assert reasons(broken(rng, text, times), lang) == {"garbled"}
-    # A Korean file read as UTF-8, and a file that somebody saved after that, read again.
+    # A Korean file read as UTF-8, and a file that was saved after that and read again.
     read = korean(rng, 40).encode("cp949").decode("utf-8", "replace")
     saved = read.encode()
     for text in (read, saved.decode("cp949", "replace"), saved.decode("latin-1")):
@@ -134,7 +134,7 @@ def test_many_broken_bytes_are_garbled_and_two_are_not(lang):
                                            ("cp949", "latin-1"), ("cp949", "cp1252")])
 def test_korean_read_as_western_european_is_garbled(lang, written, read):
     text = korean(random.Random(), 40).encode(written).decode(read, "replace")
-    # Cleaning drops control characters before it comes to the rules.
+    # Cleaning drops control characters before the rules see the text.
     text = "".join(character for character in text if character.isprintable())
     assert reasons(text, lang) == {"garbled"}
     assert reasons(text.replace("\ufffd", ""), lang) == {"garbled"}
@@ -179,7 +179,8 @@ def test_korean_with_much_hanja_is_korean():
 
 
 def test_old_hangul_is_korean():
-    # 나랏말ᄊᆞ미, with vowels that modern Korean has lost, and a syllable with a letter of Extended-A
+    # 나랏말ᄊᆞ미, with vowels that modern Korean has lost, and a syllable with a letter of
+    # Extended-A
     old = "나랏말\u110a\u119e미 듕귁에 달아 문\u110d\u119e와로 서르 \u1109\u119e\u1106\u119e디 아니\u1112\u119e\u11af\u110a\u1175 "
     assert "wrong_language" not in reasons(unicode_to_nfc(old * 3))
     assert rules.kind_of("\ua964") == rules.kind_of("\ud7b0") == rules.HANGUL
@@ -191,7 +192,7 @@ def test_old_hangul_is_korean():
 @pytest.mark.parametrize("text, limits, reason", [
     ("바 다\n", WEB, "too_short: 2 characters < 50"),
     ("바다를 보았다. " * 9 + "\ufffd" * 9, WEB, "garbled: broken 0.1 of the characters > 0.01"),
-    # 'Hello' in UTF-8, read as Latin-1: a third of its characters are no letters
+    # 'Hello' in UTF-8, read as Latin-1: a third of its characters are not letters.
     ("¾È³çÇÏ¼¼¿ä" * 9, WEB, "garbled: accented 1 of the letters > 0.3"),
     ("뷁뷁뷁 " * 30, WEB, "garbled: rare syllables 0.989 of the Hangul > 0.2"),
     ("Nobody saw the sea today. " * 3, WEB,
@@ -224,7 +225,7 @@ def test_a_measurement_is_never_shown_as_its_limit():
     assert rules.shown(1234.5, 12) == "1230"
 
 
-def test_a_rounded_measurement_is_on_the_side_of_the_limit_where_it_was():
+def test_a_rounded_measurement_stays_on_its_side_of_the_limit():
     rng = random.Random(0)
     for _ in range(2000):
         limit = float(f"{rng.random():.{rng.randint(1, 6)}g}")
@@ -247,14 +248,15 @@ def test_none_turns_any_rule_off():
 
 # ---- What only looks repetitive -----------------------------------------------------------------
 
-# A long name in short articles: 'The Duchy of Upper Danmore is a duchy on the shore of the lake ...'
+# A long name in short articles: 'The Duchy of Upper Danmore is a duchy on the shore of the lake
+# ...'
 STUBS = [
     "2031년 동계 대회 북아리아 공화국 선수단\n\n2031년 동계 대회 북아리아 공화국 선수단은 남해에서 열린 2031년 동계 "
     "대회에 참가한 동계 대회 북아리아 공화국 선수단이다.",
     "윗단모어 호숫가 자치 공국\n\n윗단모어 호숫가 자치 공국은 1920년에 세워진 나라이다. 1923년에 윗단모어 인민국은 "
     "윗단모어 호숫가 자치 공국으로 이름을 바꾸었다. 윗단모어 호숫가 자치 공국은 한 해 동안 있었고 사람들은 물고기를 잡으며 "
     "살았다. 이듬해 봄에 윗단모어 호숫가 자치 공국은 이웃한 산골과 들판과 바닷가의 세 나라로 나뉘었다.",
-    # a line about the list stands under both of its headings
+    # a line about the list is under both of its headings
     "1994년 신인 지명\n\n1994년 신인 선수 지명회의는 두 번에 나누어 열렸다.\n1차 지명.\n※ 가로줄이 그어진 이름은 구단이 "
     "그 선수를 포기했음을 뜻한다.\n2차 지명.\n순서는 지난해 순위의 역순이었다.\n※ 가로줄이 그어진 이름은 구단이 그 선수를 "
     "포기했음을 뜻한다.",
@@ -262,7 +264,7 @@ STUBS = [
 
 
 @pytest.mark.parametrize("text", STUBS)
-def test_a_short_text_may_name_its_subject_and_say_a_thing_twice(text):
+def test_a_short_text_may_name_its_subject_and_repeat_a_sentence(text):
     assert rules.check(text, WEB) == (text, "")
     assert rules.check(text, FORMAL) == (text, "")
 
@@ -300,10 +302,10 @@ def spam(rng: random.Random, kind: str, n: int) -> str:
         return " ".join(["지금 바로 클릭하면 사은품을 드립니다."] * (n // 5))
     if kind == "phrase between":
         return " ".join(f"{korean(rng, 1)} 지금 바로 클릭하면 사은품을 드립니다." for _ in range(n // 10))
-    if kind == "menu":  # the menu of a page stands above it and below it
+    if kind == "menu":  # the menu of a page is above it and below it
         menu = " ".join(f"{rng.choice(NOUNS)}을 찾는 곳" for _ in range(n // 6))
         return f"{menu} {menu}"
-    return " ".join([korean(rng, max(1, n // 15))] * 3)  # a text thrice
+    return " ".join([korean(rng, max(1, n // 15))] * 3)  # a text three times
 
 
 @pytest.mark.parametrize("n", [60, 100, 300])
@@ -321,7 +323,8 @@ def test_what_says_the_same_again_and_again_is_caught(kind, n):
     "최고!!!",                                     # 'the best'
     "글쎄...",                                     # 'well ...'
     "재밌어요~~~ ♥♥♥♥♥",                           # 'it is fun'
-    "배우들연기도좋고이야기도탄탄해서시간가는줄모르고끝까지재미있게잘보고갑니다",  # 'acted well ...'
+    # 'acted well ...'
+    "배우들연기도좋고이야기도탄탄해서시간가는줄모르고끝까지재미있게잘보고갑니다",
     "좀 더 하지",                                  # 'they might have done more'
 ])
 def test_reviews_are_kept_as_people_type_them(text):
@@ -336,7 +339,7 @@ def test_reviews_are_kept_as_people_type_them(text):
     ("ㅋ!", "too_short"),
     ("사실 우리 같은 사람들이 " * 20, "repeated_ngrams"),
 ])
-def test_reviews_that_say_nothing_still_go(text, reason):
+def test_reviews_that_say_nothing_are_removed(text, reason):
     assert name_of(text, SHORT) == reason
 
 

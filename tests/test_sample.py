@@ -1,4 +1,4 @@
-"""sample.py: greedy beside a loop without a cache, seeds, padding, both ends, what is refused."""
+"""sample.py: greedy against a loop without a cache, seeds, padding, both ends, what is refused."""
 import json
 
 import pytest
@@ -14,7 +14,7 @@ from common.sentencepiece_file import field
 
 @pytest.fixture(scope="module")
 def folder(world, tmp_path_factory):
-    """A model far from uniform. Its table has 112 rows more than its tokenizer has pieces, and its
+    """A model far from uniform. Its table has 112 more rows than its tokenizer has pieces, and its
     config.json does not say so."""
     folder = tmp_path_factory.mktemp("sample")
     torch.manual_seed(1)
@@ -125,7 +125,7 @@ def test_wrong_input_is_refused(folder, tmp_path, refused, monkeypatch):
     refused(sample, ["--model", str(tmp_path), "--prompt", "a"], "config.json says")
 
 
-def test_what_is_no_model_directory_is_named(folder, tmp_path, refused):
+def test_a_folder_that_is_not_a_model_directory_is_named(folder, tmp_path, refused):
     argv = ["--device", "cpu", "--prompt", "a", "--model"]
     refused(sample, [*argv, str(tmp_path / "none")], f"no model directory {tmp_path}/none")
     run = tmp_path / "run"
@@ -135,7 +135,7 @@ def test_what_is_no_model_directory_is_named(folder, tmp_path, refused):
     refused(sample, [*argv, str(run)], f"{run}/model")
 
 
-def test_a_special_token_without_a_row_is_no_prompt(world, tmp_path, refused):
+def test_a_special_token_without_a_row_is_refused_as_a_prompt(world, tmp_path, refused):
     """It does no harm in the tokenizer: no other text becomes one."""
     model.save(model.Llama(tiny_config(vocab_size=400)), tmp_path)
     pad = field(files.PIECES, field(files.TEXT, b"<pad>") + field(files.TYPE, files.CONTROL))

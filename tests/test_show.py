@@ -1,4 +1,4 @@
-"""What `data.py clean` keeps for a person to look at, and `data.py show`, which prints it."""
+"""What `data.py clean` saves for people to look at, and `data.py show`, which prints it."""
 import json
 import random
 import re
@@ -14,7 +14,8 @@ from cleaning import differences, examples, pipeline, report, show, show_page
 from cleaning.examples import Examples
 from common import documents
 
-HOSTILE = "</script><script>alert(1)</script><!-- <b>굵게</b> & \"따옴표\" \\u003c"  # 'bold', 'quotation marks'
+# 'bold', 'quotation marks'
+HOSTILE = "</script><script>alert(1)</script><!-- <b>굵게</b> & \"따옴표\" \\u003c"
 
 
 def write(path: Path, records: list) -> None:
@@ -29,11 +30,12 @@ def lines(path: Path) -> list[dict]:
 
 @pytest.fixture
 def corpus(tmp_path):
-    """Two sources with every kind of decision in them."""
+    """Two sources that contain every kind of decision."""
     rng = random.Random(7)
     wiki = [{"id": f"w{i}", "text": korean(rng, 12)} for i in range(60)]
     wiki[3]["text"] += " 전화 010-1234-5678."                            # a phone number,
-    wiki[4]["text"] += " 전화 010-8765-4321, 메일 abc@example.com."      # another, with an e-mail address
+    # Another, with an e-mail address.
+    wiki[4]["text"] += " 전화 010-8765-4321, 메일 abc@example.com."
     wiki[5]["text"] += " \ue123 끝."                                     # a private character
     wiki += [{"id": f"short{i}", "text": f"짧다 {i}"} for i in range(30)] + [{"id": f"same{i}", "text": "같은 글"} for i in range(30)]
     talk = [{"text": korean(rng, 12)} for _ in range(20)]
@@ -102,7 +104,8 @@ def test_one_text_is_one_example_and_the_number_is_a_flag(corpus):
     assert len(found) == 20 == len({e["text"] for e in found})
     many = [e for e in lines(clean(corpus, "many", "--examples", "100") / "examples.jsonl")
             if e["reason"] == "too_short" and "wiki" in e["file"]]
-    assert len(many) == 31 and [e["line"] for e in many if e["text"] == "같은 글"] == [91]  # the first of thirty
+    # The first of thirty.
+    assert len(many) == 31 and [e["line"] for e in many if e["text"] == "같은 글"] == [91]
     assert many[:20] == found
     none = clean(corpus, "none", "--examples", "0")
     assert (none / "examples.jsonl").read_bytes() == b""
@@ -158,7 +161,8 @@ def test_long_texts_are_cut_and_a_change_is_seen():
     assert cut["cut"] == {"text": [start, start + 10_000, len(same) * 2 + 2],
                           "before": [start, start + 10_000, len(same) * 2 + 4]}
     pieces = differences.pieces_of({"step": "leftovers", **cut})
-    assert [piece for piece in pieces if piece[0] != "="] == [("-", "()")]  # not what stands at the end of one of them
+    # Not what stands at the end of one of them.
+    assert [piece for piece in pieces if piece[0] != "="] == [("-", "()")]
     assert "".join(text for mark, text in pieces if mark != "-").startswith(same[-298:] + "바다")
     mask = examples.excerpts({"text": "전화 [전화번호]", "before": "전화 010-1234-5678"}, "mask")
     assert mask == {"text": "전화 [전화번호]"}
@@ -175,7 +179,7 @@ def test_pack_and_folders_pass_over_examples(corpus):
     assert [path.name for path in documents.files(out)] == names and documents.left_out(out) == []
 
 
-def test_an_input_of_that_name(tmp_path):
+def test_an_input_named_examples_jsonl(tmp_path):
     write(tmp_path / "examples.jsonl", [{"text": korean(random.Random(), 9)}])
     data.main(["clean", "--input", str(tmp_path / "examples.jsonl"), "--out", str(tmp_path / "out")])
     assert len(lines(tmp_path / "out" / "examples-2.jsonl")) == 1
@@ -184,10 +188,12 @@ def test_an_input_of_that_name(tmp_path):
 
 def test_a_large_document_that_was_removed_has_a_line(tmp_path, capsys):
     rng = random.Random(5)
-    long = korean(rng, 3) + " " + "같은 말을 또 하고 또 한다. " * 1_500  # 'says the same again and again'
+    # 'says the same again and again'
+    long = korean(rng, 3) + " " + "같은 말을 또 하고 또 한다. " * 1_500
     texts = [korean(rng, 12) for _ in range(150)]
     write(tmp_path / "raw" / "wiki.jsonl", [{"text": text} for text in [*texts, long]])
-    write(tmp_path / "raw" / "few.jsonl", [{"text": text} for text in [*texts[:9], long + "또."]])  # too few documents
+    # Too few documents.
+    write(tmp_path / "raw" / "few.jsonl", [{"text": text} for text in [*texts[:9], long + "또."]])
     data.main(["clean", "--input", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--profile", "formal",
                "--tails", "0", "0"])
     result = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -299,13 +305,13 @@ def test_long_texts_are_shortened_unless_asked_for(corpus, screen):
     assert text[:10_000] in whole and f"(part of a text of {len(text):,} characters)" in whole
 
 
-def test_what_a_terminal_would_obey_is_spelled_out():
+def test_control_characters_are_spelled_out():
     example = {"what": "rejected", "step": "read", "reason": "broken JSON", "text": "a\x1b[2Jb\x9bc\u202ed"}
     assert show.rows_of(example, 80, False, False) == ["a\\x1b[2Jb\\x9bc\\u202ed"]
     assert show.rows_of(example, 80, True, False) == ["a\\x1b[2Jb\\x9bc\\u202ed"]
 
 
-def test_head_ends_it_quietly(corpus):
+def test_a_pipe_to_head_ends_it_quietly(corpus):
     out = clean(corpus, "out", "--examples", "100")
     done = subprocess.run(f"{sys.executable} {data.__file__} show {out} -n 500 --whole | head -1", shell=True,
                           capture_output=True, text=True)
@@ -320,7 +326,7 @@ def test_head_ends_it_quietly(corpus):
     (["-n", "0"], "-n 0 is not at least 1"),
     (["--html", "report.json"], "--html report.json: the name of the page must end with .html"),
 ])
-def test_what_is_not_there(corpus, refused, flags, message):
+def test_filters_that_match_nothing(corpus, refused, flags, message):
     refused(data, ["show", str(clean(corpus)), *flags], message)
 
 
@@ -344,7 +350,7 @@ def test_folders_without_examples(corpus, refused, tmp_path):
 
 
 def data_of(page: str) -> dict:
-    """What a browser would find in the page."""
+    """The data that a browser would find in the page."""
     content = page.split('<script type="application/json" id="data">')[1].split("</script>")[0]
     assert "<" not in content
     return json.loads(content)
@@ -365,7 +371,7 @@ def test_a_page_holds_the_documents_as_they_are(corpus, screen):
     assert not re.search(r"(src|href)=.http|@import|url\(", page)  # nothing from anywhere else
 
 
-def test_a_text_cannot_leave_its_place_in_the_page():
+def test_a_text_cannot_break_out_of_its_place_in_the_page():
     script = show_page.as_script({"text": HOSTILE})
     assert "<" not in script and json.loads(script) == {"text": HOSTILE}
 
@@ -376,7 +382,8 @@ def test_a_page_of_what_was_asked_for(corpus, screen):
     rows = data_of((corpus / "page.html").read_text(encoding="utf-8"))["documents"]
     assert [row["what"] for row in rows] == ["changed", "changed"]
     assert ["+", "[전화번호]"] in rows[-1]["pieces"]
-    screen(out, "--html", corpus / "page.html", "--reason", "phone", "--source", "wiki")  # kept ones stay beside them
+    # Kept ones stay beside them.
+    screen(out, "--html", corpus / "page.html", "--reason", "phone", "--source", "wiki")
     found = data_of((corpus / "page.html").read_text(encoding="utf-8"))
     assert {row["reason"] for row in found["documents"]} == {"kept", "phone", "phone+email"}
     assert {row["reason"] for row in found["counts"]} == {"kept", "phone", "phone+email"}
@@ -398,8 +405,8 @@ def test_a_page_is_not_too_large(corpus, screen, monkeypatch):
     assert "examples are left out" in found["notes"][1] and 3 < len(found["documents"]) < 30
 
 
-def test_what_steps_before_mask_changed_or_removed_is_masked_too(tmp_path):
-    """A private-use character, which normalise drops; a line that is no document."""
+def test_examples_of_steps_before_mask_are_masked_too(tmp_path):
+    """A private-use character, which normalise drops; a line that is not a document."""
     source = tmp_path / "in" / "a.jsonl"
     source.parent.mkdir()
     text = "\ue123 고래는 바다에 산다. 전화는 010-2345-6789이다."

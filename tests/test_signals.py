@@ -1,4 +1,4 @@
-"""The signals that stop a run, sent to real processes; what a run that was stopped has saved."""
+"""The signals that stop a run, sent to real processes; what a stopped run has saved."""
 import contextlib
 import os
 import signal
@@ -17,18 +17,18 @@ from common import checkpoint, cli
 
 
 def flags(world, run, *stages, more=()):
-    """Validation is not what is looked at here."""
+    """Flags of a run without validation, which is not tested here."""
     return flags_of_a_run(world, run, *stages, more=["--eval_bytes", "500", *more])
 
 
-# So many steps that no run here comes to the end of them.
+# So many steps that no run here reaches the last one.
 LONG = "full:12800k:1e-3"
 BY_TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
 @contextlib.contextmanager
 def training(command: list[str], run: Path, log: Path):
-    """A real process that trains, as soon as three steps of it are done."""
+    """A real process that trains, once three of its steps are done."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(log, "w") as file:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
@@ -62,7 +62,8 @@ def test_slurms_warning_saves_and_leaves(world, tmp_path):
     assert step == last_step >= 3
     assert f"resume with: train.py --resume {run}" in log.read_text()
     assert "Traceback" not in log.read_text()
-    # stdout and stderr are one file, as schedulers have it, and what they say is in its order.
+    # stdout and stderr go to one file, as under schedulers, in the order in which they were
+    # written.
     assert log.read_text().index("stage 1 step 0: ") < log.read_text().index("1-full  step 1 of")
 
 
@@ -79,7 +80,7 @@ def test_a_run_under_nohup_outlives_its_terminal(world, tmp_path):
         assert process.wait(30) == 0, log.read_text()
 
 
-def test_the_handlers_of_before_are_back_afterwards():
+def test_the_earlier_handlers_are_restored_afterwards():
     before = {number: signal.getsignal(number) for number in checkpoint.STOPPING}
     with checkpoint.StopSignal():
         assert all(signal.getsignal(number) != before[number] for number in before)
@@ -90,7 +91,8 @@ def test_a_repeated_warning_does_not_kill():
     """Only a second Ctrl-C does."""
     with checkpoint.StopSignal() as stop:
         for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM) * 2:
-            assert signal.getsignal(number) != signal.SIG_DFL  # or this process would be killed
+            # Otherwise this process would be killed.
+            assert signal.getsignal(number) != signal.SIG_DFL
             os.kill(os.getpid(), number)
         assert stop.asked and stop.exit_status() == 0
 
@@ -98,7 +100,7 @@ def test_a_repeated_warning_does_not_kill():
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGHUP])
 def test_torchrun_hands_on_what_it_is_told_to(number, world, tmp_path):
-    """With the flag of train.py's docstring, SIGUSR1 reaches both processes; SIGHUP without it."""
+    """With the flag in train.py's docstring, SIGUSR1 reaches both processes; SIGHUP without it."""
     run, log = tmp_path / "run", tmp_path / "log"
     handed_on = []
     if number == signal.SIGUSR1:

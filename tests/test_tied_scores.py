@@ -1,4 +1,5 @@
-"""Pieces of equal score: what tokenizer.json cannot say is found, and said, and can be undone."""
+"""Pieces of equal score: what tokenizer.json cannot express is found, reported, and can be
+fixed."""
 import itertools
 import json
 import random
@@ -17,7 +18,7 @@ def tied(*texts: str, score: float = 0.0) -> list[Piece]:
 
 
 def model_of(*pieces: Piece) -> Model:
-    """These pieces, and a base's around them."""
+    """These pieces, and those of a base around them."""
     base = [*ranked(["▁t", "th", "▁th", "the"]), *runs_of_spaces(2, 4, 3), *letters("▁the")]
     return as_model(write_model([*base, *pieces]))
 
@@ -42,7 +43,7 @@ def disagreements(model: Model, texts: list[str]) -> list[str]:
 
 
 def tied_model(rng: random.Random) -> Model:
-    """Random pieces of few different scores."""
+    """Random pieces with few different scores."""
     alphabet = "abc▁"[:rng.randint(2, 4)]
     texts = {text for text in strings(rng, alphabet, 5, 30) if len(text) > 1}
     pieces = [Piece(text, -rng.randint(0, 3), NORMAL) for text in sorted(texts)]
@@ -83,7 +84,7 @@ def test_segment_by_merges_is_what_tokenizers_does(tmp_path):
         model = tied_model(rng)
         tokenizer_json.save(model, tokenizer.ranked_merges(model.pieces), tmp_path, None)
         content = cli.read_json(tmp_path / "tokenizer.json")
-        # Parts of words: no ▁ is put before them, and no BOS.
+        # Parts of words: no ▁ is added before them, and no BOS.
         content |= {"normalizer": None, "post_processor": None}
         theirs = tokenizers.Tokenizer.from_str(json.dumps(content))
         ranks = ranks_of(model)
@@ -91,7 +92,7 @@ def test_segment_by_merges_is_what_tokenizers_does(tmp_path):
             assert tied_scores.segment_by_merges(text, ranks) == theirs.encode(text).tokens
 
 
-def test_what_no_list_can_say_is_named_with_an_example():
+def test_what_no_list_can_express_is_named_with_an_example():
     # Whichever of the two comes first, one of 가나가 and 나가나 is joined from the wrong side.
     pieces = tied("가", "나", "가나", "나가")
     model = as_model(write_model(pieces))
@@ -106,7 +107,8 @@ def test_what_no_list_can_say_is_named_with_an_example():
 
 
 def test_every_pair_of_tied_pieces_that_differs_is_noticed():
-    """Not every text is in the sample, but if any three parts differ, one of the sample does."""
+    """Not every text is in the sample, but if any three parts differ, one text of the sample
+    does."""
     noticed = 0
     for seed in range(200):
         model = tied_model(random.Random(seed))
@@ -129,20 +131,21 @@ def test_every_tied_piece_is_on_the_left_and_on_the_right_of_another():
     assert {"가나다", "나다라", "가나다라"} >= set(texts) >= {"가나다", "나다라"}
 
 
-def test_nothing_is_said_where_nothing_differs():
+def test_nothing_is_reported_where_nothing_differs():
     trained = [*ranked(["한국", "국한", "한국한"]), *letters("한국")]
     without_ties = as_model(write_model(trained))
     merges = tokenizer.ranked_merges(without_ties.pieces)
     assert tied_scores.competing(without_ties, merges) == []
     assert tied_scores.compare(without_ties, merges) is None
-    # Mistral's runs of spaces have one score, and agree.
+    # Mistral's runs of spaces share one score, and agree.
     spaces = model_of(*runs_of_spaces(5, 6, 7, 8, 16))
     assert tied_scores.competing(spaces, tokenizer.ranked_merges(spaces.pieces))
     assert compared(spaces) is None
 
 
 def test_what_differs_for_other_reasons_is_left_out():
-    # A user-defined piece is cut out of a text; a character that is no piece is spelled in bytes.
+    # A user-defined piece is cut out of a text; a character that is not a piece is written in
+    # bytes.
     own = Piece("나가", 0, USER_DEFINED)
     assert compared(model_of(*tied("가", "나", "가나", "나가나"), own)) is None
     without_letters = tied("가나", "나가", "가나나가", "나가가나")
@@ -150,7 +153,7 @@ def test_what_differs_for_other_reasons_is_left_out():
 
 
 def test_each_pair_is_beside_the_one_that_shows_a_mistake_best():
-    """SentencePiece joins the left pair. A list does not, if the right one stands before it."""
+    """SentencePiece joins the left pair. A list does not, if the right pair comes first in it."""
     model = as_model(write_model(tied(*"가나다라마", "가나", "다나", "나라", "나마")))
     merges = tokenizer.ranked_merges(model.pieces)
     left = [a for a, b in merges if b == "나"]
@@ -188,7 +191,7 @@ def test_breaking_ties_changes_scores_alone():
         else:
             assert old.score == new.score
     assert len({new for _, new in scores}) == len(scores)
-    # No score has crossed another.
+    # The order of scores has not changed.
     for (old, new), (other, other_new) in itertools.product(scores, scores):
         if old > other:
             assert new > other_new

@@ -27,17 +27,17 @@ SPECIALS = [Piece("<unk>", 0.0, UNKNOWN), Piece("<s>", 0.0, CONTROL), Piece("</s
 
 
 def write_model(pieces: list[Piece], dummy_prefix: bool = True) -> bytes:
-    """A BPE model with byte fallback, whose pieces and scores are exactly these, as a file."""
+    """A BPE model with byte fallback, with exactly these pieces and scores, as a file."""
     parts = []
     for piece in [*SPECIALS, *BYTES, *pieces]:
         text = field(files.TEXT, piece.text.encode())
         score = field(files.SCORE, float(piece.score))
         parts.append(field(files.PIECES, text + score + field(files.TYPE, piece.type)))
 
-    # 35 byte_fallback, 40 to 42 the ids of unk, bos and eos.
+    # 35 is byte_fallback, 40 to 42 are the ids of unk, bos and eos.
     trainer = [(files.MODEL_TYPE, files.BPE), (35, 1), (40, 0), (41, 1), (42, 2)]
     parts.append(field(files.TRAINER, b"".join(field(*one) for one in trainer)))
-    # 1 the normaliser's name, 4 remove_extra_whitespaces.
+    # 1 is the normaliser's name, 4 remove_extra_whitespaces.
     normalizer = [(1, b"identity"), (files.DUMMY_PREFIX, int(dummy_prefix)), (4, 0)]
     parts.append(field(files.NORMALIZER, b"".join(field(*one) for one in normalizer)))
     return b"".join(parts)
@@ -53,7 +53,7 @@ def letters(text: str) -> list[Piece]:
 
 
 def runs_of_spaces(*lengths: int) -> list[Piece]:
-    """As Mistral has them."""
+    """Runs of spaces as in Mistral's tokenizer."""
     return [Piece("▁" * n, -1e9, NORMAL) for n in lengths]
 
 
@@ -109,7 +109,7 @@ def test_protobuf_reading_and_writing_are_inverse():
     assert list(files.fields(raw)) == message
 
 
-def test_varints_are_digits_to_the_base_of_128():
+def test_varints_are_digits_in_base_128():
     for value in (0, 1, 127, 128, 300, 16383, 16384, 2**32 - 1):
         digits = files.varint(value)
         assert sum((byte & 127) << 7 * i for i, byte in enumerate(digits)) == value
@@ -125,7 +125,7 @@ def test_a_message_that_breaks_off_is_named_as_such():
     for size in set(range(len(whole))) - ends:
         with pytest.raises(ValueError, match="breaks off"):
             list(files.fields(whole[:size]))
-    # Lengths that no machine has, integers without an end, a wire type that does not exist.
+    # Impossible lengths, integers without an end, a wire type that does not exist.
     for bad in (b"\x0a" + files.varint(2**63), b"\xff" * 50, b"\x0f\x01"):
         with pytest.raises(ValueError):
             list(files.fields(bad))
@@ -152,7 +152,7 @@ def test_a_damaged_file_is_refused_in_one_line_or_still_a_model(tmp_path):
 
 @pytest.mark.parametrize("seed", range(10))
 def test_segment_is_what_sentencepiece_does(seed):
-    """On pieces that no training would make, some of equal score."""
+    """On pieces that no training would make, some with equal scores."""
     rng = random.Random(seed)
     pieces = {text for text in strings(rng, "ab▁", 6, 30) if len(text) > 1}
     joined = [Piece(text, -rng.randint(1, 20), NORMAL) for text in sorted(pieces)]
@@ -251,7 +251,7 @@ def test_encode_puts_bos_and_eos_where_it_is_told(merged):
     assert new.encode(["한국 ab", ""], bos=True) == [[1, *ids], [1]]
 
 
-def test_mistral_scores_of_spaces_are_no_rank():
+def test_mistral_scores_of_spaces_are_not_ranks():
     base = as_model(write_model([
         *runs_of_spaces(2, 3, 4), Piece("ab", -31740, NORMAL), *letters("▁ab가")]))
     korean_pieces = ranked(["나다", "가나", "나", "다", "가", "a나", "나 다", "나1"])
@@ -271,7 +271,7 @@ def grow(rng: random.Random, alphabet: str, n: int) -> list[str]:
 
 def random_models(rng: random.Random) -> tuple[bytes, list[Piece]]:
     """A base (with user-defined and control pieces, Hangul, runs of spaces at -1e9) and Korean
-    pieces, some of them the base's or not of Hangul."""
+    pieces, some of which are already in the base or not Hangul."""
     own_texts = rng.sample(["<user>", "나다", "가b", "a.*"], rng.randint(0, 4))
     own = [Piece(text, 0, USER_DEFINED) for text in own_texts]
     spaces = runs_of_spaces(2, 3, 4)
@@ -293,7 +293,7 @@ def test_merge_of_any_models(seed):
     base = as_model(raw)
     new = as_model(tokenizer.merge(base, korean_pieces))
 
-    # The base's pieces stay, those of pure Hangul follow, with scores below.
+    # The base's pieces stay; those of pure Hangul follow, with lower scores.
     n = len(base.pieces)
     assert new.pieces[:n] == base.pieces
     assert [new.sp.id_to_piece(i) for i in range(n)] == texts_of(base.pieces)
@@ -317,8 +317,8 @@ def test_merge_of_any_models(seed):
     for text in texts:
         assert new.sp.decode(new.sp.encode(text)) == base.sp.decode(base.sp.encode(text))
 
-    # transformers agrees; but a piece that no merges lead to, which BPE training never makes, is
-    # found all the same where ignore_merges is on.
+    # transformers agrees. A piece that no merges lead to, which BPE training never makes, is found
+    # only if ignore_merges is on.
     pytest.importorskip("tokenizers")
     plain = tokenizer.processor(new.raw, dummy_prefix=False)
     normal = [piece.text for piece in new.pieces if piece.type == NORMAL]
@@ -385,7 +385,7 @@ def test_rare_pieces_make_room_for_further_merges(tmp_path):
     merges = [piece for piece in frequent if len(piece) > 1]
     characters = [piece for piece in frequent if len(piece) == 1]
     assert found == merges[:n - len(characters)] + characters
-    assert found == pieces_of(train(n, min_count=20, also=[path]))  # all seen twice
+    assert found == pieces_of(train(n, min_count=20, also=[path]))  # all occur twice
 
     base = as_model(write_model(letters("▁a")))
     merged_raw = tokenizer.merge(base, tokenizer.parse(raw)[0])
@@ -432,7 +432,8 @@ def test_training_reads_every_kind_of_file_and_counts_what_it_cannot(tmp_path, c
 
 
 def test_the_flags_say_how_to_read(tmp_path, capsys):
-    """Training and the report read the same documents from CP949, nested fields, a line each, as from plain UTF-8."""
+    """Training and the report read the same documents from CP949, nested fields and one document
+    per line as from plain UTF-8."""
     words = ["가나다 " * 50, "라마바 " * 50, "abc 가나"]
     write_jsonl(tmp_path / "plain.jsonl", words)
     nested = [{"page": {"body": word}} for word in words[:2]]
@@ -459,7 +460,8 @@ def test_the_flags_say_how_to_read(tmp_path, capsys):
 
 
 def test_long_lines_and_their_ends_are_learned(tmp_path):
-    """SentencePiece drops lines over max_sentence_length; one of 300 kB must count as any other."""
+    """SentencePiece drops lines over max_sentence_length; one of 300 kB must count like any
+    other."""
     text = "a " + "qq " * 100_000 + "가나 " * 50_000
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
     assert "가나" in pieces_of(tokenizer.train_korean([str(tmp_path)], 5, 1.0))
@@ -508,7 +510,8 @@ def test_tokenizer_json_agrees_on_any_vocabulary(seed):
 
 
 def test_tokenizer_json_agrees_on_runs_of_equal_score():
-    """Mistral's runs of spaces, up to 16, all with score -1e9, low ids and words beside them."""
+    """Mistral's runs of spaces, up to 16, all with score -1e9 and low ids, with words next to
+    them."""
     raw = write_model([*runs_of_spaces(2, 4, 8, 16, 3, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15),
                        *ranked(["▁a", "▁▁b"]), *letters("▁abc")])
     texts = []
@@ -593,7 +596,7 @@ def test_report_sees_damage(tmp_path):
 def test_report_sees_documents_that_no_longer_decode(tmp_path):
     pieces = [*ranked(["ab"]), *letters("▁abc")]
     raw = write_model(pieces)
-    # remove_extra_whitespaces, appended: of a setting that comes twice the last one counts.
+    # remove_extra_whitespaces, appended: the last value of a repeated setting counts.
     lossy = raw + field(files.NORMALIZER, field(4, 1))
     path = str(write_jsonl(tmp_path / "t.jsonl", ["a  b", "a b", "c   "]))
     found = tokenizer.report({"base": as_model(raw), "lossy": as_model(lossy)}, [path])
@@ -623,7 +626,7 @@ def test_the_suggested_size_is_the_furthest_from_the_line():
 
 
 def train_other(**options) -> bytes:
-    """A model of another kind than BPE, or with other settings, on a little text."""
+    """A model of another kind than BPE, or with other settings, trained on a little text."""
     rng = random.Random(1)
     text = [words(rng, "abcdef가나다", 50) for _ in range(100)]
     out = io.BytesIO()
@@ -661,7 +664,7 @@ def test_a_base_that_cannot_take_new_pieces_is_refused(world, tmp_path, refused)
     assert not (tmp_path / "o").exists()
 
 
-def test_what_holds_no_tokenizer_is_named_as_such(world, tmp_path, refused):
+def test_a_folder_without_a_tokenizer_is_named(world, tmp_path, refused):
     (tmp_path / "llama3").mkdir()
     (tmp_path / "run/model").mkdir(parents=True)
     (tmp_path / "run/model/tokenizer.model").write_bytes((world / "base.model").read_bytes())
@@ -708,7 +711,7 @@ def test_refusals(world, tmp_path, refused):
 
 
 def without(raw: bytes, ends: tuple[str, ...]) -> bytes:
-    """A model whose BOS or EOS is a piece that there is not, as if it had been trained without."""
+    """A model whose BOS or EOS does not exist as a piece, as if it had been trained without it."""
     for end in ends:
         number = {"BOS": 46, "EOS": 47}[end]
         raw += field(files.TRAINER, field(number, b"<none>"))
@@ -717,7 +720,7 @@ def without(raw: bytes, ends: tuple[str, ...]) -> bytes:
 
 @pytest.mark.parametrize("ends", [("BOS",), ("EOS",), ("BOS", "EOS")])
 def test_a_model_without_bos_or_eos_is_one_line(ends, world, tmp_path, refused):
-    """It may be measured and merged from. But documents have both, and so has a base."""
+    """It can be measured and merged from. But documents have both, and so must a base."""
     file = tmp_path / "base.model"
     file.write_bytes(without(write_model(letters("▁ab")), ends))
     korean_file = str(world / "base.model")
@@ -728,7 +731,7 @@ def test_a_model_without_bos_or_eos_is_one_line(ends, world, tmp_path, refused):
     part = f"{file} has no {ends[0]} piece, and a document is BOS, text, EOS"
     with pytest.raises(cli.UserError, match=part):
         vocabulary.encode("ab", bos=True, eos=True)
-    # It is said before anything else is looked at, not after the first reading of the corpus.
+    # It is reported before anything else, not after the first reading of the corpus.
     refused(data, ["pack", "--input", f"{world}/ko.jsonl", "--tokenizer", str(file), "--out", f"{tmp_path}/o",
                    "--val_fraction", "7"], part)
     part = f"{file} has no piece for BOS, or none for EOS"
@@ -736,7 +739,7 @@ def test_a_model_without_bos_or_eos_is_one_line(ends, world, tmp_path, refused):
     assert not (tmp_path / "o").exists()
 
 
-def test_what_meta_calls_original_is_named(world, tmp_path, refused):
+def test_metas_original_folder_is_named(world, tmp_path, refused):
     """Llama 3, downloaded without tokenizer.json."""
     inside = tmp_path / "model/original/tokenizer.model"
     inside.parent.mkdir(parents=True)

@@ -1,5 +1,5 @@
-"""train.py and common/checkpoint.py: what a stage changes, what it leaves, and that it can be
-unplugged."""
+"""train.py and common/checkpoint.py: what a stage changes and what it does not, and that it can be
+killed at any moment."""
 import argparse
 import gc
 import json
@@ -56,7 +56,7 @@ def exact(run) -> list[tuple]:
 
 
 def copy_of_the_model(world, folder, **config) -> Path:
-    """The world's model directory, with these changes to its config."""
+    """The world's model directory with these changes to its config."""
     folder.mkdir()
     llama = model.load(world / "model")
     for name, value in config.items():
@@ -67,8 +67,8 @@ def copy_of_the_model(world, folder, **config) -> Path:
 
 
 def watch_steps(monkeypatch, look) -> None:
-    """Call look(optimizer, "before") and look(optimizer, "after") around each update that train.py
-    makes."""
+    """Call look(optimizer, "before") and look(optimizer, "after") around each update in
+    train.py."""
     make = train.make_optimizer
 
     def make_watched(llama, args):
@@ -105,7 +105,7 @@ def test_a_stage_changes_what_it_trains_and_nothing_else(what, world, tmp_path):
 
 
 def test_masters_are_float32_under_bfloat16_compute(world, tmp_path):
-    """A step of 1e-6 is lost in bfloat16 weights (8 bits of mantissa) and kept in float32
+    """A step of 1e-6 is lost in bfloat16 weights (8 bits of mantissa) but kept in float32
     masters."""
     for dtype in ("float32", "bfloat16"):
         train.main(flags(world, tmp_path / dtype, "full:640:1e-6", more=["--dtype", dtype]))
@@ -218,8 +218,9 @@ def test_a_stage_leaves_nothing_behind(world):
 
 
 @pytest.mark.parametrize("optimizer_name", ["adamw", "adamw_bf16"])
-def test_an_update_that_is_told_off_changes_nothing(optimizer_name, world):
-    """Weights and moments; and the next update is the one that would have come without it."""
+def test_a_cancelled_update_changes_nothing(optimizer_name, world):
+    """Neither weights nor moments; and the next update is the one that would have come without
+    it."""
     args = settings(optimizer=optimizer_name)
     stage = plan.parse_stage("full:1k:1e-2")
     tokens = torch.randint(3, 90, (2, 9))
@@ -251,7 +252,7 @@ def test_an_update_that_is_told_off_changes_nothing(optimizer_name, world):
             before = state()
             step(1.0)
             assert all(torch.equal(x, y) for x, y in zip(before, state(), strict=True))
-        # The other counts the step, and rounds by it: the run stops anyway.
+        # The other one counts the step, and rounds by it: the run stops anyway.
         if not told_off or optimizer_name == "adamw":
             step(0.0)
             ends.append(state())
@@ -260,8 +261,8 @@ def test_an_update_that_is_told_off_changes_nothing(optimizer_name, world):
 
 @pytest.mark.parametrize("optimizer_name", ["adamw", "adamw_bf16"])
 def test_a_loss_that_ends_a_run_moves_no_weight(optimizer_name, world, tmp_path, monkeypatch):
-    """The update is queued before the loss is read: it has to know by itself. The third step's norm
-    is infinite."""
+    """The update is queued before the loss is read, so it has to know by itself. The third step's
+    norm is infinite."""
     norm = train.gradient_norm
     calls, states = [], []
 
@@ -295,7 +296,7 @@ def test_a_non_finite_loss_stops_before_the_update_and_names_the_source(world, t
 
 
 class Launched:
-    """In a kernel's place: sees that what it is given is on the device, and does nothing."""
+    """Replaces a kernel: checks that its inputs are on the device, and does nothing."""
     def __class_getitem__(cls, grid):
         def launch(*given, **options):
             assert all(x.is_meta for x in given if isinstance(x, torch.Tensor))
@@ -304,8 +305,8 @@ class Launched:
 
 @pytest.mark.parametrize("what", ["embed", "new_rows+odd", "lora", "full"])
 def test_a_step_never_waits_for_its_device(what, monkeypatch):
-    """The device "meta" stands for a GPU: its tensors have no values, so asking for one raises.
-    What is left of a step is train.py's one wait, for the loss and the norm together."""
+    """The device "meta" stands in for a GPU: its tensors have no values, so reading one raises. The
+    rest of a step is train.py's only wait, for the loss and the norm together."""
     adamw, loss = (sys.modules[f"kernels.{name}"] for name in ("adamw", "loss"))
     for module, kernel in ((adamw, "_step_kernel"), (loss, "_softmax_kernel")):
         monkeypatch.setattr(module, "triton_runs", lambda x: True)
@@ -389,7 +390,7 @@ def test_samples_come_with_every_validation(world, tmp_path):
         assert len(record["samples"]) == 2 and all(record["samples"].values())
 
 
-def test_metrics_are_readable_korean_and_one_line_a_record(tmp_path):
+def test_metrics_are_readable_korean_with_one_line_per_record(tmp_path):
     """Unicode has more line separators than the newline, and a model may sample them."""
     file = tmp_path / "metrics.jsonl"
     texts = ["대한민국의 수도는", "a\u2028b\u2029c\u0085d\ne"]
@@ -403,8 +404,8 @@ def test_metrics_are_readable_korean_and_one_line_a_record(tmp_path):
 
 
 def test_a_source_fades_in_over_a_stage(world, tmp_path):
-    """Korean from a tenth to nine tenths: of 40 windows the integral is 20, and few of the first
-    ten."""
+    """Korean from a tenth to nine tenths: over 40 windows the integral is 20, with few among the
+    first ten."""
     argv = flags(world, tmp_path / "run", "full:1280:1e-3", "full:1280:1e-3")
     i = argv.index("--data")
     argv[i + 1:i + 3] = [f"{world}/shards/ko=0.1:0.9", f"{world}/shards/en=0.9:0.1"]
@@ -493,7 +494,7 @@ def test_full_stage_equals_an_independent_loop(world, tmp_path):
         assert abs(loss.item() - record["loss"]) < 1e-4
 
 
-def test_stages_continue_the_data_and_do_not_begin_it_again(world, tmp_path):
+def test_stages_continue_the_data_and_do_not_start_it_again(world, tmp_path):
     train.main(flags(world, tmp_path / "run", "odd:640:1e-3", "even:640:1e-3"))
     state = json.loads((tmp_path / "run/stages/2-even/training_state.json").read_text())
     assert sum(state["loader"]["counts"]) == 10 * 4 and state["tokens"] == 1280
@@ -543,7 +544,7 @@ export.finish_settings = stop""",
 
 
 def staged(world, run):
-    """STAGES, with a second source so short that each stage begins several epochs of it, before and
+    """STAGES, with a second source so short that each stage starts several epochs of it, before and
     after a kill."""
     shards = [f"{world}/shards/ko=0.75", f"{world}/shards/short=0.25"]
     return flags(world, run, *STAGES, more=["--keep", "2", "--data", *shards])
@@ -561,7 +562,7 @@ def undisturbed(world, tmp_path_factory):
 
 
 def in_a_process(code: str) -> subprocess.CompletedProcess:
-    """Run Python code beside train.py, with what the INJECTIONS need."""
+    """Run Python code next to train.py, with what the INJECTIONS need."""
     code = ("import os, signal, torch, train\n"
             "from common import checkpoint, cli\n"
             "torch.set_num_threads(1)\n" + code)
@@ -582,8 +583,8 @@ def test_a_killed_run_ends_in_the_same_bits(moment, world, undisturbed, tmp_path
 
 
 def stopping(run, after: int, number: int = signal.SIGTERM) -> None:
-    """Call run(), and send this process a signal in its step number `after`, when the backward pass
-    is done."""
+    """Call run(), and send this process a signal in step number `after`, once the backward pass is
+    done."""
     norm, calls = train.gradient_norm, []
 
     def interrupted(parameters):
@@ -599,7 +600,7 @@ def stopping(run, after: int, number: int = signal.SIGTERM) -> None:
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 0), (signal.SIGINT, 130),
                                             (signal.SIGUSR1, 0), (signal.SIGHUP, 0)])
 def test_a_signal_saves_and_leaves(number, status, world, undisturbed, tmp_path, capsys):
-    """With 0 for a scheduler; with 130 after Ctrl-C, so that a script that called it stops too."""
+    """With 0 for a scheduler; with 130 after Ctrl-C, so that a calling script stops too."""
     run = tmp_path / "run"
     with pytest.raises(SystemExit) as leaving:
         stopping(lambda: train.main(staged(world, run)), 5, number)
@@ -611,7 +612,7 @@ def test_a_signal_saves_and_leaves(number, status, world, undisturbed, tmp_path,
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_in_the_last_step_of_a_stage(number, status, world, undisturbed, tmp_path):
-    """That stage is finished and written; and so is the run, if it was the last one."""
+    """That stage is finished and written, and so is the run if it was the last stage."""
     run = tmp_path / "run"
     with pytest.raises(SystemExit) as leaving:
         stopping(lambda: train.main(staged(world, run)), 20, number)
@@ -624,8 +625,8 @@ def test_a_signal_in_the_last_step_of_a_stage(number, status, world, undisturbed
 
 
 def test_bfloat16_weights_and_moments_learn_and_resume_to_the_bit(world, tmp_path):
-    """adamw_bf16 rounds by (seed, step, element), so a stop leaves no trace; and it learns as
-    float32 does."""
+    """adamw_bf16 rounds by (seed, step, element), so a stop leaves no trace; and it learns like
+    float32."""
     more = ["--optimizer", "adamw_bf16"]
     train.main(flags(world, tmp_path / "whole", *STAGES, more=more))
     with pytest.raises(SystemExit):
@@ -654,7 +655,7 @@ def test_a_deterministic_run_on_a_gpu_resumes_to_the_bit(more, world, tmp_path):
     assert exact(tmp_path / "run") == exact(tmp_path / "whole")
 
 
-def test_a_broken_checkpoint_is_passed_over_by_name(undisturbed, tmp_path, capsys):
+def test_a_broken_checkpoint_is_skipped_by_name(undisturbed, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     newest, older = checkpoint.find(run)[:2]
@@ -706,8 +707,8 @@ def test_a_resumed_run_has_the_settings_of_its_start(world, tmp_path):
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(world, undisturbed, tmp_path):
-    """No file may grow past a limit, from the second checkpoint on: the kernel says no, as a full
-    disk does."""
+    """A limit on the size of files, from the second checkpoint on: the kernel refuses to write, as
+    on a full disk."""
     run = tmp_path / "run"
     stopped = in_a_process(f"""
 import resource

@@ -1,4 +1,4 @@
-"""A run of `data.py clean` that is killed, joined by another, or let down by its disk or its input."""
+"""A run of `data.py clean` that is killed, run twice at once, or let down by its disk or input."""
 import json
 import os
 import random
@@ -63,7 +63,7 @@ def test_units_do_not_change_the_result(corpus, monkeypatch):
     assert record["line"] == 181 and record["file"].endswith("a.jsonl")
 
 
-def test_what_is_finished_is_not_done_again(corpus, monkeypatch, capsys):
+def test_finished_tasks_are_not_done_again(corpus, monkeypatch, capsys):
     data.main(argv(corpus, "whole"))
     done, last_pass = [], pipeline.last_pass
 
@@ -112,7 +112,7 @@ def test_killed_and_started_again(corpus):
 
 @pytest.mark.parametrize("seconds", [0.0, 0.2])
 def test_ctrl_c_while_processes_start(corpus, seconds):
-    """A terminal sends SIGINT to all processes; only the main one has something to say."""
+    """A terminal sends SIGINT to all processes; only the main one prints something."""
     driver = DRIVER.replace("data.main({})", "sys.argv[1:] = {}; data.cli.run(data.main)")
     driver = driver.format(str(Path(data.__file__).parent), argv(corpus, "out", "--workers", "3"))
     command = [sys.executable, "-c", driver]
@@ -124,7 +124,7 @@ def test_ctrl_c_while_processes_start(corpus, seconds):
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate()
     assert "Traceback" not in errors
-    if process.returncode != 0:  # 0: it was too late
+    if process.returncode != 0:  # 0: it came too late
         assert "the same command resumes from there" in errors
 
 
@@ -146,7 +146,7 @@ def test_an_input_that_changes_or_vanishes(corpus, monkeypatch):
             return parse_json(*args)
         return wrapped
 
-    # Not while the first line is looked at, before anything begins.
+    # Not while the first line is looked at, before anything starts.
     monkeypatch.setattr(data, "check_fields", lambda *args: None)
     monkeypatch.setattr(documents, "parse_json", meanwhile(lambda path: path.write_text('{"text": "다른 글"}\n')))
     with pytest.raises(UserError, match="c.jsonl changed while it was being read"):
@@ -158,7 +158,7 @@ def test_an_input_that_changes_or_vanishes(corpus, monkeypatch):
 
 
 @pytest.mark.parametrize("limit, message", [(2, "File too large"), (40, "File too large")])
-def test_a_disk_that_takes_no_more(corpus, limit, message):
+def test_a_limit_on_file_sizes(corpus, limit, message):
     command = f"ulimit -f {limit}; exec {sys.executable} {data.__file__} " + " ".join(argv(corpus, "out"))
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     last = done.stderr.replace("\r", "\n").strip().split("\n")[-1]
@@ -168,8 +168,9 @@ def test_a_disk_that_takes_no_more(corpus, limit, message):
 
 
 @pytest.mark.parametrize("profile, kilobytes", [("web", 3_000), ("formal", 120), ("formal", 200)])
-def test_a_disk_that_is_full(corpus, profile, kilobytes):
-    """Of memory that is mapped onto a file, and of np.save, a full disk asks for more than `ulimit` does."""
+def test_a_full_disk(corpus, profile, kilobytes):
+    """With memory mapped onto a file, and with np.save, a full disk is harder to handle than
+    `ulimit`."""
     (corpus / "disk").mkdir()
     if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", str(corpus / "disk")]).returncode:
         pytest.skip("may not mount a small disk")
@@ -185,8 +186,9 @@ def test_a_disk_that_is_full(corpus, profile, kilobytes):
 @pytest.mark.parametrize("lost", ["first/000001.json", "first/000002.npz", "score/000000.json", "duplicates.records",
                                   "models.json", "last/000001.documents", "last/000001.examples"])
 @pytest.mark.parametrize("size", [None, 0, 100])
-def test_a_power_cut_between(corpus, monkeypatch, lost, size):
-    """Whatever file of a finished task is gone, empty or short: the task is done again, and the result is the same."""
+def test_a_power_failure_in_between(corpus, monkeypatch, lost, size):
+    """Whichever file of a finished task is missing, empty or short, the task is done again, with
+    the same result."""
     data.main(argv(corpus, "whole"))
     monkeypatch.setattr(data.cli, "write_json", lambda path, value, write=data.cli.write_json:
                         1 / 0 if Path(path).name == "report.json" else write(path, value))
@@ -200,7 +202,7 @@ def test_a_power_cut_between(corpus, monkeypatch, lost, size):
     assert contents(corpus / "out") == contents(corpus / "whole")
 
 
-def test_the_folder_that_one_stands_in(corpus, monkeypatch):
+def test_the_current_folder_as_output(corpus, monkeypatch):
     (corpus / "here").mkdir()
     monkeypatch.chdir(corpus / "here")
     data.main(argv(corpus, "out"))
