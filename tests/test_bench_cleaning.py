@@ -58,4 +58,7 @@ def test_raw_and_cleaned_are_compared(tmp_path, monkeypatch):
     assert result["rows"] == [
         {"source": source, "dirt": "empty brackets", **counts} for source in ("all", "wiki.jsonl")
     ]
-    assert result["conditions"]["documents"] == {"raw": {"wiki.jsonl": 3}, "clean": {"wiki.jsonl": 2}}
+    assert result["conditions"]["documents"] == {
+        "raw": {"wiki.jsonl": 3},
+        "clean": {"wiki.jsonl": 2},
+    }

@@ -351,11 +351,15 @@ def test_without_bos(content, tmp_path):
 ])
 def test_a_tokenizer_json_of_a_sentencepiece_model_asks_for_that(content, changes, tmp_path):
     content = {**copy.deepcopy(content), **changes}
-    with pytest.raises(cli.UserError, match=f"{tmp_path} holds no tokenizer.model, .* from the base"):
+    with pytest.raises(
+        cli.UserError, match=f"{tmp_path} holds no tokenizer.model, .* from the base"
+    ):
         read(content, tmp_path)
     # The file itself was named, and the file to read is next to it.
     (tmp_path / "tokenizer.model").touch()
-    with pytest.raises(cli.UserError, match=f"SentencePiece model; give {tmp_path}/tokenizer.model"):
+    with pytest.raises(
+        cli.UserError, match=f"SentencePiece model; give {tmp_path}/tokenizer.model"
+    ):
         read(content, tmp_path)
 
 
@@ -368,7 +372,9 @@ def test_only_tokens_that_occur_in_texts_need_a_row(content, tmp_path):
     cli.write_json(tmp_path / "config.json", {"vocab_size": pad})
     tokenizer.check_rows(vocabulary, tmp_path / "config.json")
     cli.write_json(tmp_path / "config.json", {"vocab_size": vocabulary.eos})
-    with pytest.raises(cli.UserError, match=f"ids up to {vocabulary.eos}, .* vocab_size {vocabulary.eos}:"):
+    with pytest.raises(
+        cli.UserError, match=f"ids up to {vocabulary.eos}, .* vocab_size {vocabulary.eos}:"
+    ):
         tokenizer.check_rows(vocabulary, tmp_path / "config.json")
     new = vocabulary.extended([b" thel"])
     cli.write_json(tmp_path / "config.json", {"vocab_size": vocabulary.size})

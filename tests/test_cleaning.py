@@ -20,7 +20,11 @@ LEAKED = "고양이가 기차를 타고 바다로 갔다"  # 'the cat took a tra
 
 def write(path: Path, records: list) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join((r if isinstance(r, str) else json.dumps(r, ensure_ascii=False)) + "\n" for r in records))
+    path.write_text(
+        "".join(
+            (r if isinstance(r, str) else json.dumps(r, ensure_ascii=False)) + "\n" for r in records
+        )
+    )
 
 
 def lines(path: Path) -> list[dict]:
@@ -34,12 +38,18 @@ def corpus(tmp_path):
     a[3]["text"] += " 전화 010-1234-5678."                          # a phone number
     a[7]["text"] = "<html><nav>메뉴</nav><p>" + a[7]["text"] + "</p></html>"
     b = [{"text": korean(rng, 12)} for _ in range(20)]
-    b += [{"id": "copy", "text": a[5]["text"]}, {"id": "near", "text": edited(rng, a[6]["text"], 0.02) + " 그리고 끝."},
-          {"id": "short", "text": "짧다"}, {"id": "leak", "text": korean(rng, 9) + f" {LEAKED}. 끝."}]
+    b += [
+        {"id": "copy", "text": a[5]["text"]},
+        {"id": "near", "text": edited(rng, a[6]["text"], 0.02) + " 그리고 끝."},
+        {"id": "short", "text": "짧다"},
+        {"id": "leak", "text": korean(rng, 9) + f" {LEAKED}. 끝."},
+    ]
     b += ["", "{broken", "[1]", '{"text": 5}', '{"text": "\\ud800"}', '{"text": "  "}']
     write(tmp_path / "raw" / "a.jsonl", a)
     write(tmp_path / "raw" / "sub" / "a.jsonl", b)
-    (tmp_path / "raw" / "c.jsonl.gz").write_bytes(gzip.compress(json.dumps({"text": korean(rng, 9)}).encode())[:-9])
+    (tmp_path / "raw" / "c.jsonl.gz").write_bytes(
+        gzip.compress(json.dumps({"text": korean(rng, 9)}).encode())[:-9]
+    )
     kobest(tmp_path / "kobest", [["ID", "sentence"], ["1", LEAKED]])
     return tmp_path
 
@@ -62,7 +72,9 @@ def test_clean_finds_what_was_planted_and_loses_nothing(corpus, capsys):
         "leak": ("decontaminate", "benchmark_field")}
     # Longer, first.
     assert (removed["a6"]["duplicate_of"], removed["copy"]["duplicate_of"]) == ("near", "a5")
-    assert [(r["id"], r["reason"], r["line"]) for r in lines(out / "changed.jsonl")] == [("a3", "phone", 4)]
+    assert [(r["id"], r["reason"], r["line"]) for r in lines(out / "changed.jsonl")] == [
+        ("a3", "phone", 4)
+    ]
     assert [(Path(r["file"]).name, r["line"], r["reason"]) for r in lines(out / "rejected.jsonl")] == [
         ("c.jsonl.gz", 1, "broken gzip"), ("a.jsonl", 26, "broken JSON"), ("a.jsonl", 27, "no text field"),
         ("a.jsonl", 28, "no text field"), ("a.jsonl", 29, "lone surrogate"), ("a.jsonl", 30, "empty text")]
@@ -70,7 +82,9 @@ def test_clean_finds_what_was_planted_and_loses_nothing(corpus, capsys):
     # Other fields pass, in order.
     assert [d["year"] for d in kept if "year" in d] == [i for i in range(60) if i != 6]
     assert "[전화번호]" in kept[3]["text"] and "메뉴" not in str(kept)
-    assert report["input"]["documents"] == 84 == len(kept) + len(removed) and report["output"]["documents"] == len(kept)
+    assert report["input"]["documents"] == 84 == len(kept) + len(removed) and report["output"][
+        "documents"
+    ] == len(kept)
     assert report["output"]["bytes"] == sum(len(d["text"].encode()) for d in kept)
     steps = report["steps"]
     assert [s["step"] for s in steps] == ["normalise", "mask", "leftovers", "rules", "exact", "near",
@@ -78,7 +92,9 @@ def test_clean_finds_what_was_planted_and_loses_nothing(corpus, capsys):
     assert all(a["documents_out"] == b["documents_in"] and a["bytes_out"] == b["bytes_in"]
                for a, b in zip(steps, steps[1:], strict=False))
     assert sum(s["documents_out"] for s in report["sources"].values()) == len(kept)
-    assert "010-1234" not in json.dumps(report) + (out / "examples.jsonl").read_text(encoding="utf-8")
+    assert "010-1234" not in json.dumps(report) + (out / "examples.jsonl").read_text(
+        encoding="utf-8"
+    )
     assert [e["text"] for e in report["examples"]["too_short"]] == ["짧다"]
     assert "exact_duplicate 1" in capsys.readouterr().out
 
@@ -95,8 +111,11 @@ def test_same_bytes_for_any_number_of_workers(corpus):
 def test_a_page_of_menus_only_gets_no_perplexity(tmp_path):
     rng = random.Random()
     menu = [korean(rng, 1) for _ in range(8)]
-    write(tmp_path / "raw" / "a.jsonl", [{"text": "\n".join(rng.sample(menu, 6))} for _ in range(20)]
-          + [{"text": korean(rng, 8)} for _ in range(120)])
+    write(
+        tmp_path / "raw" / "a.jsonl",
+        [{"text": "\n".join(rng.sample(menu, 6))} for _ in range(20)]
+        + [{"text": korean(rng, 8)} for _ in range(120)],
+    )
     data.main(["clean", "--input", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--steps", "lines",
                "perplexity"])
     first, second = json.loads((tmp_path / "out" / "report.json").read_text())["steps"]
@@ -154,7 +173,9 @@ def test_user_errors_are_one_line(tmp_path, monkeypatch, flags, message):
 def test_malformed_inputs_never_stop_a_run(tmp_path, profile):
     seed = random.randrange(10**6)
     folder = tmp_path / f"seed-{seed}"  # so that a failure can be reproduced
-    spec = importlib.util.spec_from_file_location("fuzz", Path(__file__).parent / "stress" / "fuzz_cleaning.py")
+    spec = importlib.util.spec_from_file_location(
+        "fuzz", Path(__file__).parent / "stress" / "fuzz_cleaning.py"
+    )
     spec.loader.exec_module(fuzz := importlib.util.module_from_spec(spec))
     fuzz.check(folder, fuzz.write(folder, random.Random(seed), 300), "--profile", profile)
 
@@ -168,8 +189,11 @@ def test_what_happens_while_reading_is_counted(tmp_path):
     novel = bytearray(korean(rng, 30).encode())
     novel[300] = 0xFF
     (folder / "novel.txt").write_bytes(novel)
-    write(folder / "a.JSONL", [{"id": i, "page": {"body": text, "year": 1931}} for i, text in enumerate(texts[:3])]
-          + [{"page": {"body": texts[3] + " \ue123"}}])
+    write(
+        folder / "a.JSONL",
+        [{"id": i, "page": {"body": text, "year": 1931}} for i, text in enumerate(texts[:3])]
+        + [{"page": {"body": texts[3] + " \ue123"}}],
+    )
     (folder / "b.pdf").touch()
     data.main(["clean", "--input", str(folder), "--out", str(tmp_path / "out"), "--text_field", "page.body",
                "--profile", "formal"])

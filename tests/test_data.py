@@ -28,7 +28,9 @@ WORDS = "바다 하늘 기차 도시 음악 책상 나무 sea sky train town mus
 def tokenizers(tmp_path_factory) -> list[Path]:
     """Two SentencePiece BPE models of different sizes, with byte fallback."""
     folder = tmp_path_factory.mktemp("tokenizers")
-    (folder / "text").write_text("\n".join(" ".join(random.choices(WORDS, k=9)) for _ in range(300)))
+    (folder / "text").write_text(
+        "\n".join(" ".join(random.choices(WORDS, k=9)) for _ in range(300))
+    )
     for size in (320, 360):
         sentencepiece.SentencePieceTrainer.train(
             input=str(folder / "text"), model_prefix=str(folder / str(size)), vocab_size=size, model_type="bpe",
@@ -66,7 +68,9 @@ def test_shards_hold_every_document_once(tmp_path, tokenizers):
     sizes = [entry["tokens"] for entry in index["files"].values()]
     assert sizes[:-1] == [1000] * (len(stream) // 1000) and 0 < sizes[-1] <= 1000
     sp = sentencepiece.SentencePieceProcessor(model_file=str(tokenizers[0]))
-    documents = [part.tolist() for part in np.split(stream, np.flatnonzero(stream == sp.bos_id()))[1:]]
+    documents = [
+        part.tolist() for part in np.split(stream, np.flatnonzero(stream == sp.bos_id()))[1:]
+    ]
     validation, n_bytes = shards.validation(10**9)
     assert all(d[-1] == sp.eos_id() for d in [*documents, *validation])
     train_texts = [sp.decode(d[1:-1]) for d in documents]
@@ -76,7 +80,9 @@ def test_shards_hold_every_document_once(tmp_path, tokenizers):
     assert n_bytes == index["val"]["bytes"] == sum(len(text.encode()) for text in val_texts)
     assert index["bytes"] + n_bytes == sum(len(text.encode()) for text in texts)
     assert index["tokenizer_sha256"] == cli.sha256(tokenizers[0]) and index["vocab_size"] == 320
-    assert [json.loads(line)["reason"] for line in open(tmp_path / "out" / "rejected.jsonl")] == ["broken JSON"]
+    assert [json.loads(line)["reason"] for line in open(tmp_path / "out" / "rejected.jsonl")] == [
+        "broken JSON"
+    ]
 
 
 def test_validation_is_the_same_text_under_any_tokenizer_order_and_threads(tmp_path, tokenizers):
@@ -133,7 +139,9 @@ def test_a_repeated_pair_is_packed_once_and_another_response_is_not(tmp_path, to
     pairs = [("sea?", "music"), ("sea?", "sky"), ("sea?", "music"), ("sky?", "music")]
     lines = [json.dumps({"q": prompt, "a": response}) + "\n" for prompt, response in pairs]
     (tmp_path / "in" / "a.jsonl").write_text("".join(lines))
-    index = pack(tmp_path, tokenizers[0], "out", "--prompt_field", "q", "--response_field", "a").index
+    index = pack(
+        tmp_path, tokenizers[0], "out", "--prompt_field", "q", "--response_field", "a"
+    ).index
     assert index["documents"] + index["val"]["documents"] == 3 and index["duplicates"] == 1
 
 
@@ -157,7 +165,10 @@ def fake(folder: Path, sizes: list[int]) -> data.Shards:
     """Shards whose tokens are 0, 1, 2, ..., so that a window shows where it was read."""
     folder.mkdir()
     parts = np.split(np.arange(sum(sizes), dtype=np.uint32), np.cumsum(sizes)[:-1])
-    files = {f"train-{i:05d}.npy": data.save_array(folder / f"train-{i:05d}.npy", part) for i, part in enumerate(parts)}
+    files = {
+        f"train-{i:05d}.npy": data.save_array(folder / f"train-{i:05d}.npy", part)
+        for i, part in enumerate(parts)
+    }
     cli.write_json(folder / "index.json", {"tokens": sum(sizes), "tokenizer_sha256": "0", "files": files,
                                            "bos_token_id": 1, "val": {"documents": 0, "files": {}}})
     return data.Shards(folder)
@@ -180,14 +191,21 @@ def test_shards_that_have_changed_since_they_were_written(tmp_path):
     whole = file.read_bytes()
     file.write_bytes(whole[:-2] + b"\x01\x00")
     data.Shards(tmp_path / "s", verify=False)
-    for content, message in ((whole[:-2] + b"\x01\x00", "01.npy has changed"), (whole[:-4], "01.npy has .* cut short")):
+    for content, message in (
+        (whole[:-2] + b"\x01\x00", "01.npy has changed"),
+        (whole[:-4], "01.npy has .* cut short"),
+    ):
         file.write_bytes(content)
         with pytest.raises(cli.UserError, match=message):
             data.Shards(tmp_path / "s")
     file.unlink()
     with pytest.raises(cli.UserError, match="00001.npy is missing"):
         data.Shards(tmp_path / "s", verify=False)
-    for content, message in (("{", "not valid JSON"), ("[]", "not an index"), ('{"tokens": 3}', "not an index")):
+    for content, message in (
+        ("{", "not valid JSON"),
+        ("[]", "not an index"),
+        ('{"tokens": 3}', "not an index"),
+    ):
         (tmp_path / "s" / "index.json").write_text(content)
         with pytest.raises(cli.UserError, match=message):
             data.Shards(tmp_path / "s")
@@ -217,7 +235,9 @@ sys.argv = ["data.py"]
 cli.run(lambda: data.main({argv!r}))
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert done.stderr.splitlines()[-1].startswith("data.py: ") and "File too large" in done.stderr
     assert str(tmp_path / "out" / "shards") in done.stderr
@@ -250,8 +270,14 @@ def test_an_array_is_written_as_numpy_writes_it(tmp_path):
 
 @pytest.fixture
 def loader(tmp_path):
-    sources = [fake(tmp_path / "a", [40, 61]), fake(tmp_path / "b", [33]), fake(tmp_path / "c", [201])]
-    return lambda seed=7, weights=(0.6, 0.3, 0.1): data.Loader(sources[:len(weights)], list(weights), 10, seed)
+    sources = [
+        fake(tmp_path / "a", [40, 61]),
+        fake(tmp_path / "b", [33]),
+        fake(tmp_path / "c", [201]),
+    ]
+    return lambda seed=7, weights=(0.6, 0.3, 0.1): data.Loader(
+        sources[: len(weights)], list(weights), 10, seed
+    )
 
 
 def test_an_epoch_deals_every_window_once_and_the_next_in_another_order(loader):
@@ -295,7 +321,9 @@ def test_sources_are_interleaved_as_their_shares_say():
         n = int(rng.integers(2, 21))
         weights = fractions(rng, n, power=int(rng.integers(1, 7)))
         behind, ahead = strays(weights, weights, 150)
-        assert ahead < 1 and behind <= sum(Fraction(1, k) for k in range(2, n + 1)) + Fraction(1, 10**9)
+        assert ahead < 1 and behind <= sum(Fraction(1, k) for k in range(2, n + 1)) + Fraction(
+            1, 10**9
+        )
 
 
 def test_two_to_twenty_random_sources_stray_less_than_a_window():
@@ -312,7 +340,9 @@ def test_weights_that_move_over_a_stage_stray_no_further():
     for n in range(2, 21):
         length = int(rng.integers(5, 300))
         behind, ahead = strays(fractions(rng, n), [Fraction(0), *fractions(rng, n - 1)], length)
-        assert ahead < 1 and behind <= sum(Fraction(1, k) for k in range(2, n + 1)) + Fraction(1, 10**9)
+        assert ahead < 1 and behind <= sum(Fraction(1, k) for k in range(2, n + 1)) + Fraction(
+            1, 10**9
+        )
         assert max(strays(fractions(seeded, n), [Fraction(0), *fractions(seeded, n - 1)], 200)) < 1
 
 
@@ -351,7 +381,9 @@ def test_as_packed_keeps_the_order_of_the_shards(tmp_path):
 def test_every_process_reads_its_rows_of_the_same_batch(loader):
     whole = loader().next(24)
     for n in (2, 3, 4):
-        parts = [loader().next(24, slice(rank * 24 // n, (rank + 1) * 24 // n)) for rank in range(n)]
+        parts = [
+            loader().next(24, slice(rank * 24 // n, (rank + 1) * 24 // n)) for rank in range(n)
+        ]
         for of_parts, of_whole in zip(zip(*parts, strict=True), whole, strict=True):
             assert (np.concatenate(of_parts) == of_whole).all()
     strided = loader()
@@ -419,10 +451,15 @@ def test_prompts_are_given_and_responses_learnt(world, tmp_path):
     assert shards.index["documents"] + len(docs) == len(pairs)
     assert len(texts) >= shards.index["documents"] - 2 and all(text in responses for text in texts)
     prompts = shards.prompts(docs)
-    held = [sp.decode(doc[~is_prompt].tolist()) for doc, is_prompt in zip(docs, prompts, strict=True)]
+    held = [
+        sp.decode(doc[~is_prompt].tolist()) for doc, is_prompt in zip(docs, prompts, strict=True)
+    ]
     assert all(text in responses for text in held) and n_bytes == sum(len(text) for text in held)
     asked = {" ".join(p.split()) for p, _ in pairs}
-    assert all(sp.decode(doc[is_prompt].tolist()) in asked for doc, is_prompt in zip(docs, prompts, strict=True))
+    assert all(
+        sp.decode(doc[is_prompt].tolist()) in asked
+        for doc, is_prompt in zip(docs, prompts, strict=True)
+    )
     some, _ = shards.validation(n_bytes // 2)
     assert 0 < len(some) < len(docs)
     assert all((a == b).all() for a, b in zip(shards.prompts(some), prompts, strict=False))
@@ -432,7 +469,9 @@ def test_prompts_are_given_and_responses_learnt(world, tmp_path):
     model_folder = str(world / "model")
     train.main(["--model", model_folder, "--data", str(tmp_path / "s"), "--out", str(tmp_path / "run"), "--stages",
                 "sft:256:1e-2", "--seq_len", "16", "--batch_tokens", "64", "--device", "cpu"])
-    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    ]
     losses = [record["loss"] for record in records if "loss" in record]
     assert losses[-1] < losses[0]
 
@@ -457,7 +496,9 @@ class Bigram(torch.nn.Module):
     def forward(self, tokens, targets):
         assert tokens.min() >= 0  # an input is a row of the embedding, for padding too
         self.widest = max(self.widest, tokens.shape[1])
-        loss = torch.nn.functional.cross_entropy(self.logp[tokens].flatten(0, 1), targets.flatten(), reduction="sum")
+        loss = torch.nn.functional.cross_entropy(
+            self.logp[tokens].flatten(0, 1), targets.flatten(), reduction="sum"
+        )
         return loss, (targets != -100).sum()
 
 
@@ -468,11 +509,17 @@ def test_bits_per_byte_counts_every_token_once(tmp_path, tokenizers, seq_len):
     shards = pack(tmp_path, tokenizers[0], "out", "--val_fraction", "0.3")
     model = Bigram(320)
     documents, n_bytes = shards.validation(1500)
-    nats = -sum(float(model.logp[a, b]) for d in documents for a, b in zip(d[:-1], d[1:], strict=True))
+    nats = -sum(
+        float(model.logp[a, b]) for d in documents for a, b in zip(d[:-1], d[1:], strict=True)
+    )
     n_tokens = sum(len(d) - 1 for d in documents)
     for batch in (1, 7):
         result = data.bits_per_byte(model, shards, seq_len, max_bytes=1500, batch=batch)
-        assert result["tokens"] == n_tokens and result["bytes"] == n_bytes <= 1500 and model.widest <= seq_len
+        assert (
+            result["tokens"] == n_tokens
+            and result["bytes"] == n_bytes <= 1500
+            and model.widest <= seq_len
+        )
         assert math.isclose(result["loss"], nats / n_tokens, rel_tol=1e-9)
         assert math.isclose(result["bits_per_byte"], nats / n_bytes / math.log(2), rel_tol=1e-9)
 
@@ -488,7 +535,9 @@ def test_user_errors_are_one_line(tmp_path, tokenizers, monkeypatch, flags, mess
     write(Path("in/a.jsonl"), ["a", "b", "c"])
     Path("bad.jsonl").write_text("{")
     with pytest.raises(cli.UserError, match=message):
-        data.main(["pack", "--input", "in", "--tokenizer", str(tokenizers[0]), "--out", "out", *flags])
+        data.main(
+            ["pack", "--input", "in", "--tokenizer", str(tokenizers[0]), "--out", "out", *flags]
+        )
     assert not Path("out").exists()
 
 
@@ -504,7 +553,9 @@ def test_a_tokenizer_longer_than_the_table_of_its_model(tmp_path, tokenizers):
     cli.write_json(folder / "config.json", {"vocab_size": 320})
     pack(tmp_path, folder, "out")
     cli.write_json(folder / "config.json", {"vocab_size": 319})
-    with pytest.raises(cli.UserError, match="ids up to 319, .*model/config.json says vocab_size 319: .* init.py"):
+    with pytest.raises(
+        cli.UserError, match="ids up to 319, .*model/config.json says vocab_size 319: .* init.py"
+    ):
         pack(tmp_path, folder, "again")
     assert not (tmp_path / "again").exists()
     # A file by itself belongs to no model.

@@ -67,7 +67,9 @@ def test_fields_are_read_with_quotes_and_normalised(tmp_path):
     rows = [["ID", "sentence"], ["1", field], ["2", "https://example.com/a/b/c"],
             ["3", " https://example.com/a/b"], ["4", "\x08https://example.com/a/b"]]
     found = decontaminate.fields(kobest(tmp_path, rows))
-    assert field in found and normalise_text(field)[0] in found and not any("http" in f for f in found)
+    assert (
+        field in found and normalise_text(field)[0] in found and not any("http" in f for f in found)
+    )
 
 
 # ---- The benchmark's files: TSV as published, JSON lines as on Hugging Face ----------------------

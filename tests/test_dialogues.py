@@ -106,7 +106,9 @@ def test_bytes_per_token_counts_the_response_alone(world, tmp_path, capsys):
     *packed, _ = documents(data.Shards(tmp_path / "out"))
     learnt = sum(len(targets) for _, targets in packed)
     assert index["targets"] == learnt < index["tokens"]
-    assert f"{learnt} of them learnt ({index['bytes'] / learnt:.2f} bytes per token)" in said(capsys)
+    assert f"{learnt} of them learnt ({index['bytes'] / learnt:.2f} bytes per token)" in said(
+        capsys
+    )
 
 
 def test_of_texts_every_token_is_learnt_and_an_older_index_is_read(world, tmp_path):
@@ -302,11 +304,15 @@ def chats() -> list[list[dict]]:
         for _ in range(rng.randint(1, 3)):
             for _ in range(rng.randint(1, 2)):
                 text = rng.choice([korean, english])(rng, rng.randint(1, 6))
-                chat.append(user(rng.choice(["", " ", "\n", "\t\n"]) + text + rng.choice(["", " \n"])))
+                chat.append(
+                    user(rng.choice(["", " ", "\n", "\t\n"]) + text + rng.choice(["", " \n"]))
+                )
             if rng.random() < 0.2:
                 chat.append(user("  "))
             text = korean(rng, rng.randint(1, 6))
-            chat.append(assistant(rng.choice(["", "  ", "\n"]) + text + rng.choice(["", " ", "\n"])))
+            chat.append(
+                assistant(rng.choice(["", "  ", "\n"]) + text + rng.choice(["", " ", "\n"]))
+            )
         found.append(chat)
     return found
 

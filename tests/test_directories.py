@@ -249,7 +249,9 @@ def test_a_token_without_a_row_gets_one_after_all_pieces(world, korean_model, tm
     out = grow(base, merged, tmp_path / "out")
     pad = tokenizer.load(merged).size
     assert named_ids(out)["<pad>"] == pad == cli.read_json(out / "config.json")["pad_token_id"]
-    means = [load_file(base / "model.safetensors")[name].double().mean(0).float() for name in TABLES]
+    means = [
+        load_file(base / "model.safetensors")[name].double().mean(0).float() for name in TABLES
+    ]
     for mean, row in zip(means, rows_of(out, pad), strict=True):
         assert torch.allclose(mean, row, atol=1e-6)
 

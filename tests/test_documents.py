@@ -123,7 +123,11 @@ def test_json_is_lines_or_an_array_or_objects_over_several_lines(tmp_path, text,
 
 def test_a_single_object_on_one_line_or_on_several(tmp_path):
     path = tmp_path / "a.json"
-    for text in ('{\n "text": "가나다"\n}\n', '{ "id": 1,\n  "text": "가나다" }', '{"text": "가나다"}'):
+    for text in (
+        '{\n "text": "가나다"\n}\n',
+        '{ "id": 1,\n  "text": "가나다" }',
+        '{"text": "가나다"}',
+    ):
         path.write_text(text)
         assert [document["text"] for document in found(path)] == ["가나다"]
 
@@ -153,7 +157,10 @@ def test_parquet(tmp_path):
     pictures = [b"\xff\xd8", b"", b"\x00"]
     bodies = [{"body": text, "length": 3} for text in TEXTS]
     write_parquet(path, {"id": [0, 1, 2], "content": [TEXTS[0], None, TEXTS[2]], "picture": pictures, "page": bodies})
-    assert found(path, Reading(text_field="content")) == [{"id": 0, "text": TEXTS[0]}, {"id": 2, "text": TEXTS[2]}]
+    assert found(path, Reading(text_field="content")) == [
+        {"id": 0, "text": TEXTS[0]},
+        {"id": 2, "text": TEXTS[2]},
+    ]
     assert outcomes(path, Reading(text_field="content"))[1] == (2, "", "no content field")
     assert [document["text"] for document in found(path, Reading(text_field="page.body"))] == TEXTS
     assert outcomes(path) == [(1, "", "no text field")]  # once for the file, not for each row
@@ -173,7 +180,11 @@ def test_parquet_with_bytes_that_are_not_text(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     broken = pyarrow.array(["가나".encode(), b"\xb0\xa1\xb3\xaa", "다라".encode()])
     write_parquet(tmp_path / "a.parquet", {"text": broken.view(pyarrow.string())})
-    assert outcomes(tmp_path / "a.parquet") == [(1, "가나", ""), (2, "", "not utf-8"), (3, "다라", "")]
+    assert outcomes(tmp_path / "a.parquet") == [
+        (1, "가나", ""),
+        (2, "", "not utf-8"),
+        (3, "다라", ""),
+    ]
 
 
 WIKI = """<doc id="5" url="https://ko.wikipedia.org/wiki?curid=5" title="바다">
@@ -204,7 +215,11 @@ def test_blocks_of_wikiextractor(tmp_path, name):
     sky = {"id": "9", "url": "https://ko.wikipedia.org/wiki?curid=9", "title": '"큰" 하늘', "text": '"큰" 하늘'}
     assert found(tmp_path) == [sea, sky]
     assert found(tmp_path, Reading(text_field="body", one_per_line=True)) == [sea, sky]
-    assert [(number, reason) for number, _, reason in outcomes(path)] == [(1, ""), (7, ""), (12, "empty text")]
+    assert [(number, reason) for number, _, reason in outcomes(path)] == [
+        (1, ""),
+        (7, ""),
+        (12, "empty text"),
+    ]
 
 
 def test_incomplete_blocks(tmp_path):
@@ -229,7 +244,10 @@ def test_the_text_comes_from_any_field_and_does_not_stay_there(tmp_path):
     path.write_text('{"id": 1, "content": "글", "text": "다른 글"}\n{"page": {"body": "글", "year": 1931}, "text": 3}\n')
     assert found(path, Reading(text_field="content")) == [{"id": 1, "text": "글"}]
     assert found(path, Reading(text_field="page.body")) == [{"page": {"year": 1931}, "text": "글"}]
-    assert [row[2] for row in outcomes(path, Reading(text_field="page.body"))] == ["no page.body field", ""]
+    assert [row[2] for row in outcomes(path, Reading(text_field="page.body"))] == [
+        "no page.body field",
+        "",
+    ]
     assert [row[2] for row in outcomes(path)] == ["", "no text field"]
 
 
@@ -263,7 +281,9 @@ def test_lines_that_are_not_documents(tmp_path, line, reason, form):
 
 def test_what_was_rejected_is_shown(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b'{"a": "' + "가".encode() * 200 + b'"}\n{"text": "' + "가나".encode("cp949") + b'"}\n')
+    path.write_bytes(
+        b'{"a": "' + "가".encode() * 200 + b'"}\n{"text": "' + "가나".encode("cp949") + b'"}\n'
+    )
     span, = spans(path, documents.PLAIN)
     first, second = (row[3] for row in read_span(span))
     assert first == '{"a": "' + "가" * 93 and second == r'{"text": "\xb0\xa1\xb3\xaa"}' + "\n"
@@ -281,18 +301,27 @@ def test_a_byte_order_mark_says_the_encoding(tmp_path, monkeypatch, encoding, bo
              "c.json": json_lines(texts), "d.jsonl.gz": json_lines(texts)}
     for name, text in names.items():
         path = tmp_path / name
-        path.write_bytes(COMPRESS[path.suffix if path.suffix == ".gz" else ""](bom + text.encode(encoding)))
+        path.write_bytes(
+            COMPRESS[path.suffix if path.suffix == ".gz" else ""](bom + text.encode(encoding))
+        )
         assert [row[1:] for row in outcomes(path, Reading(flag))] == [(text, "") for text in texts]
         n_spans = len(list(spans(path, Reading(flag))))
         assert n_spans == 1 or (encoding == "utf-8" and name in ("a.jsonl", "c.json"))
     (tmp_path / "e.txt").write_bytes(bom + "가나\n다라".encode(encoding))
     assert found(tmp_path / "e.txt", Reading(flag)) == [{"text": "가나\n다라"}]
-    assert [row[:2] for row in outcomes(tmp_path / "e.txt", Reading(flag, one_per_line=True))] == [(1, "가나"), (2, "다라")]
+    assert [row[:2] for row in outcomes(tmp_path / "e.txt", Reading(flag, one_per_line=True))] == [
+        (1, "가나"),
+        (2, "다라"),
+    ]
 
 
 def test_a_file_of_utf_16_that_breaks_off(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_bytes("\n".join(['{"text": "가나다라 마바사 아자차카 타파하"}', '{"text": "나'] * 1).encode("utf-16")[:-1])
+    path.write_bytes(
+        "\n".join(['{"text": "가나다라 마바사 아자차카 타파하"}', '{"text": "나'] * 1).encode(
+            "utf-16"
+        )[:-1]
+    )
     assert [row[2] for row in outcomes(path)] == ["", "not utf-16"]
 
 
@@ -305,7 +334,11 @@ def test_a_few_broken_bytes_do_not_lose_a_novel(tmp_path, encoding, n):
         raw[place] = 0xff
     path.write_bytes(raw)
     (_, text, reason), = outcomes(path, Reading(encoding))
-    assert reason == "broken_bytes" and n <= text.count("\ufffd") <= 3 * n and text[:100] == NOVEL[:100]
+    assert (
+        reason == "broken_bytes"
+        and n <= text.count("\ufffd") <= 3 * n
+        and text[:100] == NOVEL[:100]
+    )
     repaired = []
     list(read_documents(path, Reading(encoding), repaired=repaired.append))
     assert repaired == [{"file": str(path), "line": 1, "reason": "broken_bytes"}]
@@ -417,7 +450,11 @@ def test_what_is_not_read_is_named(tmp_path, capsys):
     assert len(left) == 9
     documents.announce([tmp_path], documents.PLAIN)
     line, = capsys.readouterr().err.splitlines()
-    assert "4 .pdf (2.PDF, 3.pdf, 4.pdf, ...)" in line and "2 .hwp" in line and "1 .csv.gz (t.csv.gz)" in line
+    assert (
+        "4 .pdf (2.PDF, 3.pdf, 4.pdf, ...)" in line
+        and "2 .hwp" in line
+        and "1 .csv.gz (t.csv.gz)" in line
+    )
     assert "2 without a suffix (README, link)" in line
     documents.announce([tmp_path / "a.jsonl"], documents.PLAIN)
     assert capsys.readouterr().err == ""
@@ -527,7 +564,9 @@ def test_rejections_name_file_line_and_reason(tmp_path):
 
 def test_a_name_that_is_not_utf_8(tmp_path):
     (tmp_path / "\udcff.jsonl").write_text(json_lines(TEXTS))
-    with pytest.raises(cli.UserError, match=re.escape(r"\udcff.jsonl': the name of this file is not UTF-8")):
+    with pytest.raises(
+        cli.UserError, match=re.escape(r"\udcff.jsonl': the name of this file is not UTF-8")
+    ):
         files([tmp_path])
 
 
@@ -536,7 +575,10 @@ def test_a_record_that_may_be_someone_elses_is_named(tmp_path):
     for name in ("a.jsonl", "removed.jsonl", "report.json"):
         (tmp_path / name).write_text('{"text": "가나다"}\n', encoding="utf-8")
     assert [path.name for path in files([tmp_path])] == ["a.jsonl"]
-    assert [path.name for path in documents.left_out([tmp_path])] == ["removed.jsonl", "report.json"]
+    assert [path.name for path in documents.left_out([tmp_path])] == [
+        "removed.jsonl",
+        "report.json",
+    ]
     for name in ("changed.jsonl", "rejected.jsonl"):
         (tmp_path / name).touch()
     assert [path.name for path in files([tmp_path])] == ["a.jsonl"]
@@ -565,5 +607,7 @@ def test_a_git_lfs_pointer_is_not_a_document(tmp_path, name):
     if name == "a.parquet":
         pytest.importorskip("pyarrow")
     path = tmp_path / name
-    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123456\n")
+    path.write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123456\n"
+    )
     assert outcomes(path) == [(1, "", "Git LFS pointer (run `git lfs pull`)")]

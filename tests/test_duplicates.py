@@ -35,7 +35,11 @@ def test_near_duplicates_against_all_pairs():
     for by, members in clusters.items():
         assert len(texts[by]) == max(len(texts[i]) for i in members)
         reached = {by}
-        while grown := {i for i in members - reached if any(similarity(texts[i], texts[j]) >= 0.7 for j in reached)}:
+        while grown := {
+            i
+            for i in members - reached
+            if any(similarity(texts[i], texts[j]) >= 0.7 for j in reached)
+        }:
             reached |= grown
         assert reached == members
 
@@ -72,8 +76,9 @@ def test_what_is_found_by_band_of_similarity():
     for _ in range(250):
         base = korean(rng, rng.randrange(6, 25))
         texts += [base, edited(rng, base, rng.choice([0.01, 0.02, 0.03, 0.05, 0.1]))]
-    kept = duplicates.near_duplicates(duplicates.band_hashes(texts).T, np.array([len(t) for t in texts]),
-                                      texts.__getitem__)
+    kept = duplicates.near_duplicates(
+        duplicates.band_hashes(texts).T, np.array([len(t) for t in texts]), texts.__getitem__
+    )
     pairs = [(similarity(a, b), kept[2 * i] == kept[2 * i + 1])
              for i, (a, b) in enumerate(zip(texts[::2], texts[1::2], strict=True))]
     high, low = [found for s, found in pairs if s >= 0.9], [found for s, found in pairs if s < 0.7]

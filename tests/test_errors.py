@@ -179,7 +179,10 @@ def broken(world, tmp_path_factory):
     weights = world / "model/model.safetensors"
     (b / "cut/model.safetensors").write_bytes(weights.read_bytes()[:-1000])
     tensors = load_file(weights)
-    save_file({k: v for k, v in tensors.items() if k != "model.norm.weight"}, b / "missing/model.safetensors")
+    save_file(
+        {k: v for k, v in tensors.items() if k != "model.norm.weight"},
+        b / "missing/model.safetensors",
+    )
     save_file({**tensors, "model.extra": torch.zeros(1)}, b / "extra/model.safetensors")
     tiny_config(vocab_size=576).write(b / "shape/config.json")
     (b / "half/config.json").write_text((world / "model/config.json").read_text()[:100])
@@ -211,7 +214,9 @@ def broken(world, tmp_path_factory):
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_input_is_one_clear_line(name, world, broken, refused):
-    command, part = (text.replace("{w}", str(world)).replace("{b}", str(broken)) for text in WRONG[name])
+    command, part = (
+        text.replace("{w}", str(world)).replace("{b}", str(broken)) for text in WRONG[name]
+    )
     program, *argv = command.split()
     before = sorted(p.name for p in broken.iterdir())
     refused(PROGRAMS[program], argv, part)
@@ -225,7 +230,9 @@ def test_the_model_fixture_itself_is_fine(world, capsys):
     assert model.load(world / "model").config.vocab_size == 512 and capsys.readouterr().out
 
 
-POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 14000000000\n".format("0" * 64)
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 14000000000\n".format(
+    "0" * 64
+)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
@@ -256,7 +263,7 @@ TOO_LONG = {
     "pack": PACK + "--tokenizer {m}",
     "train": TRAIN + "--model {m}",
     "train from random weights": "train --device cpu --config {m}/config.json --tokenizer {w}/base.model "
-                                 "--data {w}/shards/ko --seq_len 32 --stages full:1k:1e-3 --out {b}/run",
+    "--data {w}/shards/ko --seq_len 32 --stages full:1k:1e-3 --out {b}/run",
     "eval_bits": BITS + "{m} --data {w}/shards/ko",
     "eval_kobest": KOBEST + "--model {m}",
     "init": "init --model {m} --tokenizer {w}/base.model --out {b}/grown --method mean",
@@ -265,7 +272,9 @@ TOO_LONG = {
 
 def write_copa(folder):
     (folder / "COPA").mkdir(parents=True)
-    (folder / "COPA/test.tsv").write_text("ID\tsentence\tquestion\t1\t2\tAnswer\n1\ta\t원인\tb\tc\t1\n")  # cause
+    (folder / "COPA/test.tsv").write_text(
+        "ID\tsentence\tquestion\t1\t2\tAnswer\n1\ta\t원인\tb\tc\t1\n"
+    )  # cause
 
 
 @pytest.mark.parametrize("name", TOO_LONG)
@@ -293,7 +302,13 @@ def test_a_model_without_bos_is_one_line(name, world, tmp_path, refused):
     # For init: no more rows than pieces.
     model.save(model.Llama(tiny_config(vocab_size=400)), folder)
     command = TOO_LONG[name].replace("{w}/base.model", "{m}/tokenizer.model")
-    command = command.replace("{w}", str(world)).replace("{b}", str(tmp_path)).replace("{m}", str(folder))
+    command = (
+        command.replace("{w}", str(world)).replace("{b}", str(tmp_path)).replace("{m}", str(folder))
+    )
     program, *argv = command.split()
-    part = "tokenizer.model has no piece for BOS" if name == "init" else "tokenizer.model has no BOS piece"
+    part = (
+        "tokenizer.model has no piece for BOS"
+        if name == "init"
+        else "tokenizer.model has no BOS piece"
+    )
     refused(PROGRAMS[program], argv, part)

@@ -26,7 +26,9 @@ def grown(world, tmp_path_factory):
                     "--vocab_size", "700", "--out", str(folder / "ko.model")])
     torch.manual_seed(1)
     (folder / "model").mkdir()
-    model.save(model.Llama(tiny_config(vocab_size=704, max_position_embeddings=96)), folder / "model")
+    model.save(
+        model.Llama(tiny_config(vocab_size=704, max_position_embeddings=96)), folder / "model"
+    )
     tokenizer.save(folder / "ko.model", folder / "model")
     return folder / "model"
 

@@ -69,7 +69,9 @@ def same_files(a, b) -> bool:
 
 def bits(folder, shards, dtype=torch.float32) -> float:
     """Bits per byte of a model directory."""
-    return data.bits_per_byte(model.load(folder, dtype=dtype), data.Shards(shards), 32)["bits_per_byte"]
+    return data.bits_per_byte(model.load(folder, dtype=dtype), data.Shards(shards), 32)[
+        "bits_per_byte"
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +123,9 @@ def test_an_exported_checkpoint_scores_what_validation_said(world, run, tmp_path
         export.main([str(run), *at, "--out", str(tmp_path / "out")])
         for language in ("ko", "en"):
             said = record["validation"][language]["bits_per_byte"]
-            assert bits(tmp_path / "out", world / "shards" / language) == pytest.approx(said, rel=1e-6)
+            assert bits(tmp_path / "out", world / "shards" / language) == pytest.approx(
+                said, rel=1e-6
+            )
 
 
 def test_under_bfloat16_compute_it_is_scored_in_bfloat16(world, tmp_path):
@@ -218,7 +222,9 @@ def test_a_checkpoint_that_is_deleted_while_it_is_checked_is_skipped(
 
 def test_available_checkpoints_are_listed(stopped, run, tmp_path, refused):
     out = ["--out", str(tmp_path / "out")]
-    there_is = f"stage 1 step 3, 6, 9; stage 1, finished, in {stopped}/stages/1-odd; stage 2 step 3, 6"
+    there_is = (
+        f"stage 1 step 3, 6, 9; stage 1, finished, in {stopped}/stages/1-odd; stage 2 step 3, 6"
+    )
     refused(export, [str(stopped), "--step", "4", *out], f"stage 2 step 4; there is {there_is}")
     refused(export, [str(stopped), "--stage", "3", *out], "stages 1 to 2")
     refused(export, [str(stopped), "--stage", "1", *out], f"its model is {stopped}/stages/1-odd")

@@ -139,14 +139,22 @@ def test_kept(text):
 
 
 def test_code_is_put_back():
-    text = "`a`는 formula_1이다. `b()`는 고래()라는 것이다.\n```\nc()\n가()\n```\n그리고 `e`도 있다."
+    text = (
+        "`a`는 formula_1이다. `b()`는 고래()라는 것이다.\n```\nc()\n가()\n```\n그리고 `e`도 있다."
+    )
     expected = "`b()`는 고래라는 것이다.\n```\nc()\n가()\n```\n그리고 `e`도 있다."
     assert remove_leftovers(text) == (expected, "lost_content+empty_brackets")
 
 
 def test_nothing_but_leftovers():
-    assert remove_leftovers("[[분류:고래]]\n[[분류:바다]]") == (None, "only_leftovers: nothing but wiki_remnants")
-    assert remove_leftovers("---\nlayout: post\nlang: ko\n---") == (None, "only_leftovers: nothing but front_matter")
+    assert remove_leftovers("[[분류:고래]]\n[[분류:바다]]") == (
+        None,
+        "only_leftovers: nothing but wiki_remnants",
+    )
+    assert remove_leftovers("---\nlayout: post\nlang: ko\n---") == (
+        None,
+        "only_leftovers: nothing but front_matter",
+    )
     # The title remains, and the rules find it too short.
     assert remove_leftovers("---\ntitle: 고래\n---") == ("고래", "front_matter")
     lost = "고래\n무게는 formula_1이고 길이는 formula_2이다."

@@ -137,7 +137,9 @@ def test_a_run_obeys_and_reports_its_limits(corpus):
 
 def test_records_hold_what_was_measured(corpus):
     clean(corpus, "out", "--steps", "rules")
-    records = [json.loads(line) for line in open(corpus / "out" / "removed.jsonl", encoding="utf-8")]
+    records = [
+        json.loads(line) for line in open(corpus / "out" / "removed.jsonl", encoding="utf-8")
+    ]
     found = [(record["reason"], record["measured"]) for record in records]
     assert found == [("line_ends", "0 of the lines < 0.062"), ("too_short", "2 characters < 50")]
 

@@ -35,8 +35,10 @@ def pages(rng: random.Random, n: int) -> list[str]:
     """Pages with a line of the site above and below, a short line, and code with an import."""
     # 'log in to see all of this site'; 'all rights reserved'; 'contents'
     above, below = "이 사이트의 글을 보려면 로그인하세요.", "저작권 1999-2024 모든 권리 보유"
-    return [f"{korean(rng, 1)}\n{above}\n{korean(rng, 8)}\n목차\n```\nimport numpy as np\n```\n{below}"
-            for _ in range(n)]
+    return [
+        f"{korean(rng, 1)}\n{above}\n{korean(rng, 8)}\n목차\n```\nimport numpy as np\n```\n{below}"
+        for _ in range(n)
+    ]
 
 
 def test_lines_of_many_documents_are_cut_and_code_is_not(tmp_path):
@@ -66,7 +68,9 @@ def test_years_and_addresses_do_not_make_a_different_line(tmp_path):
 @pytest.mark.parametrize("before, after", [("Copyright (c) 2019", "Copyright (c) 2020-2024"),
                                            ("©2019, 2021", "© 2022"), ("저작권 2019", "저작권 2020")])
 def test_spellings_of_a_copyright(before, after):
-    first, second = [lines.lines_to_compare(f"{years} The Whale Authors") for years in (before, after)]
+    first, second = [
+        lines.lines_to_compare(f"{years} The Whale Authors") for years in (before, after)
+    ]
     assert first == second
 
 
@@ -92,7 +96,11 @@ def manual(rng: random.Random, n: int, view: str = "누리집에서 이 문서 �
 
 
 def test_the_example_in_the_docstring(tmp_path):
-    shared = ["Terms of use and privacy", "  <td>View on our site</td>", "  <td>Run in a notebook</td>"]
+    shared = [
+        "Terms of use and privacy",
+        "  <td>View on our site</td>",
+        "  <td>Run in a notebook</td>",
+    ]
     text = "\n".join([shared[0], "Whales", "<table>", *shared[1:], "  <td>Whales in pictures</td>", "</table>",
                       "Whales suckle their young."])
     sketch = sketch_of([*["\n".join(shared)] * 12, text], tmp_path / "sketch")
@@ -136,7 +144,10 @@ def test_a_page_in_an_element_is_cut_line_by_line(tmp_path):
     rng = random.Random()
     # 'log in'; 'we use cookies'
     menu = ["이 사이트의 글을 보려면 로그인하세요.", "쿠키를 써서 방문을 기억합니다."]
-    texts = ["\n".join(["<div>", *menu, *(korean(rng, 1) for _ in range(40)), "</div>"]) for _ in range(12)]
+    texts = [
+        "\n".join(["<div>", *menu, *(korean(rng, 1) for _ in range(40)), "</div>"])
+        for _ in range(12)
+    ]
     sketch = sketch_of(texts, tmp_path / "sketch")
     assert all(cut(sketch, text) == text.replace("\n".join(menu) + "\n", "") for text in texts)
 
@@ -178,7 +189,10 @@ def test_any_text_is_its_blocks_and_the_step_is_idempotent(tmp_path):
     rng = random.Random()
     pieces = ["<div>", "</div>", "<p>", "</p>", "<!--", "-->", "```", "~~~", "# note of the author", "",
               "이 줄은 모든 문서에 있습니다", "이 줄도 모든 문서에 있습니다", "짧은 줄"]
-    texts = ["\n".join(rng.choices([*pieces, korean(rng, 1)], k=rng.randrange(1, 80))) for _ in range(200)]
+    texts = [
+        "\n".join(rng.choices([*pieces, korean(rng, 1)], k=rng.randrange(1, 80)))
+        for _ in range(200)
+    ]
     sketch = sketch_of(texts, tmp_path / "sketch")
     for text in texts:
         assert "\n".join(lines.blocks(text)) == text
@@ -199,7 +213,9 @@ def test_a_megabyte_of_anything_takes_a_moment(worst):
 # ---- Code ----------------------------------------------------------------------------------------
 
 def licence(year: int, owner: str) -> str:
-    rules = [f"# You may use this program where the law allows it, rule {rule}." for rule in "abcdef"]
+    rules = [
+        f"# You may use this program where the law allows it, rule {rule}." for rule in "abcdef"
+    ]
     return "\n".join(["```", f"#@title Copyright {year} {owner}", "#", *rules, f"# https://example.org/{year}", "```"])
 
 
@@ -221,8 +237,12 @@ def test_a_licence_in_a_fence_is_cut_as_a_whole(tmp_path):
 
 def test_code_between_either_kind_of_fence_is_kept():
     command = "import numpy as np, torch"
-    for text in (f"```python\n{command}\n```", f"~~~\n{command}\n~~~", f"```\n~~~\n{command}\n```",
-                 f"```\n#include <vector>\n#include <string>\n{command}\n{command}\n{command}\n```"):
+    for text in (
+        f"```python\n{command}\n```",
+        f"~~~\n{command}\n~~~",
+        f"```\n~~~\n{command}\n```",
+        f"```\n#include <vector>\n#include <string>\n{command}\n{command}\n{command}\n```",
+    ):
         assert lines.lines_to_compare(text) == [] and len(lines.blocks(text)) == 1
         (line_hash, _), = lines.lines_to_compare(command)
         hashes, counts = lines.count([f"{text}\n{command}"])
@@ -238,7 +258,9 @@ def test_the_sketch_never_counts_too_little(tmp_path):
     true = {line: sum(line in text.split("\n") for text in texts) for line in vocabulary}
     for width, exact in ((2**20, True), (64, False)):
         sketch = sketch_of(texts, tmp_path / str(width), width)
-        found = sketch.find(np.array([lines.lines_to_compare(line)[0][0] for line in vocabulary], np.uint64))
+        found = sketch.find(
+            np.array([lines.lines_to_compare(line)[0][0] for line in vocabulary], np.uint64)
+        )
         expected = np.array([true[line] for line in vocabulary])
         assert (found == expected).all() if exact else (found >= expected).all()
 
@@ -269,4 +291,6 @@ def test_manuals_are_cut_under_the_profile_formal(tmp_path):
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     data.main(["clean", "--input", str(source), "--out", str(tmp_path / "out"), "--profile", "formal", "--cut_lines"])
     kept = [json.loads(line)["text"] for line in open(tmp_path / "out" / "manuals.jsonl")]
-    assert len(kept) == 12 and not any(word in "".join(kept) for word in ("Copyright", "```", "table"))
+    assert len(kept) == 12 and not any(
+        word in "".join(kept) for word in ("Copyright", "```", "table")
+    )

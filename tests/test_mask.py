@@ -17,7 +17,9 @@ def digits(rng: random.Random, n: int) -> str:
 def resident(rng: random.Random, hyphen: str, check: bool) -> str:
     digits = f"{rng.randrange(100):02}{rng.randrange(1, 13):02}{rng.randrange(1, 29):02}{rng.randrange(1, 9)}"
     digits += "".join(rng.choice("0123456789") for _ in range(5))
-    total = sum(int(d) * w for d, w in zip(digits, [2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5], strict=True))
+    total = sum(
+        int(d) * w for d, w in zip(digits, [2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5], strict=True)
+    )
     last = (11 - total % 11) % 10
     wrong = set("0123456789") - {str(last)}
     if digits[6] in "5678":  # a foreigner's may be two higher
@@ -32,7 +34,9 @@ def company(rng: random.Random, check: bool = True) -> str:
         digits = f"110111{rng.randrange(1, 9)}" + "".join(rng.choices("0123456789", k=5))
         total = sum(int(d) * (1 + i % 2) for i, d in enumerate(digits))
         last = -total % 10
-        of_resident = sum(int(d) * w for d, w in zip(digits, [2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5], strict=True))
+        of_resident = sum(
+            int(d) * w for d, w in zip(digits, [2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5], strict=True)
+        )
         of_resident = (11 - of_resident % 11) % 10
         if not check:
             last = (last + 1) % 10
@@ -44,7 +48,9 @@ def company(rng: random.Random, check: bool = True) -> str:
 def card(rng: random.Random, prefix: str, passes: bool = True) -> str:
     digits = prefix + "".join(rng.choice("0123456789") for _ in range(15 - len(prefix)))
     for last in "0123456789":
-        total = sum(sum(divmod(int(d) * (1 + i % 2), 10)) for i, d in enumerate(reversed(digits + last)))
+        total = sum(
+            sum(divmod(int(d) * (1 + i % 2), 10)) for i, d in enumerate(reversed(digits + last))
+        )
         if (total % 10 == 0) == passes:
             return digits + last
 
@@ -79,7 +85,10 @@ def test_personal_data_is_masked():
             f"계좌번호: 3{number}{number}12": "계좌번호: [계좌번호]",
         }
         for raw, masked in found.items():
-            before, after = rng.choice(["연락처 ", "", "번호:"]), rng.choice(["", "로 연락", ")", ".", ", 끝"])
+            before, after = (
+                rng.choice(["연락처 ", "", "번호:"]),
+                rng.choice(["", "로 연락", ")", ".", ", 끝"]),
+            )
             assert mask_personal_data(before + raw + after)[0] == before + masked + after, raw
 
 
@@ -184,7 +193,11 @@ def test_a_number_after_a_position_is_a_persons(before):
 ])
 def test_if_in_doubt_it_is_a_residents(before):
     rng = random.Random()
-    for number in (resident(rng, "-", True), company(rng, False), resident(rng, "-", False)[:8] + "******"):
+    for number in (
+        resident(rng, "-", True),
+        company(rng, False),
+        resident(rng, "-", False)[:8] + "******",
+    ):
         assert mask_personal_data(before + number) == (before + "[주민번호]", "resident_number")
 
 
@@ -192,7 +205,9 @@ def test_numbers_of_foreigners_without_a_hyphen():
     rng = random.Random()
     for _ in range(20):
         number = f"9001{rng.randrange(10, 29)}{rng.randrange(5, 9)}{digits(rng, 5)}"
-        total = sum(int(d) * w for d, w in zip(number, [2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5], strict=True))
+        total = sum(
+            int(d) * w for d, w in zip(number, [2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5], strict=True)
+        )
         last = (11 - total % 11) % 10
         assert_masked(rng, f"{number}{(last + 2) % 10}", "[주민번호]")
         for word in ("외국인등록번호 ", "국내거소신고번호: "):
@@ -244,8 +259,12 @@ def test_a_number_of_seoul_without_separators():
 def test_accounts_next_to_a_short_name_of_their_bank():
     rng = random.Random()
     for _ in range(20):
-        for raw in [f"{digits(rng, 6)}-01-{digits(rng, 6)}", f"110-{digits(rng, 3)}-{digits(rng, 6)}",
-                    f"3333-01-{digits(rng, 7)}", f"301-{digits(rng, 4)}-{digits(rng, 4)}-91"]:
+        for raw in [
+            f"{digits(rng, 6)}-01-{digits(rng, 6)}",
+            f"110-{digits(rng, 3)}-{digits(rng, 6)}",
+            f"3333-01-{digits(rng, 7)}",
+            f"301-{digits(rng, 4)}-{digits(rng, 4)}-91",
+        ]:
             for name in ["국민", "신한", "농협", "카뱅", "토스", "우리", "하나", "기업", "새마을", "우체국",
                          "케이뱅크", "수협", "신협", "부산", "대구", "전북", "KB국민", "NH", "IBK"]:
                 space = rng.choice(["", " ", ": ", " ("])

@@ -479,7 +479,10 @@ def test_what_a_mistral_leaves_out_means_mistral_s_defaults(changes, positions, 
     """transformers' MistralConfig has other defaults than its LlamaConfig."""
     write_mistral(tmp_path, **changes)
     config = model.Config.read(tmp_path)
-    assert (config.max_position_embeddings, config.num_key_value_heads) == (positions, key_value_heads)
+    assert (config.max_position_embeddings, config.num_key_value_heads) == (
+        positions,
+        key_value_heads,
+    )
     # Once trained it is written as a Llama, where all of this is explicit.
     config.write(tmp_path / "config.json")
     assert model.Config.read(tmp_path) == config
@@ -498,7 +501,9 @@ def test_the_window_of_a_mistral_is_in_use_unless_it_is_null(changes, window, tm
     advice = f"sliding_window {window} is in use .* null and max_position_embeddings to {window}"
     with pytest.raises(UserError, match=advice):
         model.Config.read(tmp_path)
-    write_mistral(tmp_path, **{**changes, "sliding_window": None, "max_position_embeddings": window})
+    write_mistral(
+        tmp_path, **{**changes, "sliding_window": None, "max_position_embeddings": window}
+    )
     assert model.Config.read(tmp_path).max_position_embeddings == window
 
 

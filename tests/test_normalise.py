@@ -118,7 +118,10 @@ def test_other_characters(raw, clean):
 
 def test_a_page_whose_tags_are_escaped_is_a_page():
     raw = "&lt;p&gt;안녕하세요.&lt;/p&gt;&lt;p&gt;&amp;nbsp;반갑습니다.&lt;/p&gt;"
-    assert [line.strip() for line in normalise_text(raw)[0].split("\n\n")] == ["안녕하세요.", "반갑습니다."]
+    assert [line.strip() for line in normalise_text(raw)[0].split("\n\n")] == [
+        "안녕하세요.",
+        "반갑습니다.",
+    ]
 
 
 def test_a_page_about_tags_is_not_a_page_the_second_time():

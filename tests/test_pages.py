@@ -67,7 +67,9 @@ def test_a_tag_does_not_empty_a_page(tag: str):
 @pytest.mark.parametrize("text", [TEXT, ["짧은 글."]])
 def test_a_form_around_a_page_of_aspnet_or_jsp(form: str, text: list[str]):
     content = "".join(f"<p>{line}</p>" for line in text)
-    controls = "<select><option>제목</select><input name=q><button>찾기</button><textarea>..</textarea>"
+    controls = (
+        "<select><option>제목</select><input name=q><button>찾기</button><textarea>..</textarea>"
+    )
     body = f'{form}<div class="gnb">{LINKS}</div>{content}{controls}</form>'
     assert lines(page(body)) == text
 
@@ -187,10 +189,12 @@ def test_unclosed_elements_do_not_swallow_the_rest():
 
 
 def test_hidden_elements_and_links_to_headings():
-    body = (f'<h2>길<a href="#길">¶</a><a href="#길" aria-hidden="true">여기</a></h2><p>{TEXT[0]}</p>'
-            '<p hidden>숨김</p><p style="color: red; DISPLAY : none">숨김</p>'
-            "<noscript>켜세요</noscript><template><article>틀</article></template>"
-            "<nav><svg><text>그림</text></svg>메뉴</nav><iframe>틀</iframe>")
+    body = (
+        f'<h2>길<a href="#길">¶</a><a href="#길" aria-hidden="true">여기</a></h2><p>{TEXT[0]}</p>'
+        '<p hidden>숨김</p><p style="color: red; DISPLAY : none">숨김</p>'
+        "<noscript>켜세요</noscript><template><article>틀</article></template>"
+        "<nav><svg><text>그림</text></svg>메뉴</nav><iframe>틀</iframe>"
+    )
     assert lines(page(body)) == ["길", TEXT[0]]
     # But a page that a script would have shown is shown.
     assert lines(page(PARAGRAPHS, 'style="display:none"')) == TEXT
@@ -207,14 +211,18 @@ def test_rows_and_items_on_lines_paragraphs_apart():
       미터</table>
       <ul><li><p>물</p></li> <li><p>신발</p></li><li>손전등</ul><p>하나</p><p>둘<br>셋</p>끝
       <dl><dt>길이</dt><dd><p>미터</p></dd></dl>"""
-    assert html_to_text(body) == ("표\n\n거리\n구간 거리\n북문 천 미터\n남문 오백 미터\n물\n신발\n손전등\n\n"
-                                  "하나\n\n둘\n셋\n\n끝\n길이\n미터")
+    assert html_to_text(body) == (
+        "표\n\n거리\n구간 거리\n북문 천 미터\n남문 오백 미터\n물\n신발\n손전등\n\n"
+        "하나\n\n둘\n셋\n\n끝\n길이\n미터"
+    )
 
 
 def test_code_keeps_its_lines():
     code = "def f(x):\n    return x\n\nf(1)"
     as_blocks = "".join(f'<div class="line">{line}<br></div>' for line in code.split("\n"))
-    with_numbers = f'<table><tr><td class="linenos"><pre>1\n2</pre></td><td><pre>{code}</pre></table>'
+    with_numbers = (
+        f'<table><tr><td class="linenos"><pre>1\n2</pre></td><td><pre>{code}</pre></table>'
+    )
     for html in (f"<pre>{code}</pre>", f"<pre><code>{as_blocks}</code></pre>", with_numbers,
                  f"<pre>{code}"):
         html = f"<p>{TEXT[0]}</p>" + html
@@ -230,7 +238,9 @@ def test_entities_and_formulas():
     symbols = "<mrow><mi>x</mi><mn>2</mn></mrow>"
     tex = '<annotation encoding="application/x-tex">x^2</annotation>'
     assert html_to_text(f"<p>값 <math>{symbols}</math> 끝") == "값 x2 끝"
-    assert html_to_text(f"<p>값 <math><semantics>{symbols}{tex}</semantics></math> 끝") == "값 x^2 끝"
+    assert (
+        html_to_text(f"<p>값 <math><semantics>{symbols}{tex}</semantics></math> 끝") == "값 x^2 끝"
+    )
 
 
 # ---- Broken and hostile pages -------------------------------------------------------------------
@@ -333,7 +343,9 @@ BUTTONS = """<table class="tfo-notebook-buttons" align="left">
 
 # Markdown with HTML in it, and prose that mentions tags.
 NO_PAGES = [
-    '<p align="center"><img src="logo.png"></p>\n\n' + README + f"\n<table><tr>\n{PEOPLE}</tr></table>\n",
+    '<p align="center"><img src="logo.png"></p>\n\n'
+    + README
+    + f"\n<table><tr>\n{PEOPLE}</tr></table>\n",
     '<p align="center"><img src="logo.png"></p>\n\n- 물\n- 신발\n\n<table><tr><td>가</td></tr></table>\n',
     SLOGAN + "짧은 설명.\n\n설치는 쉽다.\n",
     SLOGAN + "짧은 설명.\n설치는 쉽다.\n끝.",

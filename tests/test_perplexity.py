@@ -49,7 +49,10 @@ def log2_p(model: perplexity.Model, text: str) -> np.ndarray:
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
 def test_model_against_dictionaries(order):
     rng = random.Random()
-    texts = ["".join(rng.choices("가나다 라마", (9, 5, 3, 3, 1, 1), k=rng.randrange(1, 60))) for _ in range(8)]
+    texts = [
+        "".join(rng.choices("가나다 라마", (9, 5, 3, 3, 1, 1), k=rng.randrange(1, 60)))
+        for _ in range(8)
+    ]
     model, p = perplexity.Model.train(texts, order), oracle(texts, order)
     for text in [*texts[:3], "".join(rng.choices("가나다 라마바", k=40)), "바가바", "나"]:
         text = " ".join(text.split())
@@ -88,15 +91,24 @@ def test_bits_do_not_depend_on_the_batch_and_order_documents_rightly(tmp_path, m
 def test_each_source_loses_what_lies_far_out_and_no_more_than_its_tails():
     rng = np.random.default_rng()
     sources = np.repeat([0, 1, 2, 3], [1000, 400, 60, 70])
-    scores = rng.normal([2.0, 5.0, 3.0, 3.0], 0.5, (1530, 4))[np.arange(1530), sources].astype(np.float32)
+    scores = rng.normal([2.0, 5.0, 3.0, 3.0], 0.5, (1530, 4))[np.arange(1530), sources].astype(
+        np.float32
+    )
     scores[:100] = np.nan                     # removed before
     scores[100:105] = 9                       # fewer than 2 % of source 0: only these are removed
     scores[1000:1040] = 12 + np.arange(40)    # a tenth of source 1: only 2 % of it is removed
     scores[1040:1042] = -9
     scores[1529] = 20                         # in a small source: these are judged together
     cutoffs = perplexity.cutoffs_by_source(scores, sources, 4, (1.0, 2.0))
-    low, high = np.flatnonzero(scores < cutoffs[sources, 0]), np.flatnonzero(scores > cutoffs[sources, 1])
-    assert low.tolist() == [1040, 1041] and high.tolist() == [*range(100, 105), *range(1032, 1040), 1529]
+    low, high = (
+        np.flatnonzero(scores < cutoffs[sources, 0]),
+        np.flatnonzero(scores > cutoffs[sources, 1]),
+    )
+    assert low.tolist() == [1040, 1041] and high.tolist() == [
+        *range(100, 105),
+        *range(1032, 1040),
+        1529,
+    ]
     assert (cutoffs[2] == cutoffs[3]).all()
     none = perplexity.cutoffs_by_source(scores[-130:][:90], np.zeros(90, int), 1, (1.0, 2.0))
     assert none.tolist() == [[-np.inf, np.inf]]
@@ -117,5 +129,9 @@ def test_a_score_is_never_shown_as_its_cutoff():
 def test_documents_are_drawn_at_random_but_always_the_same():
     sizes, kept = np.full(1000, 10), np.arange(1000) % 3 > 0
     drawn = list(perplexity.draw(0, sizes, kept, 500))
-    assert drawn == list(perplexity.draw(0, sizes, kept, 500)) != list(perplexity.draw(1, sizes, kept, 500))
+    assert (
+        drawn
+        == list(perplexity.draw(0, sizes, kept, 500))
+        != list(perplexity.draw(1, sizes, kept, 500))
+    )
     assert len(set(drawn)) == 50 and all(kept[drawn]) and max(drawn) > 700

@@ -58,8 +58,9 @@ def test_a_line_comes_every_half_minute(monkeypatch, capsys):
     assert {line[7] for line in lines} == {"167"}                # 10,000 tokens in 60 seconds
     # 69 steps of 6 seconds are left, then 64, then five fewer each time.
     assert [line[8] for line in lines][:3] == ["0:06:54", "0:06:24", "0:05:54"]
-    assert lines[1].group() == ("2-odd  step 36 of 100 (36%)  loss 2.346  lr 1.00e-04  167 tokens/s  "
-                                "0:06:24 left")
+    assert lines[1].group() == (
+        "2-odd  step 36 of 100 (36%)  loss 2.346  lr 1.00e-04  167 tokens/s  0:06:24 left"
+    )
 
 
 def test_the_other_processes_print_no_line(monkeypatch, capsys):

@@ -11,10 +11,12 @@ from cleaning.normalise import unicode_to_nfc
 
 EVERY_PROFILE = list(itertools.product(("ko", "en"), ("web", "formal", "short")))
 WEB, FORMAL, SHORT = (LIMITS["ko"][profile] for profile in ("web", "formal", "short"))
-ENGLISH = ("The harbour was quiet when Anna came down to the boats. Her brother had gone out before "
-           "dawn, and nobody in the town could say with certainty that he would be back for supper. "
-           "She sat on a crate, counted 14 gulls, and wondered whether it had been wise to have let "
-           "him take their only lamp.")
+ENGLISH = (
+    "The harbour was quiet when Anna came down to the boats. Her brother had gone out before "
+    "dawn, and nobody in the town could say with certainty that he would be back for supper. "
+    "She sat on a crate, counted 14 gulls, and wondered whether it had been wise to have let "
+    "him take their only lamp."
+)
 
 
 def name_of(text: str, limits, lang: str = "ko") -> str:
@@ -37,7 +39,9 @@ def reasons(text: str, lang: str = "ko") -> set[str]:
 def test_rules_keep_text():
     rng = random.Random()
     prose = korean(rng, 30)
-    hanja = "강아지 學生이 東海에서 音樂을 보았다. 어제 先生이 都市에서 册床을 샀다. " + korean(rng, 3)
+    hanja = "강아지 學生이 東海에서 音樂을 보았다. 어제 先生이 都市에서 册床을 샀다. " + korean(
+        rng, 3
+    )
     lines = "for i in range(10): print(i)  # english and symbols {}[]()\n" * 40
     code = f"{prose}\n```\n{lines}```\n"
     other_code = f"{prose}\n~~~python\n{lines}~~~\n"
@@ -141,10 +145,14 @@ def test_korean_read_as_western_european_is_garbled(lang, written, read):
 
 
 def test_languages_with_many_accents_are_not_garbled():
-    icelandic = ("Þegar ég kom niður að höfninni í morgun sá ég að báturinn var farinn, og enginn í "
-                 "bænum vissi hvert bróðir minn hafði siglt. Ég settist niður og beið. ") * 3
-    french = ("L'été dernier, l'élève a été très étonné : à l'arrière de l'hôtel, où la forêt dévale "
-              "vers la rivière, une chèvre dînait à côté d'un pêcheur. ") * 3
+    icelandic = (
+        "Þegar ég kom niður að höfninni í morgun sá ég að báturinn var farinn, og enginn í "
+        "bænum vissi hvert bróðir minn hafði siglt. Ég settist niður og beið. "
+    ) * 3
+    french = (
+        "L'été dernier, l'élève a été très étonné : à l'arrière de l'hôtel, où la forêt dévale "
+        "vers la rivière, une chèvre dînait à côté d'un pêcheur. "
+    ) * 3
     for text in (icelandic, french, ENGLISH + " Péléa, Pïlëuwimë, naïve café"):
         assert "garbled" not in reasons(text, "en")
     for name in ("Péléa", "Pïlëuwimë", "Ill Niño"):
@@ -216,7 +224,9 @@ def test_repeated_ngrams_say_of_which_length():
     text = korean(random.Random(1), 12)
     assert rules.check(f"{text} {text}", WEB)[1] == "repeated_ngrams: repeated 5-grams 0.5 > 0.201"
     limits = WEB._replace(repeated_ngrams={10: 0.3})
-    assert rules.check(f"{text} {text}", limits)[1] == "repeated_ngrams: repeated 10-grams 0.5 > 0.3"
+    assert (
+        rules.check(f"{text} {text}", limits)[1] == "repeated_ngrams: repeated 10-grams 0.5 > 0.3"
+    )
 
 
 def test_a_measurement_is_never_shown_as_its_limit():
@@ -270,10 +280,12 @@ def test_a_short_text_may_name_its_subject_and_repeat_a_sentence(text):
 
 
 def test_a_short_english_text_may_name_its_subject():
-    text = ("Tour of the Upper Lakes\n\nThe 1929 Tour of the Upper Lakes was the sixth edition of the "
-            "Tour of the Upper Lakes cycle race and was held from 7 August to 11 August 1929. The "
-            "race started in Danmore and finished in Ellen. The race was won by Hal Merrow, who came "
-            "from a village on the shore and had never ridden in it before.")
+    text = (
+        "Tour of the Upper Lakes\n\nThe 1929 Tour of the Upper Lakes was the sixth edition of the "
+        "Tour of the Upper Lakes cycle race and was held from 7 August to 11 August 1929. The "
+        "race started in Danmore and finished in Ellen. The race was won by Hal Merrow, who came "
+        "from a village on the shore and had never ridden in it before."
+    )
     assert rules.check(text, LIMITS["en"]["web"], "en") == (text, "")
 
 
@@ -295,13 +307,17 @@ def test_commands_do_not_make_a_korean_manual_repetitive():
 def spam(rng: random.Random, kind: str, n: int) -> str:
     """About n words of something that says the same again and again."""
     if kind == "keyword":  # 'Gangnam restaurants' between other words
-        return " ".join(f"강남 맛집 {rng.choice(NOUNS)}이 {rng.choice(NOUNS)}을" for _ in range(n // 4))
+        return " ".join(
+            f"강남 맛집 {rng.choice(NOUNS)}이 {rng.choice(NOUNS)}을" for _ in range(n // 4)
+        )
     if kind == "list":  # 'free download of ...'
         return " ".join(f"{rng.choice(NOUNS)} 무료 다운로드." for _ in range(n // 3))
     if kind == "phrase":  # 'click now for a free gift'
         return " ".join(["지금 바로 클릭하면 사은품을 드립니다."] * (n // 5))
     if kind == "phrase between":
-        return " ".join(f"{korean(rng, 1)} 지금 바로 클릭하면 사은품을 드립니다." for _ in range(n // 10))
+        return " ".join(
+            f"{korean(rng, 1)} 지금 바로 클릭하면 사은품을 드립니다." for _ in range(n // 10)
+        )
     if kind == "menu":  # the menu of a page is above it and below it
         menu = " ".join(f"{rng.choice(NOUNS)}을 찾는 곳" for _ in range(n // 6))
         return f"{menu} {menu}"

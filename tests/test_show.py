@@ -20,8 +20,12 @@ HOSTILE = "</script><script>alert(1)</script><!-- <b>굵게</b> & \"따옴표\" 
 
 def write(path: Path, records: list) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join((r if isinstance(r, str) else json.dumps(r, ensure_ascii=False)) + "\n" for r in records),
-                    encoding="utf-8")
+    path.write_text(
+        "".join(
+            (r if isinstance(r, str) else json.dumps(r, ensure_ascii=False)) + "\n" for r in records
+        ),
+        encoding="utf-8",
+    )
 
 
 def lines(path: Path) -> list[dict]:
@@ -73,16 +77,26 @@ def test_examples_of_every_decision_with_their_texts(corpus):
     for e in found:
         kinds.setdefault((Path(e["file"]).name, e["what"], e["step"], e["reason"]), []).append(e)
     assert set(kinds) >= {
-        ("wiki.jsonl", "kept", "write", "kept"), ("talk.jsonl", "kept", "write", "kept"),
+        ("wiki.jsonl", "kept", "write", "kept"),
+        ("talk.jsonl", "kept", "write", "kept"),
         ("wiki.jsonl", "removed", "rules", "too_short"),
-        ("talk.jsonl", "rejected", "read", "broken JSON"), ("talk.jsonl", "rejected", "read", "no text field"),
+        ("talk.jsonl", "rejected", "read", "broken JSON"),
+        ("talk.jsonl", "rejected", "read", "no text field"),
         ("wiki.jsonl", "changed", "normalise", "private_use"),
-        ("wiki.jsonl", "changed", "mask", "phone"), ("wiki.jsonl", "changed", "mask", "phone+email")}
+        ("wiki.jsonl", "changed", "mask", "phone"),
+        ("wiki.jsonl", "changed", "mask", "phone+email"),
+    }
     assert {(step, reason) for _, _, step, reason in set(kinds)} == {
-        (e["step"], e["reason"]) for e in lines(out / "removed.jsonl") + lines(out / "changed.jsonl")
-        + lines(out / "rejected.jsonl")} | {("write", "kept")}
+        (e["step"], e["reason"])
+        for e in lines(out / "removed.jsonl")
+        + lines(out / "changed.jsonl")
+        + lines(out / "rejected.jsonl")
+    } | {("write", "kept")}
     assert max(map(len, kinds.values())) == 5
-    assert by_id["w5", "normalise"]["before"].endswith(" \ue123 끝.") and "\ue123" not in by_id["w5", "normalise"]["text"]
+    assert (
+        by_id["w5", "normalise"]["before"].endswith(" \ue123 끝.")
+        and "\ue123" not in by_id["w5", "normalise"]["text"]
+    )
     copy, = [e for e in found if e["step"] == "exact"]
     assert {copy["id"], copy["duplicate_of"]} == {"copy", "w7"} and copy["stayed"] == copy["text"]
     near, = [e for e in found if e["step"] == "near"]
@@ -95,12 +109,18 @@ def test_the_step_mask_writes_nothing_that_it_masked(corpus):
     out = clean(corpus)
     text = (out / "examples.jsonl").read_text(encoding="utf-8")
     assert "전화 [전화번호], 메일 [이메일]" in text
-    assert not re.search("010-|example.com", text + (out / "report.json").read_text(encoding="utf-8"))
+    assert not re.search(
+        "010-|example.com", text + (out / "report.json").read_text(encoding="utf-8")
+    )
     assert not [e for e in lines(out / "examples.jsonl") if e["step"] == "mask" and "before" in e]
 
 
 def test_one_text_is_one_example_and_the_number_is_a_flag(corpus):
-    found = [e for e in lines(clean(corpus) / "examples.jsonl") if e["reason"] == "too_short" and "wiki" in e["file"]]
+    found = [
+        e
+        for e in lines(clean(corpus) / "examples.jsonl")
+        if e["reason"] == "too_short" and "wiki" in e["file"]
+    ]
     assert len(found) == 20 == len({e["text"] for e in found})
     many = [e for e in lines(clean(corpus, "many", "--examples", "100") / "examples.jsonl")
             if e["reason"] == "too_short" and "wiki" in e["file"]]
@@ -113,10 +133,17 @@ def test_one_text_is_one_example_and_the_number_is_a_flag(corpus):
 
 
 def test_a_sample_that_does_not_depend_on_the_order(corpus):
-    first = [e["text"] for e in lines(clean(corpus, "out", "--examples", "4") / "examples.jsonl") if e["step"] == "rules"]
+    first = [
+        e["text"]
+        for e in lines(clean(corpus, "out", "--examples", "4") / "examples.jsonl")
+        if e["step"] == "rules"
+    ]
     write(corpus / "raw" / "wiki.jsonl", lines(corpus / "raw" / "wiki.jsonl")[::-1])
-    assert first == [e["text"] for e in lines(clean(corpus, "again", "--examples", "4") / "examples.jsonl")
-                     if e["step"] == "rules"]
+    assert first == [
+        e["text"]
+        for e in lines(clean(corpus, "again", "--examples", "4") / "examples.jsonl")
+        if e["step"] == "rules"
+    ]
 
 
 def test_same_bytes_for_any_workers_and_when_resumed(corpus, monkeypatch):
@@ -131,7 +158,9 @@ def test_same_bytes_for_any_workers_and_when_resumed(corpus, monkeypatch):
                     "--tails", "0", "0", "--examples", "3", "--workers", "2"], cwd=corpus, check=True, capture_output=True)
     expected = (whole / "examples.jsonl").read_bytes()
     assert expected == (resumed / "examples.jsonl").read_bytes() and expected.count(b"\n") > 15
-    assert (corpus / "two" / "examples.jsonl").read_bytes() == expected.replace(f"{corpus}/".encode(), b"")
+    assert (corpus / "two" / "examples.jsonl").read_bytes() == expected.replace(
+        f"{corpus}/".encode(), b""
+    )
 
 
 def test_no_task_holds_more_than_its_examples(monkeypatch):
@@ -140,7 +169,9 @@ def test_no_task_holds_more_than_its_examples(monkeypatch):
     monkeypatch.setattr(examples, "excerpts", lambda texts, step: cut.append(1) or texts)
     kept = Examples(5)
     for i in range(3_000):
-        kept.offer({"file": "a", "line": i, "step": "rules", "reason": "symbols"}, {"text": f"text {i}"})
+        kept.offer(
+            {"file": "a", "line": i, "step": "rules", "reason": "symbols"}, {"text": f"text {i}"}
+        )
     assert [len(group) for group in kept.groups.values()] == [5] and len(cut) < 200
 
 
@@ -156,7 +187,9 @@ def test_many_sources_have_their_examples_together(corpus):
 def test_long_texts_are_cut_and_a_change_is_seen():
     rng = random.Random(1)
     same = korean(rng, 20_000)
-    cut = examples.excerpts({"text": same + "바다" + same, "before": same + "바다()" + same}, "leftovers")
+    cut = examples.excerpts(
+        {"text": same + "바다" + same, "before": same + "바다()" + same}, "leftovers"
+    )
     start = len(same) - examples.IN_FRONT + 2
     assert cut["cut"] == {"text": [start, start + 10_000, len(same) * 2 + 2],
                           "before": [start, start + 10_000, len(same) * 2 + 4]}
@@ -181,7 +214,9 @@ def test_pack_and_folders_pass_over_examples(corpus):
 
 def test_an_input_named_examples_jsonl(tmp_path):
     write(tmp_path / "examples.jsonl", [{"text": korean(random.Random(), 9)}])
-    data.main(["clean", "--input", str(tmp_path / "examples.jsonl"), "--out", str(tmp_path / "out")])
+    data.main(
+        ["clean", "--input", str(tmp_path / "examples.jsonl"), "--out", str(tmp_path / "out")]
+    )
     assert len(lines(tmp_path / "out" / "examples-2.jsonl")) == 1
     assert [e["what"] for e in lines(tmp_path / "out" / "examples.jsonl")] == ["kept"]
 
@@ -198,9 +233,18 @@ def test_a_large_document_that_was_removed_has_a_line(tmp_path, capsys):
                "--tails", "0", "0"])
     result = json.loads((tmp_path / "out" / "report.json").read_text())
     large, = result["large_removed"]
-    assert (large["line"], large["step"], large["bytes"]) == (151, "rules", len(long.strip().encode()))
-    assert large["share"] == pytest.approx(large["bytes"] / result["sources"][large["file"]]["bytes_in"], abs=1e-4)
-    assert re.search(r"    wiki.jsonl:151 \(0.1 MB, \d\d.\d% of its source\) was removed: rules, repeated_", capsys.readouterr().out)
+    assert (large["line"], large["step"], large["bytes"]) == (
+        151,
+        "rules",
+        len(long.strip().encode()),
+    )
+    assert large["share"] == pytest.approx(
+        large["bytes"] / result["sources"][large["file"]]["bytes_in"], abs=1e-4
+    )
+    assert re.search(
+        r"    wiki.jsonl:151 \(0.1 MB, \d\d.\d% of its source\) was removed: rules, repeated_",
+        capsys.readouterr().out,
+    )
 
 
 def test_the_lines_of_large_documents():
@@ -211,8 +255,10 @@ def test_the_lines_of_large_documents():
         tally.record(report.REMOVED, "perplexity", reason, {"file": "a/wiki.jsonl", "line": line}, {"text": "a" * n_bytes})
     found = report.large_removed(tally, ["a/wiki.jsonl"])
     assert [record["line"] for record in found] == [1, 7, 2, 5]
-    assert report.large_rows(found)[2] == ("    wiki.jsonl:1 (2.1 MB, 21.0% of its source) was removed: perplexity, "
-                                           "too_surprising: 6.12 bits per character > 5.3")
+    assert report.large_rows(found)[2] == (
+        "    wiki.jsonl:1 (2.1 MB, 21.0% of its source) was removed: perplexity, "
+        "too_surprising: 6.12 bits per character > 5.3"
+    )
     assert report.large_rows([]) == []
 
 
@@ -225,7 +271,9 @@ def test_without_a_filter_a_table_of_what_there_is(corpus, screen):
     assert re.search(r"wiki.jsonl +kept +\d+ +20\n", table)
     assert re.search(r"removed +rules +too_short +60 +20\n", table)
     assert re.search(r"changed +mask +phone\+email +1 +1\n", table)
-    assert re.search(r"talk.jsonl +kept", table) and re.search(r"rejected +read +broken JSON +1 +1\n", table)
+    assert re.search(r"talk.jsonl +kept", table) and re.search(
+        r"rejected +read +broken JSON +1 +1\n", table
+    )
     assert f"python data.py show {out} --html" in table
 
 
@@ -243,7 +291,9 @@ def test_documents_with_heading_and_text(corpus, screen, monkeypatch):
     shown = screen(out, "--reason", "too_short", "--source", "wiki.jsonl", "-n", "50")
     assert shown.endswith("20 of 60 documents; the run saved 20 of them as examples: "
                           "data.py clean --examples N saves more\n")
-    assert screen(out, "--what", "kept").count("kept  ") == 20 and screen(out, "--reason", "kept", "-n", "1").startswith("kept  ")
+    assert screen(out, "--what", "kept").count("kept  ") == 20 and screen(
+        out, "--reason", "kept", "-n", "1"
+    ).startswith("kept  ")
     assert "\x1b" not in shown
 
 
@@ -251,13 +301,17 @@ def test_one_of_several_kinds_is_found(corpus, screen):
     out = clean(corpus)
     assert screen(out, "--reason", "phone").count("changed  mask: phone") == 2
     shown = screen(out, "--reason", "email")
-    assert "changed  mask: phone+email  wiki.jsonl:5  id w4" in shown and "메일 {+[이메일]+}." in shown
+    assert (
+        "changed  mask: phone+email  wiki.jsonl:5  id w4" in shown and "메일 {+[이메일]+}." in shown
+    )
 
 
 def test_some_of_every_kind_come_first(corpus, screen):
     shown = screen(clean(corpus), "-n", "14")
     headings = [line.split("  ")[:2] for line in shown.split("\n") if line and line[0] != " "]
-    assert {"rules: too_short", "mask: phone", "exact: exact_duplicate", "read: broken JSON"} <= {h[-1] for h in headings}
+    assert {"rules: too_short", "mask: phone", "exact: exact_duplicate", "read: broken JSON"} <= {
+        h[-1] for h in headings
+    }
 
 
 def test_what_is_different_is_marked(corpus, screen, monkeypatch):
@@ -271,7 +325,9 @@ def test_what_is_different_is_marked(corpus, screen, monkeypatch):
     assert re.search("kept instead: (w7|copy)\n    [가-힣]", exact)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert "{+" not in screen(out, "--step", "mask") and "\x1b[30;42m[전화번호]\x1b[0m" in screen(out, "--step", "mask")
+    assert "{+" not in screen(out, "--step", "mask") and "\x1b[30;42m[전화번호]\x1b[0m" in screen(
+        out, "--step", "mask"
+    )
 
 
 @pytest.mark.parametrize("before, after, expected", [
@@ -289,7 +345,11 @@ def test_places_of_changes(before, after, expected):
 
 
 def test_differences_of_long_texts_take_no_minute():
-    for a, b in (("ㅋ " * 5_000, "ㅋ" * 10_000), ("가 나\n" * 2_500, "나 가\n" * 2_500), ("a" * 10_000, "b " * 5_000)):
+    for a, b in (
+        ("ㅋ " * 5_000, "ㅋ" * 10_000),
+        ("가 나\n" * 2_500, "나 가\n" * 2_500),
+        ("a" * 10_000, "b " * 5_000),
+    ):
         pieces = differences.differences(a, b)
         assert "".join(text for mark, text in pieces if mark != "+") == a
 
@@ -313,8 +373,12 @@ def test_control_characters_are_spelled_out():
 
 def test_a_pipe_to_head_ends_it_quietly(corpus):
     out = clean(corpus, "out", "--examples", "100")
-    done = subprocess.run(f"{sys.executable} {data.__file__} show {out} -n 500 --whole | head -1", shell=True,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        f"{sys.executable} {data.__file__} show {out} -n 500 --whole | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout.count("\n") == 1 and done.stderr == ""
 
 
@@ -331,12 +395,20 @@ def test_filters_that_match_nothing(corpus, refused, flags, message):
 
 
 def test_folders_without_examples(corpus, refused, tmp_path):
-    refused(data, ["show", str(tmp_path / "raw")], "holds no report.json; name a folder that data.py clean has written")
+    refused(
+        data,
+        ["show", str(tmp_path / "raw")],
+        "holds no report.json; name a folder that data.py clean has written",
+    )
     out = clean(corpus, "out", "--examples", "0")
     empty = "is empty; data.py clean saves documents to show with --examples N"
     refused(data, ["show", str(out)], empty)
     (out / "examples.jsonl").write_text('{"a": 1}\n')
-    refused(data, ["show", str(out)], "examples.jsonl does not belong to the report.json beside it; clean again")
+    refused(
+        data,
+        ["show", str(out)],
+        "examples.jsonl does not belong to the report.json beside it; clean again",
+    )
     (out / "examples.jsonl").unlink()
     refused(data, ["show", str(out)], "examples.jsonl is missing: it was deleted, or")
     for other in ("[]", '{"passed": 3}', '{"sources": ["a"]}'):
@@ -364,10 +436,15 @@ def test_a_page_holds_the_documents_as_they_are(corpus, screen):
     assert len(found["documents"]) == len(lines(out / "examples.jsonl"))
     hostile, = [row for row in found["documents"] if row.get("id") == "html"]
     text, = [e["text"] for e in lines(out / "examples.jsonl") if e.get("id") == "html"]
-    assert "".join(piece for _, piece in hostile["pieces"]) == text and "</script>" in text + HOSTILE
+    assert (
+        "".join(piece for _, piece in hostile["pieces"]) == text and "</script>" in text + HOSTILE
+    )
     result = json.loads((out / "report.json").read_text())
     assert f"<title>out: {result['input']['documents']} documents" in page
-    assert sum(row["documents"] for row in found["counts"] if row["what"] == "kept") == result["output"]["documents"]
+    assert (
+        sum(row["documents"] for row in found["counts"] if row["what"] == "kept")
+        == result["output"]["documents"]
+    )
     assert not re.search(r"(src|href)=.http|@import|url\(", page)  # nothing from anywhere else
 
 
@@ -414,7 +491,9 @@ def test_examples_of_steps_before_mask_are_masked_too(tmp_path):
     for steps, is_masked in ((["normalise", "mask"], True), (["normalise"], False)):
         out = tmp_path / f"out{len(steps)}"
         data.main(["clean", "--input", str(source), "--out", str(out), "--steps", *steps])
-        written = [(out / name).read_text(encoding="utf-8") for name in ("examples.jsonl", "report.json")]
+        written = [
+            (out / name).read_text(encoding="utf-8") for name in ("examples.jsonl", "report.json")
+        ]
         assert "private_use" in written[0]
         for each in written:
             assert ("010-2345-6789" in each) != is_masked

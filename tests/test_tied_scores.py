@@ -37,7 +37,9 @@ def disagreements(model: Model, texts: list[str]) -> list[str]:
     ranks = ranks_of(model)
     found = []
     for text in texts:
-        if tied_scores.segment_by_merges(text, ranks) != model.inside_words.encode(text, out_type=str):
+        if tied_scores.segment_by_merges(text, ranks) != model.inside_words.encode(
+            text, out_type=str
+        ):
             found.append(text)
     return found
 

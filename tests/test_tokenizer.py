@@ -438,12 +438,17 @@ def test_the_flags_say_how_to_read(tmp_path, capsys):
     write_jsonl(tmp_path / "plain.jsonl", words)
     nested = [{"page": {"body": word}} for word in words[:2]]
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.json").write_text(json.dumps(nested, ensure_ascii=False), encoding="cp949")
+    (tmp_path / "in" / "a.json").write_text(
+        json.dumps(nested, ensure_ascii=False), encoding="cp949"
+    )
     (tmp_path / "in" / "b.txt").write_text(words[2] + "\n\n", encoding="cp949")
     (tmp_path / "in" / "c.pdf").touch()
     flags = ["--encoding", "cp949", "--text_field", "page.body", "--lines"]
 
-    for name, argv in (("plain", [f"{tmp_path}/plain.jsonl"]), ("other", [f"{tmp_path}/in", *flags])):
+    for name, argv in (
+        ("plain", [f"{tmp_path}/plain.jsonl"]),
+        ("other", [f"{tmp_path}/in", *flags]),
+    ):
         for kind, size in (("hangul", "9"), ("all", "270")):
             tokenizer.main(["train", "--text", kind, "--vocab_size", size, "--character_coverage", "1",
                             "--input", *argv, "--out", f"{tmp_path}/{name}-{kind}.model"])
@@ -735,7 +740,11 @@ def test_a_model_without_bos_or_eos_is_one_line(ends, world, tmp_path, refused):
     refused(data, ["pack", "--input", f"{world}/ko.jsonl", "--tokenizer", str(file), "--out", f"{tmp_path}/o",
                    "--val_fraction", "7"], part)
     part = f"{file} has no piece for BOS, or none for EOS"
-    refused(tokenizer, ["merge", "--base", str(file), "--korean", korean_file, "--out", f"{tmp_path}/o"], part)
+    refused(
+        tokenizer,
+        ["merge", "--base", str(file), "--korean", korean_file, "--out", f"{tmp_path}/o"],
+        part,
+    )
     assert not (tmp_path / "o").exists()
 
 

@@ -700,7 +700,9 @@ def test_settings_of_a_run_are_checked_as_flags_are(name, value, undisturbed, tm
 def test_a_resumed_run_has_the_settings_of_its_start(world, tmp_path):
     more = ["--compile", "--schedule", "wsd", "--clip", "0", "--betas", "0.8", "0.9", "--seed", "7"]
     args = train.parse(flags(world, tmp_path, "odd:640:1e-3", "lora:640:1e-3", more=more))
-    saved = {name: value for name, value in vars(args).items() if name not in train.resume.NOT_SAVED}
+    saved = {
+        name: value for name, value in vars(args).items() if name not in train.resume.NOT_SAVED
+    }
     (tmp_path / "config.json").write_text(json.dumps(saved))
     resumed = train.parse(["--resume", str(tmp_path)])
     assert vars(resumed) == {**vars(args), "resume": str(tmp_path)}

@@ -17,8 +17,10 @@ from cleaning import duplicates, pipeline, work
 from common import documents
 from common.cli import UserError
 
-DRIVER = "import sys; sys.path.insert(0, {!r}); from common import documents; documents.UNIT = 6000; " \
-         "import data; data.main({})"
+DRIVER = (
+    "import sys; sys.path.insert(0, {!r}); from common import documents; documents.UNIT = 6000; "
+    "import data; data.main({})"
+)
 
 
 @pytest.fixture
@@ -31,7 +33,9 @@ def corpus(tmp_path, monkeypatch):
     (tmp_path / "raw").mkdir()
     for name, part in (("a", texts[:90]), ("b", texts[90:100]), ("c", texts[100:])):
         (tmp_path / "raw" / f"{name}.jsonl").write_text(
-            "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n\n" for text in part) + "{broken\n")
+            "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n\n" for text in part)
+            + "{broken\n"
+        )
     return tmp_path
 
 
@@ -47,7 +51,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_long_documents_do_not_wait_for_others(corpus, monkeypatch):
     data.main(argv(corpus, "whole"))
     together, band_hashes = [], duplicates.band_hashes
-    monkeypatch.setattr(duplicates, "band_hashes", lambda texts: [together.append(len(texts)), band_hashes(texts)][1])
+    monkeypatch.setattr(
+        duplicates,
+        "band_hashes",
+        lambda texts: [together.append(len(texts)), band_hashes(texts)][1],
+    )
     monkeypatch.setattr(corpus_files, "BATCH", 500)
     data.main(argv(corpus, "out"))
     assert max(together) < 5 and contents(corpus / "out") == contents(corpus / "whole")
@@ -92,12 +100,18 @@ def test_other_settings_start_anew(corpus, monkeypatch, capsys):
     monkeypatch.undo()
     data.main(argv(corpus, "out", "--sample", "0.5"))
     data.main(argv(corpus, "half", "--sample", "0.5"))
-    assert "resuming" not in capsys.readouterr().out and contents(corpus / "out") == contents(corpus / "half")
+    assert "resuming" not in capsys.readouterr().out and contents(corpus / "out") == contents(
+        corpus / "half"
+    )
 
 
 def test_killed_and_started_again(corpus):
     data.main(argv(corpus, "whole"))
-    command = [sys.executable, "-c", DRIVER.format(str(Path(data.__file__).parent), argv(corpus, "out"))]
+    command = [
+        sys.executable,
+        "-c",
+        DRIVER.format(str(Path(data.__file__).parent), argv(corpus, "out")),
+    ]
     for phase in ("first", "last"):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and len(list(corpus.glob(f".out.work/*/{phase}/*.json"))) < 2:
@@ -148,10 +162,14 @@ def test_an_input_that_changes_or_vanishes(corpus, monkeypatch):
 
     # Not while the first line is looked at, before anything starts.
     monkeypatch.setattr(data, "check_fields", lambda *args: None)
-    monkeypatch.setattr(documents, "parse_json", meanwhile(lambda path: path.write_text('{"text": "다른 글"}\n')))
+    monkeypatch.setattr(
+        documents, "parse_json", meanwhile(lambda path: path.write_text('{"text": "다른 글"}\n'))
+    )
     with pytest.raises(UserError, match="c.jsonl changed while it was being read"):
         data.main(argv(corpus, "out"))
-    monkeypatch.setattr(documents, "parse_json", meanwhile(lambda path: path.unlink(missing_ok=True)))
+    monkeypatch.setattr(
+        documents, "parse_json", meanwhile(lambda path: path.unlink(missing_ok=True))
+    )
     with pytest.raises(UserError, match="cannot read .*c.jsonl: No such file"):
         data.main(argv(corpus, "out"))
     assert not (corpus / "out").exists()
@@ -159,7 +177,9 @@ def test_an_input_that_changes_or_vanishes(corpus, monkeypatch):
 
 @pytest.mark.parametrize("limit, message", [(2, "File too large"), (40, "File too large")])
 def test_a_limit_on_file_sizes(corpus, limit, message):
-    command = f"ulimit -f {limit}; exec {sys.executable} {data.__file__} " + " ".join(argv(corpus, "out"))
+    command = f"ulimit -f {limit}; exec {sys.executable} {data.__file__} " + " ".join(
+        argv(corpus, "out")
+    )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     last = done.stderr.replace("\r", "\n").strip().split("\n")[-1]
     assert done.returncode == 2 and message in last and "Traceback" not in done.stderr, done.stderr
@@ -172,7 +192,9 @@ def test_a_full_disk(corpus, profile, kilobytes):
     """With memory mapped onto a file, and with np.save, a full disk is harder to handle than
     `ulimit`."""
     (corpus / "disk").mkdir()
-    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", str(corpus / "disk")]).returncode:
+    if subprocess.run(
+        ["unshare", "-rm", "mount", "-t", "tmpfs", "none", str(corpus / "disk")]
+    ).returncode:
         pytest.skip("may not mount a small disk")
     run = " ".join([sys.executable, data.__file__, *argv(corpus, "disk/out"), "--profile", profile])
     command = f"mount -t tmpfs -o size={kilobytes}k none {corpus}/disk && {run}"
@@ -213,4 +235,6 @@ def test_the_current_folder_as_output(corpus, monkeypatch):
 def test_an_output_that_cannot_be_written(corpus, refused):
     (corpus / "file").touch()
     refused(data, argv(corpus, "file/out"), "Not a directory")
-    refused(data, ["clean", "--input", str(corpus / "raw"), "--out", "/sys/nowhere/out"], "/sys/nowhere")
+    refused(
+        data, ["clean", "--input", str(corpus / "raw"), "--out", "/sys/nowhere/out"], "/sys/nowhere"
+    )

@@ -46,7 +46,10 @@ def text(rng: random.Random) -> str:
     """Korean, mixed with things that are not."""
     words = prose(rng).split(" ")
     for _ in range(rng.randrange(30)):
-        words.insert(rng.randrange(len(words) + 1), rng.choice([*TAGS, *ODD, rng.choice(ODD) * rng.randrange(1, 300)]))
+        words.insert(
+            rng.randrange(len(words) + 1),
+            rng.choice([*TAGS, *ODD, rng.choice(ODD) * rng.randrange(1, 300)]),
+        )
     return rng.choice(["", "<html>", " "]) + rng.choice([" ", ""]).join(words)
 
 
@@ -96,12 +99,17 @@ def write(folder: Path, rng: random.Random, inputs: int) -> int:
     (folder / "empty.jsonl").touch()
     (folder / "empty.txt").touch()
     (folder / "empty.jsonl.gz").touch()
-    (folder / "sound.jsonl").write_text(json.dumps({"text": sound(rng)}, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "sound.jsonl").write_text(
+        json.dumps({"text": sound(rng)}, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     expected, made = 3, 5  # an empty .txt is a document without text
     while made < inputs:
         kind = rng.choice(["jsonl", "jsonl", "JSONL", "jsonl.gz", "jsonl.xz", "broken.jsonl.gz", "array.json", "txt"])
         path = folder / f"{made:06}.{kind}"
-        lines = [KINDS[rng.choice(list(KINDS))](rng) for _ in range(1 if kind == "txt" else rng.randrange(1, 80))]
+        lines = [
+            KINDS[rng.choice(list(KINDS))](rng)
+            for _ in range(1 if kind == "txt" else rng.randrange(1, 80))
+        ]
         made += len(lines)
         raw = rng.choice([b"\n", b"\n", b"\r\n"]).join(lines) + rng.choice([b"", b"\n"])
         if kind == "array.json":  # of documents whose half surrogate pairs are spelled with escapes
@@ -111,7 +119,11 @@ def write(folder: Path, rng: random.Random, inputs: int) -> int:
         elif kind == "broken.jsonl.gz":
             raw = raw.lstrip(b"\xff\xfe")  # lines are counted as bytes below
             packed = gzip.compress(raw)
-            packed = packed[:rng.randrange(1, len(packed))] if rng.random() < 0.7 else rng.randbytes(20) + packed
+            packed = (
+                packed[: rng.randrange(1, len(packed))]
+                if rng.random() < 0.7
+                else rng.randbytes(20) + packed
+            )
             path.write_bytes(packed)
             try:
                 raw = zlib.decompressobj(31).decompress(packed)
@@ -136,16 +148,27 @@ def check(folder: Path, expected: int, *flags: str) -> dict[str, int]:
     """Clean the folder; return what happened to the documents. AssertionError if one is lost, or if
     there is a traceback."""
     out = folder.with_name(folder.name + "-clean")
-    done = subprocess.run([sys.executable, str(DATA), "clean", "--input", str(folder), "--out", str(out), *flags],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(DATA), "clean", "--input", str(folder), "--out", str(out), *flags],
+        capture_output=True,
+        text=True,
+    )
     assert "Traceback" not in done.stderr and done.returncode == 0, (flags, done.stderr[-3000:])
     files = {name: (out / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
              for name in ("removed", "rejected", "changed", "examples")}
     kept = [json.loads(line)["text"] for file in out.glob("*.jsonl") if file.stem not in files
             for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
-    counts = {"kept": len(kept), "removed": len(files["removed"]), "rejected": len(files["rejected"])}
+    counts = {
+        "kept": len(kept),
+        "removed": len(files["removed"]),
+        "rejected": len(files["rejected"]),
+    }
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    assert report["input"]["documents"] == counts["kept"] + counts["removed"], (flags, counts, report["input"])
+    assert report["input"]["documents"] == counts["kept"] + counts["removed"], (
+        flags,
+        counts,
+        report["input"],
+    )
     assert sum(counts.values()) == expected, (flags, counts, expected)
     assert report["output"]["bytes"] == sum(len(text.encode()) for text in kept)
     assert not [text for text in kept if re.search("[\x00-\x08\ud800-\udfff]", text)]
@@ -155,10 +178,16 @@ def check(folder: Path, expected: int, *flags: str) -> dict[str, int]:
 
 def main(argv: list[str] | None = None) -> None:
     """Clean malformed inputs; every document must be kept, removed or rejected."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--inputs", type=int, default=10_000, help="malformed inputs in all")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the inputs; a failure names it")
-    parser.add_argument("--long_line", type=int, default=200, help="megabytes of one line, 0 for none")
+    parser.add_argument(
+        "--seed", type=int, default=int(time.time()), help="of the inputs; a failure names it"
+    )
+    parser.add_argument(
+        "--long_line", type=int, default=200, help="megabytes of one line, 0 for none"
+    )
     args = parser.parse_args(argv)
     print(f"seed {args.seed}")
     with tempfile.TemporaryDirectory() as temporary:
@@ -172,7 +201,10 @@ def main(argv: list[str] | None = None) -> None:
             folder = Path(temporary) / "long"
             folder.mkdir()
             rng, unit = random.Random(args.seed), (" ".join(WORDS) + " ").encode()
-            short = [json.dumps({"text": sound(rng)}, ensure_ascii=False).encode() + b"\n" for _ in range(2)]
+            short = [
+                json.dumps({"text": sound(rng)}, ensure_ascii=False).encode() + b"\n"
+                for _ in range(2)
+            ]
             line = b'{"text": "' + unit * (args.long_line * 1_000_000 // len(unit)) + b'"}\n'
             (folder / "a.jsonl").write_bytes(short[0] + line + short[1])
             (folder / "b.txt").write_bytes(line)
