@@ -173,5 +173,5 @@ def test_four_epochs_are_not_too_many(one):
     stages = [plan.parse_stage(stage) for stage in ("odd:128:1e-3", "even:1:1e-3")]
     loader = data.Loader([data.Shards(one)], [1.0], 32, 0)
     assert notices.read_too_often(stages[:1], ["one"], loader, 128) == []
-    lines = notices.read_too_often(stages, ["one"], loader, 128)  # the second trains one batch, too
+    lines = notices.read_too_often(stages, ["one"], loader, 128)  # the second trains a batch, too
     assert len(lines) == 1 and lines[0].startswith("8.0 epochs of one")

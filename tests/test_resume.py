@@ -559,8 +559,8 @@ def test_starting_the_same_data_again_is_reported(world, whole, tmp_path, capsys
     err = capsys.readouterr().err
     assert f"{start} was trained on 45 windows of ko and 15 windows of en" in err
     assert f"--skip_seen {start} continues behind them" in err
-    # It suggests nothing that would be refused: without English --skip_seen is accepted, with
-    # another source in its place it is not.
+    # It advises nothing that would be refused: without English --skip_seen is taken, with another
+    # source in its place it is not.
     ko = flags(world, tmp_path / "ko", "full:128:1e-3", more=["--model", str(start)])
     train.main([*ko, "--data", str(world / "shards/ko")])
     err = capsys.readouterr().err
@@ -570,7 +570,7 @@ def test_starting_the_same_data_again_is_reported(world, whole, tmp_path, capsys
     train.main([*ko, "--out", str(tmp_path / "both"), "--data", *both])
     err = capsys.readouterr().err
     assert "45 windows of ko, and" in err and "another --seed draws another order" in err
-    # In another position a source has another order.
+    # In another place a source has another order.
     train.main([*ko, "--out", str(tmp_path / "en"), "--data", str(world / "shards/en")])
     assert "was trained on" not in capsys.readouterr().err
     # No notice for what it suggests, for another order, or for a resume.
