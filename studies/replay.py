@@ -1,48 +1,88 @@
-"""How much English must be replayed so that it is not forgotten while Korean is learnt?
+"""How much English must be replayed so that it is not forgotten while Korean is learned?
 
-The same Korean tokens in every arm; English comes on top, so an arm of 50 % reads twice as many tokens:
+Every arm reads the same Korean tokens. English comes on top, so an arm of 50 % reads twice as many
+tokens.
 
-    0 … 50 %        a constant share of English windows (2407.02118, on replay at 1.4B: 5–30 %, about 30 % the best
-                    balance; 2403.08763, Pile → German: 1 % helps already, 50 % costs the new language something)
-    first tenth     half English in the first tenth of the tokens, none after (2506.00288's curriculum): as much English
-                    as 5 %. Two runs: one at a constant rate, one with the usual decay; between them Adam starts anew,
-                    and the order of the Korean text too, so the first twentieth of it is read twice
-    70 → 40 %       an English share that falls on a line, so that Korean rises from 30 to 60 % (PolyLM, 2307.06018)
+    0 … 50 %       a constant share of English windows. 2407.02118, on replay at 1.4B, recommends 5
+                   to 30 %, with about 30 % the best balance; 2403.08763, Pile → German, finds that
+                   1 % helps already and that 50 % costs the new language something
+    first tenth    half English in the first tenth of the tokens, none after (the curriculum of
+                   2506.00288): as much English as 5 %. Two runs, the first at a constant rate, the
+                   second with the usual decay. Adam starts anew between them, and so does the order
+                   of the Korean text, of which the first twentieth is therefore read twice
+    70 → 40 %      an English share that falls linearly, so that Korean rises from 30 to 60 %
+                   (PolyLM, 2307.06018)
 
-Bits a byte of held-out Korean and English, before and after.
+Measured: bits per byte of held-out Korean and English, before and after.
 
     python -m studies.replay --model out/grown --data out/shards --out out/studies/replay --seeds 3
 """
+import argparse
 from pathlib import Path
 
 from common import cli
 from studies import arms, plot
 
 SHARES = (0, 5, 10, 20, 30, 50)
-LABELS = {**{str(share): f"{share} %" for share in SHARES}, "first tenth": "first tenth", "rising": "70 → 40 %"}
+LABELS = {str(share): f"{share} %" for share in SHARES}
+LABELS.update({"first tenth": "first tenth", "rising": "70 → 40 %"})
+HEADER = ["English windows", "Korean tokens", "English tokens", "Korean, bits per byte",
+          "English, bits per byte", "seconds"]
 
 
-def one(args, name: str, seed: int) -> dict:
-    """Train an arm; its row of the table."""
-    def mix(*en):
-        return [f"{args.data}/ko=" + ":".join(f"{1 - share:g}" for share in en),
-                f"{args.data}/en=" + ":".join(f"{share:g}" for share in en)]
-    common, label = {"model": args.model, "seed": seed}, f"{name.replace(' ', '_')}-{seed}"
-    runs, total = [], args.tokens / 0.95
+def mix(args: argparse.Namespace, *english: float) -> list[str]:
+    """--data with these shares of English, one after another over the stage.
+
+    >>> mix(argparse.Namespace(data="d"), 0.75, 0.5)
+    ['d/ko=0.25:0.5', 'd/en=0.75:0.5']
+    """
+    korean_shares = ":".join(f"{1 - share:g}" for share in english)
+    english_shares = ":".join(f"{share:g}" for share in english)
+    return [f"{args.data}/ko={korean_shares}", f"{args.data}/en={english_shares}"]
+
+
+def train_arm(args: argparse.Namespace, name: str, seed: int) -> list[Path]:
+    """The run of an arm, or its two runs, one after the other."""
+    label = f"{name.replace(' ', '_')}-{seed}"
     if name == "first tenth":
-        runs.append(arms.train(args, f"{label}-a", **common, data=mix(0.5), stages=arms.full(args, total / 10),
-                               min_lr=1))
-        common, share, total = {**common, "model": runs[0] / "model"}, [arms.NEVER], 0.9 * total
-    elif name == "rising":
-        share, total = [0.7, 0.4], args.tokens / 0.45
+        total = args.tokens / 0.95
+        first = arms.train(args, f"{label}-a", model=args.model, seed=seed, data=mix(args, 0.5),
+                           stages=arms.full(args, total / 10), min_lr=1)
+        second = arms.train(args, label, model=first / "model", seed=seed,
+                            data=mix(args, arms.NEVER), stages=arms.full(args, 0.9 * total))
+        return [first, second]
+
+    if name == "rising":
+        shares = [0.7, 0.4]
+        total = args.tokens / 0.45
     else:
-        share, total = [max(int(name) / 100, arms.NEVER)], args.tokens / (1 - int(name) / 100)
-    runs.append(arms.train(args, label, **common, data=mix(*share), stages=arms.full(args, total)))
-    counts = [cli.read_json(run / "stages/1-full/training_state.json")["loader"]["counts"] for run in runs]
-    start, *_, end = [row for run in runs for row in arms.measured(run)]
-    return {"arm": name, "seed": seed, "start": start["scores"], **end["scores"],
-            "seconds": sum(arms.measured(run)[-1]["seconds"] for run in runs),
-            "tokens": {x: args.seq_len * sum(c[i] for c in counts) for i, x in enumerate(("ko", "en"))}}
+        shares = [max(int(name) / 100, arms.NEVER)]
+        total = args.tokens / (1 - int(name) / 100)
+    run = arms.train(args, label, model=args.model, seed=seed, data=mix(args, *shares),
+                     stages=arms.full(args, total))
+    return [run]
+
+
+def row_of(args: argparse.Namespace, name: str, seed: int) -> dict:
+    """Train an arm; its row of the table."""
+    tokens = {"ko": 0, "en": 0}
+    seconds = 0.0
+    records = []
+    for run in train_arm(args, name, seed):
+        state = cli.read_json(run / "stages/1-full/training_state.json")
+        for language, windows in zip(tokens, state["loader"]["counts"], strict=True):
+            tokens[language] += args.seq_len * windows
+        found = arms.measured(run)
+        seconds += found[-1]["seconds"]
+        records += found
+    return {
+        "arm": name,
+        "seed": seed,
+        "start": records[0]["scores"],
+        **records[-1]["scores"],
+        "seconds": seconds,
+        "tokens": tokens,
+    }
 
 
 def by_arm(rows: list[dict]) -> dict[str, list[dict]]:
@@ -83,30 +123,35 @@ def draw(result: dict, axes) -> None:
                      f"lost is kept;\nKorean changes by {some['ko'] - none['ko']:+.3f} bits per byte")
 
 
-def report(args, settings: dict, rows: list[dict]) -> None:
+def report(args: argparse.Namespace, settings: dict, rows: list[dict]) -> None:
     """Table, JSON and figure of the rows so far."""
-    of = by_arm(rows)
     start = rows[0]["start"]
-
-    shown = [["untrained", "", "", f"{start['ko']:.3f}", f"{start['en']:.3f}", ""]]
-    shown += [[LABELS[name], *found[0]["tokens"].values(), *(arms.shown([row[x] for row in found])
-               for x in ("ko", "en")), round(mean_of(found, "seconds"))] for name, found in of.items()]
+    table = [["untrained", "", "", f"{start['ko']:.3f}", f"{start['en']:.3f}", ""]]
+    for name, found in by_arm(rows).items():
+        table.append([
+            LABELS[name],
+            *found[0]["tokens"].values(),
+            arms.shown([row["ko"] for row in found]),
+            arms.shown([row["en"] for row in found]),
+            round(mean_of(found, "seconds")),
+        ])
     result = {"settings": settings, "rows": rows}
-    arms.write(args, "replay", result,
-               ["English windows", "Korean tokens", "English tokens", "Korean, bits a byte", "English, bits a byte",
-                "seconds"], shown, lambda axes: draw(result, axes))
+    arms.write(args, "replay", result, HEADER, table, lambda axes: draw(result, axes))
 
 
 def main() -> None:
     """Train all arms, seed by seed; print and write the table after each seed."""
-    parser = arms.parser(__doc__, "replay.py", "Korean tokens an arm")
-    parser.add_argument("--model", required=True, help="the grown model directory")
-    parser.add_argument("--data", type=Path, required=True, help="folder with shards ko and en")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of every arm; they differ in the order of the data")
+    parser = arms.parser(__doc__, "replay.py", "Korean tokens per arm")
+    flag = parser.add_argument
+    flag("--model", required=True, help="the grown model directory")
+    flag("--data", type=Path, required=True, help="folder with shards ko and en")
+    flag("--seeds", type=int, default=1,
+         help="runs of every arm, which differ in the order of the data")
     args = parser.parse_args()
-    settings, rows = arms.start(args, seeds=1), []
+    settings = arms.start(args, seeds=1)
+    rows = []
     for seed in range(args.seeds):
-        rows += [one(args, name, seed) for name in LABELS]
+        rows += [row_of(args, name, seed) for name in LABELS]
         report(args, settings, rows)
 
 
