@@ -1,8 +1,8 @@
 """The recipe on real text, from raw documents to the table of before and after: README's commands
 in a row, with the settings of a small model.
 
-    python -m studies.recipe --base BASE --kobest KOBEST --out out/real --formal wiki.jsonl law.jsonl \\
-        --web manuals.jsonl --short reviews.jsonl --english english/
+    python -m studies.recipe --base BASE --kobest KOBEST --out out/real \\
+        --formal wiki.jsonl law.jsonl --web manuals.jsonl --short reviews.jsonl --english english/
 
 What it leaves in OUT is what the other studies start from:
 
@@ -32,8 +32,10 @@ def program(argv: list, made: Path) -> None:
         return
     words = [str(word) for word in argv]
     print(f"python {' '.join(words)}", flush=True)
-    if subprocess.run([sys.executable, arms.ROOT / words[0], *words[1:]]).returncode:
-        raise cli.UserError(f"{words[0]} stopped before {made} was finished; the same command resumes it")
+    done = subprocess.run([sys.executable, arms.ROOT / words[0], *words[1:]])
+    if done.returncode:
+        raise cli.UserError(f"{words[0]} stopped before {made} was finished; the same command "
+                            "resumes it")
 
 
 def clean(args: argparse.Namespace) -> list[Path]:
@@ -58,19 +60,23 @@ def grow(args: argparse.Namespace, korean: list[Path]) -> None:
     pieces = args.out / "korean.model"
     merged = args.out / "merged.model"
     grown = args.out / "grown"
-    program(["tokenizer.py", "train", "--input", *korean, "--vocab_size", args.vocab_size, "--out", pieces],
-            pieces)
-    program(["tokenizer.py", "merge", "--base", args.base, "--korean", pieces, "--out", merged], merged)
+    program(["tokenizer.py", "train", "--input", *korean, "--vocab_size", args.vocab_size,
+             "--out", pieces], pieces)
+    program(["tokenizer.py", "merge", "--base", args.base, "--korean", pieces,
+             "--out", merged], merged)
     program(["init.py", "--model", args.base, "--tokenizer", merged, "--method", "subtoken_both",
              "--out", grown], grown)
 
 
 def pack(args: argparse.Namespace, korean: list[Path]) -> None:
     """Pack both languages with the merged tokenizer, and with the base's for what is compared."""
-    for folder, tokenizer in (("shards", args.out / "merged.model"), ("shards_base", args.base)):
-        for language, documents in (("ko", korean), ("en", [args.out / "clean/en"])):
+    tokenizers = {"shards": args.out / "merged.model", "shards_base": args.base}
+    documents = {"ko": korean, "en": [args.out / "clean/en"]}
+    for folder, tokenizer in tokenizers.items():
+        for language, paths in documents.items():
             out = args.out / folder / language
-            program(["data.py", "pack", "--input", *documents, "--tokenizer", tokenizer, "--out", out], out)
+            program(["data.py", "pack", "--input", *paths, "--tokenizer", tokenizer,
+                     "--out", out], out)
 
 
 def measure(args: argparse.Namespace) -> dict:
@@ -79,8 +85,8 @@ def measure(args: argparse.Namespace) -> dict:
     shards = [args.out / "shards/ko", args.out / "shards/en"]
     models = {"before": args.base, "grown": args.out / "grown", "after": args.out / "run/model"}
     bits = args.out / "bits.json"
-    program(["eval_bits.py", "--models", *models.values(), "--data", *shards, "--seq_len", args.seq_len,
-             "--out", bits], bits)
+    program(["eval_bits.py", "--models", *models.values(), "--data", *shards,
+             "--seq_len", args.seq_len, "--out", bits], bits)
     tokens = args.out / "tokens.json"
     program(["tokenizer.py", "report", "--tokenizers", args.base, args.out / "merged.model",
              "--input", *sorted((args.out / "clean").iterdir()), "--out", tokens], tokens)
@@ -89,8 +95,8 @@ def measure(args: argparse.Namespace) -> dict:
     for name in ("before", "after"):
         for control, flags in (("", []), (".answer_only", ["--answer_only"])):
             out = args.out / f"kobest/{name}{control}.json"
-            program(["eval_kobest.py", "--model", models[name], "--data", args.kobest, "--split", "dev",
-                     *flags, "--out", out], out)
+            program(["eval_kobest.py", "--model", models[name], "--data", args.kobest,
+                     "--split", "dev", *flags, "--out", out], out)
             found = cli.read_json(out)
             scores[name + control] = {"mean": found["mean_acc"]}
             scores[name + control].update({task: found["tasks"][task]["acc"] for task in TASKS})
@@ -128,9 +134,14 @@ def main(argv: list[str] | None = None) -> None:
     arms.train(args, "run", model=args.out / "grown", lora_rank=args.lora_rank, stages=stages,
                eval_every=50,
                data=[f"{args.out}/shards/ko={1 - ENGLISH}", f"{args.out}/shards/en={ENGLISH}"])
-    result = {"settings": cli.settings(args), **measure(args), "stages": arms.measured(args.out / "run")}
+    result = {
+        "settings": cli.settings(args),
+        **measure(args),
+        "stages": arms.measured(args.out / "run"),
+    }
     cli.write_json(args.out / "recipe.json", result)
 
+    # After every validation: bits per byte of both languages.
     rows = []
     for row in result["stages"]:
         rows.append([row["stage"], row["tokens"], *row["scores"].values(), round(row["seconds"])])

@@ -1,14 +1,20 @@
-"""How far does a budget go: sizes × tokens, from scratch and continued from an English base of the same size.
+"""How far does a budget go? Sizes × tokens, from scratch and continued from an English base of the
+same size.
 
-For each size an English base is trained; then, for each budget, one model learns Korean from random weights and one
-from that base. Both laws of laws.py are fitted to the Korean loss (2407.02118). From them: where the loss would be, how
-to split a budget between parameters and tokens, and what share of the tokens continuing saves at equal loss. N counts
-what a token is multiplied with: everything but the input embedding, so that C = 6 N D.
+For each size an English base is trained. Then, for each budget, one model learns Korean from random
+weights and one from that base. Both laws of laws.py are fitted to the Korean loss (2407.02118), and
+say where the loss would be, how to split a budget between parameters and tokens, and which share of
+the tokens continuing saves at equal loss. N counts the parameters that a token is multiplied with,
+everything but the input embedding, so that C = 6 N D.
 
-One learning rate serves all sizes, as in the paper; what lies outside the runs is extrapolation and marked as such.
+One learning rate serves all sizes, as in the paper. What lies outside the runs is extrapolation and
+marked as such.
 
-    python -m studies.scaling --tokenizer out/base.model --data out/shards_base --out out/studies/scaling --seeds 3
+    python -m studies.scaling --tokenizer out/base.model --data out/shards_base \\
+        --out out/studies/scaling --seeds 3
 """
+import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,69 +24,143 @@ import tokenizer
 from common import cli, plan
 from studies import arms, laws, plot
 
+STARTS = ("scratch", "continued")
 
-def shape(args, text: str) -> tuple[str, int]:
+
+def shape(args: argparse.Namespace, text: str) -> tuple[str, int]:
     """Write the config.json of a size such as 128x4 (width × layers); its path, and N."""
     width, _, layers = text.partition("x")
-    if not (width.isdecimal() and layers.isdecimal() and int(width) % 32 == 0 and int(width) and int(layers)):
-        raise cli.UserError(f"--sizes {text!r} is not width x layers with a width in steps of 32, such as 128x4")
-    width, file = int(width), args.out / f"{text}.config.json"
-    config = model.Config(tokenizer.load(args.tokenizer).size, width, 16 * round(width / 6), int(layers),
-                          width // 32, width // 32, 32, max_position_embeddings=args.seq_len)
+    are_numbers = width.isdecimal() and layers.isdecimal()
+    if not are_numbers or int(width) < 32 or int(width) % 32 or int(layers) < 1:
+        raise cli.UserError(f"--sizes {text!r} is not width x layers with a width in steps of 32, "
+                            "such as 128x4")
+    width = int(width)
+    heads = width // 32
+    config = model.Config(
+        tokenizer.load(args.tokenizer).size,
+        width,
+        16 * round(width / 6),
+        int(layers),
+        heads,
+        heads,
+        32,
+        max_position_embeddings=args.seq_len,
+    )
+    file = args.out / f"{text}.config.json"
     config.write(file)
-    found = plan.shapes(config, "full", 1)
-    return str(file), int(sum(np.prod(dims) for name, dims in found.items() if name != plan.TABLES[0]))
+
+    n_parameters = 0
+    for name, dims in plan.shapes(config, "full", 1).items():
+        if name != plan.TABLES[0]:
+            n_parameters += int(np.prod(dims))
+    return str(file), n_parameters
 
 
-def sweep(args, shapes: dict, seed: int) -> list[dict]:
-    """Train all runs of a seed; a row each: size, N, D, from where, Korean loss in nats a token."""
-    rows, mix = [], lambda en: [f"{args.data}/ko={1 - en:g}", f"{args.data}/en={en:g}"]
-    for size, (config, N) in shapes.items():
+def mix(args: argparse.Namespace, english: float) -> list[str]:
+    """--data with this share of English windows."""
+    return [f"{args.data}/ko={1 - english:g}", f"{args.data}/en={english:g}"]
+
+
+def sweep(args: argparse.Namespace, shapes: dict, seed: int) -> list[dict]:
+    """Train all runs of a seed; a row for each: size, N, D, where it began, Korean loss in nats per
+    token."""
+    rows = []
+    for size, (config, n_parameters) in shapes.items():
         fresh = {"config": config, "tokenizer": args.tokenizer}
-        base = arms.train(args, f"{size}-base-{seed}", **fresh, seed=seed, data=mix(1 - arms.NEVER),
+        base = arms.train(args, f"{size}-base-{seed}", **fresh, seed=seed,
+                          data=mix(args, 1 - arms.NEVER),
                           stages=arms.full(args, args.base_tokens))
+        origins = {"scratch": fresh, "continued": {"model": base / "model"}}
         for tokens in args.budgets:
-            for start, origin in (("scratch", fresh), ("continued", {"model": base / "model"})):
-                run = arms.train(args, f"{size}-{start}-{tokens}-{seed}", **origin, seed=seed, data=mix(arms.NEVER),
+            for start in STARTS:
+                run = arms.train(args, f"{size}-{start}-{tokens}-{seed}", **origins[start],
+                                 seed=seed, data=mix(args, arms.NEVER),
                                  stages=arms.full(args, tokens))
                 end = arms.measured(run)[-1]
-                rows.append({"size": size, "start": start, "seed": seed, "N": N, "D": end["tokens"],
-                             "loss": end["losses"]["ko"], "bits_per_byte": end["scores"]["ko"],
-                             "english": end["scores"]["en"]})
+                rows.append({
+                    "size": size,
+                    "start": start,
+                    "seed": seed,
+                    "N": n_parameters,
+                    "D": end["tokens"],
+                    "loss": end["losses"]["ko"],
+                    "bits_per_byte": end["scores"]["ko"],
+                    "english": end["scores"]["en"],
+                })
     return rows
 
 
 def points(rows: list[dict], start: str) -> tuple:
     """(N, D, L) of the runs that began so."""
-    return tuple(np.array([row[key] for row in rows if row["start"] == start], float) for key in ("N", "D", "loss"))
+    mine = [row for row in rows if row["start"] == start]
+    return tuple(np.array([row[key] for row in mine], float) for key in ("N", "D", "loss"))
+
+
+# ---- What the laws say ---------------------------------------------------------------------------
 
 
 def interval(values: list[float]) -> str:
-    """The middle 95 % of a bootstrap, and how many of its draws have no such value."""
+    """The middle 95 % of a bootstrap, and how many of its draws have no such value.
+
+    >>> interval([1.0, 1.0, float("nan")])
+    '[1, 1] none in 33%'
+    """
     there = [value for value in values if np.isfinite(value)]
-    none = f" none in {1 - len(there) / len(values):.0%}" if len(there) < len(values) else ""
-    return "[{:.3g}, {:.3g}]".format(*np.quantile(there, (0.025, 0.975))) + none if there else "none"
+    if not there:
+        return "none"
+    low, high = np.quantile(there, (0.025, 0.975))
+    text = f"[{low:.3g}, {high:.3g}]"
+    if len(there) < len(values):
+        text += f" none in {1 - len(there) / len(values):.0%}"
+    return text
 
 
 def findings(fitted: tuple, samples: list[tuple], rows: list[dict]) -> list[list[str]]:
-    """What the laws say, each with its interval: coefficients, tokens saved, the best split of a budget."""
+    """What the laws say, each with its interval: coefficients, tokens saved, the best split of a
+    budget."""
     found = []
 
-    def say(what: str, of) -> None:
-        value, drawn = of(*fitted), [of(*sample) for sample in samples]
-        found.append([what, f"{value:.3g}" if np.isfinite(value) else "none", interval(drawn)])
+    def say(what: str, value_of: Callable) -> None:
+        """A row: `value_of` of the fitted laws, and of every bootstrap sample."""
+        value = value_of(*fitted)
+        drawn = [value_of(*sample) for sample in samples]
+        shown = f"{value:.3g}" if np.isfinite(value) else "none"
+        found.append([what, shown, interval(drawn)])
 
-    for name, i, which in (("E", laws.E, 0), ("A", laws.A, 0), ("α", laws.ALPHA, 0), ("B", laws.B, 0),
-                           ("β", laws.BETA, 0), ("B'", laws.B, 1), ("β'", laws.BETA, 1), ("γ", laws.GAMMA, 1)):
-        say(name, lambda *both, i=i, which=which: np.exp(both[which][i]) if i in (laws.E, laws.A, laws.B)
-            else both[which][i])
+    for name, i, which in (
+        ("E", laws.E, 0),
+        ("A", laws.A, 0),
+        ("α", laws.ALPHA, 0),
+        ("B", laws.B, 0),
+        ("β", laws.BETA, 0),
+        ("B'", laws.B, 1),
+        ("β'", laws.BETA, 1),
+        ("γ", laws.GAMMA, 1),
+    ):
+
+        def coefficient(*both, i=i, which=which):
+            value = both[which][i]
+            return np.exp(value) if i in (laws.E, laws.A, laws.B) else value
+
+        say(name, coefficient)
+
     largest = max(row["D"] for row in rows)
-    for size, N in sorted({(row["size"], row["N"]) for row in rows}, key=lambda pair: pair[1]):
-        say(f"tokens saved at {size}, of {largest:,} from scratch", lambda *both, N=N: laws.saved(*both, N, largest))
+    sizes = {(row["size"], row["N"]) for row in rows}
+    for size, N in sorted(sizes, key=lambda pair: pair[1]):
+
+        def tokens_saved(*both, N=N):
+            return laws.saved(*both, N, largest)
+
+        say(f"tokens saved at {size}, of {largest:,} from scratch", tokens_saved)
+
     flops = 6 * max(row["N"] * row["D"] for row in rows)
     for C, note in ((flops, "the largest run's"), (100 * flops, "100 times it, extrapolated")):
-        for i, start in enumerate(("from scratch", "continued")):
-            say(f"best N for C = {C:.1e} ({note}), {start}", lambda *both, C=C, i=i: laws.split(both[i], C)[0])
+        for which, start in enumerate(("from scratch", "continued")):
+
+            def best_size(*both, C=C, which=which):
+                return laws.split(both[which], C)[0]
+
+            say(f"best N for C = {C:.1e} ({note}), {start}", best_size)
     return found
 
 
@@ -113,46 +193,79 @@ def draw(result: dict, *panels) -> None:
     # How much does the start matter, at the smallest budget and at the largest?
     gains = []
     for budget in (min(budgets), max(budgets)):
-        scratch = [row["loss"] for row in rows if (row["D"], row["start"]) == (budget, "scratch")]
-        continued = [row["loss"] for row in rows if (row["D"], row["start"]) == (budget, "continued")]
-        gains.append(sum(scratch) / len(scratch) - sum(continued) / len(continued))
-    plot.title(panels[0], f"Starting from an English model lowers the Korean loss by {gains[0]:.2f} "
-                          f"nats after {min(budgets):,} tokens,\nand by {gains[1]:.2f} after "
-                          f"{max(budgets):,}")
+        means = {}
+        for start in STARTS:
+            found = [r["loss"] for r in rows if (r["D"], r["start"]) == (budget, start)]
+            means[start] = sum(found) / len(found)
+        gains.append(means["scratch"] - means["continued"])
+    plot.title(panels[0], "Starting from an English model lowers the Korean loss by "
+                          f"{gains[0]:.2f} nats after {min(budgets):,} tokens,\nand by "
+                          f"{gains[1]:.2f} after {max(budgets):,}")
 
 
-def main() -> None:
-    """Sweep, fit, and say what the laws say."""
-    parser = arms.parser(__doc__, "scaling.py", "tokens of the largest budget; a half and a quarter are run too")
+def table_of_losses(rows: list[dict]) -> list[list]:
+    """A row per size and budget: mean and spread of the losses, by where the runs began."""
+    losses: dict = {}
+    for row in rows:
+        place = (row["size"], row["N"], row["D"])
+        losses.setdefault(place, {}).setdefault(row["start"], []).append(row["loss"])
+    result = []
+    for place, by_start in losses.items():
+        result.append([*place, *(arms.shown(by_start[start]) for start in STARTS)])
+    return result
+
+
+def parse() -> argparse.Namespace:
+    """The flags; UserError if they name fewer than two sizes."""
+    parser = arms.parser(__doc__, "scaling.py",
+                         "tokens of the largest budget; a half and a quarter are run too")
     flag = parser.add_argument
     flag("--tokenizer", required=True, help="the base's tokenizer.model")
     flag("--data", type=Path, required=True, help="folder with shards ko and en packed with it")
-    flag("--sizes", nargs="+", default=["64x2", "96x3", "128x4", "192x6"], help="width x layers; heads are 32 wide")
+    flag("--sizes", nargs="+", default=["64x2", "96x3", "128x4", "192x6"],
+         help="width x layers; heads are 32 wide")
     flag("--base_tokens", type=int, default=600_000, help="English tokens of each base")
     flag("--draws", type=int, default=200, help="bootstrap samples")
     flag("--seeds", type=int, default=1, help="runs of every point")
-    # Small steps and many: with the other studies' 2,048 tokens a step the larger sizes, which want a lower rate, are
-    # still behind the smaller ones when the tokens end, and the law has nothing to say about N.
+    # Many small steps: with the other studies' 2,048 tokens per step, the larger sizes, which want
+    # a lower rate, are still behind the smaller ones when the tokens end, and the law has nothing to
+    # say about N.
     parser.set_defaults(lr=1e-3, batch_tokens=512)
-    args = parser.parse_args()
-    settings = arms.start(args, tokens=4 * args.batch_tokens, seeds=1, base_tokens=1, draws=2)  # a step at the least
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Sweep, fit, and print and write what the laws say."""
+    args = parse()
+    # The smallest budget is a quarter, and must be one step at least.
+    settings = arms.start(args, tokens=4 * args.batch_tokens, seeds=1, base_tokens=1, draws=2)
     if len(set(args.sizes)) < 2:
-        raise cli.UserError("--sizes: a law over sizes needs two different ones at least, such as 64x2 128x4")
+        raise cli.UserError("--sizes: a law over sizes needs two different ones at least, such as "
+                            "64x2 128x4")
     args.budgets = [args.tokens // 4, args.tokens // 2, args.tokens]
     shapes = {size: shape(args, size) for size in args.sizes}
-    rows = [row for seed in range(args.seeds) for row in sweep(args, shapes, seed)]
-    scratch, continued = (points(rows, start) for start in ("scratch", "continued"))
-    fitted, pairs = laws.both(scratch, continued), [(r["size"], r["seed"]) for r in rows if r["start"] == "scratch"]
-    group = np.array([sorted(set(pairs)).index(pair) for pair in pairs])
-    found = findings(fitted, laws.bootstrap(scratch, continued, fitted, group, args.draws), rows)
+    rows = []
+    for seed in range(args.seeds):
+        rows += sweep(args, shapes, seed)
 
-    result = {"settings": settings, "rows": rows, "findings": found,
-              "theta": [theta.tolist() for theta in fitted]}
+    scratch, continued = (points(rows, start) for start in STARTS)
+    fitted = laws.both(scratch, continued)
+    # Runs of one size and seed share a base, random weights, and the order of the data.
+    pairs = [(row["size"], row["seed"]) for row in rows if row["start"] == "scratch"]
+    numbers = {pair: i for i, pair in enumerate(sorted(set(pairs)))}
+    group = np.array([numbers[pair] for pair in pairs])
+    samples = laws.bootstrap(scratch, continued, fitted, group, args.draws)
+    found = findings(fitted, samples, rows)
+
+    result = {
+        "settings": settings,
+        "rows": rows,
+        "findings": found,
+        "theta": [theta.tolist() for theta in fitted],
+    }
     cli.write_json(args.out / "scaling.json", result)
-    print(arms.table(["size", "N", "D", "from scratch", "continued"], [
-        [a["size"], a["N"], a["D"], *(arms.shown([r["loss"] for r in rows if (r["N"], r["D"], r["start"]) == (
-            a["N"], a["D"], start)]) for start in ("scratch", "continued"))]
-        for a in rows if a["seed"] == 0 and a["start"] == "scratch"]), "\n", sep="")
+    header = ["size", "N", "D", "from scratch", "continued"]
+    print(arms.table(header, table_of_losses(rows)), "\n", sep="")
     print(arms.table(["by the laws", "value", "95 % interval"], found))
     plot.figure(args.out / "scaling.svg", lambda *axes: draw(result, *axes), panels=2)
 
