@@ -138,8 +138,8 @@ def draw(result: dict, axes) -> None:
                   textcoords="offset points", color=plot.GREY)
     x, y = change(averaged["mean of checkpoints"], start)
     axes.plot(x, y, "*", color=plot.GREY)
-    axes.annotate("mean of checkpoints", xy=(x, y), xytext=(-6, -10), ha="right", textcoords="offset points",
-                  color=plot.GREY)
+    axes.annotate("mean of checkpoints", xy=(x, y), xytext=(-6, -10), ha="right",
+                  textcoords="offset points", color=plot.GREY)
 
     axes.set_xlim(right=1.2 * max(x for x, _ in ends))
     axes.set(xlabel="English lost, bits per byte (left is better)",

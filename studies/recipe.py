@@ -6,9 +6,12 @@ in a row, with the settings of a small model.
 
 What it leaves in OUT is what the other studies start from:
 
-    clean/{formal,web,short,en}   cleaned documents         grown          the grown model
-    korean.model, merged.model    the tokenizers            shards/        ko and en, merged tokenizer
-    run/                          the four stages           shards_base/   the same, the base's own
+    clean/{formal,web,short,en}   cleaned documents
+    korean.model, merged.model    the tokenizers
+    grown                         the grown model
+    shards/{ko,en}                packed with the merged tokenizer
+    shards_base/{ko,en}           the same documents, packed with the base's tokenizer
+    run/                          the four stages
 
 Stopped and started again with the same command, it skips what is finished and resumes training.
 """
@@ -27,7 +30,7 @@ PROFILES = ("formal", "web", "short")  # of the Korean documents; English is for
 
 
 def program(argv: list, made: Path) -> None:
-    """Run one of the programs, which makes MADE; nothing if MADE is there. UserError if it fails."""
+    """Run one of the programs, which makes MADE, unless MADE exists. UserError if it fails."""
     if made.exists():
         return
     words = [str(word) for word in argv]
@@ -109,7 +112,8 @@ def main(argv: list[str] | None = None) -> None:
     flag = parser.add_argument
     flag("--base", required=True, help="the English model directory, tokenizer.model in it")
     flag("--kobest", required=True, help="folder of KoBEST: kept out of the corpus, and scored")
-    flag("--formal", nargs="+", default=[], metavar="PATH", help="articles, rulings, statutes, books")
+    flag("--formal", nargs="+", default=[], metavar="PATH",
+         help="articles, rulings, statutes, books")
     flag("--web", nargs="+", default=[], metavar="PATH", help="pages and manuals")
     flag("--short", nargs="+", default=[], metavar="PATH", help="reviews and comments")
     flag("--english", nargs="+", required=True, metavar="PATH", help="English documents")

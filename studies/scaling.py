@@ -228,8 +228,8 @@ def parse() -> argparse.Namespace:
     flag("--draws", type=int, default=200, help="bootstrap samples")
     flag("--seeds", type=int, default=1, help="runs of every point")
     # Many small steps: with the other studies' 2,048 tokens per step, the larger sizes, which want
-    # a lower rate, are still behind the smaller ones when the tokens end, and the law has nothing to
-    # say about N.
+    # a lower rate, are still behind the smaller ones when the tokens end, and the law has nothing
+    # to say about N.
     parser.set_defaults(lr=1e-3, batch_tokens=512)
     return parser.parse_args()
 
