@@ -1,4 +1,5 @@
-"""Gather what the speedrun measured into out/report.json and out/report.md; nothing runs again.
+"""Gather what the speedrun measured into out/report.json and out/report.md. It reads what the
+programs wrote, and runs none of them again.
 
     python -m studies.report --out out --seconds 540
 """
@@ -21,9 +22,9 @@ from studies.runs import (
 
 # The arms in the order of the tables: what each is called, and the folder of its run.
 ARMS = {
-    "base": "English base, untouched",
-    "plain": "plain, base tokenizer, equal time",
-    "full": "merged tokenizer, one full stage",
+    "base": "base: English only, untouched",
+    "plain": "plain: base tokenizer, equal time",
+    "full": "full: merged tokenizer, one full stage",
     "nanowhale": "nanowhale: embed, odd, even, LoRA",
 }
 RUNS = {
@@ -35,7 +36,7 @@ TASKS = ("boolq", "copa", "hellaswag", "sentineg", "wic")
 
 
 def table(header: list[str], rows: list[list]) -> str:
-    """A Markdown table; numbers are aligned to the right."""
+    """A Markdown table. All columns but the first are aligned to the right."""
     alignment = ["---"] + ["---:"] * (len(header) - 1)
     lines = [header, alignment]
     for row in rows:
@@ -47,19 +48,20 @@ def table(header: list[str], rows: list[list]) -> str:
 
 
 def check_complete(out: Path) -> None:
-    """UserError that names the first arm without a finished run or scores."""
+    """UserError that names the first arm whose run, scores or answer are missing."""
     for folder in RUNS.values():
         check_finished(out / folder)
     for arm in ARMS:
         for file in (scores_file(out, arm), scores_file(out, arm, answer_only=True)):
             if not file.exists():
                 raise cli.UserError(
-                    f"{file} is missing: {arm} was not scored; bash speedrun.sh does what is left"
+                    f"{file} is missing: {arm} was not scored; run bash speedrun.sh again, which "
+                    "does what is left"
                 )
         if not sample_file(out, arm).exists():
             raise cli.UserError(
-                f"{sample_file(out, arm)} is missing: {arm} has not answered the prompt; "
-                "bash speedrun.sh does what is left"
+                f"{sample_file(out, arm)} is missing: {arm} has not answered the prompt; run "
+                "bash speedrun.sh again, which does what is left"
             )
 
 
@@ -75,7 +77,7 @@ def sample_file(out: Path, arm: str) -> Path:
 
 
 def gather(out: Path, total_seconds: float) -> dict:
-    """Everything that report.json holds. UserError if an arm is missing."""
+    """Everything that goes into report.json. UserError if an arm is missing."""
     check_complete(out)
     tokenizers = cli.read_json(out / "tokens.json")["tokenizers"]
     merged = list(tokenizers.values())[-1]  # the base's comes first
@@ -100,7 +102,7 @@ def gather(out: Path, total_seconds: float) -> dict:
 
 
 def cleaning_report(out: Path, language: str) -> dict:
-    """The report of a language's cleaning, and what it found of the planted faults."""
+    """The cleaning's report for a language, with what it found of the planted faults."""
     folder = out / "clean" / language
     planted = cli.read_json(out / "world" / "planted.json")[language]
     report = cli.read_json(folder / "report.json")
@@ -114,9 +116,9 @@ def found(planted: dict, removed: list[dict], changed: list[dict]) -> dict:
     """Precision and recall of each kind of planted fault:
     {kind: {"planted", "found", "recall", "precision", "removed"}}.
 
-    Of two copies the cleaner may keep either, so a pair counts as found when one of the two was
-    removed, and removing either counts as right. A fault that an earlier step removed for its own
-    reason is neither a hit nor a miss.
+    Cleaning may keep either of two copies, so a pair counts as found when one of the two was
+    removed, and removing either is right. A fault that another step had removed already is neither
+    a hit nor a miss.
     """
     removed_ids = {record["id"] for record in removed}
     # Which step of the cleaning should find which kind of fault.
@@ -153,28 +155,31 @@ def found(planted: dict, removed: list[dict], changed: list[dict]) -> dict:
 
 
 def ids_removed_by(removed: list[dict], step: str) -> set[str]:
-    """Ids of the documents that a step of the cleaning removed."""
+    """Ids of the documents that a cleaning step removed."""
     return {record["id"] for record in removed if record["step"] == step}
 
 
 def korean_token_ratio(merged: dict) -> float:
-    """Tokens of Korean with the merged tokenizer, the base's = 1."""
+    """Tokens of Korean with the merged tokenizer, divided by those with the base's."""
     for path, numbers in merged["inputs"].items():
         if path.endswith("ko"):
             return numbers["token_ratio"]
-    raise cli.UserError("tokens.json has no --input whose name ends in ko: was it the speedrun's?")
+    raise cli.UserError(
+        "tokens.json has no input whose name ends in ko, so it was not written by the speedrun; "
+        "bash speedrun.sh --fresh writes it"
+    )
 
 
 def stage_rows(run: Path) -> list[dict]:
-    """One row per stage, like the paper's table: training loss (mean of the stage's last tenth) and
-    validation losses."""
+    """One row per stage, as in the paper's table: the training loss, averaged over the last tenth of
+    the stage, and the validation losses."""
     names = {}
     for folder in (run / "stages").iterdir():
         number, _, name = folder.name.partition("-")
         names[number] = name
 
     rows = []
-    for record in validations(run)[1:]:  # the first is that of the start
+    for record in validations(run)[1:]:  # the first one was before training
         losses = [step["loss"] for step in steps(run) if step["stage"] == record["stage"]]
         tail = losses[-max(1, len(losses) // 10):]
         row = {
@@ -192,7 +197,8 @@ def stage_rows(run: Path) -> list[dict]:
 def bits_per_byte(out: Path, arm: str) -> dict[str, float]:
     """{language: bits per byte} at the end of an arm's run."""
     if arm == "base":
-        # Plain training starts from the base, with its tokenizer: its first validation.
+        # The plain arm starts from the base with its own tokenizer, so its first validation is
+        # that of the base.
         record = validations(out / RUNS["plain"])[0]
     else:
         record = validations(out / RUNS[arm])[-1]
@@ -200,8 +206,8 @@ def bits_per_byte(out: Path, arm: str) -> dict[str, float]:
 
 
 def training_cost(run: Path) -> dict:
-    """Seconds in training steps, megabytes of text read, tokens, peak memory in bytes, and the
-    bytes of state that its largest stage holds."""
+    """What a run cost: seconds in training steps, megabytes of text read, tokens, and bytes: the
+    peak that was measured, and the training state of each stage, and of the largest."""
     trained = steps(run)
     by_stage = state_bytes(run)
     largest = max(by_stage, key=by_stage.get)
@@ -217,10 +223,8 @@ def training_cost(run: Path) -> dict:
 
 
 def state_bytes(run: Path) -> dict[str, int]:
-    """{stage: bytes of its weights, gradients and moments}, by common/plan.py.
-
-    This is what stages save. Activations come on top, and do not depend much on the stage.
-    """
+    """{stage: bytes of weights, gradients and moments}, computed by common/plan.py from the run's
+    own settings. This is what stages save; activations come on top."""
     settings = run_settings(run)
     config = model.Config.read(run / "model")
     by_stage = {}
@@ -239,7 +243,7 @@ def state_bytes(run: Path) -> dict[str, int]:
 
 
 def accuracies(out: Path, arm: str) -> dict:
-    """An arm's KoBEST accuracies with 95 % intervals, and those of answers without context."""
+    """An arm's KoBEST accuracies with 95 % intervals, and the control's."""
     scores = cli.read_json(scores_file(out, arm))
     control = cli.read_json(scores_file(out, arm, answer_only=True))
     result = {}
@@ -254,14 +258,14 @@ def accuracies(out: Path, arm: str) -> dict:
 
 
 def pooled_examples(out: Path, arm: str) -> list[dict]:
-    """The examples of COPA and HellaSwag, the two tasks that the toy world's arms learn."""
+    """The examples of COPA and HellaSwag, the two tasks that models of this size learn."""
     tasks = cli.read_json(scores_file(out, arm))["tasks"]
     return tasks["copa"]["examples"] + tasks["hellaswag"]["examples"]
 
 
 def compare(arm: list[dict], nanowhale: list[dict]) -> dict:
-    """How two arms answered the same examples: {"arm_alone", "nanowhale_alone": examples that only
-    one of them has right, "p_value": McNemar's exact p that they are equally good}.
+    """How two arms answered the same questions: how many only the one has right, how many only the
+    other, and the p-value of McNemar's exact test that they are equally good.
 
     >>> right = {"prediction": 1, "label": 1}
     >>> wrong = {"prediction": 0, "label": 1}
@@ -288,49 +292,66 @@ def compare(arm: list[dict], nanowhale: list[dict]) -> dict:
 
 
 def render(report: dict) -> str:
-    """report.json as Markdown: the summary, the four ideas in order, then the arms compared."""
+    """report.json as Markdown: the findings, the arms compared, then the recipe step by step."""
     parts = [
         "# What the speedrun found",
         "",
         *summary(report),
         *arms_section(report),
         *samples_section(report["samples"]),
+        *kobest_section(report),
         *corpus_section(report["corpus"]),
         *tokenizer_section(report),
         *init_section(report["init"]["bits_per_byte"]),
         *stages_section(report["stages"]),
-        *kobest_section(report),
     ]
-    return "\n".join(parts) + "\n"
+    return "\n".join(parts)
 
 
 def summary(report: dict) -> list[str]:
-    """The findings in words, a line each."""
+    """The findings in words, one per line."""
     bits = report["bits_per_byte"]
-    training = report["training"]
-    trained = list(RUNS)
-    best = min(trained, key=lambda arm: bits[arm]["ko"])
-    smallest = min(trained, key=lambda arm: training[arm]["state_bytes"])
-    most_english = min(trained, key=lambda arm: bits[arm]["en"])
-    saved = 1 - training["nanowhale"]["state_bytes"] / training["full"]["state_bytes"]
+    memory = {arm: report["training"][arm]["state_bytes"] for arm in RUNS}
+    saved = 1 - memory["nanowhale"] / memory["full"]
+    best = min(RUNS, key=lambda arm: bits[arm]["ko"])
+    lost = {arm: bits[arm]["en"] - bits["base"]["en"] for arm in RUNS}
+    kept_most = min(RUNS, key=lambda arm: lost[arm])
+    findings = [
+        f"Tokens: with the merged tokenizer Korean takes {1 - report['token_ratio']:.0%} fewer.",
+        f"Korean: {best} has learned the most, {bits[best]['ko']:.3f} bits per byte (lower is "
+        f"better). {and_the_others(best, {arm: bits[arm]['ko'] for arm in RUNS}, '.3f')}.",
+        f"English: {kept_most} has lost the least, {lost[kept_most]:+.3f} bits per byte against "
+        f"the base's {bits['base']['en']:.3f}. {and_the_others(kept_most, lost, '+.3f')}.",
+        f"Memory: the stages need {megabytes(memory['nanowhale'])} MB for weights, gradients and "
+        f"moments, {saved:.0%} less than full ({megabytes(memory['full'])} MB).",
+    ]
+    for arm in ("plain", "full"):
+        comparison = verdict(arm, report["against_nanowhale"][arm])
+        findings.append(f"COPA and HellaSwag: {comparison}.")
     return [
-        f"{report['seconds']:.0f} seconds in all, on the built-in world, one seed: two runs of the "
-        "same arm can differ by as much as two arms do here.",
+        f"The built-in toy world, one seed, {report['seconds']:.0f} seconds in all. An English "
+        "*base* is adapted to Korean in three ways: *plain* keeps the base's tokenizer, *full* "
+        "trains everything at once, *nanowhale* trains in stages.",
         "",
-        f"- Korean takes {report['token_ratio']:.3f} of the base's tokens with the merged tokenizer.",
-        f"- The most Korean was learned by *{ARMS[best]}* "
-        f"({bits[best]['ko']:.3f} bits per byte; lower is better).",
-        f"- The most English was kept by *{ARMS[most_english]}* "
-        f"({bits[most_english]['en']:.3f}; the base: {bits['base']['en']:.3f}).",
-        f"- The least memory was needed by *{ARMS[smallest]}* "
-        f"({megabytes(training[smallest]['state_bytes'])} MB). "
-        f"The stages need {saved:.0%} less than one full stage.",
+        *(f"- {finding}" for finding in findings),
+        "",
+        "Another seed may order the arms differently, by their answers above all.",
         "",
     ]
 
 
+def and_the_others(arm: str, values: dict[str, float], form: str) -> str:
+    """The values of all arms but one, in words.
+
+    >>> and_the_others("full", {"plain": 0.34, "full": 0.28, "nanowhale": 0.31}, ".2f")
+    'plain: 0.34, nanowhale: 0.31'
+    """
+    others = [f"{other}: {value:{form}}" for other, value in values.items() if other != arm]
+    return ", ".join(others)
+
+
 def megabytes(n_bytes: int) -> str:
-    """Bytes in MB (10⁶), with one digit after the point.
+    """Bytes in MB (10⁶ bytes), with one decimal.
 
     >>> megabytes(21_560_000)
     '21.6'
@@ -340,7 +361,13 @@ def megabytes(n_bytes: int) -> str:
 
 def corpus_section(corpus: dict) -> list[str]:
     """What each step left, and what was found of the planted faults."""
-    parts = ["## 1. Corpus", ""]
+    parts = [
+        "## 1. Corpus",
+        "",
+        "The built-in world has faults planted in it. *Recall* is the share of them that was found, "
+        "*precision* the share of what was removed or masked that was planted.",
+        "",
+    ]
     for language, name in (("ko", "Korean"), ("en", "English")):
         report = corpus[language]
         raw = report["input"]
@@ -355,7 +382,7 @@ def corpus_section(corpus: dict) -> list[str]:
                 numbers = [score[key] for key in ("planted", "found", "recall", "precision")]
                 faults.append([kind, *numbers])
 
-        parts += [f"{name}:", ""]
+        parts += [f"{name}, what is left after each step:", ""]
         parts += [table(["after", "documents", "MB", "share of bytes"], left), ""]
         parts += [table(["planted fault", "planted", "found", "recall", "precision"], faults), ""]
     return parts
@@ -367,23 +394,23 @@ def tokenizer_section(report: dict) -> list[str]:
     return [
         "## 2. Tokenizer",
         "",
-        f"Korean takes {report['token_ratio']:.3f} times the base's tokens; the embedding has "
-        f"{merged['embedding_growth']:.2f} times its rows; {merged['added']} pieces were added, "
-        f"{merged['unreachable']} of them unreachable.",
+        f"{merged['added']} pieces were added, {merged['unreachable']} of them unreachable. Korean "
+        f"takes {report['token_ratio']:.3f} of the tokens that it took before, and the embedding "
+        f"has {merged['embedding_growth']:.2f} times the rows.",
         "",
     ]
 
 
 def init_section(methods: dict) -> list[str]:
-    """The probe's table: a row per method, a column per number of steps."""
+    """The probe's table: one row per method, one column per number of steps."""
     first = next(iter(methods.values()))
     header = ["method", *(f"step {step}" for step in first)]
     rows = [[method, *row.values()] for method, row in methods.items()]
     return [
         "## 3. Initialisation",
         "",
-        "Korean bits per byte before and after a few steps of embedding and head alone, on the "
-        "same batches.",
+        "Korean bits per byte by the way in which new rows are made, before training and after a "
+        "few steps of embedding and head, on the same batches.",
         "",
         table(header, rows),
         "",
@@ -396,24 +423,30 @@ def stages_section(stages: list[dict]) -> list[str]:
         "stage": "stage",
         "tokens": "tokens so far",
         "train_loss": "train loss",
-        "ko_loss": "eval loss ko",
-        "ko_bits_per_byte": "bits per byte ko",
-        "en_bits_per_byte": "bits per byte en",
+        "ko_loss": "Korean eval loss",
+        "ko_bits_per_byte": "Korean, bits per byte",
+        "en_bits_per_byte": "English, bits per byte",
     }
     rows = [[stage[key] for key in columns] for stage in stages]
-    return ["## 4. Stages", "", table(list(columns.values()), rows), ""]
+    return [
+        "## 4. Stages",
+        "",
+        "Losses are nats per token.",
+        "",
+        table(list(columns.values()), rows),
+        "",
+    ]
 
 
 def arms_section(report: dict) -> list[str]:
     """Bits per byte, memory, time and text of every arm."""
-    floor = report["entropy"]
     header = [
         "arm",
         "Korean, bits per byte",
         "English, bits per byte",
-        "MB of training state",
-        "seconds",
-        "tokens",
+        "MB of weights, gradients, moments (largest stage)",
+        "training seconds",
+        "training tokens",
         "MB of text read",
     ]
     rows = []
@@ -429,8 +462,8 @@ def arms_section(report: dict) -> list[str]:
                 training["megabytes"],
             ]
         rows.append([name, bits["ko"], bits["en"], *cost])
-    name = "*floor: the entropy of the world's generator*"
-    rows.append([name, floor["ko"], floor["en"], "", "", "", ""])
+    floor = report["entropy"]
+    rows.append(["*floor: entropy of the generator*", floor["ko"], floor["en"], "", "", "", ""])
 
     stages = []
     for stage, n_bytes in report["training"]["nanowhale"]["state_bytes_by_stage"].items():
@@ -440,25 +473,28 @@ def arms_section(report: dict) -> list[str]:
         "",
         table(header, rows),
         "",
-        "Training state: the bytes of weights, gradients and optimizer moments, of the largest "
-        f"stage ({', '.join(stages)} MB); `python train.py --plan` computes them for any model. "
-        "Activations come on top.",
+        "*Bits per byte*: what the model needs to encode a byte of held-out text. Lower is better, "
+        "and no model can get below the floor.",
+        "",
+        f"*Memory*: nanowhale's stages need {', '.join(stages)} MB, and the largest counts. "
+        "Activations come on top. `python train.py --plan` computes the same for any model.",
         "",
     ]
 
 
 def samples_section(samples: dict[str, str]) -> list[str]:
-    """What each arm answers to the same prompt, greedily."""
+    """How each arm continues the speedrun's prompt, greedily."""
     lines = []
-    for arm, name in ARMS.items():
-        # The untouched base may answer with line breaks and half characters.
+    for arm in ARMS:
+        # The base may answer with line breaks.
         text = " ".join(samples[arm].split())
-        lines.append(f"{name + ':':36} {text}")
+        lines.append(f"{arm:10} {text}")
     return [
         "## What they answer",
         "",
-        "The prompt says: *On Wednesday Eunho dropped the teacup on the floor. So the teacup …* "
-        "Right is 산산이 깨졌다, *broke to pieces*.",
+        "The prompt says: *On Wednesday Minjun dropped the plate on the floor. So the plate …* "
+        "Right is 산산이 깨졌다, *broke into pieces*. The corpus tells this of cups and teacups, and "
+        "never of a plate.",
         "",
         "```text",
         *lines,
@@ -468,7 +504,7 @@ def samples_section(samples: dict[str, str]) -> list[str]:
 
 
 def kobest_section(report: dict) -> list[str]:
-    """Accuracies with their intervals, the control, and the test against nanowhale."""
+    """Accuracies with their intervals, the control, and each arm against nanowhale."""
     scored = []
     control = []
     for arm, name in ARMS.items():
@@ -479,40 +515,45 @@ def kobest_section(report: dict) -> list[str]:
     for arm, comparison in report["against_nanowhale"].items():
         verdicts.append(f"- {verdict(arm, comparison)}")
     return [
-        "## KoBEST (toy test split, zero-shot accuracy, 95 % intervals)",
+        "## KoBEST",
+        "",
+        "The toy test split, zero-shot accuracy with 95 % intervals:",
         "",
         table(["arm", *TASKS, "mean"], scored),
         "",
-        "The control, answers scored without their context. An arm that is no better above has "
-        "learned nothing of the task:",
+        "The control scores the answers without their context. An arm that is no better in the "
+        "table above has not learned the task:",
         "",
         table(["arm", *TASKS], control),
         "",
         "COPA and HellaSwag together, question by question (McNemar's exact test):",
         "",
         *verdicts,
+        "",
     ]
 
 
 def verdict(arm: str, comparison: dict) -> str:
-    """Which of two arms is better, in words. Below p = 0.05 the difference counts as one.
+    """Which of two arms is better, in words: a difference counts if p is below 0.05.
 
     >>> verdict("full", {"arm_alone": 40, "nanowhale_alone": 10, "p_value": 0.00002})
-    'full is better than nanowhale: 40 questions only full has right, 10 only nanowhale (p = 2e-05)'
-    >>> verdict("plain", {"arm_alone": 11, "nanowhale_alone": 10, "p_value": 1.0})
-    'plain and nanowhale do not differ: 11 questions only plain has right, 10 only nanowhale (p = 1)'
+    'full is better than nanowhale (right alone on 40 questions against 10, p = 2e-05)'
+    >>> verdict("full", {"arm_alone": 11, "nanowhale_alone": 10, "p_value": 1.0})
+    'full and nanowhale show no difference (right alone on 11 questions against 10, p = 1)'
     """
     arm_alone = comparison["arm_alone"]
     nanowhale_alone = comparison["nanowhale_alone"]
+    counts = (arm_alone, nanowhale_alone)
     if comparison["p_value"] >= 0.05:
-        finding = f"{arm} and nanowhale do not differ"
+        finding = f"{arm} and nanowhale show no difference"
     elif arm_alone > nanowhale_alone:
         finding = f"{arm} is better than nanowhale"
     else:
         finding = f"nanowhale is better than {arm}"
+        counts = (nanowhale_alone, arm_alone)
     return (
-        f"{finding}: {arm_alone} questions only {arm} has right, {nanowhale_alone} only "
-        f"nanowhale (p = {comparison['p_value']:.3g})"
+        f"{finding} (right alone on {counts[0]} questions against {counts[1]}, "
+        f"p = {comparison['p_value']:.2g})"
     )
 
 
@@ -527,10 +568,10 @@ def accuracy(score: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write report.json, then report.md, and print the latter."""
+    """Write report.json and report.md, and print the latter."""
     parser = cli.Parser(description=__doc__, prog="studies.report")
     parser.add_argument("--out", type=Path, default=Path("out"), help="the speedrun's folder")
-    parser.add_argument("--seconds", type=float, required=True, help="what the whole run took")
+    parser.add_argument("--seconds", type=float, required=True, help="how long the whole run took")
     args = parser.parse_args(argv)
 
     report = gather(args.out, args.seconds)

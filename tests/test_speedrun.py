@@ -135,7 +135,7 @@ def test_prepared_then_whole_and_a_run_of_yours_is_not_taken_for_its_own(copy):
     assert not any("out/run" in call for call in prepared)
     (copy / "out/run").mkdir()  # by `torchrun train.py`
     calls, errors = finish(copy, status=2)
-    assert "out/run is not of its making" in errors
+    assert "out/run was not made by the speedrun" in errors
     assert "train.py --out out/run" not in calls
     (copy / "out/run").rename(copy / "out/my_run")
     rest, _ = finish(copy)
