@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Set up if need be, then run the tests: all of them, in two processes, or those that pytest's
-# arguments choose.
+# Set up .venv if needed, then run the tests: all of them, in two processes, or those that the
+# arguments for pytest select.
 #
 #   bash test.sh
 #   bash test.sh -k merge
@@ -16,14 +16,14 @@ fi
 echo "All tests, in two processes: about eleven minutes on two cores."
 export OMP_NUM_THREADS=1
 
-# Files whose tests start many programs take half of the time. Every other file, a new one too, is in
-# the other half.
+# These files start many programs and take half of the time. The other process runs all other files,
+# including new ones.
 programs="tests/test_gpu.py tests/test_parallel.py tests/test_exercises.py tests/test_speedrun.py
     tests/test_signals.py tests/test_export.py tests/test_document_mask.py tests/test_eval_bits.py
     tests/test_llama3.py"
 ignored=$(for file in $programs; do echo "--ignore=$file"; done)
 
-# With -m a job in the background has a process group of its own, and is not deaf to SIGINT, which its
+# With `set -m` a background job has its own process group and does not ignore SIGINT, which its
 # tests send to programs.
 set -m
 output=$(mktemp)
@@ -34,7 +34,7 @@ trap 'kill -INT -- -$other 2>/dev/null || true; rm -f "$output"' EXIT
 status=0
 $PYTHON -m pytest $ignored || status=$?
 if [ $status = 2 ]; then
-    exit 130  # Ctrl-C: the other process ends with this one
+    exit 130  # Ctrl-C: the trap stops the other process
 fi
 other_status=0
 wait $other || other_status=$?

@@ -1,4 +1,4 @@
-"""What a run of train.py left behind, read back: steps, validations, time, and the text it read."""
+"""Read back what a run of train.py wrote: its steps and validations, its time, the text it read."""
 import json
 from pathlib import Path
 
@@ -11,41 +11,42 @@ def read_jsonl(path: Path) -> list[dict]:
 
 
 def check_finished(run: Path) -> None:
-    """UserError that says how to go on, if a run is not there or was stopped before its end."""
+    """UserError that says what to do, if a run is missing or was stopped before its end."""
     if (run / "model").exists():
         return
     if (run / "config.json").exists():
         raise cli.UserError(
             f"{run} was stopped before its end; resume it: python train.py --resume {run}"
         )
-    raise cli.UserError(f"there is no run in {run}; bash speedrun.sh does what is missing")
+    raise cli.UserError(f"there is no run in {run}; bash speedrun.sh trains what is missing")
 
 
 def run_settings(run: Path) -> dict:
-    """The effective settings of a run."""
+    """The settings that a run was started with, defaults included."""
     return cli.read_json(run / "config.json")
 
 
 def steps(run: Path) -> list[dict]:
-    """The lines of a run's metrics that are training steps."""
+    """The records of a run's metrics.jsonl that are training steps."""
     return [record for record in read_jsonl(run / "metrics.jsonl") if "loss" in record]
 
 
 def validations(run: Path) -> list[dict]:
-    """The lines of a run's metrics that are validations."""
+    """The records of a run's metrics.jsonl that are validations."""
     return [record for record in read_jsonl(run / "metrics.jsonl") if "validation" in record]
 
 
 def seconds(run: Path) -> float:
-    """Time that a run spent in training steps; validation and checkpoints are not in it."""
+    """Time that a run spent in training steps, without validation and checkpoints."""
     batch_tokens = run_settings(run)["batch_tokens"]
     return sum(batch_tokens / record["tokens_per_second"] for record in steps(run))
 
 
 def bytes_read(run: Path) -> dict[Path, float]:
-    """Bytes of text that a run read from each of its folders of shards, by the windows it drew.
+    """Bytes of text that a run read from each of its folders of shards, computed from the number of
+    windows it drew.
 
-    UserError if the run is not finished: what it has read so far is not what it will have read.
+    UserError if the run is not finished, because it has not read everything yet.
     """
     check_finished(run)
     settings = run_settings(run)
@@ -62,7 +63,7 @@ def bytes_read(run: Path) -> dict[Path, float]:
 
 
 def stage_number(folder: Path) -> int:
-    """Of a stage's folder.
+    """The number at the beginning of a stage folder's name.
 
     >>> stage_number(Path("run/stages/2-odd"))
     2
