@@ -171,8 +171,8 @@ def korean_token_ratio(merged: dict) -> float:
 
 
 def stage_rows(run: Path) -> list[dict]:
-    """One row per stage, as in the paper's table: the training loss, averaged over the last tenth of
-    the stage, and the validation losses."""
+    """One row per stage, as in the paper's table: the training loss, averaged over the last tenth
+    of the stage, and the validation losses."""
     names = {}
     for folder in (run / "stages").iterdir():
         number, _, name = folder.name.partition("-")
@@ -364,8 +364,8 @@ def corpus_section(corpus: dict) -> list[str]:
     parts = [
         "## 1. Corpus",
         "",
-        "The built-in world has faults planted in it. *Recall* is the share of them that was found, "
-        "*precision* the share of what was removed or masked that was planted.",
+        "The built-in world has faults planted in it. *Recall* is the share of them that was "
+        "found, *precision* the share of what was removed or masked that was planted.",
         "",
     ]
     for language, name in (("ko", "Korean"), ("en", "English")):
@@ -493,8 +493,8 @@ def samples_section(samples: dict[str, str]) -> list[str]:
         "## What they answer",
         "",
         "The prompt says: *On Wednesday Minjun dropped the plate on the floor. So the plate …* "
-        "Right is 산산이 깨졌다, *broke into pieces*. The corpus tells this of cups and teacups, and "
-        "never of a plate.",
+        "Right is 산산이 깨졌다, *broke into pieces*. The corpus tells this of cups and teacups, "
+        "and never of a plate.",
         "",
         "```text",
         *lines,
