@@ -1,6 +1,8 @@
-"""speedrun.sh: stopped, resumed, begun anew, and nobody's files lost. Its programs are played by a
-stand-in for Python."""
+"""speedrun.sh can be stopped, resumed and started afresh, and loses no files. A stand-in for Python
+plays its programs."""
 import os
+import re
+import shlex
 import shutil
 import signal
 import stat
@@ -10,9 +12,10 @@ import time
 import pytest
 from conftest import ROOT
 
-# In place of a program: a line in calls.txt, and the output that the flag --out names. The program
-# whose command line holds the word in slow.txt takes its time; SIGTERM ends it with status 130, as
-# it ends train.py.
+from toy.world import WORLD
+
+# In place of each program: it adds a line to calls.txt and creates what --out names. If its command
+# line contains the word in slow.txt, it waits; SIGTERM ends it with status 130, as with train.py.
 STAND_IN = """#!/usr/bin/env bash
 case "$1" in -c) exit 0 ;; esac
 echo "$@" >> calls.txt
@@ -33,7 +36,7 @@ esac
 
 @pytest.fixture
 def copy(tmp_path):
-    """speedrun.sh, and what it looks at, in a folder of its own, with the stand-in for Python."""
+    """A folder with speedrun.sh, the files that it reads, and the stand-in for Python."""
     for name in ("common", "kernels", "cleaning", "toy", "studies"):
         shutil.copytree(ROOT / name, tmp_path / name)
     for path in (*ROOT.glob("*.py"), *ROOT.glob("*.sh"), ROOT / "requirements.txt"):
@@ -45,10 +48,12 @@ def copy(tmp_path):
 
 
 def start(copy, *flags) -> subprocess.Popen:
-    """In a process group of its own: a signal reaches script and program, as Ctrl-C would.
+    """A speedrun in a process group of its own, so that a signal reaches script and program, as
+    Ctrl-C does.
 
-    Tests that run in the background of a script are deaf to SIGINT, and so would be the speedrun,
-    which cannot trap a signal that was ignored when it began: so the default is restored."""
+    If the tests run in the background of a script, SIGINT is ignored. The speedrun would inherit
+    that, and a shell cannot trap a signal that was ignored when it started: so the default is
+    restored."""
     environment = {**os.environ, "PYTHON": "./stand_in.sh"}
     return subprocess.Popen(["bash", "speedrun.sh", *flags], cwd=copy, env=environment,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -57,7 +62,7 @@ def start(copy, *flags) -> subprocess.Popen:
 
 
 def finish(copy, *flags, status: int = 0) -> tuple[list[str], str]:
-    """(the programs' command lines, what went to stderr) of a whole speedrun."""
+    """Run a whole speedrun: (the programs' command lines, what went to stderr)."""
     calls = copy / "calls.txt"
     calls.unlink(missing_ok=True)
     process = start(copy, *flags)
@@ -67,8 +72,8 @@ def finish(copy, *flags, status: int = 0) -> tuple[list[str], str]:
 
 
 def interrupted(copy, where: str) -> str:
-    """What a speedrun says on stderr that Ctrl-C stops in the program whose command line holds
-    `where`."""
+    """Stop a speedrun by Ctrl-C in the program whose command line contains `where`, and return what
+    it prints on stderr."""
     (copy / "slow.txt").write_text(where)
     process = start(copy)
     while not (copy / "waiting.txt").exists():
@@ -105,7 +110,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_resumes(copy, where, resumed):
     before = (copy / "calls.txt").read_text().splitlines()
     after, _ = finish(copy)
     assert after[0].startswith(resumed)
-    assert len(before) + len(after) == len(whole) + 1  # that one twice, every other once
+    assert len(before) + len(after) == len(whole) + 1  # this one ran twice, every other once
 
 
 def test_a_step_whose_output_was_removed_runs_again(copy):
@@ -133,7 +138,7 @@ def test_changed_code_starts_anew_and_nothing_is_lost(copy):
 def test_prepared_then_whole_and_a_run_of_yours_is_not_taken_for_its_own(copy):
     prepared, _ = finish(copy, "--prepare")
     assert not any("out/run" in call for call in prepared)
-    (copy / "out/run").mkdir()  # by `torchrun train.py`
+    (copy / "out/run").mkdir()  # as `torchrun train.py` does
     calls, errors = finish(copy, status=2)
     assert "out/run was not made by the speedrun" in errors
     assert "train.py --out out/run" not in calls
@@ -141,6 +146,28 @@ def test_prepared_then_whole_and_a_run_of_yours_is_not_taken_for_its_own(copy):
     rest, _ = finish(copy)
     assert not set(prepared) & set(rest)
     assert "train.py --out out/run" in rest and (copy / "out/my_run").exists()
+
+
+def test_the_prompt_asks_what_the_corpus_never_tells():
+    """The name occurs in KoBEST's items only, and plates are never dropped; other things are."""
+    script = (ROOT / "speedrun.sh").read_text(encoding="utf-8")
+    prompt = re.search('^prompt="(.*)"', script, re.MULTILINE)[1]
+    plate = next(noun for noun, _ in WORLD.things if noun[1] == "plate")
+    rule, = {id(rule): rule for _, rule in WORLD.told["rules"]
+             if rule[0][1] == "dropped the {noun:} on the floor"}.values()
+    assert "민준" in [korean for korean, _ in WORLD.item_names]
+    assert (plate, rule) not in WORLD.told["rules"]
+    assert prompt == f"수요일에 민준이 {rule[0][0].format(noun=plate[0])}다. 그래서 {plate[0]:이}"
+
+
+def test_what_it_prints_can_be_typed(copy):
+    process = start(copy)
+    printed, _ = process.communicate(timeout=60)
+    commands = re.findall("^[$] python (.*)", printed, re.MULTILINE)
+    calls = (copy / "calls.txt").read_text().splitlines()[:-1]  # the last is the report
+    assert [command.replace('"', "") for command in commands] == calls
+    answers = [shlex.split(command) for command in commands if command.startswith("sample.py")]
+    assert len(answers) == 4 and all("민준이" in words[4] for words in answers)
 
 
 def test_an_unknown_argument_is_named(copy):

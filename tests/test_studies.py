@@ -20,7 +20,7 @@ import data
 import model
 import tokenizer
 import train
-from common import cli
+from common import cli, plan
 from studies import (
     arms,
     curriculum,
@@ -65,7 +65,7 @@ def test_mcnemar_equals_the_binomial_test():
     assert report.compare(a, a)["p_value"] == 1
 
 
-def test_memory_of_an_arm_is_that_of_its_largest_stage(world, tmp_path):
+def test_memory_of_each_stage_is_that_of_the_plan(world, tmp_path):
     """Four bytes per frozen float32 weight, sixteen per trained one."""
     run = tmp_path / "run"
     cli.write_json(run / "config.json", {
@@ -79,6 +79,65 @@ def test_memory_of_an_arm_is_that_of_its_largest_stage(world, tmp_path):
     assert found["full"] == 16 * everything
     assert found["embed"] == 16 * tables + 4 * (everything - tables)
     assert found["odd"] < found["full"]
+    for what, n_bytes in found.items():
+        stage = plan.parse_stage(f"{what}:1M:1e-3")
+        cost = plan.cost(model.Config.read(run / "model"), stage, 4, 32, torch.float32)
+        assert n_bytes == cost["weights"] + cost["gradients"] + cost["optimizer"]
+
+
+def arm_cost(state_bytes: int, by_stage: dict[str, int]) -> dict:
+    """What the report holds of an arm's training."""
+    return {"seconds": 40.4, "tokens": 900_000, "megabytes": 4.5, "state_bytes": state_bytes,
+            "state_bytes_by_stage": by_stage}
+
+
+def test_the_report_says_in_words_what_was_found():
+    task = {"acc": 0.5, "ci95": [0.4, 0.6], "answer_only": 0.5}
+    corpus = {
+        "input": {"documents": 10, "bytes": 1_000_000},
+        "steps": [{"step": "exact", "documents_out": 9, "bytes_out": 900_000}],
+        "planted": {"exact": {"planted": 1, "found": 1, "recall": 1.0, "precision": 1.0}},
+    }
+    text = report.render({
+        "seconds": 600,
+        "token_ratio": 0.43,
+        "corpus": {"ko": corpus, "en": corpus},
+        "tokenizer": {"added": 1034, "unreachable": 0, "embedding_growth": 1.67},
+        "init": {"bits_per_byte": {"mean": {"0": 3.0, "30": 0.9}}},
+        "entropy": {"ko": 0.22, "en": 0.27},
+        "bits_per_byte": {
+            "base": {"ko": 8.15, "en": 0.313},
+            "plain": {"ko": 0.343, "en": 0.354},
+            "full": {"ko": 0.283, "en": 0.336},
+            "nanowhale": {"ko": 0.311, "en": 0.347},
+        },
+        "stages": [{"stage": "embed", "tokens": 300_000, "train_loss": 2.0, "ko_loss": 1.5,
+                    "ko_bits_per_byte": 0.4, "en_bits_per_byte": 0.35}],
+        "kobest": {arm: {task_name: task for task_name in report.TASKS} | {"mean_acc": 0.5}
+                   for arm in report.ARMS},
+        "against_nanowhale": {
+            "base": {"arm_alone": 5, "nanowhale_alone": 200, "p_value": 1e-9},
+            "plain": {"arm_alone": 11, "nanowhale_alone": 10, "p_value": 1.0},
+            "full": {"arm_alone": 40, "nanowhale_alone": 10, "p_value": 2e-5},
+        },
+        "training": {
+            "plain": arm_cost(18_000_000, {"full": 18_000_000}),
+            "full": arm_cost(20_000_000, {"full": 20_000_000}),
+            "nanowhale": arm_cost(15_000_000, {"embed": 15_000_000, "odd": 10_000_000}),
+        },
+        "samples": {arm: "접시가\n산산이 깨졌다" for arm in report.ARMS},  # the plate broke to pieces
+    })
+    findings = [line for line in text.splitlines() if line.startswith("- ")][:6]
+    assert "57% fewer" in findings[0]
+    assert "full has learned the most, 0.283" in findings[1] and "nanowhale: 0.311" in findings[1]
+    assert "full has lost the least, +0.023" in findings[2] and "nanowhale: +0.034" in findings[2]
+    assert "15.0 MB" in findings[3] and "25% less than full (20.0 MB)" in findings[3]
+    assert "plain and nanowhale show no difference" in findings[4]
+    assert "full is better than nanowhale (right alone on 40" in findings[5]
+    assert "nanowhale is better than base (right alone on 200 questions against 5" in text
+    base, _, _, staged = text[text.index("| base"):].splitlines()[:4]
+    assert base.endswith("|  |  |  |  |") and "| 15.0 | 40 | 900000 | 4.500 |" in staged
+    assert "embed 15.0, odd 10.0 MB" in text and "full       접시가 산산이 깨졌다\n" in text
 
 
 def test_bytes_read_are_those_of_the_windows_drawn(world, tmp_path):
@@ -109,6 +168,9 @@ def test_a_run_that_is_missing_or_was_stopped_is_one_line(tmp_path, refused):
     for folder in report.RUNS.values():
         (out / folder / "model").mkdir()
     refused(report, reporting, "kobest/base.json is missing: base was not scored")
+    for name in ("base.json", "base.answer_only.json"):
+        cli.write_json(out / "kobest" / name, {})
+    refused(report, reporting, "samples/base.txt is missing: base has not answered the prompt")
 
 
 def test_plain_training_is_a_fair_race_and_is_resumed(world, tmp_path, monkeypatch):
