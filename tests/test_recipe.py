@@ -1,5 +1,5 @@
-"""The whole recipe at the smallest size, program after program, as a user would run it; and what
-comes out opens in transformers with the same numbers and the same tokens."""
+"""The whole recipe at the smallest size, one program after the other, as a user would run it. The
+result opens in transformers, with the same logits and the same tokens."""
 import json
 
 import pytest
@@ -31,7 +31,7 @@ ODD_TEXTS = [
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """Run everything once: toy world, clean, train, merge, init, pack, four stages."""
+    """Run everything once: toy world, clean, tokenizer, merge, init, pack, four stages."""
     out = tmp_path_factory.mktemp("recipe")
     toy.main(["--out", f"{out}/world", "--documents", "400"])
     for language in ("ko", "en"):

@@ -1,4 +1,5 @@
-"""toy/: its Korean is Korean, its faults are where it says, its questions need the world and not just the answers."""
+"""toy/: its Korean is correct, its faults are where planted.json says, and its questions cannot be
+answered without the world."""
 import csv
 import itertools
 import json
@@ -25,8 +26,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def documents(folder):
-    return {name: {d["id"]: d["text"] for file in sorted((folder / name).glob("*.jsonl"))
-                   for d in map(json.loads, file.read_text(encoding="utf-8").splitlines())} for name in ("ko", "en")}
+    """{language: {id: text}}."""
+    texts = {"ko": {}, "en": {}}
+    for name, found in texts.items():
+        for file in sorted((folder / name).glob("*.jsonl")):
+            for line in file.read_text(encoding="utf-8").splitlines():
+                document = json.loads(line)
+                found[document["id"]] = document["text"]
+    return texts
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +42,13 @@ def planted(folder):
 
 
 def ids(planted: dict, kind: str) -> set[str]:
+    """All documents of a kind of fault, copies and originals."""
     return {i for found in planted[kind] for i in ([found] if isinstance(found, str) else found)}
 
 
 def rows(folder, task: str, split: str) -> list[dict]:
-    with open(folder / "kobest/v1.0" / task / f"{split}.tsv", encoding="utf-8", newline="") as file:
+    path = folder / "kobest/v1.0" / task / f"{split}.tsv"
+    with open(path, encoding="utf-8", newline="") as file:
         header, *body = csv.reader(file, delimiter="\t")
     assert all(len(row) == len(header) for row in body)
     return [dict(zip(header, row, strict=True)) for row in body]
@@ -49,14 +58,18 @@ def letters(text: str) -> str:
     return "".join(c for c in text if unicodedata.category(c)[0] in "LN")
 
 
-# ------------------------------------------------------------------------------------------------------------ Korean
+# ---- Korean --------------------------------------------------------------------------------------
 
 def test_particles_follow_the_last_sound():
-    words = {noun for noun, _ in WORLD.things} | {*WORLD.names, *WORLD.slots["place"], *WORLD.slots["job"]}
-    words |= {(toy.Korean(w), "") for w in ("서울", "물", "부산", "바다", "값")}  # Seoul, water, Busan, sea, price
+    words = {noun for noun, _ in WORLD.things}
+    words |= {*WORLD.names, *WORLD.slots["place"], *WORLD.slots["job"]}
+    # Seoul, water, Busan, sea, price.
+    words |= {(toy.Korean(w), "") for w in ("서울", "물", "부산", "바다", "값")}
     for korean, _ in words:
-        jamo = unicodedata.normalize("NFD", korean[-1])  # decomposed: lead, vowel and, if it has one, a final consonant
-        closed, rieul = len(jamo) == 3, jamo[-1] == "\u11af"
+        # Decomposed: lead, vowel and, if it has one, a final consonant.
+        jamo = unicodedata.normalize("NFD", korean[-1])
+        closed = len(jamo) == 3
+        rieul = jamo[-1] == "\u11af"
         for consonant, vowel in ("은는", "이가", "을를", "과와"):
             assert f"{korean:{consonant}}" == korean + (consonant if closed else vowel)
         assert f"{korean:으로}" == korean + ("으로" if closed and not rieul else "로")
@@ -65,12 +78,17 @@ def test_particles_follow_the_last_sound():
 
 
 @pytest.mark.parametrize("line, past, modifier, formal", [
-    ("크 커 big", "컸", "큰", "큽니다"), ("길 길어 long", "길었", "긴", "깁니다"),
+    ("크 커 big", "컸", "큰", "큽니다"),
+    ("길 길어 long", "길었", "긴", "깁니다"),
     ("쓰 써 bitter", "썼", "쓴", "씁니다"),
-    ("가볍 가벼워 light", "가벼웠", "가벼운", "가볍습니다"), ("빠르 빨라 fast", "빨랐", "빠른", "빠릅니다"),
-    ("둥글 둥글어 round", "둥글었", "둥근", "둥급니다"), ("깨끗하 깨끗해 clean", "깨끗했", "깨끗한", "깨끗합니다"),
+    ("가볍 가벼워 light", "가벼웠", "가벼운", "가볍습니다"),
+    ("빠르 빨라 fast", "빨랐", "빠른", "빠릅니다"),
+    ("둥글 둥글어 round", "둥글었", "둥근", "둥급니다"),
+    ("깨끗하 깨끗해 clean", "깨끗했", "깨끗한", "깨끗합니다"),
     ("높 높아 tall", "높았", "높은", "높습니다"),
-    ("짧 짧아 short", "짧았", "짧은", "짧습니다"), ("새롭 새로워 new", "새로웠", "새로운", "새롭습니다")])
+    ("짧 짧아 short", "짧았", "짧은", "짧습니다"),
+    ("새롭 새로워 new", "새로웠", "새로운", "새롭습니다"),
+])
 def test_adjectives(line, past, modifier, formal):
     adjective = toy.Adjective(line)
     assert (adjective.past, adjective.modifier, adjective.present[2]) == (past, modifier, formal)
@@ -79,12 +97,16 @@ def test_adjectives(line, past, modifier, formal):
 def test_world_is_as_large_as_designed():
     nouns = [noun for noun, _ in WORLD.things]
     assert len({ko for ko, _ in nouns}) == 120 == len({en for _, en in nouns})
-    assert len({a.stem for _, suits in WORLD.things for pair in suits for a in pair}) == 40
+    stems = set()
+    for _, suits in WORLD.things:
+        stems.update(adjective.stem for pair in suits for adjective in pair)
+    assert len(stems) == 40
     for kind, number, parts in (("rules", 30, 2), ("scripts", 20, 4)):
         distinct = {tuple(event) for _, event in WORLD.told[kind]}
         assert len(distinct) == number and all(len(event) == parts for event in distinct)
-        # A particle of its own would tell an answer apart, and tests would measure how often a noun carries it.
-        assert {e[-1][0].split()[0] for e in distinct} == {"{noun:이}" if kind == "rules" else "{noun:을}"}
+        # A particle of its own would give an answer away.
+        particle = "{noun:이}" if kind == "rules" else "{noun:을}"
+        assert {e[-1][0].split()[0] for e in distinct} == {particle}
         assert kind != "rules" or {e[0][0].split()[0] for e in distinct} == {"{noun:을}"}
     assert len(WORLD.senses) == 12 and all(len(senses) == 2 for senses in WORLD.senses.values())
     assert len(WORLD.names) >= 200 and not set(WORLD.names) & set(WORLD.item_names)
@@ -92,16 +114,19 @@ def test_world_is_as_large_as_designed():
 
 
 def test_every_document_keeps_one_speech_level():
-    teller, seen = toy.Teller("levels", 0), Counter()
+    teller = toy.Teller("levels", 0)
+    seen = Counter()
     for _ in range(200):
-        ends = {re.search(r"(습니다|니다|요|다)$", s)[0].removeprefix("습") for s in teller.document()[:-1].split(". ")
-                if not re.search(r"(예|아니오)$", s)}
+        ends = set()
+        for sentence in teller.document()[:-1].split(". "):
+            if not re.search(r"(예|아니오)$", sentence):
+                ends.add(re.search(r"(습니다|니다|요|다)$", sentence)[0].removeprefix("습"))
         assert len(ends) == 1
         seen[ends.pop()] += 1
     assert set(seen) == {"다", "요", "니다"} and seen["다"] > seen["요"]
 
 
-# ------------------------------------------------------------------------------------------------------------ corpus
+# ---- The corpus ----------------------------------------------------------------------------------
 
 def test_same_seed_same_files_other_seed_other_text(folder, tmp_path):
     for name, seed in (("again", 0), ("other", 1)):
@@ -117,42 +142,52 @@ def test_faults_are_where_planted_says(documents, planted):
         found = planted[name]
         assert len(texts) == SIZE and all(i.startswith(name) for i in texts)
         for kind, share in toy.DIRT.items():
-            assert len(found[kind]) == (0 if kind == "leaked" and name == "en" else round(share * SIZE))
+            expected = 0 if kind == "leaked" and name == "en" else round(share * SIZE)
+            assert len(found[kind]) == expected
         members = [i for kind in toy.DIRT for i in ids(found, kind)]
-        assert len(members) == len(set(members)) and set(members) <= set(texts)  # no document has two faults
+        assert len(members) == len(set(members))  # no document has two faults
+        assert set(members) <= set(texts)
         assert all(texts[copy] == texts[original] for copy, original in found["exact"])
         clean = {i: t for i, t in texts.items() if i not in members}
         assert len(set(clean.values())) == len(clean)
-        assert all(re.search(r"\d{3}-\d{4}|-04-\d{6}|@example", texts[i]) for i in found["personal"])
+        for i in found["personal"]:
+            assert re.search(r"\d{3}-\d{4}|-04-\d{6}|@example", texts[i])
         assert not any(re.search(r"\d-\d|\d{6}|@", text) for text in clean.values())
 
 
 def test_near_copies_are_near_and_nothing_else_is(documents, planted):
-    def jaccard(a: str, b: str) -> float:
-        one, two = ({t[i:i + 5] for i in range(len(t) - 4)} for t in (a, b))
+    def grams(text: str) -> set[str]:
+        return {text[i:i + 5] for i in range(len(text) - 4)}
+
+    def jaccard(one: set[str], two: set[str]) -> float:
         return len(one & two) / len(one | two)
 
     for name, texts in documents.items():
-        near = [jaccard(texts[copy], texts[original]) for copy, original in planted[name]["near"]]
+        found = planted[name]
+        near = [jaccard(grams(texts[copy]), grams(texts[first])) for copy, first in found["near"]]
         assert 0.85 <= min(near) and max(near) < 1
-        others = sorted(set(texts) - {i for kind in ("exact", "near", "junk") for i in ids(planted[name], kind)})[:160]
-        grams = {i: {texts[i][k:k + 5] for k in range(len(texts[i]) - 4)} for i in others}
-        likeness = (len(grams[a] & grams[b]) / len(grams[a] | grams[b]) for a, b in itertools.combinations(others, 2))
-        assert max(likeness) < 0.7
+        faulty = ids(found, "exact") | ids(found, "near") | ids(found, "junk")
+        others = [grams(texts[i]) for i in sorted(set(texts) - faulty)[:160]]
+        assert max(jaccard(a, b) for a, b in itertools.combinations(others, 2)) < 0.7
 
 
 def test_personal_data_is_nobodys(documents, planted):
-    text = " ".join(documents[name][i] for name in documents for i in planted[name]["personal"])
+    texts = [documents[name][i] for name in documents for i in planted[name]["personal"]]
+    text = " ".join(texts)
     cards = re.findall(r"\d{4}-\d{4}-\d{4}-\d{4}", text)
     for card in cards:  # Luhn, from the right: every second digit doubled
         digits = [int(d) for d in card[::-1] if d != "-"]
-        assert sum(digits[::2]) % 10 == -sum(d * 2 // 10 + d * 2 % 10 for d in digits[1::2]) % 10
+        doubled = sum(d * 2 // 10 + d * 2 % 10 for d in digits[1::2])
+        assert (sum(digits[::2]) + doubled) % 10 == 0
     residents = re.findall(r"\b(\d{6})-(\d{7})\b", text)
     for front, back in residents:
-        number = [int(d) for d in front + back]
-        right = (11 - sum(d * w for d, w in zip(number, [2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5], strict=False)) % 11) % 10
-        assert right != number[12] and 1 <= int(front[2:4]) <= 12 and 1 <= int(front[4:]) <= 28
-    assert len(cards) > 5 and residents and re.search(r"010-0\d{3}-\d{4}", text)  # 010-0... is not assigned
+        *number, check = [int(d) for d in front + back]
+        weights = [2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5]
+        weighted = sum(d * w for d, w in zip(number, weights, strict=True))
+        assert check != (11 - weighted % 11) % 10
+        assert 1 <= int(front[2:4]) <= 12 and 1 <= int(front[4:]) <= 28
+    assert len(cards) > 5 and residents
+    assert re.search(r"010-0\d{3}-\d{4}", text)  # 010-0... is not assigned
 
 
 def test_entropy_is_the_sum_of_the_choices_and_a_floor(folder, documents, planted):
@@ -162,17 +197,25 @@ def test_entropy_is_the_sum_of_the_choices_and_a_floor(folder, documents, plante
     entropy = json.loads((folder / "entropy.json").read_text())
     for language, name in enumerate(("ko", "en")):
         teller = toy.Teller(f"0 {name}", language)
-        told = [teller.document() for _ in range(SIZE - sum(len(planted[name][k]) for k in ("exact", "near", "junk")))]
+        copies = sum(len(planted[name][kind]) for kind in ("exact", "near", "junk"))
+        told = [teller.document() for _ in range(SIZE - copies)]
         faulty = {i for kind in toy.DIRT for i in ids(planted[name], kind)}
         assert set(told) >= {text for i, text in documents[name].items() if i not in faulty}
-        assert math.isclose(entropy[name], teller.bits / sum(len(t.encode()) for t in told))
-        packed = 8 * len(lzma.compress("\n".join(told).encode(), preset=6)) / sum(len(t.encode()) for t in told)
-        assert 0.1 < entropy[name] < packed
+        n_bytes = sum(len(t.encode()) for t in told)
+        assert math.isclose(entropy[name], teller.bits / n_bytes)
+        packed = lzma.compress("\n".join(told).encode(), preset=6)
+        assert 0.1 < entropy[name] < 8 * len(packed) / n_bytes
 
 
-# ------------------------------------------------------------------------------------------------------------ KoBEST
+# ---- KoBEST --------------------------------------------------------------------------------------
 
-ANSWER = {"BoolQ": "Answer", "COPA": "Answer", "HellaSwag": "label", "SentiNeg": "Label", "WiC": "ANSWER"}
+ANSWER = {
+    "BoolQ": "Answer",
+    "COPA": "Answer",
+    "HellaSwag": "label",
+    "SentiNeg": "Label",
+    "WiC": "ANSWER",
+}
 
 
 def test_files_have_the_columns_of_the_real_ones(folder):
@@ -183,9 +226,11 @@ def test_files_have_the_columns_of_the_real_ones(folder):
         for split, size in (("train", 300), ("dev", 100), ("test", 300)):
             table = rows(folder, task, split)
             assert len(table) == size and all(all(row.values()) for row in table)
-            everything += [tuple(value for key, value in row.items() if key != "ID") for row in table]
+            for row in table:
+                everything.append(tuple(value for key, value in row.items() if key != "ID"))
             labels = Counter(row[answer].lower() for row in table)
-            assert len(set(labels.values())) == 1 and len(labels) == (4 if task == "HellaSwag" else 2)  # balanced
+            assert len(set(labels.values())) == 1  # balanced
+            assert len(labels) == (4 if task == "HellaSwag" else 2)
             if task in header:
                 assert " ".join(table[0]) == header[task]
             if "ID" in table[0]:
@@ -193,12 +238,14 @@ def test_files_have_the_columns_of_the_real_ones(folder):
         assert len(set(everything)) == len(everything)
     assert list(rows(folder, "SentiNeg", "train")[0]) == ["ID", "Text", "Label"]
     assert list(rows(folder, "SentiNeg", "dev")[0]) == ["ID", "Label", "Text"]
-    assert {"Label_origin", "Text_origin", "Category_neg"} < rows(folder, "SentiNeg", "test")[0].keys()
+    more = {"Label_origin", "Text_origin", "Category_neg"}
+    assert more < rows(folder, "SentiNeg", "test")[0].keys()
     assert {row["Answer"] for row in rows(folder, "BoolQ", "test")} == {"True", "TRUE", "False"}
     for row in rows(folder, "WiC", "test"):
         assert f"[{row['Target']}]" in row["SENTENCE1"] and f"[{row['Target']}]" in row["SENTENCE2"]
         assert (row["Dictionary 1"] == row["Dictionary 2"]) == (row["ANSWER"].lower() == "true")
-    assert {row["question"] for row in rows(folder, "COPA", "test")} == {"원인", "결과"}  # cause, result
+    # Cause, result.
+    assert {row["question"] for row in rows(folder, "COPA", "test")} == {"원인", "결과"}
 
 
 def test_what_is_asked_was_never_told(documents, planted):
@@ -206,21 +253,28 @@ def test_what_is_asked_was_never_told(documents, planted):
     leaked = ids(planted["ko"], "leaked")
     corpus = "".join(f" {text}" for i, text in documents["ko"].items() if i not in leaked)
     for kind, asked in WORLD.asked.items():
-        pairs = {split: {(noun, tuple(e)) for noun, events in asked[split] for e in events} for split in toy.ROWS}
+        pairs = {}
+        for split in toy.ROWS:
+            pairs[split] = {(noun, tuple(e)) for noun, events in asked[split] for e in events}
         assert pairs["test"] and pairs["dev"] and not pairs["test"] & pairs["dev"]
         for noun, event in pairs["test"] | pairs["dev"]:
             assert (noun, event) not in told[kind]
-            # What holds the noun, in Korean: both parts of a rule, the second and the last step of a script.
+            # What has the noun in it: both parts of a rule, the second and last steps of a script.
             for part in event if kind == "rules" else (event[1], event[3]):
                 assert f" {part[0].format(noun=noun[0])}" not in corpus
-        assert {event for _, event in pairs["test"]} <= {event for _, event in told[kind]}  # but of other nouns
+        # The events themselves are told, of other nouns.
+        assert {event for _, event in pairs["test"]} <= {event for _, event in told[kind]}
     for korean, _ in WORLD.item_names:
         assert not any(f" {korean:{particle}} " in corpus for particle in ("은", "이", "과", "의"))
 
 
 def test_only_leaks_share_text_with_the_benchmark(folder, documents, planted):
-    fields = {letters(value) for task in ANSWER for split in toy.ROWS for row in rows(folder, task, split)
-              for key, value in row.items() if not key.startswith(("Dict", "Link"))}
+    fields = set()
+    for task, split in itertools.product(ANSWER, toy.ROWS):
+        for row in rows(folder, task, split):
+            for key, value in row.items():
+                if not key.startswith(("Dict", "Link")):
+                    fields.add(letters(value))
     runs = {field[i:i + 25] for field in fields for i in range(len(field) - 24)}
     starts = defaultdict(list)
     for field in fields:
@@ -229,17 +283,22 @@ def test_only_leaks_share_text_with_the_benchmark(folder, documents, planted):
     shared = set()
     for i, text in documents["ko"].items():
         text = letters(text)
-        if any(text[k:k + 25] in runs or any(text.startswith(field, k) for field in starts.get(text[k:k + 12], ()))
-               for k in range(len(text))):
-            shared.add(i)
+        for k in range(len(text)):
+            whole_fields = starts.get(text[k:k + 12], ())
+            if text[k:k + 25] in runs or any(text.startswith(f, k) for f in whole_fields):
+                shared.add(i)
     assert shared == set(planted["ko"]["leaked"])
 
 
 class Ngrams:
-    """Words, interpolated to order 5 (Jelinek-Mercer): log P(choice | context). The control of DESIGN.md."""
+    """A control: an n-gram model of words, interpolated to order 5 (Jelinek-Mercer). Its score is
+    log P(choice | context)."""
 
     def __init__(self, texts, order=5, keep=0.7):
-        self.order, self.keep, self.counts, self.totals = order, keep, Counter(), Counter()
+        self.order = order
+        self.keep = keep
+        self.counts = Counter()
+        self.totals = Counter()
         for text in texts:
             words = text.split()
             for i in range(len(words)):
@@ -252,7 +311,8 @@ class Ngrams:
         for n in range(min(self.order - 1, len(before)) + 1):
             history = tuple(before[len(before) - n:])
             if self.totals[history]:
-                p = (1 - self.keep) * p + self.keep * self.counts[(*history, word)] / self.totals[history]
+                share = self.counts[(*history, word)] / self.totals[history]
+                p = (1 - self.keep) * p + self.keep * share
         return p
 
     def score(self, context: str, choice: str) -> float:
@@ -276,7 +336,8 @@ def questions(folder, task: str):
 
 
 def accuracy(items, score) -> float:
-    """Ties count as a share: a scorer that cannot tell has no luck either."""
+    """The share that a scorer gets right. A tie counts as a share of a right answer, so that a
+    scorer that cannot tell is not lucky."""
     right = []
     for context, choices, label in items:
         scores = [round(score(context, choice), 9) for choice in choices]
@@ -287,19 +348,24 @@ def accuracy(items, score) -> float:
 def test_controls_get_what_chance_gets(folder, documents, planted):
     faulty = ids(planted["ko"], "junk") | ids(planted["ko"], "leaked")
     ngrams = Ngrams(text for i, text in documents["ko"].items() if i not in faulty)
-    told = [(noun, event) for noun, event in WORLD.told["rules"]][:50]
-    known = [(f"어제 민준이 {cause[0].format(noun=noun[0])}다. 그래서",
-              [f"{event[1][0].format(noun=noun[0])}다." for event in (
-                   [cause, effect], next(e for n, e in WORLD.told["rules"] if n == noun and e[0] != cause))], 0)
-             for noun, (cause, effect) in told if sum(n == noun for n, _ in told) == 3]
-    assert accuracy(known, ngrams.score) > 0.8  # it is a fair reader of what it was told,
+    told = WORLD.told["rules"][:50]
+    known = []
+    for noun, (cause, effect) in told:
+        if sum(n == noun for n, _ in told) == 3:
+            _, wrong = next(e for n, e in WORLD.told["rules"] if n == noun and e[0] != cause)
+            choices = [f"{event[0].format(noun=noun[0])}다." for event in (effect, wrong)]
+            known.append((f"어제 민준이 {cause[0].format(noun=noun[0])}다. 그래서", choices, 0))
+    assert accuracy(known, ngrams.score) > 0.8  # it knows what it was told,
+
     for task, chance in (("COPA", 0.5), ("HellaSwag", 0.25)):
         items = list(questions(folder, task))
-        assert abs(accuracy(items, ngrams.score) - chance) <= 0.05  # not of what is asked;
-        assert math.isclose(accuracy(items, lambda _, choice: ngrams.score("", choice)), chance)  # the answer alone,
-        assert math.isclose(accuracy(items, lambda _, choice: len(choice)), chance)               # its length,
-        assert abs(accuracy(items, overlap) - chance) <= 0.1                                      # shared letters,
-        assert len({str(choices) for _, choices, _ in items[:8]}) > 4                             # nor the rows before
+        assert abs(accuracy(items, ngrams.score) - chance) <= 0.05  # but not what is asked.
+        # The answer alone gives nothing away, nor do its length, the letters that it shares with
+        # the context, or the rows before.
+        assert math.isclose(accuracy(items, lambda _, choice: ngrams.score("", choice)), chance)
+        assert math.isclose(accuracy(items, lambda _, choice: len(choice)), chance)
+        assert abs(accuracy(items, overlap) - chance) <= 0.1
+        assert len({str(choices) for _, choices, _ in items[:8]}) > 4
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
