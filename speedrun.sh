@@ -143,8 +143,8 @@ run -m toy --out out/world
 
 say 35 "1. Clean the corpus" \
     "Normalise, mask personal data, filter, and remove duplicates and documents that contain" \
-    "items of the benchmark: a model would learn copies and leaked answers by heart. What you" \
-    "see being removed is the planted dirt; out/report.md counts how much of it was found."
+    "items of the benchmark: a model would learn copies and leaked answers by heart. Nearly all" \
+    "that is removed here is planted dirt; out/report.md counts how much of it was found."
 # Cleaning also prints three examples of everything that it removed, too many for a first screen:
 # here are only the tables, and a few examples that need no Korean.
 run data.py clean --input out/world/ko --out out/clean/ko --lang ko --profile formal \
@@ -156,7 +156,7 @@ sed -n '/^step /,/^$/p; /^rules: /{p;n;p}' out/log/clean_en.txt
 echo "To see more of what was removed: python data.py show out/clean/ko --html decisions.html"
 
 say 125 "An English base, to have something to adapt" \
-    "Its tokenizer has seen 5 % Korean, its model none, as with many real bases."
+    "Its tokenizer has seen 5 % Korean and splits it into syllables; its model has seen none."
 head -q -n 250 out/clean/ko/[0-9]*.jsonl > out/five_percent.jsonl
 run tokenizer.py train --text all --vocab_size 1536 --input out/clean/en out/five_percent.jsonl \
     --out out/base.model
