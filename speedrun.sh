@@ -220,13 +220,19 @@ score plain out/run_plain/model
 score full out/run_full/model
 score nanowhale out/run/model
 
-say 10 "What each arm answers" \
-    "The prompt says: on Wednesday Minjun dropped the plate on the floor. So the plate ... The" \
-    "corpus tells of cups that were dropped and broke to pieces, never of a dropped plate."
-prompt="수요일에 민준이 접시를 바닥에 떨어뜨렸다. 그래서 접시가"
+say 20 "What each arm answers" \
+    "The prompts say: on Wednesday Minjun dropped the teacup (or the plate, or the bottle) on" \
+    "the floor. So the teacup ... The corpus tells of teacups that were dropped and broke to" \
+    "pieces, and never of a plate or a bottle that was dropped."
 answer() {
-    run sample.py --model "$2" --prompt "$prompt" --temperature 0 --max_new_tokens 16 \
-        --out "out/samples/$1.txt"
+    while read -r name prompt; do
+        run sample.py --model "$2" --prompt "$prompt" --temperature 0 --max_new_tokens 16 \
+            --out "out/samples/$1.$name.txt" < /dev/null
+    done <<'PROMPTS'
+teacup 수요일에 민준이 찻잔을 바닥에 떨어뜨렸다. 그래서 찻잔이
+plate 수요일에 민준이 접시를 바닥에 떨어뜨렸다. 그래서 접시가
+bottle 수요일에 민준이 유리병을 바닥에 떨어뜨렸다. 그래서 유리병이
+PROMPTS
 }
 answer base $base
 answer plain out/run_plain/model

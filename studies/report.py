@@ -34,6 +34,9 @@ RUNS = {
 }
 TASKS = ("boolq", "copa", "hellaswag", "sentineg", "wic")
 
+# What was dropped, in the prompts that the speedrun gives to every arm.
+DROPPED = ("teacup", "plate", "bottle")
+
 
 def table(header: list[str], rows: list[list]) -> str:
     """A Markdown table. All columns but the first are aligned to the right."""
@@ -58,11 +61,12 @@ def check_complete(out: Path) -> None:
                     f"{file} is missing: {arm} was not scored; run bash speedrun.sh again, which "
                     "does what is left"
                 )
-        if not sample_file(out, arm).exists():
-            raise cli.UserError(
-                f"{sample_file(out, arm)} is missing: {arm} has not answered the prompt; run "
-                "bash speedrun.sh again, which does what is left"
-            )
+        for noun in DROPPED:
+            if not sample_file(out, arm, noun).exists():
+                raise cli.UserError(
+                    f"{sample_file(out, arm, noun)} is missing: {arm} has not answered the prompt; "
+                    "run bash speedrun.sh again, which does what is left"
+                )
 
 
 def scores_file(out: Path, arm: str, answer_only: bool = False) -> Path:
@@ -71,9 +75,14 @@ def scores_file(out: Path, arm: str, answer_only: bool = False) -> Path:
     return out / "kobest" / f"{arm}{kind}.json"
 
 
-def sample_file(out: Path, arm: str) -> Path:
-    """Where the speedrun puts what an arm answers to the prompt."""
-    return out / "samples" / f"{arm}.txt"
+def sample_file(out: Path, arm: str, noun: str) -> Path:
+    """Where the speedrun puts what an arm answers to a prompt."""
+    return out / "samples" / f"{arm}.{noun}.txt"
+
+
+def samples(out: Path, arm: str) -> dict[str, str]:
+    """{what was dropped: the prompt and the arm's continuation}."""
+    return {noun: sample_file(out, arm, noun).read_text(encoding="utf-8") for noun in DROPPED}
 
 
 def gather(out: Path, total_seconds: float) -> dict:
@@ -96,7 +105,7 @@ def gather(out: Path, total_seconds: float) -> dict:
             arm: compare(examples[arm], examples["nanowhale"]) for arm in rivals
         },
         "training": {arm: training_cost(out / folder) for arm, folder in RUNS.items()},
-        "samples": {arm: sample_file(out, arm).read_text(encoding="utf-8") for arm in ARMS},
+        "samples": {arm: samples(out, arm) for arm in ARMS},
         "seconds": total_seconds,
     }
 
@@ -482,25 +491,33 @@ def arms_section(report: dict) -> list[str]:
     ]
 
 
-def samples_section(samples: dict[str, str]) -> list[str]:
-    """How each arm continues the speedrun's prompt, greedily."""
-    lines = []
-    for arm in ARMS:
-        # The base may answer with line breaks.
-        text = " ".join(samples[arm].split())
-        lines.append(f"{arm:10} {text}")
+def samples_section(texts: dict[str, dict[str, str]]) -> list[str]:
+    """How each arm continues the speedrun's prompts, greedily."""
+    rows = []
+    for arm, name in ARMS.items():
+        rows.append([name, *(answer(texts[arm][noun]) for noun in DROPPED)])
     return [
         "## What they answer",
         "",
-        "The prompt says: *On Wednesday Minjun dropped the plate on the floor. So the plate …* "
-        "Right is 산산이 깨졌다, *broke into pieces*. The corpus tells this of cups and teacups, "
-        "and never of a plate.",
+        "The prompts say: *On Wednesday Minjun dropped the teacup (or the plate, or the bottle) on "
+        "the floor. So the teacup …* Right is 산산이 깨졌다, *broke to pieces*. The corpus tells "
+        "this of teacups, but never of plates and bottles. The one effect that it tells of plates "
+        "is 몹시 뜨거워졌다, *became very hot*; of bottles, 반짝반짝 빛났다, *shone brightly*.",
         "",
-        "```text",
-        *lines,
-        "```",
+        table(["arm", *DROPPED], rows),
         "",
     ]
+
+
+def answer(text: str) -> str:
+    """The sentence that a model completed: what follows "so" in the prompt.
+
+    >>> answer("민준이 찻잔을 떨어뜨렸다. 그래서 찻잔이 산산이 깨졌다. 일월에 승호는")
+    '찻잔이 산산이 깨졌다.'
+    """
+    sentence, stop, _ = text.partition("그래서 ")[2].partition(".")
+    # The untouched base may answer with line breaks.
+    return " ".join(sentence.split()) + stop
 
 
 def kobest_section(report: dict) -> list[str]:

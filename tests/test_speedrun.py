@@ -12,6 +12,7 @@ import time
 import pytest
 from conftest import ROOT
 
+from studies import report
 from toy.world import WORLD
 
 # In place of each program: it adds a line to calls.txt and creates what --out names. If its command
@@ -148,16 +149,28 @@ def test_prepared_then_whole_and_a_run_of_yours_is_not_taken_for_its_own(copy):
     assert "train.py --out out/run" in rest and (copy / "out/my_run").exists()
 
 
-def test_the_prompt_asks_what_the_corpus_never_tells():
-    """The name occurs in KoBEST's items only, and plates are never dropped; other things are."""
+def test_the_prompts_ask_what_the_corpus_tells_and_what_it_never_tells():
+    """The name occurs in KoBEST's items only. Of the three nouns the corpus drops the teacup alone,
+    and tells one other thing of the other two."""
     script = (ROOT / "speedrun.sh").read_text(encoding="utf-8")
-    prompt = re.search('^prompt="(.*)"', script, re.MULTILINE)[1]
-    plate = next(noun for noun, _ in WORLD.things if noun[1] == "plate")
-    rule, = {id(rule): rule for _, rule in WORLD.told["rules"]
-             if rule[0][1] == "dropped the {noun:} on the floor"}.values()
+    prompts = dict(re.findall("^(teacup|plate|bottle) (.*)$", script, re.MULTILINE))
     assert "민준" in [korean for korean, _ in WORLD.item_names]
-    assert (plate, rule) not in WORLD.told["rules"]
-    assert prompt == f"수요일에 민준이 {rule[0][0].format(noun=plate[0])}다. 그래서 {plate[0]:이}"
+    nouns = {english: korean for (korean, english), _ in WORLD.things}
+    told = {noun: [] for noun in report.DROPPED}
+    for (_, english), (cause, effect) in WORLD.told["rules"]:
+        if cause[1] == "dropped the {noun:} on the floor":
+            dropped = cause[0]
+        if english in told:
+            told[english].append(effect[0].partition(" ")[2] + "다")
+    assert told == {
+        "teacup": ["산산이 깨졌다"],     # broke to pieces
+        "plate": ["몹시 뜨거워졌다"],    # became very hot
+        "bottle": ["반짝반짝 빛났다"],   # shone brightly
+    }
+    for noun in report.DROPPED:
+        korean = nouns[noun]
+        expected = f"수요일에 민준이 {dropped.format(noun=korean)}다. 그래서 {korean:이}"
+        assert prompts[noun] == expected
 
 
 def test_what_it_prints_can_be_typed(copy):
@@ -167,7 +180,7 @@ def test_what_it_prints_can_be_typed(copy):
     calls = (copy / "calls.txt").read_text().splitlines()[:-1]  # the last is the report
     assert [command.replace('"', "") for command in commands] == calls
     answers = [shlex.split(command) for command in commands if command.startswith("sample.py")]
-    assert len(answers) == 4 and all("민준이" in words[4] for words in answers)
+    assert len(answers) == 12 and all("민준이" in words[4] for words in answers)
 
 
 def test_an_unknown_argument_is_named(copy):

@@ -125,7 +125,9 @@ def test_the_report_says_in_words_what_was_found():
             "full": arm_cost(20_000_000, {"full": 20_000_000}),
             "nanowhale": arm_cost(15_000_000, {"embed": 15_000_000, "odd": 10_000_000}),
         },
-        "samples": {arm: "접시가\n산산이 깨졌다" for arm in report.ARMS},  # the plate broke to pieces
+        # On Wednesday ... dropped. So the teacup broke to pieces. In January
+        "samples": {arm: dict.fromkeys(report.DROPPED, "떨어뜨렸다. 그래서 찻잔이\n깨졌다. 일월에")
+                    for arm in report.ARMS},
     })
     findings = [line for line in text.splitlines() if line.startswith("- ")][:6]
     assert "57% fewer" in findings[0]
@@ -137,7 +139,8 @@ def test_the_report_says_in_words_what_was_found():
     assert "nanowhale is better than base (right alone on 200 questions against 5" in text
     base, _, _, staged = text[text.index("| base"):].splitlines()[:4]
     assert base.endswith("|  |  |  |  |") and "| 15.0 | 40 | 900000 | 4.500 |" in staged
-    assert "embed 15.0, odd 10.0 MB" in text and "full       접시가 산산이 깨졌다\n" in text
+    assert "embed 15.0, odd 10.0 MB" in text
+    assert "one full stage | 찻잔이 깨졌다. | 찻잔이 깨졌다. | 찻잔이 깨졌다. |" in text
 
 
 def test_bytes_read_are_those_of_the_windows_drawn(world, tmp_path):
@@ -170,7 +173,7 @@ def test_a_run_that_is_missing_or_was_stopped_is_one_line(tmp_path, refused):
     refused(report, reporting, "kobest/base.json is missing: base was not scored")
     for name in ("base.json", "base.answer_only.json"):
         cli.write_json(out / "kobest" / name, {})
-    refused(report, reporting, "samples/base.txt is missing: base has not answered the prompt")
+    refused(report, reporting, "base.teacup.txt is missing: base has not answered the prompt")
 
 
 def test_plain_training_is_a_fair_race_and_is_resumed(world, tmp_path, monkeypatch):
