@@ -1,20 +1,25 @@
 """A Llama, written out by hand, that reads and writes Hugging Face model directories.
 
-One legend of letters for every shape below:
+These letters name the dimensions of every shape below:
 
-    B  sequences in a batch       D  hidden size (model width)    V  vocabulary
+    B  sequences in a batch       D  hidden size (model width)    V  vocabulary size
     T  positions in a sequence    F  feed-forward width           H  query heads
-    S  positions that are seen:   E  one head's width             K  key-value heads
-       a cache's, then these T
+    S  positions attended to:     E  width of one head            K  key-value heads
+       those in the cache, then
+       these T
 
-Llama (Touvron et al., 2302.13971 and 2307.09288) is a GPT with three changes: RMSNorm before every
-branch in place of LayerNorm, rotary positions on queries and keys in place of a position table, and
-a gated feed-forward (SwiGLU). Grouped-query attention (2305.13245) lets H/K query heads share one
-key-value head. LoRA (2106.09685) learns a low-rank correction beside a frozen matrix.
+Llama (Touvron et al., 2302.13971 and 2307.09288) is a GPT with three changes:
 
-Modules carry the Hugging Face parameter names: `model.layers.0.self_attn.q_proj.weight` here,
-there, and in the file. Matmuls and attention are PyTorch's; the other operations that take
-time stand in kernels/, each beside the PyTorch lines that define it.
+- RMSNorm before every branch, instead of LayerNorm;
+- rotary position embeddings on queries and keys, instead of a table of positions;
+- a gated feed-forward layer (SwiGLU).
+
+Grouped-query attention (2305.13245) lets H/K query heads share one key-value head. LoRA
+(2106.09685) trains a low-rank update beside a frozen matrix.
+
+Parameters have the same names as in Hugging Face's transformers and in the weight files, such as
+`model.layers.0.self_attn.q_proj.weight`. Matmuls and attention are PyTorch's. The other operations
+that take time are in kernels/, each beside the PyTorch lines that define it.
 
     llama = model.load("DIR")                   # config.json, *.safetensors
     logits = llama(tokens)                      # (B, T) int64 → (B, T, V)
@@ -44,7 +49,7 @@ from kernels.rotary import rope_frequencies
 @dataclasses.dataclass
 class Config:
     """The shape of a Llama, under the names that config.json uses."""
-    # Sizes of matrices.
+    # The sizes of the matrices.
     vocab_size: int                             # V
     hidden_size: int                            # D
     intermediate_size: int                      # F
@@ -53,32 +58,32 @@ class Config:
     num_key_value_heads: int                    # K, a divisor of H
     head_dim: int                               # E
 
-    # What the weights alone do not say.
-    max_position_embeddings: int = 2048         # the longest sequence it is made for
+    # What the weights alone do not tell.
+    max_position_embeddings: int = 2048         # the longest sequence that it supports
     rms_norm_eps: float = 1e-5
-    rope_theta: float = 10000.0                 # the slowest pair turns once in about 2π θ places
+    rope_theta: float = 10000.0                 # the slowest pair turns once in about 2πθ positions
     rope_scaling: dict | None = None            # Llama 3.1's, or None
-    tie_word_embeddings: bool = False           # does the head use the embedding's matrix?
+    tie_word_embeddings: bool = False           # does the head share the embedding's matrix?
     initializer_range: float = 0.02             # standard deviation of random weights
     bos_token_id: int | None = 1
-    eos_token_id: int | list[int] | None = 2    # Llama 3 ends on any of several
+    eos_token_id: int | list[int] | None = 2    # Llama 3 has several, each of which ends a text
     dtype: str = "float32"                      # of the weights in the file
 
-    # Set by init.py; None in a model that it did not grow.
-    base_vocab_size: int | None = None          # pieces of the base tokenizer, before the new ones
+    # Set by init.py; None in a model that init.py did not grow.
+    base_vocab_size: int | None = None          # pieces of the base tokenizer, without the new ones
     unpadded_vocab_size: int | None = None      # pieces of the tokenizer; later rows are padding
 
     def eos_ids(self) -> list[int]:
-        """eos_token_id as a list, which may be empty."""
+        """Return eos_token_id as a list, which may be empty."""
         return special_tokens.id_list(self.eos_token_id)
 
     @classmethod
     def read(cls, path: str | Path) -> "Config":
-        """Read a config.json, or the one in a model directory. UserError for what this Llama would
-        compute wrongly."""
+        """Read a config.json, or the one in a model directory. UserError if it asks for something
+        that this Llama would compute wrongly."""
         values = hf.read_config(path)
 
-        # A file may say more than we need, and may leave to us what has a default.
+        # The file may have more fields than we need, and may omit those with a default.
         ours = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: values[name] for name in ours if name in values})
 
@@ -91,8 +96,8 @@ class Config:
 
 
 class Linear(nn.Linear):
-    """y = x Wᵀ. The weight may be a float32 master while x is bfloat16: the cast is explicit, and
-    autograd undoes it."""
+    """y = x Wᵀ. The weight may be a float32 master copy while x is bfloat16. The cast is part of
+    the graph, so the weight's gradient comes back in float32."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight.to(x.dtype))
@@ -111,7 +116,7 @@ class RMSNorm(nn.Module):
         return kernels.rms_norm(x, self.weight, self.eps)
 
     def after_adding(self, x: torch.Tensor, branch: torch.Tensor):
-        """(the norm of x + branch, x + branch), in a single pass over memory."""
+        """Return (the norm of x + branch, x + branch), in a single pass over memory."""
         return kernels.add_rms_norm(x, branch, self.weight, self.eps)
 
 
@@ -119,7 +124,7 @@ class RMSNorm(nn.Module):
 
 
 def repeat_heads(x: torch.Tensor, H: int) -> torch.Tensor:
-    """Keys or values (B, K, S, E) → (B, H, S, E): each head once for every query that shares it."""
+    """Keys or values (B, K, S, E) → (B, H, S, E): a copy for every query head that shares one."""
     return x.repeat_interleave(H // x.shape[1], dim=1)
 
 
@@ -128,9 +133,10 @@ def attention_reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
     """The definition of causal attention (Vaswani et al., 1706.03762, section 3.2.1).
 
     q (B, H, T, E), k and v (B, K, S, E) → (B, H, T, E). The T queries are the last of S positions;
-    K divides H. `numbers` (B, T): the number of each position's document. It sees that one alone.
+    K divides H. `numbers` (B, T) says which document each position belongs to: a position attends
+    only to its own document.
 
-    >>> q = torch.zeros(1, 1, 2, 1)                # no preference: the mean of what is seen so far
+    >>> q = torch.zeros(1, 1, 2, 1)                # equal scores: the mean of the values so far
     >>> v = torch.tensor([[[[1.0], [5.0]]]])
     >>> attention_reference(q, q, v).flatten()
     tensor([1., 3.])
@@ -150,10 +156,10 @@ def attention_reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
     return scores.softmax(-1) @ v                                       # (B, H, T, E)
 
 
-# On Hopper (H100, H200) cuDNN's attention trains 1.7 to 2.3 times as fast as FlashAttention 2; on
-# older and newer GPUs it is slower (transformers, pull request 48163). What one backend cannot do,
-# the next one does.
-HOPPER = 9  # the major number of its compute capability
+# For training on Hopper (H100, H200), cuDNN's attention is 1.7 to 2.3 times as fast as
+# FlashAttention 2; on older and newer GPUs it is slower (transformers, pull request 48163). PyTorch
+# takes the first backend in this list that supports the inputs.
+HOPPER = 9  # major compute capability
 TRAINING_ORDER = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -163,36 +169,36 @@ TRAINING_ORDER = [
 
 
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """`attention_reference`, by the fastest implementation that PyTorch has for this device. Shapes
-    as there."""
+    """`attention_reference` by PyTorch's fastest implementation for this device. The shapes are the
+    same."""
     H, T = q.shape[1:3]
     K, S = k.shape[1:3]
 
-    # In float32 a GPU has only the memory-efficient kernel, which does not let heads share keys.
-    # Without repeated keys the math backend would run and hold all scores, (B, H, T, S).
+    # In float32 a GPU has only the memory-efficient kernel, which does not support shared key-value
+    # heads. If they were not repeated, the math backend would run and hold all scores (B, H, T, S).
     if q.device.type != "cpu" and q.dtype == torch.float32 and K < H:
         k = repeat_heads(k, H)                                          # (B, H, S, E)
         v = repeat_heads(v, H)                                          # (B, H, S, E)
         K = H
 
-    # New positions see what is in the cache, and each other up to themselves. A single one sees
-    # everything and needs no mask.
+    # New positions attend to the cache, and to each other up to themselves. A single new position
+    # attends to everything and needs no mask.
     mask = None
     if 1 < T < S:
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     options = {"attn_mask": mask, "is_causal": T == S, "enable_gqa": K < H}
 
-    # cuDNN makes a new plan for every length that it meets (.04 to .07 s on an H200). Training sees
-    # one length. Generation, validation and scoring see hundreds: for them cli.set_device switches
-    # cuDNN off.
+    # cuDNN builds a plan for every new sequence length (0.04 to 0.07 s on an H200). Training uses
+    # one length. Generation, validation and scoring use hundreds: for them cli.set_device disables
+    # cuDNN.
     trains = q.is_cuda and torch.is_grad_enabled()
     cudnn_first = trains and torch.cuda.get_device_properties(q.device).major == HOPPER
 
     #     scores = q kᵀ / √E,    p = softmax(scores over the keys up to oneself),    y = p v
     #
-    # Neither scores nor p is ever held whole (FlashAttention, 2205.14135): keys come a block at a
-    # time, and each query keeps its y so far and log Σ exp(scores), from which the backward pass
-    # computes p again.
+    # Neither scores nor p is ever held in full (FlashAttention, 2205.14135): keys are read block by
+    # block, and each query keeps its y so far and log Σ exp(scores), from which the backward pass
+    # recomputes p.
     if cudnn_first:
         with sdpa_kernel(TRAINING_ORDER, set_priority=True):
             return F.scaled_dot_product_attention(q, k, v, **options)
@@ -200,19 +206,19 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch
 
 
 class Cache:
-    """Keys and values of the positions seen so far, layer by layer: there is room for `length`
-    positions, and `used` are filled."""
+    """The keys and values of the positions so far, for each layer. There is room for `length`
+    positions, of which `used` are filled."""
 
     def __init__(self, config: Config, batch: int, length: int, device, dtype):
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length,
                  config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.used = 0  # grows once per forward pass, in Llama.hidden: the layers share it
+        self.used = 0  # shared by the layers; Llama.hidden raises it once per forward pass
 
     def extend(self, layer: int, k: torch.Tensor, v: torch.Tensor):
-        """Append k and v (B, K, T, E) to a layer; return all its keys and values (B, K, S, E),
-        where S = used + T."""
+        """Append k and v (B, K, T, E) to a layer. Returns all of that layer's keys and values,
+        (B, K, S, E) with S = used + T."""
         end = self.used + k.shape[2]
         self.keys[layer, :, :, self.used:end] = k
         self.values[layer, :, :, self.used:end] = v
@@ -220,16 +226,18 @@ class Cache:
 
 
 class Attention(nn.Module):
-    """Each of H queries at a position compares itself with the keys up to there, and takes a
-    weighted mean of their values. H/K query heads share a head of keys and values, so that the
-    cache is H/K times smaller (grouped-query attention)."""
+    """Causal multi-head attention with grouped queries.
+
+    Each of the H queries at a position is compared with the keys up to that position, and takes the
+    weighted mean of their values. H/K query heads share one head of keys and values, which makes
+    the cache H/K times smaller."""
 
     def __init__(self, config: Config, layer: int):
         super().__init__()
         self.heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
         self.head_dim = config.head_dim
-        self.layer = layer  # its place in a cache
+        self.layer = layer  # index into the cache
         self.q_proj = Linear(config.hidden_size, self.heads * self.head_dim, bias=False)
         self.k_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
         self.v_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
@@ -246,14 +254,14 @@ class Attention(nn.Module):
         k = k.transpose(1, 2)                                           # (B, K, T, E)
         v = v.transpose(1, 2)                                           # (B, K, T, E)
 
-        # Without a sign of its place, a key would be the same wherever it stands.
-        # RoPE turns each pair (a, b) = (q[i], q[i + E/2]) at position t by the angle t θ^(-2i/E):
+        # Attention itself does not know the order of its keys, so RoPE encodes positions: it
+        # rotates each pair (a, b) = (q[i], q[i + E/2]) at position t by the angle t θ^(-2i/E),
         #     (a, b) → (a cos - b sin,  b cos + a sin)
-        # and so for k. What is left in q · k is the distance between the two positions: so it does
-        # not matter that a document begins in the middle of a window.
+        # and k in the same way. Then q · k depends only on the distance between the two positions,
+        # so a document may begin anywhere in a window.
         q, k = kernels.rope(q, k, cos, sin)
 
-        # What came before need not be computed again: its keys and values do not change.
+        # Keys and values of earlier positions do not change, so they are read from the cache.
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)                       # (B, K, S, E)
         if documents is None:
@@ -261,7 +269,7 @@ class Attention(nn.Module):
         else:
             y = attention_within(q, k, v, documents)                    # (B, H, T, E)
 
-        # Heads side by side again, and mixed.
+        # Put the heads side by side again, and mix them.
         y = y.transpose(1, 2).reshape(B, T, self.heads * self.head_dim)
         if positions is not None:
             y = y[positions]                                            # (N, H E)
@@ -272,24 +280,24 @@ class Attention(nn.Module):
 
 
 class Documents(NamedTuple):
-    """The documents in a batch of training windows, each of which attends to itself alone."""
+    """The documents in a batch of training windows. Each attends only to itself."""
     numbers: torch.Tensor           # (B, T) int32: each position's document, counted from 0
-    room: int                       # more than the last number, a power of two
+    room: int                       # a power of two, greater than the last number
 
-    # What attention reads: `ready` adds one of the two.
-    mask: torch.Tensor | None = None    # (B, 1, T, T): 0 where a query sees a key, -inf elsewhere
-    starts: torch.Tensor | None = None  # (room + 1,) int32: the place among B T of each one's start
+    # What attention reads. `ready` sets one of the two.
+    mask: torch.Tensor | None = None    # (B, 1, T, T): 0 where a query may attend, -inf elsewhere
+    starts: torch.Tensor | None = None  # (room + 1,) int32: each document's first position of B·T
 
     def to(self, device: str) -> "Documents":
-        """The same on the device, copied from pinned memory so that Python need not wait."""
+        """Copy to the device, from pinned memory so that Python need not wait."""
         return self._replace(numbers=self.numbers.pin_memory().to(device, non_blocking=True))
 
     def split(self, windows: int) -> list["Documents"]:
-        """Those of so many windows each, as a tensor is split."""
+        """Split into parts of `windows` windows each, like Tensor.split."""
         return [self._replace(numbers=numbers) for numbers in self.numbers.split(windows)]
 
     def ready(self, dtype: torch.dtype) -> "Documents":
-        """The same with what attention in this type reads, made once for all layers.
+        """Add what attention in this dtype reads, once for all layers.
 
         >>> documents = find_documents(torch.tensor([[7, 1, 7]]), bos=1)
         >>> documents.ready(torch.float32).mask
@@ -299,12 +307,12 @@ class Documents(NamedTuple):
         """
         numbers = self.numbers
         if varlen_runs(numbers, dtype):
-            # The documents that `room` has beyond the last number begin and end where all end.
+            # The numbers up to `room` that no document has become empty documents at the end.
             all_numbers = torch.arange(self.room + 1, dtype=numbers.dtype, device=numbers.device)
             starts = torch.searchsorted(numbers.flatten(), all_numbers, out_int32=True)
             return self._replace(starts=starts)
 
-        # Not a mask of booleans: SDPA would make these numbers of it, in every layer anew.
+        # Not a boolean mask: SDPA would convert it to these numbers in every layer.
         sees = (numbers[:, :, None] == numbers[:, None, :]).tril()          # (B, T, T)
         mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device)
         mask = mask.masked_fill_(~sees, -math.inf)
@@ -312,8 +320,8 @@ class Documents(NamedTuple):
 
 
 def find_documents(tokens: torch.Tensor, bos: int) -> Documents:
-    """The documents in tokens (B, T), which are in CPU memory: each begins at a BOS. What stands
-    before the first BOS of a window is the rest of a document that the window's start has cut.
+    """Find the documents in tokens (B, T), which must be in CPU memory. Each begins at a BOS;
+    tokens before a window's first BOS are the rest of a document that began in an earlier window.
 
     >>> find_documents(torch.tensor([[7, 1, 7], [1, 7, 7]]), bos=1).numbers
     tensor([[0, 1, 1],
@@ -322,17 +330,18 @@ def find_documents(tokens: torch.Tensor, bos: int) -> Documents:
     begins = tokens == bos
     begins[:, 0] = True
     numbers = begins.flatten().cumsum(0, dtype=torch.int32).view(tokens.shape) - 1
-    # A compiled block is compiled again for every other room: powers of two are few.
+    # A compiled block is recompiled for every new `room`; powers of two keep their number small.
     return Documents(numbers, room=2 ** int(numbers[-1, -1]).bit_length())
 
 
 def attention_within(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
                      documents: Documents) -> torch.Tensor:
-    """`attention_reference` within documents that are ready. Shapes as there, with S = T."""
+    """`attention_reference` within documents on which `ready` was called. The shapes are the same,
+    with S = T."""
     H, T = q.shape[1:3]
     K = k.shape[1]
     if documents.mask is not None:
-        if q.device.type != "cpu" and K < H:  # in float32, as in causal_attention
+        if q.device.type != "cpu" and K < H:  # float32 on a GPU, as in causal_attention
             k = repeat_heads(k, H)                                      # (B, H, T, E)
             v = repeat_heads(v, H)                                      # (B, H, T, E)
             K = H
@@ -340,8 +349,8 @@ def attention_within(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
             q, k, v, attn_mask=documents.mask, enable_gqa=K < H
         )
 
-    # FlashAttention over documents one behind another, in place of windows: scores between two of
-    # them are never computed. It has not run on a GPU yet; the tests compare its stand-in.
+    # FlashAttention over the documents, laid end to end instead of in windows: scores between two
+    # documents are never computed. It has not run on a GPU yet; the tests compare a stand-in.
     options = {}
     if VARLEN_SHARES_KEYS:
         options["enable_gqa"] = K < H
@@ -354,26 +363,26 @@ def attention_within(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
         v.transpose(1, 2).flatten(0, 1),                                # (B T, K, E)
         cu_seq_q=documents.starts,
         cu_seq_k=documents.starts,
-        max_q=T,  # the longest that there can be: the true one would have to be waited for
+        max_q=T,  # an upper bound: reading the true maximum would wait for the device
         max_k=T,
-        window_size=(-1, 0),  # all that is earlier, nothing that is later
+        window_size=(-1, 0),  # every earlier position, no later one: causal
         **options,
     )
     return y.unflatten(0, (-1, T)).transpose(1, 2)                      # (B, H, T, E)
 
 
-# FlashAttention's kernels begin with Ampere (A100).
-AMPERE = 8  # the major number of its compute capability
+# FlashAttention needs Ampere (A100) or newer.
+AMPERE = 8  # major compute capability
 
-# Since torch 2.13 query heads may share keys and values in varlen_attn.
+# From torch 2.13 on, query heads may share keys and values in varlen_attn.
 VARLEN_SHARES_KEYS = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def varlen_runs(x: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Is varlen_attn there for this type, on x's device?"""
+    """Does varlen_attn support this dtype on x's device?"""
     if x.device.type == "cpu" or dtype == torch.float32:
         return False
-    # Meta tensors have it, too: in the tests they stand for those of a GPU.
+    # True for meta tensors too: the tests use them in place of a GPU's.
     return not x.is_cuda or torch.cuda.get_device_properties(x.device).major >= AMPERE
 
 
@@ -381,7 +390,7 @@ def varlen_runs(x: torch.Tensor, dtype: torch.dtype) -> bool:
 
 
 class MLP(nn.Module):
-    """SwiGLU (Shazeer, 2002.05202): one projection opens and closes the gate of another."""
+    """The feed-forward layer, SwiGLU (Shazeer, 2002.05202): one projection gates another."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -401,19 +410,20 @@ class MLP(nn.Module):
 
 
 def recomputed(function: Callable, *inputs):
-    """function(*inputs), of which only the inputs are kept for the backward pass; the function runs
-    again there, which trades time for memory (Chen et al., 1604.06174). It draws no random numbers,
-    so their state need not be kept."""
+    """Call function(*inputs) and keep only the inputs for the backward pass, which runs the
+    function again: less memory for more time (Chen et al., 1604.06174). The function draws no
+    random numbers, so the state of the generator is not kept."""
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 class Block(nn.Module):
     """One layer: attention, then the feed-forward. Each branch reads a normalised copy of the
-    stream x and is added back to it.
+    residual stream x, and its output is added to x.
 
-    `positions` is an index, (N,) sequences and (N,) places: only they come out, (N, D), which
-    spares the last block the others. With `documents` each position attends within its own.
-    `recompute_attention`: its activations are not kept."""
+    `positions` is an index of (N,) sequences and (N,) places. Only those positions are returned,
+    (N, D), so the last block need not compute the others. With `documents`, each position attends
+    within its own document. With `recompute_attention`, the activations of attention are not kept
+    for the backward pass."""
 
     def __init__(self, config: Config, layer: int):
         super().__init__()
@@ -437,7 +447,7 @@ class Block(nn.Module):
         if positions is not None:
             x = x[positions]                                            # (N, D)
 
-        # x = x + attention(norm(x)).  The next norm makes the sum in the same pass over memory.
+        # x = x + attention(norm(x)).  The next norm computes the sum in the same pass over memory.
         normed, x = self.post_attention_layernorm.after_adding(x, attended)
 
         # x = x + mlp(norm(x))
@@ -447,8 +457,8 @@ class Block(nn.Module):
 
 class Head(Linear):
     """Logits, or the loss straight from the hidden states. The loss is computed *inside* the
-    forward of the module that owns the weight, so that a sharded weight (FSDP) is whole at that
-    moment."""
+    forward of the module that owns the weight, because that is when FSDP has gathered a sharded
+    weight."""
 
     def forward(self, x: torch.Tensor, targets: torch.Tensor | None = None):
         if targets is None:
@@ -469,9 +479,9 @@ class Decoder(nn.Module):
 class Llama(nn.Module):
     """The whole model.
 
-    `compute_dtype` is the type of activations and matmuls, whatever the weights are in. `recompute`
-    ("none", "attention" or "full") says which activations are not kept for the backward pass:
-    attention's, or all inside a block."""
+    `compute_dtype` is the dtype of activations and matmuls, whatever the dtype of the weights.
+    `recompute` says which activations are recomputed in the backward pass instead of kept: "none",
+    those of "attention", or all those inside a block ("full")."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -481,15 +491,15 @@ class Llama(nn.Module):
         self.model = Decoder(config)
         self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
 
-        # A small model can save the head: a token's embedding is then also what predicts it.
+        # A small model can do without a matrix for the head: a token's embedding also predicts it.
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self.cos_and_sin: tuple[torch.Tensor, torch.Tensor] | None = None
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Random matrices, as in GPT-2: those whose output is added to the stream start smaller,
-        since two of them per layer add up. Norms start at 1."""
+        """Random matrices, as in GPT-2. Those whose output is added to the residual stream start
+        smaller, because two of them per layer add up. Norms start at 1."""
         for name, p in self.named_parameters():
             if p.dim() < 2 or p.is_meta:
                 continue
@@ -499,13 +509,13 @@ class Llama(nn.Module):
             nn.init.normal_(p, std=std)
 
     def rope_tables(self, start: int, end: int, device) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin of position × frequency for the positions start…end-1, (T, E/2) float32 each.
-        They are computed once, and again if a longer sequence comes."""
+        """Return cos and sin of position × frequency for the positions start … end - 1, each
+        (T, E/2) float32. They are computed once, and again only for a longer sequence."""
         known = self.cos_and_sin
         if known is None or len(known[0]) < end or known[0].device != torch.device(device):
             config = self.config
 
-            # Long enough that most runs compute them once.
+            # Long enough that most runs compute the tables only once.
             length = max(end, min(config.max_position_embeddings, 4096))
             positions = torch.arange(length, device=device).float()
             frequencies = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
@@ -516,11 +526,11 @@ class Llama(nn.Module):
 
     def hidden(self, tokens: torch.Tensor, cache: Cache | None = None, positions=None,
                documents: Documents | None = None):
-        """tokens (B, T) → the head's input, (B, T, D), or (N, D) at the index `positions`, as in
-        Block. A cache grows by T. `documents` are there without a cache only."""
+        """tokens (B, T) → the head's input, (B, T, D); (N, D) with `positions`, as in Block. A
+        cache grows by T positions. `documents` cannot be combined with a cache."""
         T = tokens.shape[1]
 
-        # Where these tokens stand: after those in the cache.
+        # These tokens come after those in the cache.
         start = 0
         if cache is not None:
             start = cache.used
@@ -532,10 +542,11 @@ class Llama(nn.Module):
         x = self.model.embed_tokens(tokens).to(self.compute_dtype)      # (B, T, D)
         last = self.model.layers[-1]
         for block in self.model.layers:
-            # Before the last block every position is needed: later ones look at its keys.
+            # Before the last block every position is needed: later ones attend to it.
             selected = positions if block is last else None
 
-            # Below everything that is trained nothing is kept, so there is nothing to recompute.
+            # Below the first trained parameter autograd keeps nothing, so recomputing saves
+            # nothing.
             is_trained = any(p.requires_grad for p in block.parameters())
             keeps_activations = torch.is_grad_enabled() and (x.requires_grad or is_trained)
             if keeps_activations and self.recompute == "full":
@@ -549,31 +560,32 @@ class Llama(nn.Module):
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None,
                 documents: Documents | None = None):
-        """tokens (B, T) → logits (B, T, V); with targets (B, T) → (loss in nats, summed over the
-        targets ≠ -100; their number). With documents each position attends within its own."""
+        """tokens (B, T) → logits (B, T, V). With targets (B, T) → (the loss in nats, summed over
+        the targets ≠ -100; their number). With `documents`, each position attends within its
+        own."""
         return self.lm_head(self.hidden(tokens, documents=documents), targets)
 
-    @torch.no_grad()  # not inference_mode: what rope_tables keeps is used in training too
+    @torch.no_grad()  # not inference_mode: training uses the tensors that rope_tables keeps
     def generate(self, tokens: torch.Tensor, max_new_tokens: int, temperature: float = 1.0,
                  top_p: float = 1.0, generator: torch.Generator | None = None,
                  eos: Iterable[int] = ()) -> torch.Tensor:
         """Continue tokens (B, T) by sampling → (B, T + n), n ≤ max_new_tokens.
 
-        Temperature 0 takes the most likely token. It stops when every sequence has ended, in any
-        of `eos`; the shorter ones are filled up with the first of these. Padded rows of the
-        vocabulary are never sampled."""
+        Temperature 0 takes the most likely token. Generation stops when every sequence has ended
+        with one of `eos`; sequences that end early are filled up with the first of `eos`. Padding
+        rows of the vocabulary are never sampled."""
         B, T = tokens.shape
         ends = torch.tensor(list(eos), device=tokens.device)
         cache = Cache(self.config, B, T + max_new_tokens, tokens.device, self.compute_dtype)
         has_ended = torch.zeros(B, dtype=torch.bool, device=tokens.device)
 
-        # What the cache has not seen: the prompt, then one token at a time.
+        # The input that is not in the cache yet: first the prompt, then one token at a time.
         new = tokens
         for _ in progress(range(max_new_tokens), "generate", " tokens"):
-            # Only the last position predicts a token that is not there yet.
+            # Only the last position predicts a new token.
             last = self.hidden(new, cache)[:, -1]                       # (B, D)
             logits = self.lm_head(last).float()                         # (B, V)
-            logits = logits[:, :self.config.unpadded_vocab_size]        # None keeps all
+            logits = logits[:, :self.config.unpadded_vocab_size]        # [:None] keeps all
             if temperature == 0:
                 new = logits.argmax(-1, keepdim=True)                   # (B, 1)
             else:
@@ -591,23 +603,23 @@ class Llama(nn.Module):
 
 def sample_top_p(logits: torch.Tensor, top_p: float,
                  generator: torch.Generator | None = None) -> torch.Tensor:
-    """Sample from the fewest tokens that hold the probability `top_p` together, the nucleus
-    (Holtzman et al., 1904.09751). logits (B, V) → (B, 1).
+    """Sample from the nucleus: the fewest tokens whose probabilities add up to `top_p` (Holtzman et
+    al., 1904.09751). logits (B, V) → (B, 1).
 
-    Of the probabilities 0.1, 0.6 and 0.3 the second is enough for 0.5:
+    Of the probabilities 0.1, 0.6 and 0.3, the second alone reaches 0.5:
 
     >>> sample_top_p(torch.tensor([[0.1, 0.6, 0.3]]).log(), top_p=0.5)
     tensor([[1]])
     """
     p, order = logits.softmax(-1).sort(-1, descending=True)             # (B, V)
 
-    # A token is outside if those that are more likely hold top_p without it. The first one stays.
+    # A token is outside if the more likely ones reach top_p without it. The first always stays.
     more_likely = p.cumsum(-1) - p                                      # (B, V)
     is_outside = more_likely >= top_p
     is_outside[:, 0] = False
     p[is_outside] = 0
 
-    # multinomial needs no probabilities that sum to 1, and chooses a place in the order.
+    # multinomial normalises its weights itself. It returns a place in the sorted order.
     chosen = torch.multinomial(p, 1, generator=generator)               # (B, 1)
     return order.gather(1, chosen)
 
@@ -617,14 +629,14 @@ def sample_top_p(logits: torch.Tensor, top_p: float,
 
 class LoRALinear(Linear):
     """y = x Wᵀ + (alpha / rank) · (x Aᵀ) Bᵀ, with W frozen (2106.09685). A (rank, in) and B (out,
-    rank) are trained. B starts at zero, so that step 0 computes what the base does."""
+    rank) are trained. B starts at zero, so at step 0 the output is the base's."""
 
     def __init__(self, base: Linear, rank: int, alpha: float, dtype=torch.float32):
         super().__init__(base.in_features, base.out_features, bias=False, device="meta")
         self.weight = base.weight  # the base's own tensor, not a copy
         self.scale = alpha / rank
 
-        # On the meta device, which has no memory, the values come later, from start_lora.
+        # On the meta device, which has no memory, start_lora sets the values later.
         device = base.weight.device
         A = torch.empty(rank, base.in_features, dtype=dtype, device=device)
         B = torch.zeros(base.out_features, rank, dtype=dtype, device=device)
@@ -637,8 +649,8 @@ class LoRALinear(Linear):
         B = self.lora_B.to(x.dtype)
         rows = x.flatten(0, -2)                                         # (B T, in)
 
-        # The scale multiplies the narrow product, and addmm_ adds the last matmul to y as it
-        # writes. Scaling and adding afterwards would each be one more pass over (B T, out).
+        # The narrow product is scaled, and addmm_ adds the last matmul to y while writing it.
+        # Scaling and adding afterwards would each be another pass over (B T, out).
         low = F.linear(rows, A) * self.scale                            # (B T, rank)
         y = super().forward(rows)                                       # (B T, out)
         y = y.addmm_(low, B.t())                                        # (B T, out)
@@ -646,14 +658,14 @@ class LoRALinear(Linear):
 
 
 def init_lora_a(A: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-    """A (rank, in) filled as LoRA's authors do: uniform between ±1/√in."""
+    """Fill A (rank, in) as LoRA's authors do: uniform between ±1/√in."""
     return nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
 
 
 def add_lora(llama: Llama, rank: int, alpha: float, dtype=torch.float32) -> None:
-    """Put a LoRA beside all seven matrices of every block, in place. Which parameters are trained
-    is left to the caller."""
-    # Lists, because the tree of modules changes while we walk through it.
+    """Put a LoRA beside all seven matrices of every block, in place. The caller chooses which
+    parameters are trained."""
+    # Lists, because the loop changes the tree of modules.
     for parent in list(llama.model.layers.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, Linear):
@@ -661,14 +673,14 @@ def add_lora(llama: Llama, rank: int, alpha: float, dtype=torch.float32) -> None
 
 
 def start_lora(llama: Llama, device: str, seed: int) -> None:
-    """Initialise the LoRAs that were added on the meta device: A random, the same whole matrix for
-    any number of processes, and B zero."""
+    """Initialise the LoRAs that were added on the meta device: A at random, but the same for any
+    number of processes, and B to zero."""
     generator = torch.Generator().manual_seed(seed)
     for name, p in list(llama.named_parameters()):
         if not name.endswith(("lora_A", "lora_B")):
             continue
 
-        # Every process draws the whole matrix, and keeps its own rows of it.
+        # Every process draws the whole matrix and keeps its own rows.
         start = torch.zeros(p.shape)
         if name.endswith("lora_A"):
             init_lora_a(start, generator)
@@ -677,7 +689,7 @@ def start_lora(llama: Llama, device: str, seed: int) -> None:
 
 
 def merge_lora(weight: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scale: float):
-    """W + (alpha / rank) · B A, summed in float32."""
+    """Return W + scale · B A, summed in float32; scale is alpha / rank."""
     return weight.float() + scale * (B.float() @ A.float())
 
 
@@ -687,21 +699,20 @@ def merge_lora(weight: torch.Tensor, A: torch.Tensor, B: torch.Tensor, scale: fl
 def load(folder: str | Path, device: str = "cpu",
          dtype: torch.dtype | Callable[[str], torch.dtype] = torch.float32,
          before_load: Callable[[Llama], None] | None = None) -> Llama:
-    """Read a model directory, tensor by tensor to its place.
+    """Read a model directory, one tensor at a time.
 
-    `dtype` may be a function of the parameter's name. `before_load` is called with the model while
-    it has no memory yet (meta tensors of the right types): it may add a LoRA, freeze parameters,
-    shard. Of a sharded parameter each process reads its own rows only.
+    `dtype` may be a function of the parameter's name. `before_load` is called with the model before
+    it has memory (it consists of meta tensors with their dtypes): it may add a LoRA, freeze
+    parameters, or shard. Of a sharded parameter each process reads only its own rows.
 
-    UserError names a tensor that is missing, unknown or of the wrong shape: nothing is silently
-    skipped."""
+    UserError if a tensor is missing, unknown or of the wrong shape: nothing is skipped silently."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no model directory {folder}")
     config = Config.read(folder)
     stored = hf.TensorFiles(folder)
 
-    # A model of names, shapes and types alone.
+    # A model that has only names, shapes and dtypes.
     with torch.device("meta"):
         llama = Llama(config)
     names = [name for name, _ in llama.named_parameters()]
@@ -712,9 +723,9 @@ def load(folder: str | Path, device: str = "cpu",
     if before_load is not None:
         before_load(llama)
 
-    # Its parameters are replaced one by one, so that nothing is in memory twice, and a sharded one
-    # by this process's rows alone.
-    parameters = dict(llama.named_parameters())  # what before_load made of them
+    # Its parameters are replaced one by one, so that nothing is in memory twice; of a sharded one
+    # only this process's rows are read.
+    parameters = dict(llama.named_parameters())  # as before_load left them
     stored_dtypes = set()
     for name in progress(names, f"reading {folder}"):
         p = parameters[name]
@@ -732,7 +743,7 @@ def load(folder: str | Path, device: str = "cpu",
         raise UserError(f"{folder} holds tensors of type {', '.join(unknown)}; quantised models "
                         "cannot be read")
 
-    # The type that the weights have, whatever config.json says; float32 if they differ.
+    # The dtype is what the weights have, whatever config.json says; float32 if they are mixed.
     config.dtype = "float32"
     if len(stored_dtypes) == 1:
         config.dtype = hf.DTYPES[stored_dtypes.pop()]
@@ -756,13 +767,13 @@ def check_names(folder: Path, names: list[str], stored: hf.TensorFiles, config: 
         what = f"has no tensor {missing[0]}"
     else:
         what = f"holds an unknown tensor {min(extra)}"
-    raise UserError(f"{folder} {what} ({len(missing)} missing, {len(extra)} unknown): config.json "
-                    "describes another model than the weights")
+    raise UserError(f"{folder} {what} ({len(missing)} missing, {len(extra)} unknown): the weights "
+                    "are not of the model that config.json describes")
 
 
 def tie_head(llama: Llama, folder: Path, stored: hf.TensorFiles) -> None:
-    """Make the embedding, which has just been read, the head's matrix again. UserError if the file
-    holds another head."""
+    """Share the embedding, which has just been read, with the head again. UserError if the file
+    holds a head that differs from it."""
     embedding = llama.model.embed_tokens.weight
     llama.lm_head.weight = embedding
     if "lm_head.weight" in stored.files and not embedding.is_meta:
@@ -775,7 +786,7 @@ def tie_head(llama: Llama, folder: Path, stored: hf.TensorFiles) -> None:
 
 
 def assign(llama: Llama, name: str, part: torch.Tensor) -> None:
-    """Put `part` (this process's rows) into the place of parameter `name`."""
+    """Replace parameter `name` by `part`, this process's rows."""
     owner, _, leaf = name.rpartition(".")
     module = llama.get_submodule(owner)
     old = getattr(module, leaf)
@@ -783,24 +794,27 @@ def assign(llama: Llama, name: str, part: torch.Tensor) -> None:
 
 
 def open_tensors(folder: str | Path) -> Callable[[str], torch.Tensor]:
-    """A function that reads one tensor of a model directory, by its name."""
+    """Return a function that reads one tensor of a model directory by its name."""
     return hf.TensorFiles(Path(folder)).read
 
 
 def save(llama: Llama, folder: str | Path,
          tensors: Iterable[tuple[str, torch.Tensor]] | None = None) -> None:
-    """Write config.json, generation_config.json and the weights, in config.dtype, into an existing
-    folder, in the layout that Hugging Face reads: above 5 GB in several files, one in memory at a
-    time. A generation_config.json that is there stays as it is; a config.json keeps what it says
-    beside the fields of Config.
+    """Write a model directory in the Hugging Face layout: config.json, generation_config.json and
+    the weights in config.dtype, into an existing folder.
 
-    `tensors`: name and value of each, in the model's order, where they are not the model's own. A
-    LoRA is not written; it is merged before."""
+    More than 5 GB of weights go to several files, of which one is in memory at a time. An existing
+    generation_config.json stays as it is; an existing config.json keeps the fields that Config does
+    not have.
+
+    `tensors`: (name, value) pairs in the model's order, to be written instead of the model's own. A
+    LoRA is not written: merge it first."""
     folder = Path(folder)
     config = llama.config
     dtype = getattr(torch, config.dtype)
 
-    # A tied head appears once, under the embedding's name. Sizes decide what goes to which file.
+    # A tied head appears once, under the embedding's name. The sizes decide how the tensors are
+    # distributed over files.
     own = []
     for name, p in llama.named_parameters():
         if not name.endswith(("lora_A", "lora_B")):
