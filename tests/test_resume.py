@@ -141,7 +141,7 @@ def test_a_micro_batch_that_does_not_divide_is_replaced_and_reported(run, capsys
     """By a smaller one: whoever asks for less may have run out of memory."""
     continue_run(run, "--micro_batch", 3)
     out = capsys.readouterr().out
-    assert "--micro_batch 3 does not divide the 4 windows of a process; 2 is used" in out
+    assert "--micro_batch 3 does not divide the 4 windows per process; using 2" in out
 
 
 def test_a_run_from_a_gpu_continues_on_a_cpu(run, refused, monkeypatch):
@@ -262,7 +262,7 @@ def test_a_missing_stage_that_is_needed_is_named(run, refused):
     lost."""
     before = (run / "metrics.jsonl").read_bytes()
     os.rename(run / "stages/1-embed", run / "stages/1-renamed")
-    refused(train, ["--resume", str(run)], "1-renamed is no directory of this run, whose stage 1")
+    refused(train, ["--resume", str(run)], "1-renamed does not belong to this run, whose stage 1")
     shutil.move(run / "stages/1-renamed", run / "elsewhere")
     refused(train, ["--resume", str(run)], "1-embed is missing, from which stage 2 started")
     assert (run / "metrics.jsonl").read_bytes() == before
@@ -396,7 +396,7 @@ def test_a_stage_without_a_complete_checkpoint_announces_that_it_starts_again(wh
     for folder in checkpoint.find(run):
         (folder / "counters.json").write_text("{")
     continue_run(run)
-    assert "stage 2 has no whole checkpoint left, so it begins again" in capsys.readouterr().err
+    assert "stage 2 has no complete checkpoint left, so it starts again" in capsys.readouterr().err
     assert_same_end(run, whole)
 
 
@@ -558,7 +558,7 @@ def test_starting_the_same_data_again_is_reported(world, whole, tmp_path, capsys
     train.main(argv)
     err = capsys.readouterr().err
     assert f"{start} was trained on 45 windows of ko and 15 windows of en" in err
-    assert f"--skip_seen {start} continues behind them" in err
+    assert f"--skip_seen {start} continues after them" in err
     # It advises nothing that would be refused: without English --skip_seen is taken, with another
     # source in its place it is not.
     ko = flags(world, tmp_path / "ko", "full:128:1e-3", more=["--model", str(start)])
@@ -569,7 +569,7 @@ def test_starting_the_same_data_again_is_reported(world, whole, tmp_path, capsys
     both = [str(world / "shards/ko"), str(tmp_path / "again")]
     train.main([*ko, "--out", str(tmp_path / "both"), "--data", *both])
     err = capsys.readouterr().err
-    assert "45 windows of ko, and" in err and "another --seed draws another order" in err
+    assert "45 windows of ko, and" in err and "another --seed gives another order" in err
     # In another place a source has another order.
     train.main([*ko, "--out", str(tmp_path / "en"), "--data", str(world / "shards/en")])
     assert "was trained on" not in capsys.readouterr().err
