@@ -1,17 +1,15 @@
-"""Documents in, token shards out, batches out: all that lies between raw text and a training step.
+"""Everything between raw text and a training step: documents, token shards, batches.
 
-Four ideas, in the order in which text meets them:
-
-- `clean` turns raw documents into documents worth training on. The steps are in cleaning/.
+- `clean` turns raw documents into documents worth training on. Its steps are in cleaning/.
 - `show` prints what `clean` decided, document by document.
 - `pack` turns documents into *token shards*: one stream of token ids on disk, BOS text EOS BOS text
-  EOS ..., memory-mapped, so that a corpus larger than memory costs nothing to open. A few whole
-  documents are set aside for validation; on them `bits_per_byte` measures a model. They are chosen
-  by a hash of their text, and so are the same under every tokenizer. A document that comes twice,
-  in whichever of the inputs, is packed once.
+  EOS ... The files are memory-mapped, so a corpus larger than memory opens at once. A few whole
+  documents are set aside for validation, on which `bits_per_byte` measures a model. They are chosen
+  by a hash of their text, so they are the same for every tokenizer. Of exact copies, within one
+  input or across several, only the first is packed.
 - `Loader` deals windows of the stream into batches. Which window comes next is a pure function of a
-  seed and of one counter per source, so a run that was stopped resumes with the very batch it would
-  have had.
+  seed and of one counter per source, so a run that was stopped resumes with exactly the batch that
+  would have come next.
 
     python data.py clean --input raw/wiki.jsonl raw/court.jsonl --out out/clean --profile formal
     python data.py show  out/clean --reason too_short
@@ -48,26 +46,26 @@ from common.documents import (
 )
 from common.notices import small_validation
 
-IGNORE = -100  # a target that does not count; PyTorch's cross_entropy has the same number
-LONGEST_WINDOW = 2048  # tokens, where --seq_len is left at 0 and the model has so many positions
+IGNORE = -100  # a target that does not count, as in PyTorch's cross_entropy
+LONGEST_WINDOW = 2048  # tokens per window, at most, if --seq_len is 0
 
 # ---- Validation documents -----------------------------------------------------------------------
 
 
 def text_hash(text: str) -> int:
-    """64 bits of BLAKE2b of the text."""
+    """A 64-bit BLAKE2b hash of the text."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big")
 
 
 def choose_validation(texts: Iterable[str], fraction: float, max_bytes: int) -> dict[int, str]:
-    """The validation documents, {hash: text} in the order of their hashes.
+    """Choose the validation documents: {hash: text}, in the order of their hashes.
 
-    They are those whose hash lies in the lowest `fraction` of all hashes; of these, the lowest that
-    fit into max_bytes together, and at least one. Neither the order of the documents nor the
-    tokenizer has a say. If there is only one text, it is for training. Memory: max_bytes and one
-    document."""
-    limit = int(fraction * 2**64)  # hashes from here on are for training
+    They are the documents whose hash lies in the lowest `fraction` of the hash range; of these, the
+    lowest that fit into max_bytes together, but at least one. The choice depends neither on the
+    order of the documents nor on the tokenizer. If there is only one text, it is for training.
+    Memory: max_bytes and one document."""
+    limit = int(fraction * 2**64)  # documents with hashes from here on are for training
     chosen: dict[int, str] = {}
     highest_first: list[int] = []  # a heap of the chosen hashes, negated
     n_bytes = 0
@@ -85,7 +83,7 @@ def choose_validation(texts: Iterable[str], fraction: float, max_bytes: int) -> 
             heapq.heappush(highest_first, -key)
             n_bytes += len(text.encode())
         # Too much text: evict the highest hash, and lower the limit to it. So the result is always
-        # "every text below some hash", whatever the order in which the texts came.
+        # "every text below some hash", in whatever order the texts come.
         while n_bytes > max_bytes and len(chosen) > 1:
             limit = -heapq.heappop(highest_first)
             n_bytes -= len(chosen.pop(limit).encode())
@@ -93,7 +91,7 @@ def choose_validation(texts: Iterable[str], fraction: float, max_bytes: int) -> 
     has_two_texts = lowest_hash < highest_hash
     if not has_two_texts:
         return {}
-    # A fraction so small that no hash was below it: one document at least.
+    # The fraction was so small that no hash was below it: take one document.
     if not chosen:
         return {lowest_hash: lowest_text}
     return dict(sorted(chosen.items()))
@@ -108,10 +106,11 @@ def encode_documents(
     workers: int,
     are_dialogues: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """BOS text EOS of each text, joined: (ids, is_prompt), uint32 and bool, (tokens,) each.
+    """Encode each text as BOS text EOS and join them: (ids, is_prompt), uint32 and bool, (tokens,)
+    each.
 
     `workers`: threads. The ids are the same for any number of them."""
-    # The empty arrays are for no text at all, which np.concatenate would refuse.
+    # The empty arrays are for the case of no texts, in which np.concatenate would fail.
     ids = [np.zeros(0, np.uint32)]
     is_prompt = [np.zeros(0, bool)]
     if are_dialogues:
@@ -130,11 +129,11 @@ def encode_dialogues(
     texts: list[str],
     workers: int,
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Yield (ids, is_prompt) of each exchange of each dialogue. common/dialogues.py has the format
-    with an example."""
-    # A prompt and its response are encoded together, with a space between them. The prompt's tokens
-    # are as many as the prompt alone would have: these are what the model will be given, and all
-    # that follows is what it should answer, the space included.
+    """Yield (ids, is_prompt) for each exchange of each dialogue. The format is described, with an
+    example, in common/dialogues.py."""
+    # A prompt and its response are encoded together, with a space between them. As many tokens
+    # count as the prompt's as the prompt alone would have, because those are what the model will be
+    # given. Everything after them, the space included, is the response to learn.
     prompts = []
     exchanges = []
     begins = []  # is it the first exchange of its dialogue?
@@ -147,7 +146,7 @@ def encode_dialogues(
     rows = vocabulary.encode(exchanges, bos=False, eos=True, workers=workers)
     bos = vocabulary.encode("", bos=True)
 
-    # A document has one BOS, at its beginning: by it `Shards.validation` tells documents apart.
+    # A document has one BOS, at its beginning; `Shards.validation` finds the documents by it.
     for prompt, row, is_first in zip(prompt_rows, rows, begins, strict=True):
         n_given = len(prompt)
         if is_first:
@@ -157,13 +156,15 @@ def encode_dialogues(
 
 
 def pack(args: argparse.Namespace) -> dict:
-    """Tokenize documents into shards; print and return their index. The corpus is read twice: the
-    first time settles which documents are for validation. Of exact copies, in whichever of the
-    inputs, the first is packed. Memory: a shard, a batch, and some 100 bytes for each document.
+    """Tokenize documents into the shards that train.py reads, and print what they hold.
 
-        python data.py pack --input clean/a clean/b --tokenizer merged.model --out shards/ko"""
-    # A tokenizer that will not do is refused now, not after the first reading of the corpus: one
-    # with ids for which its model has no row, or without BOS or EOS.
+        python data.py pack --input clean/a clean/b --tokenizer merged.model --out shards/ko
+
+    The corpus is read twice; the first pass decides which documents are for validation. Of exact
+    copies, within one input or across several, only the first is packed. Memory: one shard, one
+    batch, and about 100 bytes per document."""
+    # Refuse an unsuitable tokenizer now, not after the first pass over the corpus: one with ids
+    # that have no row in its model, or one without BOS or EOS.
     vocabulary = tokenizer.load(args.tokenizer)
     tokenizer.check_rows(vocabulary, Path(args.tokenizer, "config.json"))
     vocabulary.encode("", bos=True, eos=True)
@@ -171,14 +172,14 @@ def pack(args: argparse.Namespace) -> dict:
     check_fields(args.input, reading_of(args), wanted_of(args))
 
     with cli.new_folder(args.out) as folder:
-        # The first reading settles which documents are for validation, and notes which lines are no
+        # The first pass chooses the validation documents and lists the lines that are not
         # documents. It costs little: hashing is far faster than tokenizing.
-        # (disable=None: no bar where stderr is no terminal.)
+        # (disable=None: no bar if stderr is not a terminal.)
         with tqdm(desc="read", unit="B", unit_scale=True, disable=None) as bar:
             held_out, seen = read_validation(args, folder / "rejected.jsonl", bar)
 
-        # The second reading tokenizes all others. Two bytes per token are enough for most
-        # vocabularies. Beside each token of a corpus of prompts stands whether it is a prompt's.
+        # The second pass tokenizes all others. Two bytes per token are enough for vocabularies up
+        # to 65,536. For dialogues, `given` marks which tokens are a prompt's.
         dtype = np.uint16 if vocabulary.size <= 2**16 else np.uint32
         train = ShardWriter(folder, "train", dtype, args.shard_tokens)
         given = ShardWriter(folder, "given", bool, args.shard_tokens)
@@ -191,8 +192,8 @@ def pack(args: argparse.Namespace) -> dict:
                                 f"({seen.rejected.total()} lines were rejected{why(seen)}, "
                                 f"{len(held_out)} documents are for validation)")
 
-        # The index says what is in the folder, and by the hashes whether it still is; the
-        # tokenizer's hash tells shards that were packed for another model.
+        # The index lists the files with their hashes, so that later changes are noticed. The
+        # tokenizer's hash identifies shards that were packed for another model.
         val = write_validation(args, vocabulary, list(held_out.values()), folder, dtype)
         index = {
             **written,
@@ -214,16 +215,16 @@ def pack(args: argparse.Namespace) -> dict:
 
 @dataclass
 class Seen:
-    """What the first reading has counted."""
-    rows: int = 0           # that can be used
-    rejected: Counter = field(default_factory=Counter)  # reasons, each with its lines
-    repaired: int = 0       # of `rows`, with U+FFFD for a few broken bytes
-    with_more: int = 0      # of `rows`, with text in a field that looks like the prompt's
-    unused: Counter = field(default_factory=Counter)    # those fields, each with its rows
+    """What the first pass has counted."""
+    rows: int = 0           # rows that can be used
+    rejected: Counter = field(default_factory=Counter)  # number of lines by reason
+    repaired: int = 0       # rows in which U+FFFD replaces a few broken bytes
+    with_more: int = 0      # rows with text in an unused field that looks like part of the prompt
+    unused: Counter = field(default_factory=Counter)    # number of rows by such field
 
 
 def why(seen: Seen) -> str:
-    """The commonest reason for which lines were rejected, for a message; "" if none was."""
+    """The most common reason why lines were rejected, for a message; "" if none were."""
     if not seen.rejected:
         return ""
     [(reason, n)] = seen.rejected.most_common(1)
@@ -235,7 +236,8 @@ def read_validation(
     rejected: Path,
     bar: tqdm,
 ) -> tuple[dict[int, str], Seen]:
-    """Read all documents, choose those for validation, write what is no document to `rejected`."""
+    """Read all documents and choose those for validation. Lines that are not documents go to
+    `rejected`."""
     seen = Seen()
     with open(rejected, "w", encoding="utf-8") as file:
         texts = read_texts(args, bar, seen, file)
@@ -244,12 +246,13 @@ def read_validation(
 
 
 class Once:
-    """Lets each text through once: two folders, cleaned under two profiles, may share documents.
+    """Lets each text through once: two folders that were cleaned under two profiles may share
+    documents.
 
-    Of a corpus of prompts and responses the two are one text, so a prompt may come again with
-    another response. Texts are told apart by their 64-bit hash: that two of 35 million differ and
-    have the same is a chance of 1 in 30,000, and would cost one of them. The set takes 80 to 110
-    bytes per document: for 35 million, 4 GB at most."""
+    A prompt and its response are one text, so a prompt may come again with another response. Texts
+    are compared by their 64-bit hash. Among 35 million texts the chance that any two different ones
+    have the same hash is 1 in 30,000, and one text would then be lost. The set takes 80 to 110
+    bytes per document: at most 4 GB for 35 million."""
 
     def __init__(self):
         self.seen: set[int] = set()
@@ -274,12 +277,12 @@ def write_training(
     train: "ShardWriter",
     given: "ShardWriter",
 ) -> dict[str, int]:
-    """Write the tokens of all texts that are not held out to `train`, and, of dialogues, to `given`
-    whether each token is a prompt's. Returns counts for the index: all tokens, those of them that
-    are learnt, the bytes of text that these spell, the documents."""
+    """Write the tokens of all texts that are not held out to `train`, and for dialogues to `given`
+    whether each token is a prompt's. Returns counts for the index: all tokens, the tokens to be
+    learnt ("targets"), the bytes of text of these, and the documents."""
     counts = {"tokens": 0, "targets": 0, "bytes": 0, "documents": 0}
     for batch in in_batches(texts):
-        # By the hash, not by the place: the validation documents are among these texts.
+        # The validation documents come among these texts again; their hashes tell which they are.
         batch = [text for text in batch if text_hash(text) not in held_out]
         ids, is_prompt = encode_documents(vocabulary, batch, args.workers, has_dialogues(args))
         train.append(ids)
@@ -301,10 +304,9 @@ def write_validation(
     folder: Path,
     dtype: type,
 ) -> dict:
-    """Write the validation documents, as `Shards.validation` reads them; returns their entry in the
-    index."""
-    # The bytes of each document stand beside the tokens: bits per byte divides by them, and by them
-    # the first megabyte of documents is the same under every tokenizer.
+    """Write the validation documents for `Shards.validation`; returns their entry in the index."""
+    # The bytes of each document are stored too: bits per byte divides by them, and they make the
+    # first megabyte of documents the same for every tokenizer.
     ids, is_prompt = encode_documents(vocabulary, texts, args.workers, has_dialogues(args))
     n_bytes = [bytes_to_predict(text, has_dialogues(args)) for text in texts]
     files = {
@@ -323,11 +325,11 @@ def inputs_and_targets(
     tokens: np.ndarray,
     is_prompt: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What a model is given, tokens 0 ... T - 1, and what it has to predict there, tokens 1 ... T.
+    """Split a window into the inputs, tokens 0 ... T - 1, and their targets, tokens 1 ... T.
 
-    A prompt's token is given and never predicted: as a target it is IGNORE, which no loss counts.
-    tokens: int64 (T + 1,); is_prompt: bool (T + 1,), None where there are no prompts. Returns int64
-    (T,) and (T,).
+    tokens: int64 (T + 1,); is_prompt: bool (T + 1,), or None if there are no prompts. Returns int64
+    (T,) and (T,). A prompt's tokens are inputs but not targets: there the target is IGNORE, which
+    the loss does not count.
 
     >>> inputs, targets = inputs_and_targets(np.array([1, 5, 6, 8, 2]), np.arange(5) < 3)
     >>> inputs.tolist(), targets.tolist()
@@ -343,31 +345,31 @@ def inputs_and_targets(
 class Shards:
     """A folder that `pack` wrote, memory-mapped.
 
-    UserError if it is not whole or (with `verify`) not as it was written."""
+    UserError if it is incomplete or (with `verify`) has changed since it was written."""
 
     def __init__(self, folder: str | Path, verify: bool = True):
         self.folder = Path(folder)
         index_file = self.folder / "index.json"
         if not index_file.is_file():
-            raise cli.UserError(f"{folder} is no folder of token shards (no index.json); "
+            raise cli.UserError(f"{folder} is not a folder of token shards (it has no index.json); "
                                 "data.py pack writes one")
-        # Many programs write an index.json: take what is needed, or say that this one is not ours.
+        # Many programs write an index.json, so this one may not be ours.
         self.index = cli.read_json(index_file)
         try:
             self.tokens = self.index["tokens"]
             self.tokenizer_sha256 = self.index["tokenizer_sha256"]
-            self.index.setdefault("given", {})  # older shards, without prompts, do not have it
+            self.index.setdefault("given", {})  # missing in older shards, which have no prompts
             files = self.index["files"] | self.index["given"] | self.index["val"]["files"]
         except (KeyError, TypeError):
             raise cli.UserError(f"{index_file} is not an index that data.py pack wrote") from None
-        # The index holds the hash of every other file: its own stands for the folder.
+        # The index holds the hash of every other file, so its own hash identifies the folder.
         self.sha256 = cli.sha256(index_file)
 
-        # A file that was cut short, or changed since, would train a model on noise without a word.
+        # A truncated or changed file would silently train the model on noise.
         for name, entry in cli.progress(files.items(), f"checking {self.folder}"):
             self._check(self.folder / name, entry, verify)
 
-        # The training stream in parts, and beside each of its tokens: is it a prompt's?
+        # The training stream in parts; and for each of its tokens, whether it is a prompt's.
         self._stream = self._map(self.index["files"])
         self._is_prompt = self._map(self.index["given"])  # empty if there are no prompts
         lengths = [len(part) for part in self._stream]
@@ -375,7 +377,7 @@ class Shards:
 
     @staticmethod
     def _check(path: Path, entry: dict, verify: bool) -> None:
-        """UserError if a file is not as its entry in the index says."""
+        """UserError if a file differs from its entry in the index."""
         if not path.is_file():
             raise cli.UserError(f"{path} is missing; run data.py pack again")
         size = path.stat().st_size
@@ -387,17 +389,17 @@ class Shards:
                                 "run data.py pack again")
 
     def _map(self, names: Iterable[str]) -> list[np.ndarray]:
-        """Arrays that are read from the disk where, and when, they are looked at."""
+        """Memory-map arrays: only the parts that are used are read from disk."""
         return [np.load(self.folder / name, mmap_mode="r") for name in names]
 
     def windows(self, seq_len: int) -> int:
-        """How many training windows of seq_len + 1 tokens there are; neighbours share one token."""
+        """The number of training windows of seq_len + 1 tokens. Neighbours share one token."""
         return (self.tokens - 1) // seq_len
 
     def window(self, i: int, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of window i, tokens i * seq_len to (i + 1) * seq_len, both included:
-        int64 (seq_len,) each. A window may span files."""
-        # One token more than seq_len: the last one is the target of the one before it.
+        """Inputs and targets of window i, which has tokens i * seq_len to (i + 1) * seq_len, both
+        included: int64 (seq_len,) each. A window may span files."""
+        # One more token than seq_len: the last one is only a target.
         first = i * seq_len
         end = first + seq_len + 1
         tokens = self._read(self._stream, first, end).astype(np.int64)
@@ -407,10 +409,10 @@ class Shards:
         return inputs_and_targets(tokens, is_prompt)
 
     def _read(self, parts: list[np.ndarray], first: int, end: int) -> np.ndarray:
-        """Entries first ... end - 1 of an array that lies in parts."""
+        """Entries first ... end - 1 of an array that is stored in parts."""
         found = []
         while first < end:
-            # The part in which `first` lies, and as much of it as is wanted.
+            # Find the part that holds `first`, and take as much of it as is wanted.
             number = int(np.searchsorted(self._starts, first, side="right")) - 1
             start = self._starts[number]
             found.append(parts[number][first - start : end - start])
@@ -418,18 +420,19 @@ class Shards:
         return np.concatenate(found)
 
     def validation(self, max_bytes: int) -> tuple[list[np.ndarray], int]:
-        """The first validation documents that fit into max_bytes of text, at least one.
+        """The first validation documents that fit into max_bytes of text, but at least one.
 
-        Returns (documents, n_bytes): each document int64, BOS ... EOS, and the UTF-8 bytes that are
-        to be predicted. Which they are depends on the text alone, so tokenizers can be compared."""
+        Returns (documents, n_bytes): each document as int64, BOS ... EOS, and the number of UTF-8
+        bytes to be predicted in all of them. The choice depends only on the text, so tokenizers can
+        be compared."""
         if self.index["val"]["documents"] == 0:
             raise cli.UserError(f"{self.folder} has no validation documents; pack at least two "
                                 "different documents")
-        # How many of them: their sizes lie beside them, in the order of their hashes.
+        # Their sizes, in the same order, say how many documents fit.
         total_bytes = np.cumsum(self.validation_sizes())
         n = max(1, int(np.searchsorted(total_bytes, max_bytes, side="right")))
 
-        # They lie one behind another, each from its BOS to that of the next.
+        # The documents are stored end to end, each from its BOS to the next one's.
         tokens = np.load(self.folder / "val-00000.npy", mmap_mode="r")
         starts = np.flatnonzero(tokens == self.index["bos_token_id"])
         ends = np.append(starts[1:], len(tokens))
@@ -439,15 +442,15 @@ class Shards:
         return documents, int(total_bytes[n - 1])
 
     def validation_sizes(self) -> np.ndarray:
-        """The UTF-8 bytes to be predicted of each validation document, int64, in their order."""
+        """The UTF-8 bytes to be predicted in each validation document, in order: int64."""
         return np.load(self.folder / "val_bytes.npy").astype(np.int64)
 
     def prompts(self, documents: list[np.ndarray]) -> list[np.ndarray | None]:
-        """For each of the documents that `validation` gave: is a token its prompt's? bool, like the
-        document; None where there are no prompts."""
+        """For each document that `validation` returned, a bool per token: is it a prompt's? None if
+        there are no prompts."""
         if not self._is_prompt:
             return [None] * len(documents)
-        # The documents are the first of the file, one behind another; so are the marks.
+        # The documents are the first ones of the file, end to end, and so are the marks.
         is_prompt = np.load(self.folder / "val_given.npy")
         ends = np.cumsum([len(document) for document in documents])
         return np.split(is_prompt[: ends[-1]], ends[:-1])
@@ -457,13 +460,14 @@ class Shards:
 
 
 def furthest_behind(first: list[float], last: list[float], counts: list[int], length: int) -> int:
-    """The source that the next window comes from: the one furthest behind its share.
+    """Choose the source of the next window: the one that is furthest behind its share.
 
     first, last: each source's weight at the start and at the end of a stage of `length` windows;
     the weights of all sources add up to 1. counts: the windows drawn from each since the start.
 
-    Worked by hand, weights ¾ and ¼. At the first window they are behind by ¾ and ¼: take source 0.
-    At the second by 1½ - 1 and ½, a tie: the first of them, 0. At the third by ¼ and ¾: take 1.
+    For example, with weights ¾ and ¼: at the first window the sources are behind by ¾ and ¼, so
+    take source 0. At the second they are behind by 1½ - 1 = ½ and ½; in a tie take the first, 0. At
+    the third they are behind by ¼ and ¾, so take 1.
 
     >>> drawn = []
     >>> for _ in range(8):
@@ -472,34 +476,35 @@ def furthest_behind(first: list[float], last: list[float], counts: list[int], le
     >>> drawn
     [0, 0, 1, 0, 0, 0, 1, 0]
     """
-    # Dice would be off by the square root of the windows drawn. Here a source is never a whole
-    # window ahead of its share, for only one that is behind is drawn. And of n sources none is
-    # further behind than 1/2 + 1/3 + ... + 1/n of a window: 0.5 with two, 0.83 with three, 1.28
-    # with five. (Few come near it: of 20,000 sets of five random weights, one in a thousand was
-    # ever more than one window behind.)
+    # Random draws would be off by about the square root of the windows drawn. Here a source is
+    # never a whole window ahead of its share, because only one that is behind is drawn. And none of
+    # n sources is ever further behind than 1/2 + 1/3 + ... + 1/n of a window: 0.5 with two, 0.83
+    # with three, 1.28 with five. (Few come near that: of 20,000 sets of five random weights, one in
+    # a thousand was ever more than one window behind.)
     #
-    # A weight that moves on a line from w0 to w1 within L windows is w0 + (w1 - w0) s / L after s
-    # of them; the windows that the source is due by then are the integral of that.
-    s = sum(counts) + 1  # with the one that is about to be drawn
+    # A weight that moves linearly from w0 to w1 over L windows is w0 + (w1 - w0) s / L after s of
+    # them. The windows due by then are the integral of this.
+    s = sum(counts) + 1  # including the one that is about to be drawn
     behind = []
     for w0, w1, count in zip(first, last, counts, strict=True):
         due = w0 * s + (w1 - w0) * s**2 / (2 * length)
         behind.append(due - count)
-    # Rounding may decide between two that are equally far behind, but always in the same way: equal
-    # counts give equal floats, in every process and after every resume.
+    # Rounding may decide a tie, but always in the same way: equal counts give equal floats, in
+    # every process and after every resume.
     return behind.index(max(behind))
 
 
 class Loader:
     """Deals windows of several sources into batches. Their order is a pure function of the seed and
-    of how many windows each source has given.
+    of the number of windows drawn from each source.
 
-    Between sources: `furthest_behind`. A weight may be a pair: it then moves from the first to the
-    second within each stage.
+    Between sources, `furthest_behind` chooses. A weight may be a pair: it then moves from the first
+    value to the second within each stage.
 
-    Within a source: a permutation of its windows, another in each epoch, so that every window comes
-    once per epoch. (Drawing with replacement would leave 1/e of the data unseen after one.) With
-    `as_packed` the order of the shards instead: a curriculum is made by packing in order."""
+    Within a source, each epoch has its own permutation of the windows, so every window comes once
+    per epoch. (Drawing with replacement would leave 1/e of the data unseen after one.) With
+    `as_packed`, windows come in the order of the shards; for a curriculum, pack documents in
+    order."""
 
     def __init__(
         self,
@@ -521,31 +526,34 @@ class Loader:
         self.as_packed = as_packed
         self.first, self.last = shares(weights)
 
-        # The whole state: the windows drawn from each source; the counts from which on its share is
-        # reckoned; and, for weights that move, how many windows the stage has.
+        # The whole state: the windows drawn from each source; the counts from which shares are
+        # computed; and, for weights that move, the number of windows in the stage.
         self.counts = [0] * len(sources)
         self.origin = [0] * len(sources)
         self.length = 1
 
-        # {source: (epoch, its permutation)}: kept, since drawing one of millions takes a while.
+        # {source: (epoch, its permutation)}, kept because permuting millions takes a while.
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
     def begin_stage(self, windows: int) -> None:
-        """A stage of so many windows begins: weights that move start from their first value."""
-        # Weights that do not move carry on, so that many short stages are as exact as a long one.
+        """Begin a stage of `windows` windows: weights that move start from their first value."""
+        # Constant weights keep counting, so that many short stages are as exact as a long one.
         if self.first != self.last:
             self.origin = list(self.counts)
             self.length = windows
 
     def change_length(self, windows: int) -> None:
-        """The stage that is under way has so many windows now: weights that move reach their last
+        """Change the length of the current stage to `windows`: weights that move reach their last
         value at its new end."""
+        # The length matters only to weights that move.
         if self.first != self.last:
             self.length = windows
 
     def skip(self, counts: list[int]) -> None:
-        """Begin behind so many windows of the first sources, which the model has seen. The weights
-        say how to share out the windows from here on."""
+        """Begin after the `counts` windows of the first sources, which the model has seen. The
+        weights apply from here on."""
+        # Shares count from here. Otherwise a source that the model has not seen would come alone
+        # until it had caught up.
         self.counts[: len(counts)] = counts
         self.origin = list(self.counts)
 
@@ -553,8 +561,8 @@ class Loader:
         """The next n windows: (inputs, targets, sources), int64 (rows, T), (rows, T) and (rows,).
 
         A target that does not count, such as a prompt's token, is IGNORE. Every process asks for
-        the whole batch of n, and names the rows of it that are its own."""
-        # All processes count all windows, so they agree on the order, however many they are.
+        the whole batch of n windows and names its own rows."""
+        # Every process counts all windows, so the order is the same for any number of processes.
         chosen = []
         for _ in range(n):
             drawn = [now - before for now, before in zip(self.counts, self.origin, strict=True)]
@@ -562,7 +570,7 @@ class Loader:
             chosen.append((source, self.counts[source]))
             self.counts[source] += 1
 
-        # Each reads only the windows that it needs.
+        # Each process reads only its own windows.
         inputs = []
         targets = []
         for source, count in chosen[rows]:
@@ -574,14 +582,14 @@ class Loader:
 
     def _window(self, source: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of a source's window number `count`, counted over all epochs."""
-        # Every window once, then every window again: that is an epoch.
+        # An epoch is over when every window has come once.
         shards = self.sources[source]
         n = shards.windows(self.seq_len)
         epoch, place = divmod(count, n)
         if self.as_packed:
             return shards.window(place, self.seq_len)
-        # Not a generator that runs on from epoch to epoch: one made anew from what identifies the
-        # epoch gives the same order to a run that is resumed there.
+        # The generator is seeded anew for each epoch, from what identifies the epoch, so that a run
+        # resumed in the middle of it gets the same order.
         kept_epoch, order = self._orders.get(source, (None, None))
         if kept_epoch != epoch:
             order = np.random.default_rng([self.seed, source, epoch]).permutation(n)
@@ -589,7 +597,7 @@ class Loader:
         return shards.window(int(order[place]), self.seq_len)
 
     def state_dict(self) -> dict:
-        """For a checkpoint: the counts, and the settings under which they mean the same order."""
+        """The state for a checkpoint: the counts, and the settings on which the order depends."""
         return {
             "counts": list(self.counts),
             "origin": list(self.origin),
@@ -601,8 +609,8 @@ class Loader:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Resume from `state`. UserError if it is that of another order, say of other weights."""
-        # The counts name the same windows only under the same settings.
+        """Resume from `state`. UserError if it belongs to another order, such as other weights."""
+        # The same counts mean the same windows only under the same settings.
         mine = self.state_dict()
         for key in ("shares", "seed", "seq_len", "as_packed"):
             if state[key] != mine[key]:
@@ -615,20 +623,21 @@ class Loader:
 
 
 def shares(weights: list[float | tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """The weights at the start and at the end of a stage, each made to add up to 1.
+    """The weights at the start and at the end of a stage, normalised to add up to 1.
 
-    UserError for weights of which nothing can be drawn.
+    UserError for weights from which nothing can be drawn.
 
     >>> shares([3, (1, 0)])
     ([0.75, 0.25], [1.0, 0.0])
     """
     pairs = [weight if isinstance(weight, tuple) else (weight, weight) for weight in weights]
-    # Comparisons with nan are false, so it is refused here too.
+    # Comparisons with nan are false, so nan is refused here too.
     for pair in pairs:
         is_valid = all(0 <= weight < math.inf for weight in pair) and max(pair) > 0
         if not is_valid:
             raise cli.UserError(f"weights {weights}: every source needs one above 0")
-    # math.fsum rounds once: the same shares in every version of Python, or a run could not resume.
+    # math.fsum rounds once, so the shares are the same in every version of Python. Otherwise a run
+    # could not be resumed under another version.
     start = math.fsum(first for first, _ in pairs)
     end = math.fsum(last for _, last in pairs)
     if start == 0 or end == 0:
@@ -648,8 +657,9 @@ def bits_per_byte(
     batch: int = 8,
     device: str = "cpu",
 ) -> dict:
-    """Bits per byte of the first validation documents of `shards` that fit into max_bytes, in
+    """Bits per byte on the first validation documents of `shards` that fit into max_bytes, in
     batches of `batch` windows of at most seq_len tokens; see `score_documents`."""
+    # Only responses count where there are prompts, in the tokens as in the bytes.
     documents, n_bytes = shards.validation(max_bytes)
     is_prompt = shards.prompts(documents)
     return score_documents(llama, documents, is_prompt, n_bytes, seq_len, batch, device)
@@ -664,20 +674,20 @@ def score_documents(
     batch: int = 8,
     device: str = "cpu",
 ) -> dict:
-    """Bits per byte of whole documents: nats of all tokens / UTF-8 bytes of text / ln 2.
+    """Bits per byte on whole documents: nats of all tokens / UTF-8 bytes of text / ln 2.
 
-    A loss per token would favour the tokenizer that cuts text into more pieces; the bytes are the
-    same for all. Returns that loss too (nats per token), the tokens and the bytes.
+    A loss per token would favour the tokenizer that splits text into more tokens; the bytes are the
+    same for all. Also returns that loss (nats per token) and the numbers of tokens and bytes.
 
-    documents: int64, BOS ... EOS; prompts: for each of them, which tokens are a prompt's, or None;
-    n_bytes: what all of them, prompts left out, have as text."""
-    import torch  # here: each of `clean`'s processes would spend seconds and 200 MB on it
+    documents: int64, BOS ... EOS. prompts: for each document, which tokens are a prompt's, or None.
+    n_bytes: the UTF-8 bytes of all documents' text, without prompts."""
+    import torch  # here: in each of `clean`'s processes it would take seconds and 200 MB
 
     from common import parallel
 
-    # A document is fed from its BOS, which is given and not predicted; every other token, EOS too,
-    # is predicted once. A document longer than seq_len continues in further windows, each of which
-    # begins with the last token of the one before.
+    # BOS is only an input; every other token, EOS too, is predicted once. A document longer than
+    # seq_len continues in further windows, each of which begins with the last token of the previous
+    # one.
     windows = []
     for document, is_prompt in zip(documents, prompts, strict=True):
         inputs, targets = inputs_and_targets(document, is_prompt)
@@ -685,11 +695,11 @@ def score_documents(
             end = start + seq_len
             windows.append((inputs[start:end], targets[start:end]))
 
-    # Neighbours of like length need little padding.
+    # Windows of similar length in one batch need little padding.
     windows.sort(key=lambda window: len(window[0]))
 
-    # Every process takes a batch in each round, in the last one perhaps an empty one: all have to
-    # run a sharded model equally often.
+    # Every process takes a batch in each round, even if it is empty in the last round: all must run
+    # a sharded model the same number of times.
     nats = 0.0
     n_tokens = 0
     n_processes = parallel.size()
@@ -712,15 +722,15 @@ def score_documents(
 
 
 def padded(windows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Windows of different lengths as one batch: inputs and targets, int64 (rows, longest). No
-    window at all gives one row of padding.
+    """Pad windows of different lengths into one batch: inputs and targets, int64 (rows, longest).
+    An empty list gives one row of padding.
 
     >>> inputs, targets = padded([(np.array([5, 6, 7]), np.array([6, 7, 2])), ([8], [2])])
     >>> inputs.tolist(), targets.tolist()
     ([[5, 6, 7], [8, 0, 0]], [[6, 7, 2], [2, -100, -100]])
     """
-    # The padding is on the right, where no token before it attends to it (attention is causal), and
-    # its targets do not count. As an input it must be some row of the embedding: 0 will do.
+    # Padding is on the right: attention is causal, so no real token attends to it, and its targets
+    # do not count. As an input it only has to be a valid id, such as 0.
     longest = max((len(inputs) for inputs, _ in windows), default=1)
     rows = max(1, len(windows))
     inputs = np.zeros((rows, longest), np.int64)
@@ -735,27 +745,27 @@ def padded(windows: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np
 
 
 def check_pack_flags(args: argparse.Namespace) -> None:
-    """UserError for flags that do not go together."""
+    """UserError for flags that contradict each other or are out of range."""
     if not 0 < args.val_fraction < 1:
         raise cli.UserError(f"--val_fraction {args.val_fraction} is not between 0 and 1")
     if bool(args.prompt_field) != bool(args.response_field):
-        raise cli.UserError("--prompt_field and --response_field go together: what is given, and "
-                            "what is to be learnt")
-    # A document comes from one place: a text, fields, or messages.
+        raise cli.UserError("--prompt_field and --response_field go together: give both, what is "
+                            "given and what is learnt")
+    # A document comes from one place: a text, a pair of fields, or messages.
     if args.messages and args.prompt_field:
         raise cli.UserError("--messages and --prompt_field: choose one, chats or pairs of fields")
     if has_dialogues(args) and args.text_field != "text":
         raise cli.UserError("--text_field and --prompt_field or --messages: choose one, a text "
-                            "that is learnt whole, or prompts with responses")
+                            "that is learnt whole or prompts with responses")
 
 
 def has_dialogues(args: argparse.Namespace) -> bool:
-    """Are the documents prompts with responses?"""
+    """Do the documents consist of prompts with responses?"""
     return bool(args.prompt_field or args.messages)
 
 
 def wanted_of(args: argparse.Namespace) -> Wanted | None:
-    """The fields that the flags name; None for a text alone."""
+    """The fields that the flags ask for; None for plain texts."""
     if args.messages:
         return dialogues.wanted_messages(args.messages)
     if args.prompt_field:
@@ -769,10 +779,10 @@ def read_texts(
     seen: Seen | None = None,
     rejected: IO[str] | None = None,
 ) -> Iterator[str]:
-    """Yield the text of every document, or a dialogue as one text; move the bar by its UTF-8 bytes.
+    """Yield the text of every document, or a dialogue as one text. The bar moves by UTF-8 bytes.
 
-    `seen` counts; `rejected` gets a line for each that is no document."""
-    # The second reading finds the same again, and nobody asks.
+    `seen` gets the counts; `rejected` gets a line for everything that is not a document."""
+    # The second pass would count the same again, so its counts are dropped.
     if seen is None:
         seen = Seen()
 
@@ -785,12 +795,12 @@ def read_texts(
         seen.repaired += 1
 
     for row in read_documents(args.input, reading_of(args), reject, wanted_of(args), repair):
-        # A prompt and its response travel as one text, so that both decide the hash.
+        # A prompt and its response are passed on as one text, so that the hash depends on both.
         if args.messages:
             text = dialogues.of_messages(row, args.messages)
         elif args.prompt_field:
             text = dialogues.of_fields(row, args.prompt_field, args.response_field)
-            # Alpaca's `input` is half of the prompt, and easily forgotten: count it.
+            # Alpaca's `input` is half of the prompt and easily forgotten, so count such fields.
             unused = dialogues.unused_fields(row, [*args.prompt_field, args.response_field])
             seen.unused.update(unused)
             if unused:
@@ -803,16 +813,16 @@ def read_texts(
 
 
 def bytes_to_predict(text: str, is_dialogue: bool) -> int:
-    """UTF-8 bytes of a document; of a dialogue's responses without their prompts."""
+    """The UTF-8 bytes of a document; of a dialogue, those of the responses without the prompts."""
     if not is_dialogue:
         return len(text.encode())
     return sum(len(response.encode()) for _, response in dialogues.split(text))
 
 
 def in_batches(texts: Iterable[str], max_characters: int = 2_000_000) -> Iterator[list[str]]:
-    """Yield the texts in lists of about `max_characters`: enough work for every thread of the
-    tokenizer, little enough for any memory."""
-    # By characters and not by documents: some are books.
+    """Yield the texts in lists of about `max_characters`: enough work for all threads of the
+    tokenizer, and little enough for any machine's memory."""
+    # Count characters rather than documents, because some documents are books.
     batch: list[str] = []
     n_characters = 0
     for text in texts:
@@ -828,7 +838,7 @@ def in_batches(texts: Iterable[str], max_characters: int = 2_000_000) -> Iterato
 class ShardWriter:
     """Appends tokens to PREFIX-00000.npy, PREFIX-00001.npy, ... of `shard_tokens` tokens each.
 
-    `files` has the index's entry of each file that is written."""
+    `files` has the entry for the index of each file written so far."""
 
     def __init__(self, folder: Path, prefix: str, dtype: type, shard_tokens: int):
         self.folder = folder
@@ -838,8 +848,8 @@ class ShardWriter:
         self.used = 0  # tokens in the buffer
 
     def append(self, tokens: np.ndarray) -> None:
-        """Add tokens (n,) to the stream; a shard is written as soon as it is full."""
-        # Fill the buffer; each time that it is full, it becomes a file.
+        """Add tokens (n,) to the stream. A shard is written as soon as it is full."""
+        # Fill the buffer; when it is full, it becomes a file.
         while len(tokens) > 0:
             room = len(self.buffer) - self.used
             part = tokens[:room]
@@ -850,7 +860,8 @@ class ShardWriter:
                 self.flush()
 
     def flush(self) -> None:
-        """Write what is in the buffer, if anything is."""
+        """Write what is in the buffer."""
+        # An empty shard is no file: the stream may end exactly where a shard does.
         if self.used > 0:
             name = f"{self.prefix}-{len(self.files):05d}.npy"
             self.files[name] = save_array(self.folder / name, self.buffer[:self.used])
@@ -859,7 +870,7 @@ class ShardWriter:
 
 def save_array(path: Path, array: np.ndarray) -> dict:
     """Write an array as np.save does; returns its entry in the index."""
-    # Not np.save itself: its error on a full disk does not say what it is (it has no errno).
+    # On a full disk np.save raises an error without errno, which cli.run cannot tell from a bug.
     with open(path, "wb") as file:
         header = np.lib.format.header_data_from_array_1_0(array)
         np.lib.format.write_array_header_1_0(file, header)
@@ -872,8 +883,8 @@ def save_array(path: Path, array: np.ndarray) -> dict:
 
 
 def say_what_was_packed(args: argparse.Namespace, index: dict, seen: Seen) -> None:
-    """Print what is in the shards, and what was found on the way."""
-    # Of dialogues the bytes are those of the responses; so are the tokens that they are divided by.
+    """Print what the shards hold, and what was noticed along the way."""
+    # For dialogues, bytes per token counts both in the responses only.
     val = index["val"]
     learnt = ""
     if has_dialogues(args):
@@ -884,7 +895,7 @@ def say_what_was_packed(args: argparse.Namespace, index: dict, seen: Seen) -> No
           f"{val['bytes']} bytes; {index['duplicates']} duplicates dropped, "
           f"{seen.rejected.total()} lines rejected")
 
-    # What someone would rather know now than after a week of training.
+    # Problems in the data that are better known now than after a week of training.
     if seen.repaired:
         print(f"{seen.repaired} documents have a few broken bytes, which are packed as U+FFFD")
     if few := small_validation(val["documents"]):
@@ -897,13 +908,14 @@ def say_what_was_packed(args: argparse.Namespace, index: dict, seen: Seen) -> No
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`clean`, `show` and `pack` on the command line."""
+    """Run `clean`, `show` or `pack`."""
+    # Each command is a function. Its docstring is the command's manual.
     parser = cli.Parser(description=__doc__, prog="data.py")
     names = "clean|show|pack"
     commands = parser.add_subparsers(required=True, metavar=names, parser_class=cli.Parser)
     programs = [
         (clean, add_clean_flags, "raw documents → documents worth training on"),
-        (show, add_show_flags, "look at what clean decided"),
+        (show, add_show_flags, "look at what clean decided, and why"),
         (pack, add_pack_flags, "documents → token shards"),
     ]
     for function, add_its_flags, summary in programs:
@@ -915,12 +927,12 @@ def main(argv: list[str] | None = None) -> None:
         command.set_defaults(run=function)
         add_its_flags(command)
     args = parser.parse_args(argv)
-    # It reads no documents and writes no folder, which is what the rest is about.
+    # show reads no documents and writes no folder, so the checks below are not for it.
     if args.run is show:
         show(args)
         return
 
-    # What can be checked without reading a document is checked before anything is written.
+    # Check what can be checked without reading a document, before anything is written.
     for name in ("workers", "val_bytes", "shard_tokens"):
         if getattr(args, name, 1) < 1:
             raise cli.UserError(f"--{name} {getattr(args, name)} is not at least 1")
@@ -934,8 +946,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def check_places(out: str, inputs: list[str]) -> None:
     """UserError if an input lies inside --out, or --out inside an input."""
-    # A folder that is written again is replaced, with all that is in it; and what is written into
-    # an input would be read as documents the next time.
+    # An existing --out is replaced with everything in it, so it must not contain an input. And a
+    # folder written into an input would be read as documents the next time.
     target = Path(out).resolve()
     for name in inputs:
         source = Path(name).resolve()
@@ -944,7 +956,7 @@ def check_places(out: str, inputs: list[str]) -> None:
                                 "name another folder")
         if source in target.parents:
             raise cli.UserError(f"--out {out} lies inside its own input {name}, and would be read "
-                                "the next time; name a folder outside it")
+                                "as input the next time; name a folder outside it")
 
 
 def add_common_flags(parser: cli.Parser) -> None:
@@ -952,10 +964,10 @@ def add_common_flags(parser: cli.Parser) -> None:
     flag = parser.add_argument
     flag("--input", nargs="+", required=True, help=f"files or folders of {KINDS}")
     flag("--out", required=True,
-         help="folder for the results; replaced only when the new one is whole")
-    add_flags(parser)  # how to read it
+         help="folder to write; an existing one is replaced when the new one is complete")
+    add_flags(parser)  # how to read the input
     flag("--workers", type=int, default=1,
-         help="processes or threads; the results are the same for any number")
+         help="number of processes (clean) or threads (pack); the results do not depend on it")
 
 
 def add_clean_flags(parser: cli.Parser) -> None:
@@ -964,47 +976,49 @@ def add_clean_flags(parser: cli.Parser) -> None:
     flag = parser.add_argument
     flag("--lang", choices=["ko", "en"], default="ko", help="the language that the rules expect")
     flag("--profile", choices=["web", "formal", "short"], default="web",
-         help="how strict the rules are: for web pages, edited text, or reviews and comments")
+         help="set of limits for the rules; web: web pages; formal: edited text; short: reviews "
+              "and comments")
     flag("--limits", nargs="+", default=[], metavar="NAME=VALUE|FILE.json",
-         help="limits of the rules in place of the profile's, by name or in a JSON file of "
+         help="override limits of the profile, by name or by a JSON file of "
               "{\"name\": value, ...}: symbols=0.6, word_length='[1.5, 30]', "
               "repeated_ngrams='{\"10\": 0.3}', line_ends=null (turns the rule off); the last "
               "value of a name counts; a file may hold the \"limits\" of a report.json; names: "
               + " ".join(Limits._fields))
     flag("--steps", nargs="+", choices=STEPS, metavar="STEP",
-         help=f"only these, in this order; if not given, all that apply: {' '.join(STEPS)}")
+         help="run only these steps, in this order (default: all that apply, of "
+              f"{' '.join(STEPS)})")
     flag("--cut_lines", action="store_true",
          help="run the step lines with any profile; by default only web has it. Not for rulings "
-              "and statutes, which rightly share whole sentences")
+              "and statutes, which legitimately share whole sentences")
     flag("--sample", type=float, default=1.0,
          help="share of the documents to start from, chosen by hash")
     flag("--reference", nargs="+", metavar="FILE",
-         help="text to train the n-gram model on, if not the input")
+         help="text to train the n-gram model of the perplexity step on (default: the input)")
     flag("--tails", nargs=2, type=float, default=[0.5, 1.0], metavar=("LOW", "HIGH"),
-         help="percent of each source's documents, at most, to remove as too predictable and as "
-              "too surprising")
+         help="percent of each source's documents, at most, that the perplexity step removes as "
+              "too predictable and as too surprising")
     flag("--examples", type=int, default=20,
-         help="documents to keep with their texts for each source, step and reason, and of those "
-              "that stay, for data.py show; 0: none")
+         help="documents to keep as examples for data.py show: this many for each source, step "
+              "and reason, and of those kept; 0: none")
     flag("--decontaminate", metavar="KOBEST_DIR",
-         help="KoBEST's folder (.tsv or .jsonl): documents that contain its items are removed")
+         help="folder of KoBEST (.tsv or .jsonl): remove documents that contain its items")
 
 
 def add_show_flags(parser: cli.Parser) -> None:
     """Flags of `show`; what they do is in cleaning/show.py."""
     flag = parser.add_argument
-    flag("folder", metavar="OUT", help="what clean has written")
-    flag("--source", metavar="NAME", help="only documents of this file, wiki or wiki.jsonl")
+    flag("folder", metavar="OUT", help="folder that clean wrote")
+    flag("--source", metavar="NAME", help="only documents of this file, such as wiki or wiki.jsonl")
     flag("--step", help="only decisions of this step")
-    flag("--reason", help="only decisions for this reason, alone or among others: phone finds "
+    flag("--reason", help="only decisions for this reason, alone or among others: phone also finds "
                           "phone+email")
     flag("--what", choices=["kept", "removed", "changed", "rejected"],
          help="only documents with this outcome")
     flag("-n", type=int,
-         help="how many documents at most, of as many kinds of decision as there are (default: 20 "
-              "on the screen, all on a page)")
-    flag("--whole", action="store_true", help="each text as far as clean has kept it, not only its "
-                                              "beginning or what changed")
+         help="number of documents to show, spread over all kinds of decision (default: 20 on the "
+              "screen, all on a page)")
+    flag("--whole", action="store_true",
+         help="print all that clean kept of each text, not only its beginning or what changed")
     flag("--html", metavar="PAGE.html", help="write a page for a browser instead")
 
 
@@ -1013,15 +1027,18 @@ def add_pack_flags(parser: cli.Parser) -> None:
     add_common_flags(parser)
     flag = parser.add_argument
     flag("--tokenizer", required=True,
-         help="a SentencePiece .model file, or a model folder that holds one")
+         help="the tokenizer of the model to train: a file that tokenizer.py wrote, or a model "
+              "directory")
     flag("--prompt_field", nargs="+", metavar="FIELD",
-         help="fields whose texts are given and not learnt, for an sft stage")
-    flag("--response_field", metavar="FIELD", help="field with the answer to them, which is")
+         help="for an sft stage: fields with the prompt, which is given and not learnt")
+    flag("--response_field", metavar="FIELD",
+         help="for an sft stage: field with the response, which is learnt")
     flag("--messages", nargs="?", const="messages", metavar="FIELD",
-         help="rows are chats, in this field (messages, if none is named)")
-    flag("--val_fraction", type=float, default=0.005, help="share of the documents for validation")
+         help="for an sft stage: rows are chats, in this field (messages if none is named)")
+    flag("--val_fraction", type=float, default=0.005,
+         help="share of the documents set aside for validation")
     flag("--val_bytes", type=int, default=5_000_000,
-         help="at most so many bytes of text for validation")
+         help="bytes of validation text, at most")
     flag("--shard_tokens", type=int, default=100_000_000, help="tokens per shard file")
 
 
