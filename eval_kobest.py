@@ -1,18 +1,21 @@
-"""KoBEST: of several answers, which does the model find likeliest?
+"""KoBEST: of several answers, which one does the model find most likely?
 
-KoBEST (Kim et al., 2204.04541) asks five kinds of Korean question, each with two or four answers.
-A model that was only pretrained does not answer questions; it continues text. So every answer is
-put behind its question, and the answer whose tokens are likeliest is the prediction (Brown et al.,
-2005.14165, section 2.4):
+KoBEST (Kim et al., 2204.04541) has five kinds of Korean questions, each with two or four answers.
+A pretrained model does not answer questions, it continues text. So every answer is appended to its
+question, and the prediction is the answer whose tokens are most likely (Brown et al., 2005.14165,
+section 2.4):
 
     log p(answer | context) = Σ_t log p(answer token t | context, answer tokens before t)
 
-A score means something only beside those of others. Prompts, spaces, BOS, truncation, metrics and
-the draw of solved examples (--shots) are therefore those of lm-evaluation-harness 0.4.13, odd ones
-included. And only what it has above three others counts: chance, the accuracy of always giving the
-commonest answer (both are printed beside it), and that of the answers alone (--answer_only). What
-is longer than the model's positions loses the left end of its context, as in the harness; how many
-requests did is said below a task's scores, and is "truncated" in --out.
+The scores can be compared with published ones: prompts, spaces, BOS, truncation, metrics and the
+choice of solved examples (--shots) are those of lm-evaluation-harness 0.4.13, including its quirks.
+
+A score shows that a model has learnt something only if it is above three baselines: chance; always
+giving the most common answer (both are printed beside it); and scoring the answers without their
+question (--answer_only).
+
+A request that is longer than the model's positions loses the left end of its context, as in the
+harness. The number of such requests is printed below a task's scores, and is "truncated" in --out.
 
     python eval_kobest.py --model DIR --data KOBEST_DIR                  # test split, all tasks
     python eval_kobest.py --model DIR --data KOBEST_DIR --split dev --shots 5 \\
@@ -44,21 +47,21 @@ from common import cli, parallel, tokenizer_json
 
 @dataclass(frozen=True)
 class Task:
-    """Where a task lies, and how a row becomes a context and choices, with the harness's names."""
+    """Where the files of a task are, and how a row becomes a context and choices."""
     folder: str                     # of the TSV files
     columns: dict[str, str]         # {field of the templates below: column of the TSV}
     values: dict[str, dict]         # {field: {spelling in the TSV, in lower case: its meaning}}
-    prompt: str
-    choices: tuple[str, ...]
-    version: float = 1.0            # in the harness; scores of different versions do not compare
+    prompt: str                     # template of the context
+    choices: tuple[str, ...]        # templates of the answers
+    version: float = 1.0            # in the harness; versions cannot be compared with each other
 
 
-# The templates are the harness's, to the space. The comments translate them.
+# The templates are exactly the harness's, down to the spaces. The comments translate them.
 NO_YES = ("아니오", "예")
 FALSE_TRUE = {"false": 0, "true": 1}
 TASKS = {
-    # "{paragraph} Question: {question} Answer: " no / yes. The harness ends it in that space too;
-    # `encode` moves it.
+    # "{paragraph} Question: {question} Answer: " no / yes. The space at the end is the harness's;
+    # `encode` moves it to the answer.
     "boolq": Task(
         folder="BoolQ",
         columns={"paragraph": "Text", "question": "Question", "label": "Answer"},
@@ -66,8 +69,8 @@ TASKS = {
         prompt="{paragraph} 질문: {question} 답변: ",
         choices=NO_YES,
     ),
-    # Of a premise, which is the cause, or the effect? "{premise}  because" or "{premise}  so", with
-    # two spaces: the harness's template has one, and each of its two words another.
+    # Which is the cause, or the effect, of a premise? "{premise}  because" or "{premise}  so", with
+    # two spaces: the harness has one in the template and another before each of the two words.
     "copa": Task(
         folder="COPA",
         columns={
@@ -119,8 +122,8 @@ TASKS = {
     ),
 }
 KOBEST = list(TASKS)
-# The test sentences of SentiNeg before a negation reversed them ("not bad" was "bad"). This is no
-# sixth task: no mean counts it.
+# The test sentences of SentiNeg before a negation reversed them ("not bad" was "bad"). This is not
+# a sixth task: the means do not count it.
 TASKS["sentineg_originated"] = replace(
     TASKS["sentineg"],
     columns={"sentence": "Text_origin", "label": "Label_origin"},
@@ -129,20 +132,20 @@ TASKS["sentineg_originated"] = replace(
 
 @dataclass(frozen=True)
 class Example:
-    """One row of a file. Rows count from 1 below the header, as the ID column of the files does."""
-    row: int
+    """One row of a file."""
+    row: int                        # counted from 1 below the header, like the files' ID column
     context: str
     choices: list[str]
-    label: int                      # which of the choices is right
+    label: int                      # index of the right choice
 
 
 def add_shots(examples: list[Example], pool: list[Example], shots: int) -> list[Example]:
     """Put `shots` solved examples of the train split before every context.
 
-    Drawn as the harness draws them: one generator serves all examples in turn, and an example of
-    the train split may find itself, answer and all, among its own shots.
+    They are drawn as in the harness: one generator serves all examples in turn, and when the train
+    split is scored, an example may be among its own shots, with its answer.
     """
-    # The same example twice in one prompt would be fewer shots than were asked for.
+    # Drawing without replacement needs at least as many examples.
     if shots > len(pool):
         raise cli.UserError(f"--shots {shots}: the train split has {len(pool)} examples")
     generator = random.Random(1234)         # the harness's seed
@@ -160,14 +163,16 @@ Request = tuple[list[int], list[int]]       # the tokens of a context, the token
 
 
 def encoder(vocabulary: tokenizer.Vocabulary, folder: Path) -> Callable[[str], list[int]]:
-    """A function text → tokens, BOS included, as transformers 5 encodes with this model directory.
+    """Return a function text → tokens, BOS included, that encodes as transformers 5 does with this
+    model directory.
 
     SentencePiece puts a space before every text, and so does the tokenizer.json that
-    `tokenizer.save` writes; transformers' own LlamaTokenizer adds none where there is one already.
+    `tokenizer.save` writes. But transformers' LlamaTokenizer adds no space to a text that begins
+    with one.
     """
     config = cli.read_json_if_any(folder / "tokenizer_config.json")
-    # tokenizer.json says whether BOS is put there; a setting decides only where there is no such
-    # file. What is left out is as transformers' LlamaTokenizer, the usual one of a Llama, has it.
+    # tokenizer.json says whether BOS is added; the setting counts only if there is no such file.
+    # The defaults are those of transformers' LlamaTokenizer, which most Llamas use.
     if (folder / "tokenizer.json").exists():
         bos = tokenizer_json.puts_bos(cli.read_json(folder / "tokenizer.json"))
     else:
@@ -185,16 +190,16 @@ def encoder(vocabulary: tokenizer.Vocabulary, folder: Path) -> Callable[[str], l
 def encode(tokens: Callable[[str], list[int]], example: Example) -> list[Request]:
     """The tokens of (context, answer), for each choice.
 
-    What is scored is a space and the choice. Both are encoded together with the context, then cut
-    where the context alone would end: a piece may reach across the seam.
+    The answer is a space and the choice. It is encoded together with the context and split off
+    after as many tokens as the context alone has, because a piece may span the boundary.
     """
-    # Tokens of running text begin with their space: "답변:" + " 예" ("answer:" + " yes"). So the
-    # spaces that end a context move to the answer.
+    # In running text a token begins with the space before it: "답변:" + " 예" ("answer:" + " yes").
+    # So spaces at the end of the context are moved to the answer.
     body = example.context.rstrip()
     spaces = example.context[len(body):] + " "
     context = tokens(body)
     requests = []
-    # Encoded alone, a choice could get pieces that no running text has.
+    # Encoded alone, a choice could become pieces that it never has in running text.
     for choice in example.choices:
         whole = tokens(body + spaces + choice)
         requests.append((context, whole[len(context):]))
@@ -211,22 +216,22 @@ def loglikelihoods(
     batch_tokens: int,
     name: str = "",
 ) -> list[float]:
-    """log p(answer | context) of each request, in nats, in the order given; on every rank the same.
+    """log p(answer | context) of each request in nats, in the given order, the same on every rank.
 
-    `batch_tokens` bounds the tokens of a forward pass, padding included. `name` labels the progress
-    bar. Of what is longer than the model's positions the left end is cut off, BOS first.
+    `batch_tokens` limits the tokens of a forward pass, padding included. `name` labels the progress
+    bar. A request that is longer than the model's positions is cut at the left, so BOS goes first.
     """
     limit = llama.config.max_position_embeddings
 
-    # The last token of an answer is predicted but never read. So the one-token answers to a
-    # question have the same input: they share a row.
+    # The last token of an answer is predicted but never an input. So all one-token answers to a
+    # question have the same input and share a row.
     answers: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
     for i, (context, answer) in enumerate(requests):
         inputs = (context + answer)[-limit - 1:-1]
         answers.setdefault(tuple(inputs), []).append((i, answer))
 
-    # Sorted by length, so that little is padded; longest first, so that what does not fit into
-    # memory fails at once.
+    # Sort by length, so that there is little padding; longest first, so that a batch that does not
+    # fit into memory fails at once.
     rows = sorted(answers, key=len, reverse=True)
     batches = []
     while rows:
@@ -234,7 +239,7 @@ def loglikelihoods(
         batches.append(rows[:size])
         rows = rows[size:]
 
-    # The ranks take turns. No batch depends on how many ranks there are; so no score does.
+    # The ranks take turns. The batches do not depend on the number of ranks, so neither do scores.
     totals = torch.zeros(len(requests), dtype=torch.float64, device=llama.lm_head.weight.device)
     mine = batches[parallel.rank()::parallel.size()]
     for batch in cli.progress(mine, name, " batches"):
@@ -251,9 +256,9 @@ def add_batch(
 ) -> None:
     """Run a batch of inputs, longest first, and add each log-probability to its request's total.
 
-    `answers` has, for each input, the number of every request with that input, and its answer.
+    `answers` maps each input to the requests that have it: (index of the request, its answer).
     """
-    # Padding on the right needs no mask: attention is causal, and no token sees what is behind it.
+    # Padding on the right needs no mask: attention is causal, so no token attends to it.
     tokens = torch.zeros(len(batch), len(batch[0]), dtype=torch.long)       # (B, T)
     places = []                     # row, position, the token predicted there, request
     for row, inputs in enumerate(batch):
@@ -265,8 +270,8 @@ def add_batch(
     places = torch.tensor(places, device=totals.device)                     # (N, 4)
     row, position, target, request = places.unbind(1)                       # (N,) each
 
-    # With a large vocabulary the logits cost more than a small model, and far more memory. So they
-    # are made only at the N places that predict an answer's token, and for 512 of them at a time.
+    # With a large vocabulary, logits take more time than a small model and far more memory. So they
+    # are computed only at the N places that predict a token of an answer, 512 places at a time.
     hidden = llama.hidden(tokens.to(totals.device), positions=(row, position))          # (N, D)
     for some in torch.arange(len(places), device=totals.device).split(512):
         logits = llama.lm_head(hidden[some]).float()                        # (512, V)
@@ -284,22 +289,22 @@ def evaluate(
 ) -> dict:
     """Score one task. A `context` (token ids) replaces that of every example.
 
-    The result counts as `truncated` the requests that lost context. UserError names the row whose
-    answer the model cannot take, or whose score is not finite.
+    `truncated` in the result is the number of requests that lost context. UserError if an answer
+    does not fit into the model's positions, or a score is not finite.
     """
-    # Cutting the left end off must leave all of an answer to predict.
+    # However much of the context is cut off, the whole answer must be left to predict.
     limit = llama.config.max_position_embeddings
     requests = []
     for example in cli.progress(examples, f"{name}: tokens"):
         for own_context, answer in encode(tokens, example):
             if not 1 <= len(answer) <= limit:
-                raise cli.UserError(f"{name}, row {example.row}: answer of {len(answer)} tokens; "
-                                    f"the model takes 1…{limit}")
+                raise cli.UserError(f"{name}, row {example.row}: an answer has {len(answer)} "
+                                    f"tokens; the model takes 1 to {limit}")
             requests.append((context or own_context, answer))
 
     values = loglikelihoods(llama, requests, batch_tokens, name)
     scores = np.reshape(values, (len(examples), -1)).tolist()       # examples × choices
-    # NaN compares as the likeliest of all: one broken weight would pass as a model that guesses.
+    # argmax takes NaN for the largest: a model with one broken weight would seem to guess.
     for example, of_choices in zip(examples, scores, strict=True):
         for value in of_choices:
             if not math.isfinite(value):
@@ -311,13 +316,13 @@ def evaluate(
 
 
 def count_truncated(requests: list[Request], limit: int) -> int:
-    """How many requests lose some of their context in `loglikelihoods`. The harness cuts them too,
-    and gives them a score like any other: with many of them a task is another task.
+    """The number of requests that lose some of their context in `loglikelihoods`. The harness cuts
+    them too and scores them like any other, but with many of them it is no longer the same task.
 
     >>> count_truncated([([1, 5, 6], [7]), ([1, 5, 6], [7, 8])], limit=3)
     1
     """
-    # The last token of an answer is predicted and never read, so it needs no position.
+    # The last token of an answer is never an input, so it needs no position.
     lengths = [len(context) + len(answer) - 1 for context, answer in requests]
     return len([length for length in lengths if length > limit])
 
@@ -344,10 +349,10 @@ def macro_f1(labels: list[int], predictions: list[int]) -> float:
 def wilson(p: float, n: int, z: float = 1.959964) -> list[float]:
     """95 % confidence interval of a share p of n (Wilson, 1927).
 
-    Unlike p ± z · stderr it stays within 0…1, and has a width at p = 0.
+    Unlike p ± z · stderr it stays within 0 … 1, and its width is not 0 at p = 0.
     """
-    # The p' for which p lies z of *its own* standard errors away, the roots of a quadratic:
-    # (p - p')² = z² p' (1 - p') / n.
+    # The bounds are the p' from which p is z standard errors *of p'* away, the roots of a quadratic
+    # equation: (p - p')² = z² p' (1 - p') / n.
     centre = p + z * z / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
@@ -361,15 +366,15 @@ def accuracy(labels: list[int], predictions: list[int]) -> float:
 
 
 def metrics(examples: list[Example], scores: list[list[float]], by_length: bool) -> dict:
-    """What the harness reports of a task; what to hold it against; every example.
+    """The metrics that the harness reports of a task, the baselines, and every example.
 
-    `by_length` adds acc_norm: the prediction is the answer likeliest per character.
+    `by_length` adds acc_norm, for which the prediction is the answer most likely per character.
     """
     n = len(examples)
     labels = [example.label for example in examples]
-    predictions = [int(np.argmax(values)) for values in scores]         # of equal ones the first
+    predictions = [int(np.argmax(values)) for values in scores]         # the first, in a tie
     acc = accuracy(labels, predictions)
-    # The deviation of a sample divides by n - 1: one example has none.
+    # A sample's standard deviation divides by n - 1, so a single example has none.
     stderr = None
     if n > 1:
         stderr = math.sqrt(acc * (1 - acc) / (n - 1))
@@ -383,7 +388,8 @@ def metrics(examples: list[Example], scores: list[list[float]], by_length: bool)
         "majority": accuracy(labels, [commonest] * n),
     }
 
-    # Every token lowers a sum of logarithms: a short answer has the advantage over a long one.
+    # Every token lowers the sum of log-probabilities, which favours short answers. So acc_norm
+    # divides by the number of characters.
     if by_length:
         normed = []
         for example, values in zip(examples, scores, strict=True):
@@ -403,12 +409,13 @@ def metrics(examples: list[Example], scores: list[list[float]], by_length: bool)
 
 
 def mcnemar(lost: int, gained: int) -> float:
-    """McNemar's exact two-sided p (1947): is a change as likely for the better as for the worse?
+    """McNemar's exact two-sided p-value (1947) for as many predictions lost and gained, if changes
+    for the better and for the worse were equally likely.
 
     >>> mcnemar(1, 5)                                      # 2 · (1 + 6) / 2⁶
     0.21875
     """
-    # As if each of the n examples that changed had tossed a coin: twice the smaller tail.
+    # Each of the n changes is then a coin toss. The p-value is twice the smaller tail.
     n = lost + gained
     outcomes = sum(math.comb(n, i) for i in range(min(lost, gained) + 1))
     return min(1.0, 2 * outcomes / 2**n)
@@ -418,16 +425,16 @@ def mcnemar(lost: int, gained: int) -> float:
 
 
 def find(data: Path, name: str, split: str) -> Path:
-    """The file of a split: v1.0/BoolQ/dev.tsv as KoBEST was published, or Hugging Face's
+    """Find the file of a split: v1.0/BoolQ/dev.tsv, as KoBEST was published, or Hugging Face's
     boolq/validation.jsonl. UserError if there is neither."""
     folder = data / TASKS[name].folder
-    # The repository holds v1.0/BoolQ/…; --data may also name v1.0 itself.
+    # The published repository has v1.0/BoolQ/…; --data may be that, or v1.0 itself.
     if (data / "v1.0").is_dir():
         folder = data / "v1.0" / TASKS[name].folder
     published = folder / f"{split}.tsv"
 
-    # Hugging Face calls dev validation, and the originated task has no folder of its own:
-    # sentineg/test_originated.jsonl.
+    # Hugging Face calls the dev split "validation", and the originated task has no folder of its
+    # own: sentineg/test_originated.jsonl.
     base, originated, _ = name.partition("_originated")
     stem = split
     if split == "dev":
@@ -447,9 +454,9 @@ def find(data: Path, name: str, split: str) -> Path:
 
 
 def read(data: Path, name: str, split: str, limit: int | None = None) -> list[Example]:
-    """The first `limit` examples of a split, in the order of its file.
+    """Read the first `limit` examples of a split, in the order of its file.
 
-    UserError names the file and the row.
+    UserError, with file and row, if a cell is missing, empty or has an unknown value.
     """
     file = find(data, name, split)
     task = TASKS[name]
@@ -458,7 +465,7 @@ def read(data: Path, name: str, split: str, limit: int | None = None) -> list[Ex
     if file.suffix == ".tsv":
         rows = read_tsv(file)
     else:
-        # Hugging Face names the columns as the templates do, and counts every label from 0.
+        # Hugging Face's columns have the names of the template fields, and labels count from 0.
         rows = read_json_lines(file)
         columns = {field: field for field in columns}
         values = {**values, "label": {str(i): i for i in range(len(task.choices))}}
@@ -466,8 +473,8 @@ def read(data: Path, name: str, split: str, limit: int | None = None) -> list[Ex
         raise cli.UserError(f"{file} has no rows")
 
     examples = []
-    # Templates name fields. Those that a task lists under `values` (the label, COPA's question) are
-    # translated first; the others are inserted as they stand in the file.
+    # Fields that a task lists under `values` (the label, COPA's question) are translated; the
+    # others go into the templates as they are in the file.
     for row, cells in enumerate(rows[:limit], start=1):
         fields = {}
         for field, column in columns.items():
@@ -479,12 +486,12 @@ def read(data: Path, name: str, split: str, limit: int | None = None) -> list[Ex
 
 
 def read_tsv(file: Path) -> list[dict[str, str]]:
-    """The rows of a TSV, by the names in its header.
+    """Read the rows of a TSV file as {column: cell}.
 
-    Python's csv with its default quoting gives the same cells as pandas, through which Hugging
-    Face's loader reads: twelve rows of BoolQ hold quotes that both strip.
+    Python's csv with its default quoting gives the same cells as pandas, which Hugging Face's
+    loader uses: twelve rows of BoolQ have quotes that both strip.
     """
-    # With newline="" csv sees the line ends itself: inside quotes they belong to the cell.
+    # With newline="" csv handles line ends itself: inside quotes they belong to the cell.
     lines = []
     try:
         with open(file, encoding="utf-8-sig", newline="") as stream:
@@ -496,7 +503,7 @@ def read_tsv(file: Path) -> list[dict[str, str]]:
                             f"columns ({error})") from None
     if not lines:
         return []
-    # A row too short lacks its last cells; whoever needs one of them finds it empty.
+    # Missing cells at the end of a row count as empty, which read_cell reports if they are needed.
     header = lines[0]
     rows = []
     for cells in lines[1:]:
@@ -506,7 +513,7 @@ def read_tsv(file: Path) -> list[dict[str, str]]:
 
 
 def read_json_lines(file: Path) -> list[dict]:
-    """The rows of a JSON Lines file."""
+    """Read the rows of a JSON Lines file."""
     rows = []
     try:
         with open(file, encoding="utf-8-sig") as stream:
@@ -520,7 +527,7 @@ def read_json_lines(file: Path) -> list[dict]:
 
 
 def read_cell(cells: dict, column: str, known: dict | None, where: str) -> str | int:
-    """The text of a cell, or its meaning by `known`. UserError begins with `where`."""
+    """The text of a cell, or what it means according to `known`. `where` is for the UserError."""
     if column not in cells:
         raise cli.UserError(f"{where}: no column {column!r}, only {', '.join(cells)}")
     value = cells[column]
@@ -541,7 +548,7 @@ def read_cell(cells: dict, column: str, known: dict | None, where: str) -> str |
 def compare(one: Path, other: Path) -> None:
     """Print what changed between two files of --out: metrics, McNemar's test, the rows.
 
-    UserError where the two do not hold the same examples.
+    UserError if the two do not have the same examples.
     """
     before = read_scores(one)
     after = read_scores(other)
@@ -553,9 +560,9 @@ def compare(one: Path, other: Path) -> None:
     for name in names:
         if not same_examples(before[name], after[name]):
             raise cli.UserError(f"{one} and {other} hold different examples of {name}; "
-                                "use one --split and --limit")
-        # The rows of the examples whose prediction changed. What both times was right, or wrong in
-        # the same way, says nothing about which of the two is better.
+                                "score both with the same --split and --limit")
+        # List the rows whose prediction changed. Predictions that stayed the same say nothing about
+        # which of the two models is better.
         lost = []
         gained = []
         still_wrong = []
@@ -579,13 +586,13 @@ def compare(one: Path, other: Path) -> None:
         print(f"{'':10} gained {len(gained)}: {gained}")
         print(f"{'':10} wrong both times: {still_wrong}")
 
-    # Over all tasks together there are more changes, and smaller differences show.
+    # All tasks together have more changes, so smaller differences become significant.
     p = mcnemar(all_lost, all_gained)
     print(f"{'together':10} lost {all_lost}, gained {all_gained}, McNemar's p {p:.3g}")
 
 
 def read_scores(file: Path) -> dict[str, dict]:
-    """The tasks of a file that --out wrote; empty if it is another JSON file."""
+    """Read the tasks of a file that --out wrote; empty for any other JSON file."""
     scores = cli.read_json(file)
     if not isinstance(scores, dict):
         return {}
@@ -593,8 +600,8 @@ def read_scores(file: Path) -> dict[str, dict]:
 
 
 def same_examples(one: dict, other: dict) -> bool:
-    """Do two results of a task hold the same rows with the same labels?"""
-    # Rows of another split have the same numbers; their labels tell them apart.
+    """Do two results of a task have the same rows with the same labels?"""
+    # Rows of different splits have the same numbers; the labels tell them apart.
     first = [(example["id"], example["label"]) for example in one["examples"]]
     second = [(example["id"], example["label"]) for example in other["examples"]]
     return first == second
@@ -609,21 +616,22 @@ def main(argv: list[str] | None = None) -> None:
     flag = parser.add_argument
     flag("--model", type=Path, help="model directory, with its tokenizer")
     flag("--data", type=Path,
-         help="folder of KoBEST: the one that holds v1.0, or v1.0, or Hugging Face's JSON lines")
+         help="folder of KoBEST: its repository, the folder v1.0 in it, or Hugging Face's files as "
+              "JSON lines")
     flag("--tasks", nargs="+", default=KOBEST, choices=list(TASKS), metavar="TASK",
-         help="of " + ", ".join(TASKS))
+         help="tasks to score, of " + ", ".join(TASKS))
     flag("--split", default="test", choices=["test", "dev", "train"],
-         help="which file of each task")
-    flag("--limit", type=int, help="the first N examples of each task; if not given, all")
+         help="split of each task to score")
+    flag("--limit", type=int, help="score only the first N examples of each task (default: all)")
     flag("--shots", type=int, default=0,
-         help="solved examples of the train split before each context")
+         help="number of solved examples of the train split to put before each context")
     flag("--answer_only", action="store_true",
-         help="control: score the answers without their context")
+         help="as a control, score the answers without their context")
     flag("--batch_tokens", type=int, default=2048,
-         help="tokens per forward pass, padding included")
-    flag("--out", type=Path, help="JSON file for the scores, every example included")
+         help="tokens per forward pass, at most, padding included")
+    flag("--out", type=Path, help="JSON file to write, with the scores of every example")
     flag("--compare", nargs=2, type=Path, metavar="JSON",
-         help="only print what changed between two such files")
+         help="compare two files that --out wrote, and score nothing")
     cli.add_device(parser)
     args = parser.parse_args(argv)
     if args.compare:
@@ -633,7 +641,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("the following arguments are required: --model, --data (or --compare alone)")
     cli.set_device(args)
 
-    # What is wrong with the flags is said now, not after an hour of scoring.
+    # Check the flags now, not after an hour of scoring.
     if args.limit is not None and args.limit < 1:
         raise cli.UserError(f"--limit {args.limit}: give 1 or more")
     if args.shots < 0:
@@ -641,8 +649,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.batch_tokens < 1:
         raise cli.UserError(f"--batch_tokens {args.batch_tokens}: give 1 or more")
     if args.shots and args.answer_only:
-        raise cli.UserError("--answer_only leaves the context out, and --shots are part of it; "
-                            "choose one")
+        raise cli.UserError("--answer_only leaves out the context, to which --shots belong; choose "
+                            "one")
     if args.out and args.out.is_dir():
         raise cli.UserError(f"--out {args.out} is a folder; name a file in it")
     with parallel.process_group(args.device):
@@ -650,10 +658,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def score(args) -> None:
-    """Read the tasks and the model; score; print and write the results, on rank 0."""
+    """Read the tasks and the model, score them, and print and write the results on rank 0."""
     settings = cli.settings(args)
 
-    # The examples come before the model: a mistake in --data is found in a second.
+    # Read the examples before the model, so that a mistake in --data is found within a second.
     examples = {}
     for name in args.tasks:
         examples[name] = read(args.data, name, args.split, args.limit)
@@ -663,7 +671,7 @@ def score(args) -> None:
 
     vocabulary, llama = sample.load(args.model, args.device, getattr(torch, args.dtype))
     tokens = encoder(vocabulary, args.model)
-    # The control: the answers stand at the beginning of a document, and nothing was asked.
+    # The control: each answer is at the beginning of a document, without a question.
     context = None
     if args.answer_only:
         context = vocabulary.encode("", bos=True)
@@ -676,7 +684,7 @@ def score(args) -> None:
         if parallel.rank() == 0:
             print_task(name, results[name], time.perf_counter() - start)
 
-    # Every rank has all the scores; one of them talks, and writes.
+    # Every rank has all the scores; rank 0 prints and writes them.
     means = mean_scores(results)
     if parallel.rank() == 0:
         words = "   ".join(f"{key} {value:.4f}" for key, value in means.items())
@@ -686,8 +694,8 @@ def score(args) -> None:
 
 
 def print_task(name: str, result: dict, seconds: float) -> None:
-    """One line: a task's scores, with chance and the commonest answer's accuracy beside them. And
-    one more where context was lost."""
+    """Print a task's scores in one line, with the accuracies of chance and of the most common
+    answer; and another line if context was lost."""
     low, high = result["ci95"]
     parts = []
     parts.append(f"{name:10} {len(result['examples']):6}")
@@ -706,13 +714,13 @@ def print_task(name: str, result: dict, seconds: float) -> None:
 
 
 def mean_scores(results: dict[str, dict]) -> dict[str, float]:
-    """Means over the tasks of KoBEST proper; over what there is, if none of them was asked for."""
+    """Means over the five tasks of KoBEST, as far as they were scored; over all, if none was."""
     counted = [results[name] for name in results if name in KOBEST]
     if not counted:
         counted = list(results.values())
     acc = [result["acc"] for result in counted]
     f1 = [result["macro_f1"] for result in counted]
-    # The harness's score of the group counts every example once, and so a large task more.
+    # The harness's score of the group weights every example equally, so large tasks count more.
     sizes = [len(result["examples"]) for result in counted]
     return {
         "mean_acc": float(np.mean(acc)),
