@@ -2,19 +2,22 @@
 
     bits per byte = Σ -log2 p(token | tokens before it) / UTF-8 bytes of the text
 
-The sum is over all tokens of whole documents, EOS included. It is what the text would take if the
-model compressed it, so lower is better. A loss per token cannot compare a base model with one of a
-larger vocabulary: fewer tokens carry the same text, so each of them is harder to predict. The bytes
-are the same for both.
+The sum is over all tokens of whole documents, EOS included. It is the size of the text if the model
+compressed it, so lower is better. A loss per token cannot compare models with different
+vocabularies: where a text has fewer tokens, each of them is harder to predict. Its bytes are the
+same for all models.
 
+    # on the validation documents of token shards
     python eval_bits.py --models BASE grown run/model --data shards/ko shards/en
-                                       # the validation documents of shards
+    # on text files
     python eval_bits.py --models BASE run/model --input held_out.jsonl novel.txt --out bits.json
+    # on eight GPUs
     torchrun --nproc_per_node=8 eval_bits.py --models BASE run/model --data shards/ko
 
-One row per model, one column per source: bits per byte, and behind it the difference to the first
-model. A model whose tokenizer packed the shards is given the packed tokens, as in training. Any
-other is given the same documents as text, decoded by the tokenizer that packed them.
+The table has a row for each model and a column for each source: bits per byte, and the difference
+from the first model. If a model's tokenizer packed the shards, the model gets the packed tokens, as
+in training. Any other model gets the same documents as text, decoded by the tokenizer that packed
+them.
 """
 import argparse
 import math
@@ -36,11 +39,11 @@ from common.cli import UserError, say
 class Source:
     """Documents that every model is scored on: one column of the table."""
     name: str
-    sizes: list[int]                # UTF-8 bytes to be predicted, of each document
-    texts: list[str] = field(default_factory=list)      # empty where no model needs them
+    sizes: list[int]                # UTF-8 bytes to be predicted in each document
+    texts: list[str] = field(default_factory=list)      # empty if no model needs them
 
-    # Where the documents are from shards: their tokens, which of these are a prompt's, whose tokens
-    # they are, and how many documents were left out.
+    # For documents from shards: their tokens, which tokens are a prompt's, the tokenizer that
+    # packed them, and the number of documents that were left out.
     packed: list[np.ndarray] = field(default_factory=list)
     prompts: list[np.ndarray | None] = field(default_factory=list)
     tokenizer_sha256: str = ""
@@ -59,8 +62,9 @@ def from_shards(
 ) -> Source:
     """The validation documents of token shards, up to max_bytes of text.
 
-    hash_of: of each model, its tokenizer's SHA-256; tokenizers: those that are at hand, by their
-    SHA-256. UserError if a model has another tokenizer than the shards and the text cannot be had.
+    hash_of: the SHA-256 of each model's tokenizer. tokenizers: the available tokenizers by their
+    SHA-256. UserError if a model has another tokenizer than the shards, and the documents cannot be
+    decoded.
     """
     shards = data.Shards(folder, verify=parallel.rank() == 0)
     packed, _ = shards.validation(max_bytes)
@@ -83,12 +87,13 @@ def from_shards(
 
 
 def with_texts(source: Source, vocabulary: tokenizer.Vocabulary) -> Source:
-    """The same source with the text of its documents, decoded by the tokenizer that packed them. A
-    document whose text does not come back is left out for every model: all see the same text."""
+    """Add the text of the documents, decoded by the tokenizer that packed them. A document whose
+    text cannot be recovered is left out for every model, so that all are scored on the same
+    text."""
     texts = vocabulary.decode([ids[1:-1].tolist() for ids in source.packed])  # without BOS and EOS
     kept = Source(source.name, sizes=[], tokenizer_sha256=source.tokenizer_sha256)
     for i, text in enumerate(texts):
-        # A tokenizer that normalises text, or has no piece for a character, loses some of it.
+        # A tokenizer that normalises text, or has no piece for some character, loses information.
         if len(text.encode()) != source.sizes[i]:
             kept.left_out += 1
             continue
@@ -97,13 +102,13 @@ def with_texts(source: Source, vocabulary: tokenizer.Vocabulary) -> Source:
         kept.packed.append(source.packed[i])
         kept.prompts.append(source.prompts[i])
     if not kept.sizes:
-        raise UserError(f"{source.name}: of none of its {len(texts)} validation documents does the "
-                        "text come back from its tokens; score them as files with --input")
+        raise UserError(f"{source.name}: none of its {len(texts)} validation documents can be "
+                        "decoded to its original text; score the files themselves with --input")
     return kept
 
 
 def from_documents(path: str, name: str, max_bytes: int, reading: documents.Reading) -> Source:
-    """The first documents of a file or a folder that fit into max_bytes, and at least one."""
+    """The first documents of a file or a folder that fit into max_bytes, but at least one."""
     source = Source(name, sizes=[])
     rejected = []
     total = 0
@@ -132,7 +137,7 @@ def tokens_of(
     source: Source,
     vocabulary: tokenizer.Vocabulary,
 ) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
-    """The documents as tokens of this tokenizer, BOS ... EOS, and which of them are a prompt's."""
+    """The documents as tokens of this tokenizer, BOS ... EOS, and which tokens are a prompt's."""
     if vocabulary.sha256 == source.tokenizer_sha256:
         return source.packed, source.prompts
     rows = vocabulary.encode(source.texts, bos=True, eos=True)
@@ -143,7 +148,7 @@ def tokens_of(
 
 
 def window_length(folder: str, asked: int) -> int:
-    """Tokens per window: --seq_len, or what train.py takes without it."""
+    """Tokens per window: --seq_len, or the default of train.py."""
     positions = model.Config.read(folder).max_position_embeddings
     if asked > positions:
         raise UserError(f"--seq_len {asked} is more than the {positions} positions of {folder}")
@@ -156,8 +161,8 @@ def score_model(
     sources: list[Source],
     args: argparse.Namespace,
 ) -> dict[str, dict]:
-    """The scores of one model on every source, by the source's name. UserError if one of them is
-    not finite."""
+    """The scores of one model on every source, by the source's name. UserError if a score is not
+    finite."""
     vocabulary, llama = sample.load(Path(folder), args.device, getattr(torch, args.dtype))
     scores = {}
     for source in sources:
@@ -183,7 +188,7 @@ def score_model(
 
 
 def heading(sources: list[Source], width: int) -> str:
-    """The first line of the table; `width` is that of the models' names."""
+    """The first line of the table; `width` is the width of the models' names."""
     line = " " * width
     for source in sources:
         line += f"  {source.name:<{cell_width(source.name)}}"
@@ -202,12 +207,12 @@ def row(folder: str, scores: dict[str, dict], width: int) -> str:
 
 
 def cell_width(name: str) -> int:
-    """A column is as wide as its source's name, and as `1.2345  -0.1234`."""
+    """A column is as wide as its source's name, but at least as `1.2345  -0.1234`."""
     return max(len(name), 15)
 
 
 def short_names(paths: list[str]) -> list[str]:
-    """The end of each path: its last part, or as many as tell it from the others.
+    """Shorten paths to their last part, or to as many parts as it takes to tell them apart.
 
     >>> short_names(["out/shards/ko", "held_out.jsonl"])
     ['ko', 'held_out.jsonl']
@@ -226,37 +231,38 @@ def short_names(paths: list[str]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Score every model on every source; print the table."""
+    """Score every model on every source and print the table."""
     parser = cli.Parser(description=__doc__, prog="eval_bits.py")
     flag = parser.add_argument
     flag("--models", nargs="+", required=True, metavar="DIR",
-         help="model directories, each with its tokenizer; differences are to the first")
+         help="model directories, each with its tokenizer; the others are compared with the first")
     flag("--data", nargs="+", default=[], metavar="SHARDS",
-         help="folders of token shards, whose validation documents are scored")
+         help="folders of token shards, of which the validation documents are scored")
     flag("--input", nargs="+", default=[], metavar="PATH",
          help=f"files or folders of documents: {documents.KINDS}")
     documents.add_flags(parser)  # how to read them
     flag("--tokenizer", metavar="FILE",
          help="the tokenizer that packed --data, if none of --models has it")
     flag("--max_bytes", type=int, default=1_000_000,
-         help="bytes of text, at most, of each source: its first documents, at least one")
+         help="bytes of text per source, at most: its first documents, but at least one")
     flag("--seq_len", type=int, default=0,
          help=f"tokens per window; 0: each model's positions, at most {data.LONGEST_WINDOW}, as in "
               "training")
     flag("--micro_batch", type=int, default=8, help="windows per forward pass")
-    flag("--out", type=Path, help="JSON file for the scores, with loss and bytes per token")
+    flag("--out", type=Path,
+         help="JSON file to write, with the scores, loss per token and bytes per token")
     cli.add_device(parser)
     args = parser.parse_args(argv)
 
-    # What is wrong with the flags is said now, not after an hour of scoring.
+    # Check the flags now, not after an hour of scoring.
     if not args.data and not args.input:
-        raise UserError("nothing to score on: --data SHARDS, or --input FILES")
+        raise UserError("nothing to score on: give --data SHARDS or --input FILES")
     for name, least in (("max_bytes", 1), ("seq_len", 0), ("micro_batch", 1)):
         if getattr(args, name) < least:
             raise UserError(f"--{name} {getattr(args, name)}: give {least} or more")
     for paths in (args.models, args.data + args.input):
         if len({Path(path).resolve() for path in paths}) < len(paths):
-            raise UserError(f"one of these is named twice: {' '.join(paths)}")
+            raise UserError(f"one of these is named twice: {' '.join(paths)}; name each once")
     if args.out and args.out.is_dir():
         raise UserError(f"--out {args.out} is a folder; name a file in it")
     cli.set_device(args)
@@ -265,10 +271,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def score(args: argparse.Namespace) -> None:
-    """Open everything, score model after model, print and write the results."""
+    """Open everything, score one model after the other, print and write the results."""
     settings = cli.settings(args)
 
-    # The tokenizers and the text come before the models: a mistake is found in a second.
+    # Open tokenizers and text before the models, so that a mistake is found within a second.
     hash_of = {}
     tokenizers = {}
     lengths = {}
@@ -284,24 +290,24 @@ def score(args: argparse.Namespace) -> None:
         tokenizers[vocabulary.sha256] = vocabulary
     sources = open_sources(args, hash_of, tokenizers)
 
-    # What is scored.
+    # Say what is scored.
     for source in sources:
         noun = "document" if len(source.sizes) == 1 else "documents"
         parts = [f"{source.name}: {len(source.sizes)} {noun}, {sum(source.sizes):,} bytes"]
         if source.left_out:
-            parts.append(f"{source.left_out} more are left out for all models, because their text "
-                         "does not come back from their tokens")
+            parts.append(f"{source.left_out} more are left out for all models, because their "
+                         "tokens do not decode to the original text")
         warning = notices.small_validation(len(source.sizes))
         if warning:
             parts.append(warning)
         say("; ".join(parts))
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{folder} {length:,}" for folder, length in lengths.items())
-        say(f"tokens per window differ: {listed}. A longer window predicts better; --seq_len "
-            f"{min(lengths.values())} would give all the same")
+        say(f"tokens per window differ: {listed}. Longer windows give better scores; --seq_len "
+            f"{min(lengths.values())} would give all models the same")
 
-    # One model is in memory at a time.
-    say("\nbits per byte, and the difference to the first model")
+    # Only one model is in memory at a time.
+    say("\nbits per byte, and the difference from the first model")
     width = max(len(folder) for folder in args.models)
     say(heading(sources, width))
     results = {}
