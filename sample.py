@@ -1,13 +1,19 @@
-"""Continue a prompt: the model's next-token distribution, drawn from again and again.
+"""Continue a prompt by sampling one token after the other from the model.
 
-A language model gives a probability to every token that could come next. Temperature divides the
-logits before the softmax: 0 takes the likeliest token each time (greedy), 1 is the model's own
-distribution, above 1 is wilder. Nucleus sampling (Holtzman et al., 1904.09751) then keeps the
-fewest tokens whose probabilities reach `--top_p`: the long tail of a small model is noise, and one
-bad token derails what follows. `Llama.generate` does both, with a key-value cache.
+A language model gives every token a probability of coming next. Two settings change this
+distribution before a token is drawn from it:
 
-    # "The capital of Korea is", greedily; then "Once upon a time"
+- The temperature divides the logits before the softmax. 0 always takes the most likely token
+  (greedy decoding), 1 is the model's own distribution, and above 1 the text becomes more random.
+- Nucleus sampling (Holtzman et al., 1904.09751) keeps only the fewest tokens whose probabilities
+  add up to `--top_p`. The many unlikely tokens of a small model are mostly noise, and one bad token
+  derails what follows.
+
+`Llama.generate` in model.py does both, with a key-value cache.
+
+    # "The capital of South Korea is", greedily
     python sample.py --model DIR --prompt "대한민국의 수도는" --temperature 0
+    # "Once upon a time"
     python sample.py --model DIR --prompt "옛날 옛적에" --top_p 0.9 --seed 1
 """
 from pathlib import Path
@@ -25,19 +31,20 @@ def load(
     device: str,
     dtype: torch.dtype,
 ) -> tuple[tokenizer.Vocabulary, model.Llama]:
-    """The tokenizer and the model of a model directory. UserError where they do not fit."""
+    """Load the tokenizer and the model of a directory. UserError if they do not fit together."""
     cli.check_model_folder(folder)
     vocabulary = tokenizer.load(folder)
     tokenizer.check_rows(vocabulary, folder / "config.json")
     llama = model.load(folder, device=device, dtype=dtype)
-    # More rows than pieces are padding, never to be sampled. Not every model's config.json says so.
+    # Rows beyond the tokenizer's pieces are padding and must never be sampled. Not every
+    # config.json says how many there are.
     llama.config.unpadded_vocab_size = vocabulary.size
     return vocabulary, llama
 
 
 def end_tokens(folder: Path, llama: model.Llama, vocabulary: tokenizer.Vocabulary) -> list[int]:
-    """The tokens at which a text ends: the tokenizer's EOS, and those that the directory names.
-    Llama 3's chat models end an answer with another token than a document."""
+    """The tokens that end a text: the tokenizer's EOS, and those that the directory names. In Llama
+    3's chat models an answer ends with another token than a document."""
     generation = cli.read_json_if_any(folder / "generation_config.json")
     more = special_tokens.id_list(generation.get("eos_token_id"))
     return [*special_tokens.id_list(vocabulary.eos), *llama.config.eos_ids(), *more]
@@ -46,7 +53,7 @@ def end_tokens(folder: Path, llama: model.Llama, vocabulary: tokenizer.Vocabular
 def special_ids(vocabulary: tokenizer.Vocabulary, folder: Path) -> dict[str, int]:
     """The special tokens of a model directory: {text: id}."""
     special = dict(vocabulary.controls)
-    # Some models have them as pieces (user-defined ones), and files that call them special.
+    # In some models they are user-defined pieces, and other files say that they are special.
     for i, token in special_tokens.described(folder).items():
         if i < vocabulary.size:
             special[token["content"]] = i
@@ -54,27 +61,28 @@ def special_ids(vocabulary: tokenizer.Vocabulary, folder: Path) -> dict[str, int
 
 
 def split_at(special: dict[str, int], folder: Path, prompt: str) -> list[str]:
-    """A prompt as special tokens and the stretches of text between them, which may be empty."""
+    """Split a prompt into special tokens and the text between them, which may be empty."""
     patterns = {text: regex.escape(text) for text in special}
     if not patterns:
         return [prompt]
-    # Some take the spaces beside them along.
+    # Some special tokens include the spaces beside them.
     for token in special_tokens.described(folder).values():
         text = token["content"]
         if text in patterns and token["lstrip"]:
             patterns[text] = r"\s*" + patterns[text]
         if text in patterns and token["rstrip"]:
             patterns[text] += r"\s*"
-    # Of two that begin alike, the longer one is meant.
+    # If one token is the beginning of another, the longer one is meant.
     longest_first = sorted(patterns, key=len, reverse=True)
     any_of_them = "|".join(patterns[text] for text in longest_first)
     return regex.split(f"({any_of_them})", prompt)
 
 
 def encode_prompt(vocabulary: tokenizer.Vocabulary, folder: Path, prompt: str) -> list[int]:
-    """Token ids of a prompt, with BOS in front. A control token in it becomes its id, as with
-    transformers and this directory (in packed documents it is text like any other)."""
-    # SentencePiece may put a space before a text. Does what follows a control token count as one?
+    """Token ids of a prompt, with BOS in front. The text of a control token becomes that token, as
+    in transformers with this directory. (In packed documents it is text like any other.)"""
+    # SentencePiece may put a space before a text. The directory's files say whether it also does so
+    # after a control token.
     config = special_tokens.read_config(folder)
     content = cli.read_json_if_any(folder / "tokenizer.json")
     everywhere = tokenizer_json.prefix_everywhere(config, content)
@@ -95,28 +103,29 @@ def encode_prompt(vocabulary: tokenizer.Vocabulary, folder: Path, prompt: str) -
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Continue the prompt."""
+    """Continue the prompt, and print the whole text."""
     parser = cli.Parser(description=__doc__, prog="sample.py")
     flag = parser.add_argument
     flag("--model", type=Path, required=True, help="model directory, with its tokenizer")
     flag("--prompt", required=True,
-         help="text to continue; an empty one starts a document; special tokens such as "
-              "<|im_end|> are read as such")
+         help="text to continue; an empty text starts a new document; special tokens such as "
+              "<|im_end|> are recognised")
     flag("--max_new_tokens", type=int, default=128,
-         help="stop after so many tokens (or at the model's last position)")
+         help="stop after this many new tokens, or at the model's last position")
     flag("--temperature", type=float, default=0.8,
-         help="divides the logits; 0 takes the likeliest token")
+         help="divide the logits by this; 0: always take the most likely token")
     flag("--top_p", type=float, default=0.95,
-         help="keep the likeliest tokens up to this probability; 1 keeps all")
+         help="sample only from the most likely tokens whose probabilities add up to this; 1: from "
+              "all")
     flag("--seed", type=int, default=0,
-         help="of the random draws; the same seed gives the same text")
-    flag("--out", type=Path, help="a file for the text, which is printed as well")
+         help="seed of the random draws; the same seed gives the same text")
+    flag("--out", type=Path, help="file to write the text to; it is printed as well")
     cli.add_device(parser)
     args = parser.parse_args(argv)
     cli.set_device(args)
     if args.max_new_tokens < 1 or args.temperature < 0 or not 0 < args.top_p <= 1:
-        raise cli.UserError("--max_new_tokens starts at 1, --temperature at 0, and --top_p lies "
-                            "above 0 and up to 1; not "
+        raise cli.UserError("--max_new_tokens must be at least 1, --temperature at least 0, and "
+                            "--top_p above 0 and at most 1; they are "
                             f"{args.max_new_tokens}, {args.temperature} and {args.top_p}")
     cli.settings(args)
 
@@ -128,8 +137,8 @@ def main(argv: list[str] | None = None) -> None:
                             f"but the model has {rows} rows and none for it; leave it out")
     limit = llama.config.max_position_embeddings
     if len(prompt) >= limit:
-        raise cli.UserError(f"--prompt has {len(prompt)} tokens; the model has {limit} positions, "
-                            "and at least one must be left for a new token; shorten it")
+        raise cli.UserError(f"--prompt has {len(prompt)} tokens, but the model has {limit} "
+                            "positions, and at least one must be left for a new token; shorten it")
 
     generator = torch.Generator(args.device).manual_seed(args.seed)
     tokens = llama.generate(

@@ -111,7 +111,7 @@ def test_wrong_input_is_refused(folder, tmp_path, refused, monkeypatch):
         ("--top_p", "1.5"),
         ("--max_new_tokens", "0"),
     ):
-        refused(sample, [*argv, "a", flag, value], "--max_new_tokens starts at 1")
+        refused(sample, [*argv, "a", flag, value], "--max_new_tokens must be at least 1")
     refused(sample, [*argv, "a", "--device", "cuda"], "no GPU")
     refused(sample, [*argv, "a", "--tempreature", "1"], "did you mean --temperature?")
     refused(sample, ["--model", str(tmp_path), "--prompt", "a"], "tokenizer.model")
