@@ -1,4 +1,4 @@
-"""What a stage trains, and what that costs in bytes and FLOPs: arithmetic alone.
+"""What a stage trains, and what that costs in bytes and FLOPs, by arithmetic alone.
 
 RedWhale (2408.11294, section 3.4) fits a 10.7B model on one GPU by training a part at a time. A
 stage is written `what:tokens:peak_lr`, and `what` is one of
@@ -12,60 +12,68 @@ stage is written `what:tokens:peak_lr`, and `what` is one of
     full       everything
     sft        everything, on the responses of dialogues (data.py pack --prompt_field)
 
-or a union, `odd+embed`. A LoRA joins only with embed (its matrices are frozen by definition).
+or a union, such as `odd+embed`. A LoRA can only be combined with embed, because the matrices beside
+it are frozen.
 
-**Weights, gradients, Adam's moments.** A trained parameter is a float32 master (4 bytes), its
-gradient (4) and two moments (8): 16 bytes; or all four in bfloat16 (kernels/adamw.py): 8. A frozen
-one is held in the compute type: 4 bytes, or 2 in bfloat16. So 10.7B parameters trained at once need
-171 GB before any activation, and half of the layers a good half of that: this is why there are
-stages. Each of N processes holds ceil(rows / N) rows of every parameter, of its gradient and of its
-moments, and one group of parameters gathered in the compute type: at most the largest of a block,
+**Weights, gradients, Adam's moments.** A trained parameter takes 16 bytes: a float32 master weight
+(4), its gradient (4) and two moments (8). With all four in bfloat16 (kernels/adamw.py) it takes 8.
+A frozen parameter is held in the compute dtype: 4 bytes, or 2 in bfloat16. So training all 10.7B
+parameters at once needs 171 GB before any activations, and training half of the layers a little
+more than half of that: this is why there are stages.
+
+Each of N processes holds ceil(rows / N) rows of every parameter, its gradient and its moments. It
+also holds one gathered group of parameters in the compute dtype, at most the largest of a block,
 the embedding and the head (parallel.py). Not counted: what is in flight (the next group, the
-gradients of the previous one), and what libraries allocate for themselves.
+gradients of the previous one) and what libraries allocate for themselves.
 
-**Activations**: elements per token that one block keeps for its backward pass (letters as in
-model.py). A figure in brackets counts only where the block's matrices, or LoRAs beside them, are
+**Activations**: the elements per token that one block keeps for its backward pass (letters as in
+model.py). Those in brackets are kept only if the block's matrices, or LoRAs beside them, are
 trained, because only a trained matrix needs its input:
 
-    attention      D the stream (the norm's input)  [D the normed stream]
-                   HE + 2KE queries, keys, values   HE attention's output
-    feed-forward   D the stream  [D the normed stream]  2F gate and up  [F their product]
+    attention      D residual stream (the norm's input)  [D normed stream]
+                   HE + 2KE queries, keys, values        HE attention's output
+    feed-forward   D residual stream  [D normed stream]  2F gate and up  [F their product]
 
-and in float32 one number per norm and one per head. A LoRA of rank r keeps r more for each of the
-seven matrices. A float32 master used in bfloat16 is cast, and the copy is kept too (not with
-several processes, where the gathered group is that copy). Below the lowest trained parameter
-nothing is kept. On a CPU a trained block also keeps a copy of attention's output: RoPE lays the
-heads out one after the other there, and o_proj reads them side by side.
+In addition:
 
-Worked by hand: a frozen block above a trained one, D 4096, F 14336, H 32, HE 4096, KE 1024, in
-bfloat16, bytes per token:
+- In float32, one number per norm and one per head.
+- A LoRA of rank r keeps r more for each of the seven matrices.
+- A float32 master weight used in bfloat16 is cast, and the copy is kept (not with several
+  processes, where the gathered group is that copy).
+- On a CPU, a trained block keeps a second copy of attention's output: RoPE writes the heads one
+  after the other there, and o_proj reads them side by side.
+- Below the lowest trained parameter nothing is kept.
+
+For example, a frozen block above a trained one, with D 4096, F 14336, H 32, HE 4096, KE 1024, in
+bfloat16, keeps these bytes per token:
 
     attention      2 (4096 + 4096 + 2 · 1024 + 4096) + 4 (1 + 32)    =  28,804
     feed-forward   2 (4096 + 2 · 14336) + 4                          =  65,540
 
-Recomputing "attention" keeps the stream instead of attention's share. Recomputing "full" keeps the
-stream instead of both, and the backward pass holds both again for one block at a time (`block`),
-with the gradients of gate, up and their product. The final norm keeps D. The loss holds a chunk of
-logits, the head's gradient in float32, and 2D.
+With --recompute attention, a block keeps the residual stream instead of attention's activations.
+With --recompute full, it keeps the residual stream instead of all, and the backward pass holds all
+of them again, for one block at a time, with the gradients of gate, up and their product (`block`).
+The final norm keeps D. The loss holds a chunk of logits, the head's gradient in float32, and 2D.
 
-**The peak** is reached at the loss, or in the first block of the backward pass. Gradients of
-earlier micro-batches then lie beside the activations of this one. With a single micro-batch,
-gradients appear as activations are freed, so the peak is there or at the end of the backward pass.
-`needed` adds what lies outside PyTorch's allocator. Not modelled: what torch.compile keeps.
+**The peak** is reached at the loss or in the first block of the backward pass, where the gradients
+of earlier micro-batches are held beside the activations of this one. With a single micro-batch,
+gradients appear while activations are freed, so the peak is there or at the end of the backward
+pass. `needed` adds what is outside PyTorch's allocator. Not modelled: what torch.compile keeps.
 
-**--document_mask** adds on a CPU, and in float32 on a GPU, the scores' mask, micro-batch · T · T
-elements, once for all layers. In bfloat16 a GPU keeps the documents' starts, which is nothing; not
-modelled: keys and values repeated for the queries that share them (before torch 2.13), and the 128
-rows more per document that FlashAttention's backward pass adds to its sums of the queries'
-gradients, 4 · 128 · HE bytes each, one layer at a time.
+**--document_mask** adds the mask of the scores on a CPU, and in float32 on a GPU: micro-batch · T ·
+T elements, once for all layers. In bfloat16 on a GPU it adds only the documents' starts, which is
+negligible. Not modelled: keys and values that are repeated for the queries that share them (before
+torch 2.13), and the 128 additional rows per document in which FlashAttention's backward pass sums
+the queries' gradients, 4 · 128 · HE bytes each, one layer at a time.
 
-**FLOPs per token**, forward and backward: 2 per parameter forward; 2 more for the gradient of the
-input, if anything below is trained; 2 more for the gradient of the weight, if it is trained itself.
-So 6 for a trained matrix, 4 for a frozen one that gradients pass through, 2 for a frozen one below
-everything trained. Attention adds 2·T·H·E forward in each layer (causal: half of the score matrix),
-and twice that backward. What is recomputed adds its forward pass once more, except for its last
-matmul, whose result no gradient needs. With --document_mask attention over whole windows is counted
-all the same: an upper bound, and so is the utilisation that train.py derives from it.
+**FLOPs per token**, forward and backward: 2 per parameter for the forward pass; 2 more for the
+gradient of the input, if anything below is trained; 2 more for the gradient of the weight, if it is
+trained itself. So a trained matrix takes 6, a frozen one through which gradients pass takes 4, and
+a frozen one below everything trained takes 2. Attention adds 2·T·H·E forward in each layer (causal:
+half of the score matrix) and twice that backward. Recomputation adds the forward pass again, except
+for its last matmul, whose result no gradient needs. With --document_mask, attention is still
+counted over whole windows, which is an upper bound; so is the utilisation that train.py computes
+from it.
 """
 import dataclasses
 import math
@@ -77,59 +85,59 @@ import torch.nn.functional as F
 
 from common.cli import UserError
 
-# The members of a union.
+# What a stage may train; a union combines several.
 PARTS = ("embed", "new_rows", "odd", "even", "body", "lora", "full", "sft")
 
-# The two tables of one row per piece of the vocabulary.
+# The two matrices with a row for each piece of the vocabulary.
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
-# The type of a trained weight, its gradient and its moments.
+# The dtype of a trained weight, its gradient and its moments, by --optimizer.
 MASTER = {"adamw": torch.float32, "adamw_bf16": torch.bfloat16}
 
-# --recompute, from the fastest to the one that needs least memory.
+# The values of --recompute, from the fastest to the one that needs least memory.
 RECOMPUTE = ("none", "attention", "full")
 
-# Bytes of a GPU's memory that PyTorch's allocator does not give out: the CUDA context with its
-# compiled kernels (about 0.6 GB), and the workspaces of cuBLAS and cuDNN.
+# Bytes of GPU memory outside PyTorch's allocator: the CUDA context with its compiled kernels (about
+# 0.6 GB) and the workspaces of cuBLAS and cuDNN.
 OUTSIDE = {"cpu": 0, "cuda": 2 * 10**9}
 
-# RoPE's tables are computed for at least so many positions, if the model has them (model.py).
+# RoPE's tables have at least this many positions, if the model does (model.py).
 ROPE_POSITIONS = 4096
 
-# The loss computes logits in chunks of so many bytes (kernels/loss.py).
+# The loss computes logits in chunks of this many bytes (kernels/loss.py).
 LOGIT_BYTES = {"cpu": 3 * 2**23, "cuda": 2**29}
 
-# But a chunk has at least so many rows.
+# But a chunk has at least this many rows.
 LOGIT_ROWS = 384
 
-# The LoRA matrices that read the block's own normed input. At the lowest LoRA of the model nobody
-# needs the gradient of that input.
+# The LoRA matrices that read the block's normed input. In the lowest block that has LoRAs, the
+# gradient of that input is not needed.
 FIRST_OF_LORA = ("self_attn.q_proj.lora_A", "self_attn.k_proj.lora_A", "self_attn.v_proj.lora_A")
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One entry of --stages: what is trained, for how many tokens, up to which learning rate."""
+    """One entry of --stages: what to train, for how many tokens, at which peak learning rate."""
     what: str
     tokens: int
     peak_lr: float
 
     @property
     def parts(self) -> list[str]:
-        """The members of the union."""
+        """The parts that are combined: ["odd", "embed"] for `odd+embed`."""
         return self.what.split("+")
 
     def steps(self, batch_tokens: int) -> int:
-        """The optimizer steps of the stage."""
+        """The number of optimizer steps in the stage."""
         return max(1, round(self.tokens / batch_tokens))
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """How each process computes an optimizer step: `accumulation` micro-batches of `micro_batch`
+    """How each process computes an optimizer step: in `accumulation` micro-batches of `micro_batch`
     windows of `seq_len` tokens."""
     seq_len: int
-    dtype: torch.dtype          # the compute type, of activations, matmuls and frozen weights
+    dtype: torch.dtype          # compute dtype: of activations, matmuls and frozen weights
     optimizer: str = "adamw"
     micro_batch: int = 1
     accumulation: int = 1
@@ -145,13 +153,13 @@ class Step:
 
     @property
     def casts(self) -> bool:
-        """Is a trained weight cast to the compute type when it is used? With several processes
-        the gathering does that."""
+        """Is a trained weight cast to the compute dtype when it is used? With several processes,
+        gathering it does that."""
         return MASTER[self.optimizer] != self.dtype and self.world_size == 1
 
 
 def parse_stage(text: str) -> Stage:
-    """`embed:200M:2e-4` → Stage("embed", 200_000_000, 2e-4). UserError says which field is wrong.
+    """Parse an entry of --stages. UserError says which field is wrong.
 
     >>> parse_stage("odd+embed:1.5M:1e-4")
     Stage(what='odd+embed', tokens=1500000, peak_lr=0.0001)
@@ -169,11 +177,11 @@ def parse_stage(text: str) -> Stage:
     others = parts - {"lora", "embed"}
     if "lora" in parts and others:
         listed = ", ".join(sorted(others))
-        raise UserError(f"stage {text!r}: lora joins only with embed, not with {listed}")
+        raise UserError(f"stage {text!r}: lora can be combined only with embed, not with {listed}")
     if "new_rows" in parts and parts & {"embed", "full", "sft"}:
         raise UserError(
-            f"stage {text!r}: new_rows keeps the old rows as they are, embed and full train them; "
-            "choose"
+            f"stage {text!r}: new_rows keeps the old rows as they are, embed, full and sft train "
+            "them; choose one"
         )
 
     number = re.fullmatch(r"(\d+(?:\.\d+)?)([kKMB]?)", tokens)
@@ -195,8 +203,8 @@ def parse_stage(text: str) -> Stage:
 
 
 def is_trained(name: str, what: str) -> bool:
-    """Does a stage train the parameter of this name? (new_rows trains its two tables: the gradient
-    of their old rows is masked.)
+    """Does a stage train the parameter of this name? (For new_rows both tables count as trained;
+    train.py zeroes the gradient of their old rows.)
 
     >>> is_trained("model.layers.3.mlp.up_proj.weight", "odd+embed")
     True
@@ -222,8 +230,8 @@ def is_trained(name: str, what: str) -> bool:
 
 
 def block_shapes(config, lora_rank: int = 0) -> dict[str, tuple[int, ...]]:
-    """Name (within the block) and shape of the parameters of one block, in model.py's order. A
-    matrix is (outputs, inputs). With a rank, a LoRA's two matrices follow each of the seven."""
+    """{name within the block: shape} of the parameters of one block, in model.py's order. A matrix
+    is (outputs, inputs). If lora_rank is not 0, a LoRA's two matrices follow each of the seven."""
     D = config.hidden_size
     query_width = config.num_attention_heads * config.head_dim      # HE
     key_width = config.num_key_value_heads * config.head_dim        # KE
@@ -253,15 +261,15 @@ def block_shapes(config, lora_rank: int = 0) -> dict[str, tuple[int, ...]]:
 
 
 def rank_of_stage(what: str, lora_rank: int) -> int:
-    """The rank of the LoRAs that exist while a stage runs; 0 where there are none."""
+    """The rank of the LoRAs that exist during a stage; 0 if there are none."""
     if "lora" in what.split("+"):
         return lora_rank
     return 0
 
 
 def shapes(config, what: str, lora_rank: int) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter that exists while a stage runs, the LoRA's included, in
-    model.py's order. A tied head is the embedding, and is not listed."""
+    """{name: shape} of every parameter that exists during a stage, those of LoRAs included, in
+    model.py's order. A tied head is not listed, because it is the embedding."""
     found = {"model.embed_tokens.weight": (config.vocab_size, config.hidden_size)}
     block = block_shapes(config, rank_of_stage(what, lora_rank))
     for layer in range(config.num_hidden_layers):
@@ -275,14 +283,14 @@ def shapes(config, what: str, lora_rank: int) -> dict[str, tuple[int, ...]]:
 
 @dataclasses.dataclass(frozen=True)
 class Matrix:
-    """A matrix of a block: its name there, its elements, and whether the stage trains it."""
+    """A matrix of a block: its name within the block, its size, and whether the stage trains it."""
     name: str
     elements: int
     trained: bool
 
 
 def layer_matrices(config, what: str, lora_rank: int, layer: int) -> list[Matrix]:
-    """The matrices of one layer, the LoRA's included, in the order of computation."""
+    """The matrices of one layer, those of LoRAs included, in the order of computation."""
     matrices = []
     for name, shape in block_shapes(config, rank_of_stage(what, lora_rank)).items():
         if len(shape) == 2:
@@ -295,15 +303,15 @@ def layer_matrices(config, what: str, lora_rank: int, layer: int) -> list[Matrix
 
 
 def flops_recomputed(matrices: list[Matrix], scores: int, recompute: str) -> int:
-    """FLOPs per token that the backward pass of one block spends on computing activations again.
-    `scores`: attention's own."""
+    """FLOPs per token that the backward pass of one block spends on recomputing activations.
+    `scores`: those of attention's two matmuls."""
     if recompute == "none":
         return 0
     if recompute == "attention":
         repeated = [matrix for matrix in matrices if matrix.name.startswith("self_attn.")]
     else:
         repeated = matrices
-    # No gradient needs the result of the last matmul, so it is left out.
+    # No gradient needs the result of the last matmul, so it is not recomputed.
     return scores + sum(2 * matrix.elements for matrix in repeated[:-1])
 
 
@@ -314,18 +322,18 @@ def flops_per_token(
     seq_len: int,
     recompute: str = "none",
 ) -> int:
-    """FLOPs of one token, forward and backward, at this sequence length. The factors are explained
-    in the module docstring; `recompute` as in Step."""
-    # Attention's two matmuls, q kᵀ and p v, are each 2·T·H·E, and causality leaves half of them.
+    """FLOPs per token, forward and backward, at this sequence length. The module docstring explains
+    the factors; `recompute` is as in Step."""
+    # Attention's two matmuls, q kᵀ and p v, take 2·T·H·E each; a causal mask halves that.
     scores = 2 * seq_len * config.num_attention_heads * config.head_dim
 
     total = 0
-    trained_so_far = is_trained(TABLES[0], what)  # anything, from the embedding up to here?
+    trained_so_far = is_trained(TABLES[0], what)  # is anything trained, up to this layer?
     for layer in range(config.num_hidden_layers):
         matrices = layer_matrices(config, what, lora_rank, layer)
         weights = sum(matrix.elements for matrix in matrices)
         trained_weights = sum(matrix.elements for matrix in matrices if matrix.trained)
-        # As soon as one of a layer's own matrices is trained, a gradient reaches its inner inputs.
+        # If any of a layer's matrices is trained, gradients reach the inputs inside the layer.
         if trained_weights > 0:
             trained_so_far = True
 
@@ -335,7 +343,7 @@ def flops_per_token(
             total += flops_recomputed(matrices, scores, recompute)
         total += 2 * trained_weights
 
-    # A head that is trained is trained with the embedding, so `trained_so_far` covers it.
+    # A stage that trains the head also trains the embedding, so `trained_so_far` covers it.
     head = config.vocab_size * config.hidden_size
     head_is_trained = is_trained("lm_head.weight", what)
     total += 2 * head
@@ -356,10 +364,11 @@ def block_activations(
     trained_below: bool,
     step: Step,
 ) -> tuple[int, int]:
-    """Bytes that a block keeps for its backward pass: attention's (with its norm), and the
-    feed-forward's. `rank`: of its LoRAs, 0 without. `trained_below`: is anything trained below, so
+    """Bytes that a block keeps for its backward pass: (attention with its norm, feed-forward).
+
+    rank: the rank of its LoRAs, 0 if there are none. trained_below: is anything below trained, so
     that the gradient of the block's input is needed?"""
-    # A LoRA beside a matrix needs the matrix's input as the matrix itself would.
+    # A LoRA needs the input of the matrix beside it, as that matrix would if it were trained.
     trained = any(matrix.trained for matrix in matrices)
     if not trained and not trained_below:
         return 0, 0
@@ -369,17 +378,17 @@ def block_activations(
     key_width = config.num_key_value_heads * config.head_dim
     width = config.intermediate_size
 
-    # The first norm's own weight is trained with the matrices, but not beside a LoRA.
+    # The first norm's own weight is trained with the matrices, but not with LoRAs.
     gradient_reaches_first_norm = trained_below or (trained and rank == 0)
 
-    # Elements per token in the compute type, then numbers per token in float32.
+    # Elements per token in the compute dtype, and elements per token in float32.
     attention = query_width + 2 * key_width + query_width   # queries, keys, values; the output
     attention_float32 = config.num_attention_heads          # log of each softmax's denominator
     if gradient_reaches_first_norm:
         attention += D
         attention_float32 += 1                              # the norm's 1/r
     if trained:
-        attention += D + 4 * rank                           # inputs of q, k, v; LoRAs' own
+        attention += D + 4 * rank                           # input of q, k, v; LoRAs' x Aᵀ
     if trained and step.device == "cpu":
         attention += query_width                            # the output, laid out for o_proj
     feed_forward = D + 2 * width
@@ -391,7 +400,8 @@ def block_activations(
     attention_bytes = step.tokens * (itemsize * attention + 4 * attention_float32)
     feed_forward_bytes = step.tokens * (itemsize * feed_forward + 4 * feed_forward_float32)
 
-    # Copies of the masters in the compute type: the gradient of a matmul's input needs them.
+    # Copies of the master weights in the compute dtype: the gradient of a matmul's input needs
+    # them.
     if step.casts:
         for matrix in matrices:
             first = matrix.name in FIRST_OF_LORA
@@ -405,10 +415,10 @@ def block_activations(
 
 
 def logit_bytes(config, head_is_trained: bool, step: Step) -> int:
-    """Bytes of logits that the loss may hold at once: chunk_budget of kernels/loss.py."""
+    """Bytes of logits that the loss may hold at once, as chunk_budget in kernels/loss.py."""
     budget = max(LOGIT_BYTES[step.device], LOGIT_ROWS * config.vocab_size * step.dtype.itemsize)
     if step.device == "cuda" and head_is_trained:
-        # Every chunk reads and writes the head's gradient, so fewer and larger chunks are faster.
+        # Every chunk reads and writes the head's gradient, so a few large chunks are faster.
         budget = max(budget, 2 * config.vocab_size * config.hidden_size)
     return budget
 
@@ -420,8 +430,8 @@ def loss_bytes(config, head_is_trained: bool, step: Step) -> int:
     head = config.vocab_size * config.hidden_size
     budget = logit_bytes(config, head_is_trained, step)
 
-    # On a CPU, bfloat16 logits are copied to float32 for the softmax. After it, the chunk's share
-    # of the head's gradient takes the copy's place, until it is added to the float32 sum.
+    # On a CPU, bfloat16 logits are copied to float32 for the softmax. That copy is freed before the
+    # chunk's share of the head's gradient is computed, which is then added to the float32 sum.
     if step.device == "cpu" and itemsize < 4:
         chunk = min(budget // (itemsize + 4), logits)
         beside_the_chunk = 4 * chunk
@@ -434,7 +444,7 @@ def loss_bytes(config, head_is_trained: bool, step: Step) -> int:
     held = itemsize * chunk + beside_the_chunk
     # The normed stream and its gradient.
     held += 2 * itemsize * step.tokens * config.hidden_size
-    # The head's gradient, summed in float32, and the head itself in the compute type.
+    # The head's gradient, summed in float32, and the head itself in the compute dtype.
     if head_is_trained:
         held += 4 * head
     if head_is_trained and step.casts:
@@ -443,8 +453,8 @@ def loss_bytes(config, head_is_trained: bool, step: Step) -> int:
 
 
 def document_bytes(step: Step) -> int:
-    """Bytes that --document_mask keeps: the number of each position's document, and where there is
-    no FlashAttention for it, what each position sees of its window, once for all layers."""
+    """Bytes that --document_mask keeps: the number of each position's document; and, where
+    FlashAttention does not run, a mask of each window, once for all layers."""
     numbers = 4 * step.tokens
     if step.device == "cuda" and step.dtype != torch.float32:
         return numbers
@@ -452,8 +462,8 @@ def document_bytes(step: Step) -> int:
 
 
 def activations(config, what: str, lora_rank: int, step: Step) -> dict[str, int]:
-    """Bytes beside weights, gradients and moments. `activations`: what the forward pass of a
-    micro-batch keeps below the head; `loss`: what the head and the loss hold; `block`: what the
+    """Bytes other than weights, gradients and moments. `activations`: what the forward pass of a
+    micro-batch keeps below the head. `loss`: what the head and the loss hold. `block`: what the
     backward pass of one block adds."""
     itemsize = step.dtype.itemsize
     stream = step.tokens * config.hidden_size * itemsize
@@ -481,8 +491,8 @@ def activations(config, what: str, lora_rank: int, step: Step) -> dict[str, int]
                 kept_by_block = stream
             kept += kept_by_block
 
-            # The gradients of gate, up and their product. A trained block has kept the product; it
-            # is freed before the gradients of gate and up are computed.
+            # The gradients of gate, up and their product. A trained block has kept the product,
+            # which is freed before the gradients of gate and up are computed.
             gradients = 3 * step.tokens * config.intermediate_size * itemsize
             if trained:
                 gradients -= step.tokens * config.intermediate_size * itemsize
@@ -501,11 +511,11 @@ def activations(config, what: str, lora_rank: int, step: Step) -> dict[str, int]
 
 
 def largest_group(config, what: str, lora_rank: int) -> int:
-    """Elements of the largest group of parameters that several processes gather at once. The groups
-    are parallel.py's: each block; the embedding; the final norm with the head."""
+    """Elements of the largest group of parameters that FSDP gathers at once. The groups are those
+    of parallel.py: each block; the embedding; the final norm with the head."""
     block = block_shapes(config, rank_of_stage(what, lora_rank))
     block_elements = sum(math.prod(shape) for shape in block.values())
-    # A tied head is the embedding: then there is one group of that table and the norm, as large.
+    # If the head is tied, embedding and norm are one group, of the same size.
     head_and_norm = config.vocab_size * config.hidden_size + config.hidden_size
     return max(block_elements, head_and_norm)
 
@@ -519,12 +529,12 @@ def cost(
     optimizer: str = "adamw",
     **how,
 ) -> dict:
-    """A stage's parameters, the bytes that each process holds, and FLOPs per token (`hardware`:
-    with those of recomputation). `how`: the other fields of Step. Weights, gradients and moments
-    are exact; the rest follows the factors in the module docstring."""
+    """A stage's parameters, the bytes that each process holds, and FLOPs per token (`hardware`
+    includes those of recomputation). `how`: the other fields of Step. Weights, gradients and
+    moments are exact; the rest is modelled as the module docstring says."""
     step = Step(seq_len, dtype, optimizer, **how)
 
-    # Elements of the whole model, and of the rows that each process holds.
+    # Count the elements of the whole model, and of the rows that each process holds.
     trained = 0
     frozen = 0
     trained_here = 0
@@ -581,7 +591,7 @@ def table(
     optimizer: str,
     **how,
 ) -> str:
-    """The stages as two tables: what each trains and computes, and what each process holds. `how`:
+    """Two tables of the stages: what each trains and computes, and what each process holds. `how`:
     the other fields of Step."""
     step = Step(seq_len, dtype, optimizer, **how)
     costs = [cost(config, stage, lora_rank, seq_len, dtype, optimizer, **how) for stage in stages]
@@ -619,7 +629,7 @@ def table(
 
 
 def legend(step: Step) -> list[str]:
-    """The lines below the tables: how the peak comes about, and how a step is divided."""
+    """The lines below the tables: what the peak consists of, and how a step is split."""
     start = "activations + the larger of loss and block"
     if step.accumulation > 1:
         moving = f"gradients + {start}"
@@ -649,17 +659,17 @@ def legend(step: Step) -> list[str]:
 
 
 def matmul_rate(device: str, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """FLOP/s of a large matmul on this machine, measured for at least `seconds`: the reference of
-    utilisation. A GPU that has worked for a second clocks lower than one that has rested."""
+    """Measure the FLOP/s of a large matmul on this machine for at least `seconds`, as the reference
+    for utilisation. (A GPU that has been busy for a second clocks lower than an idle one.)"""
     on_gpu = device == "cuda"
     n = 8192 if on_gpu else 1024
     a = torch.randn(n, n, device=device, dtype=dtype)
     b = torch.randn(n, n, device=device, dtype=dtype)
-    F.linear(a, b)  # the first one loads the library
+    F.linear(a, b)  # the first call loads the library
     if on_gpu:
         torch.cuda.synchronize()
 
-    # Several are queued before we wait, so that the GPU does not stand still between two of them.
+    # Queue several matmuls before waiting, so that the GPU is not idle in between.
     queued = 8 if on_gpu else 1
     matmuls = 0
     start = time.perf_counter()
