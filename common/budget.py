@@ -1,28 +1,31 @@
-"""What a run takes before it is started: hours, GPUs, disk, host memory. Arithmetic alone.
+"""What a run will take, computed before it starts: hours, GPUs, disk and host memory.
 
-`train.py --plan` prints it below the tables of plan.py, which count each stage's bytes and FLOPs.
+`train.py --plan` prints this below the tables of plan.py, which count each stage's bytes and FLOPs.
 
-**Hours** are FLOPs, those of recomputation included, divided by what the GPUs sustain. That is
-given (--tflops), or half of the peak on a named GPU's data sheet (--gpu). On an H200 stages of a
-10.7B model ran at 500 to 570 TFLOP/s, of 989 on the data sheet: .51 to .58 (RESULTS.md, "On a
-GPU"). No other GPU has been measured. Only training steps are counted, not validation, nor reading
-and writing models.
+**Hours**: the FLOPs, including those of recomputation, divided by the speed that the GPUs sustain.
+That speed is given (--tflops), or is half of the peak on a GPU's data sheet (--gpu). On an H200,
+stages of a 10.7B model ran at 500 to 570 TFLOP/s of the data sheet's 989, or 0.51 to 0.58
+(RESULTS.md, "On a GPU"). No other GPU has been measured. Only training steps are counted, not
+validation, and not reading and writing models.
 
-**Whether a stage fits** a GPU: what plan.py says is needed against what PyTorch finds on the card.
+**Whether a stage fits** a GPU: plan.py's `needed` is compared with the memory that PyTorch finds on
+the card.
 
-**Disk**: each stage leaves a whole model, and one with a LoRA its adapter. A checkpoint holds what
-is trained, in the optimizer's type, with both of Adam's moments: 12 bytes per trained parameter in
-float32, 6 in bfloat16. RUN/model is the last stage's files under a second name (hard links), and
-takes nothing.
+**Disk**: each stage leaves a whole model, and a LoRA stage also its adapter. A checkpoint holds
+what is trained and both of Adam's moments in the optimizer's dtype: 12 bytes per trained parameter
+in float32, 6 in bfloat16. RUN/model takes no space, because it consists of hard links to the last
+stage's files.
 
-**Host memory**, beside PyTorch itself: a model is read and a checkpoint written tensor by tensor,
-and a stage's model file by file, of at most 5 GB each. On a CPU the training itself is there, too.
-Measured (VmHWM) on a CPU with 1.1B parameters in bfloat16, one file of 2.20 GB: the stage odd takes
-2.14 GB more while it is written, embed 2.20, lora 4.04, of which up to 2.20 are pages of the file
-that it started from, which Linux frees when it needs them. Checkpoints (.61 to 5.81 GB) take less
-than .01 GB more to write, and up to .52 to read, twice the largest tensor in float32. A GPU's
-tensors pass through the host one by one; that, and what CUDA's libraries take on the host (not
-counted), has not been measured.
+**Host memory**, in addition to PyTorch itself: models are read and checkpoints are written tensor
+by tensor, and a stage's model is written file by file, of at most 5 GB each. On a CPU the training
+itself is in host memory too.
+
+Measured (VmHWM) on a CPU with 1.1B parameters in bfloat16, in one file of 2.20 GB: writing a stage
+takes 2.14 GB more for odd, 2.20 for embed and 4.04 for lora. Up to 2.20 of that are pages of the
+file that the stage started from, which Linux frees when memory is short. Writing a checkpoint (0.61
+to 5.81 GB) takes less than 0.01 GB more. Reading one takes up to 0.52, twice the largest tensor in
+float32. Not measured: a GPU's tensors, which pass through the host one by one, and what CUDA's
+libraries take on the host (which is not counted).
 """
 import dataclasses
 import math
@@ -32,21 +35,21 @@ import torch
 from common import checkpoint, hf, plan
 from common.cli import UserError
 
-# Of the peak on a data sheet, what training sustains; see above.
+# The share of the data sheet's peak that training sustains; see above.
 SHARE_OF_PEAK = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """A card: its memory in GB, as it is sold, and its peaks in TFLOP/s. bfloat16 is that of the
-    tensor cores, without sparsity and with sums in float32; None where there are none for it.
-    float32 is without TF32, which PyTorch does not use unless it is asked to."""
+    """A card: its nominal memory in GB, and its peaks in TFLOP/s. bfloat16 is the peak of the
+    tensor cores without sparsity and with float32 accumulation; None if they do not support it.
+    float32 is without TF32, which PyTorch uses only on request."""
     memory: int
     bfloat16: float | None
     float32: float
 
 
-# NVIDIA's data sheets; those of the two RTX from the architectures' white papers (GA102, Ada).
+# From NVIDIA's data sheets; the two RTX from the white papers of their architectures (GA102, Ada).
 GPUS = {
     "T4": Gpu(16, None, 8.1),
     "V100": Gpu(32, None, 15.7),            # SXM2
@@ -62,13 +65,13 @@ GPUS = {
     "H200": Gpu(141, 989, 67),
 }
 
-# GiB that PyTorch finds on a card of so many GB: less than the name says where error correction
-# takes a part of it. Of several cards of a size it is the least that users report ("GPU 0 has a
-# total capacity of", in the messages of torch.OutOfMemoryError): T4, A10 and L4, RTX 5090, A100,
-# L40S, H100, H200.
+# {nominal GB of a card: GiB that PyTorch finds on it}, which is less where error correction takes
+# part of the memory. It is the least that users report for cards of that size ("GPU 0 has a total
+# capacity of", in the messages of torch.OutOfMemoryError): T4, A10 and L4, RTX 5090, A100, L40S,
+# H100, H200.
 CAPACITY = {16: 14.5, 24: 22.0, 32: 31.3, 40: 39.3, 48: 44.4, 80: 79.1, 141: 139.7}
 
-# The sizes that a plan compares.
+# The memory sizes in GB for which a plan says whether a stage fits.
 SIZES = (16, 24, 40, 80, 141)
 
 
@@ -76,7 +79,7 @@ SIZES = (16, 24, 40, 80, 141)
 
 
 def sustained(name: str, dtype: torch.dtype) -> float:
-    """TFLOP/s to plan with on a GPU of this name. UserError where it cannot compute in this type.
+    """TFLOP/s to plan with on a GPU of this name. UserError if it does not support this dtype.
 
     >>> sustained("A100-80", torch.bfloat16)
     156.0
@@ -91,7 +94,7 @@ def sustained(name: str, dtype: torch.dtype) -> float:
 
 
 def hours(flops: float, tflops: float, world_size: int = 1) -> float:
-    """Hours that so many FLOPs take on `world_size` GPUs of `tflops` TFLOP/s each.
+    """Hours that `flops` take on `world_size` GPUs of `tflops` TFLOP/s each.
 
     >>> hours(3.6e18, tflops=100, world_size=2)
     5.0
@@ -100,7 +103,7 @@ def hours(flops: float, tflops: float, world_size: int = 1) -> float:
 
 
 def duration(n_hours: float) -> str:
-    """A time to read.
+    """Format a time for the reader.
 
     >>> duration(0.25), duration(30), duration(1234.5)
     ('15.0 minutes', '30.0 hours', '51.4 days')
@@ -125,7 +128,7 @@ def capacity(size: int) -> int:
 
 
 def sizes_to_compare(device: str, gpu: str | None) -> list[int]:
-    """Memory in GB of the GPUs that a plan has a column for, the named one's included."""
+    """The memory sizes, in GB, that get a column in the plan, including that of --gpu."""
     if device == "cpu":
         return []
     sizes = set(SIZES)
@@ -135,7 +138,7 @@ def sizes_to_compare(device: str, gpu: str | None) -> list[int]:
 
 
 def fits(size: int, needed: dict[str, int]) -> str:
-    """Does a stage fit a GPU of `size` GB? needed: bytes, by --recompute, the one planned first.
+    """Does a stage fit a GPU of `size` GB? `needed`: bytes by --recompute, the planned value first.
 
     >>> needed = {"none": 90 * 10**9, "attention": 85 * 10**9, "full": 60 * 10**9}
     >>> fits(141, needed), fits(80, needed), fits(40, needed)
@@ -151,13 +154,13 @@ def fits(size: int, needed: dict[str, int]) -> str:
 
 
 def model_bytes(config) -> int:
-    """The weights of a model directory, in the type that config.json names."""
+    """Bytes of the weights of a model directory, in the dtype that config.json names."""
     itemsize = getattr(torch, config.dtype).itemsize
     return itemsize * sum(math.prod(shape) for shape in plan.shapes(config, "full", 0).values())
 
 
 def adapter_bytes(stage: plan.Stage, trained: int, optimizer: str) -> int:
-    """What a stage with a LoRA leaves beside its model: all that it trained; 0 without a LoRA.
+    """Bytes of the adapter that a LoRA stage writes: all that it trained. 0 for other stages.
 
     >>> adapter_bytes(plan.parse_stage("lora:1M:1e-4"), 1000, "adamw")
     4000
@@ -168,7 +171,7 @@ def adapter_bytes(stage: plan.Stage, trained: int, optimizer: str) -> int:
 
 
 def checkpoint_bytes(trained: int, optimizer: str) -> int:
-    """A checkpoint of so many trained parameters: themselves and two moments.
+    """Bytes of a checkpoint with `trained` parameters: the parameters and two moments.
 
     >>> checkpoint_bytes(1000, "adamw"), checkpoint_bytes(1000, "adamw_bf16")
     (12000, 6000)
@@ -177,8 +180,8 @@ def checkpoint_bytes(trained: int, optimizer: str) -> int:
 
 
 def writing_bytes(config) -> int:
-    """Host memory while a model directory is written: a file of it, and a tensor that is made ready
-    for the next: as it was gathered and as it will be written, both in float32 at most."""
+    """Host memory for writing a model directory: one file, and one tensor that is prepared for the
+    next file, both as gathered and as it will be written, each in at most float32."""
     largest = max(math.prod(shape) for shape in plan.shapes(config, "full", 0).values())
     return min(model_bytes(config), hf.MAX_SHARD_BYTES) + 2 * 4 * largest
 
@@ -186,19 +189,19 @@ def writing_bytes(config) -> int:
 def host_bytes(
     config, costs: list[dict], adapters: list[int], device: str, from_scratch: bool
 ) -> int:
-    """Host memory of rank 0 beside PyTorch itself, at the worst moment of a run. costs, adapters:
-    of each stage."""
+    """Peak host memory of rank 0 in a run, in addition to PyTorch itself. costs, adapters: one for
+    each stage."""
     worst = 0
     for cost, adapter in zip(costs, adapters, strict=True):
         # An adapter is gathered while the model is written.
         held = writing_bytes(config) + adapter
         if device == "cpu":
-            # The optimizer is still there, too.
+            # The optimizer is still in memory too.
             held += cost["weights"] + cost["optimizer"]
             held = max(held, cost["peak"])
         worst = max(worst, held)
     if from_scratch:
-        # Random weights are drawn in float32, all of them, before they are written.
+        # All random weights are drawn in float32 before they are written.
         elements = model_bytes(config) // getattr(torch, config.dtype).itemsize
         worst = max(worst, 4 * elements + writing_bytes(config))
     return worst
@@ -208,7 +211,7 @@ def host_bytes(
 
 
 def amount(n_bytes: float) -> str:
-    """Bytes to read.
+    """Format a number of bytes for the reader.
 
     >>> amount(21_743_000_000), amount(5_640_000)
     ('21.7 GB', '5.6 MB')
@@ -224,7 +227,7 @@ def costs_of(
     lora_rank: int,
     step: plan.Step,
 ) -> dict[str, dict]:
-    """plan.cost of a stage by --recompute: the one planned first, then those that need less."""
+    """plan.cost of a stage by --recompute: the planned value first, then those that need less."""
     how = dataclasses.asdict(step)
     costs = {}
     first = plan.RECOMPUTE.index(step.recompute)
@@ -247,8 +250,8 @@ def table(
     from_scratch: bool = False,
     **how,
 ) -> str:
-    """Each stage's FLOPs, hours, GPUs that it fits and checkpoint, and what the run takes in all.
-    `how`: the other fields of plan.Step; the rest is as train.py's flags."""
+    """A table of each stage's FLOPs, hours, the GPUs that it fits and its checkpoint, and of what
+    the whole run takes. `how`: the other fields of plan.Step; the rest are train.py's flags."""
     step = plan.Step(seq_len, dtype, optimizer, **how)
     step_tokens = step.tokens * step.accumulation * step.world_size
     source = ""
@@ -264,7 +267,7 @@ def table(
             line += f"{hours(flops, tflops, step.world_size):>11,.2f}"
         return line + "".join(cells)
 
-    # A line per stage, and one for the run.
+    # A line for each stage, and one for the run.
     lines = [heading(sizes, tflops is not None)]
     planned = []
     checkpoints = []
@@ -283,13 +286,13 @@ def table(
         lines.append(row(stage.what, flops, [*cells, f"{checkpoints[-1] / 1e9:>16.3f}"]))
     lines.append(row("the run", total_flops, []))
 
-    # What it means, and what the run takes in all.
+    # Explain the columns, and say what the whole run takes.
     lines.append(line_of_hours(total_flops, tflops, source, step))
     if sizes:
         lines += lines_of_fits(sizes)
     n_models = len(stages)
     if from_scratch:
-        n_models += 1  # the random one
+        n_models += 1  # the model with random weights
     lines.append(line_of_disk(config, n_models, sum(adapters), checkpoints, keep))
     host = host_bytes(config, planned, adapters, step.device, from_scratch)
     lines.append(line_of_host(host, from_scratch))
@@ -310,11 +313,11 @@ def heading(sizes: list[int], has_hours: bool) -> str:
 
 
 def line_of_hours(flops: float, tflops: float | None, source: str, step: plan.Step) -> str:
-    """How long the run takes, and at what rate. `source`: where the rate is from."""
+    """How long the run takes, at which speed. `source`: where that speed comes from."""
     if tflops:
         time = duration(hours(flops, tflops, step.world_size))
         return f"hours: {time} of training steps on {step.world_size} x {tflops:g} TFLOP/s{source}"
-    advice = "--gpu or --tflops for each stage's"
+    advice = "give --gpu or --tflops for those of each stage"
     if step.device == "cpu":
         return f"hours: {advice}"
     slow = duration(hours(flops, 100, step.world_size))
@@ -323,31 +326,32 @@ def line_of_hours(flops: float, tflops: float | None, source: str, step: plan.St
 
 
 def lines_of_fits(sizes: list[int]) -> list[str]:
-    """What the columns of GPUs say."""
+    """Explain the columns of GPUs."""
     found = ", ".join(f"{capacity(size) / 1e9:.1f}" for size in sizes)
     return [
-        f"fits: `needed` above against the {found} GB that PyTorch finds on such GPUs",
-        "    yes: as planned; attention, full: with that --recompute; no: not even so",
-        "    a smaller --micro_batch, more processes and --optimizer adamw_bf16 need less",
+        f"fits: does `needed` above fit into the {found} GB that PyTorch finds on such GPUs?",
+        "    yes: as planned; attention, full: only with that --recompute; no: not even with full",
+        "    a smaller --micro_batch, more processes or --optimizer adamw_bf16 need less memory",
     ]
 
 
 def line_of_disk(config, n_models: int, adapters: int, checkpoints: list[int], keep: int) -> str:
-    """The most that a run's folder takes. adapters: bytes of all; checkpoints: of each stage's."""
+    """The most that a run's folder takes. adapters: bytes of all adapters together; checkpoints:
+    bytes of each stage's checkpoint."""
     one_model = model_bytes(config)
     kept = keep or checkpoint.KEPT_WHILE_TRAINING
     parts = [f"{n_models} models of {amount(one_model)}"]
     if adapters:
         parts.append(f"LoRAs of {amount(adapters)}")
-    # Old checkpoints are deleted when the new one is whole.
+    # Old checkpoints are deleted only when the new one is complete.
     parts.append(f"{kept} checkpoints and one being written")
     total = n_models * one_model + adapters + (kept + 1) * max(checkpoints)
     return f"disk: at most {amount(total)}: " + ", ".join(parts)
 
 
 def line_of_host(n_bytes: int, from_scratch: bool) -> str:
-    """Host memory, and when it is needed."""
+    """How much host memory is needed, and when."""
     when = "a stage is written"
     if from_scratch:
         when = "random weights are written"
-    return f"host memory: at most {amount(n_bytes)} beside PyTorch itself, on rank 0 while {when}"
+    return f"host memory: at most {amount(n_bytes)} besides PyTorch itself, on rank 0 while {when}"
