@@ -1,20 +1,22 @@
-"""Save, find and load the state of a training run, so that it can be unplugged at any moment.
+"""Save, find and load the state of a training run, so that it can be interrupted at any moment.
 
 A checkpoint is a folder RUN/checkpoints/STAGE-STEP:
 
     *.distcp, .metadata   trained parameters and optimizer moments (torch.distributed.checkpoint: N
-                          processes write, M may read). Frozen weights are not here: they stand
-                          unchanged in the stage's start directory.
+                          processes write, M may read). Frozen weights are not included: they are
+                          unchanged in the directory that the stage started from.
     counters.json         step, tokens, the data loader's position; and the SHA-256 of every other
                           file
 
-Two rules make it trustworthy. It is written under a temporary name and renamed last, so a kill at
-any moment leaves either no new checkpoint or a whole one. And nothing is believed on reading: a
-folder whose files are missing, short or changed is passed over, with a warning that names it, for
-the one before.
+Two rules make checkpoints reliable:
 
-A signal (SIGTERM or SIGUSR1 from a scheduler, Ctrl-C, SIGHUP) only raises a flag; the loop finishes
-its step, saves, and exits.
+- A checkpoint is written under a temporary name and renamed last. So a kill at any moment leaves
+  either a complete new checkpoint or none.
+- Its files are verified before it is read. If one is missing, truncated or changed, the previous
+  checkpoint is used instead, with a warning.
+
+A signal (SIGTERM or SIGUSR1 from a scheduler, Ctrl-C, SIGHUP) only sets a flag; the loop finishes
+its step, saves and exits.
 """
 import contextlib
 import fcntl
@@ -38,21 +40,21 @@ from torch.distributed.checkpoint.state_dict import (
 from common import hf, parallel, plan
 from common.cli import UserError, new_file, new_folder, read_json, sha256, warn, write_json
 
-# PyTorch warns when a single process saves, which is a usual case here and not a mistake.
+# PyTorch warns when a single process saves, which is normal here.
 warnings.filterwarnings("ignore", "torch.distributed is disabled")
 
 TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
 
-# Checkpoints of a run that trains, where --keep is left at 0: the newest, and one before it in case
-# the disk damages that.
+# Checkpoints kept during training if --keep is 0: the newest, and the one before it in case the
+# newest is damaged.
 KEPT_WHILE_TRAINING = 2
 
-# What a run's config.json has held since the first version.
+# Settings that a run's config.json has had since the first version.
 ALWAYS_THERE = ("model", "config", "stages", "data", "batch_tokens")
 
-# The signals that ask a run to save and leave.
+# The signals that ask a run to save and exit.
 STOPPING = (
-    signal.SIGTERM,  # a scheduler that ends the job, or `kill`
+    signal.SIGTERM,  # a scheduler ends the job, or `kill`
     signal.SIGINT,   # Ctrl-C
     signal.SIGUSR1,  # SLURM's warning before the time limit, if asked for by --signal=USR1@SECONDS
     signal.SIGHUP,   # the terminal was closed
@@ -65,15 +67,15 @@ STOPPING = (
 def save(
     run: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer, counters: dict, keep: int
 ) -> Path:
-    """Write RUN/checkpoints/STAGE-STEP whole or not at all, then delete all but the newest `keep`,
-    or KEPT_WHILE_TRAINING if that is 0.
+    """Write RUN/checkpoints/STAGE-STEP completely or not at all, then delete all but the newest
+    `keep`, or KEPT_WHILE_TRAINING if that is 0.
 
-    UserError if it cannot be written (a full disk): the checkpoints before it stay usable."""
+    UserError if it cannot be written (a full disk). Earlier checkpoints stay usable."""
     folder = folder_of(run, counters["stage"], counters["step"])
     parameters, moments = get_state_dict(llama, optimizer, options=TRAINED_ONLY)
     try:
-        # Rank 0 alone enters new_folder, and leaves it in `seal`, which renames the folder. All
-        # processes write into it meanwhile: the others are told its name.
+        # Only rank 0 enters new_folder, and leaves it in `seal`, which renames the folder. In
+        # between all processes write into it, so the others are told its name.
         with contextlib.ExitStack() as of_rank_zero:
             enter = of_rank_zero.enter_context
             temporary = parallel.on_rank_zero(lambda: enter(new_folder(folder)))
@@ -92,7 +94,7 @@ def save(
             parallel.on_rank_zero(seal)
     except (OSError, CheckpointException) as error:
         raise UserError(f"cannot write checkpoint {folder}; is the disk full? ({reason(error)}) "
-                        f"The ones before it are whole, and --resume {run} continues from the "
+                        f"Earlier checkpoints are complete, and --resume {run} continues from the "
                         "newest") from None
 
     parallel.on_rank_zero(lambda: delete_old(run, folder, keep or KEPT_WHILE_TRAINING))
@@ -100,22 +102,22 @@ def save(
 
 
 def delete_old(run: Path, written: Path, keep: int) -> None:
-    """Delete all checkpoints but `keep`: the one just written, and the newest others."""
-    # A broken one may have a higher number than `written`, which must stay all the same.
+    """Delete all but `keep` checkpoints: the one just written and the newest others stay."""
+    # A broken checkpoint may have a higher number than `written`, which must stay anyway.
     others = [folder for folder in find(run) if folder != written]
     for folder in others[keep - 1:]:
         shutil.rmtree(folder)
 
 
 def delete_all(run: Path) -> None:
-    """Delete the checkpoints of a finished run: each is three times the size of what it trained."""
+    """Delete the checkpoints of a finished run: each is three times as large as what was
+    trained."""
     for folder in find(run):
         shutil.rmtree(folder)
 
 
 def find(run: Path, stage: int | None = None) -> list[Path]:
-    """The checkpoints of a run, or of one stage, newest first: by stage and step, not by the
-    clock."""
+    """The checkpoints of a run, or of one stage, newest first (by stage and step, not by time)."""
     pattern = "[0-9]*-[0-9]*"
     if stage is not None:
         pattern = f"{stage:02d}-[0-9]*"
@@ -124,7 +126,7 @@ def find(run: Path, stage: int | None = None) -> list[Path]:
 
 
 def folder_of(run: Path, stage: int, step: int) -> Path:
-    """The folder of a checkpoint. Names sort as stages and steps do.
+    """The folder of a checkpoint. Its name sorts by stage and step.
 
     >>> folder_of(Path("run"), 2, 500)
     PosixPath('run/checkpoints/02-00000500')
@@ -133,7 +135,7 @@ def folder_of(run: Path, stage: int, step: int) -> Path:
 
 
 def step_of(folder: Path) -> int:
-    """The step of a checkpoint, by its name.
+    """The step of a checkpoint, from its name.
 
     >>> step_of(Path("run/checkpoints/02-00000500"))
     500
@@ -142,7 +144,7 @@ def step_of(folder: Path) -> int:
 
 
 def read_counters(folder: Path) -> dict:
-    """A checkpoint's counters. UserError says what is broken, if it is not whole."""
+    """Verify a checkpoint and return its counters. UserError if it is not complete."""
     try:
         counters = read_json(folder / "counters.json")
         for name, expected in counters["files"].items():
@@ -151,28 +153,28 @@ def read_counters(folder: Path) -> dict:
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"counters.json is not what a run writes: {error}") from None
     except FileNotFoundError:
-        raise UserError("it was deleted just now") from None  # by the run, which trains on
+        raise UserError("it was deleted just now") from None  # by the run, which is still training
     return counters
 
 
 def newest(run: Path, stage: int | None = None) -> tuple[Path, dict] | None:
-    """The newest whole checkpoint, of one stage if it is given, and its counters; or None. A broken
-    one is passed over with a warning."""
+    """The newest complete checkpoint, of the run or of one stage, and its counters; or None. A
+    broken one is skipped with a warning."""
     for folder in find(run, stage):
         try:
             return folder, read_counters(folder)
         except UserError as error:
-            warn(f"checkpoint {folder} is broken ({error}); passing over it")
+            warn(f"checkpoint {folder} is broken ({error}); skipping it")
     return None
 
 
 def load(folder: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put a checkpoint's parameters and moments into the model and optimizer of the same stage."""
-    # The moments are read into these. Left to itself, PyTorch would make them by a step with
-    # gradients of zeros for all parameters at once: more memory than training needs.
+    """Load a checkpoint's parameters and moments into the model and optimizer of the same stage."""
+    # The moments are read into these tensors. Otherwise PyTorch would create them by a step with
+    # zero gradients for all parameters at once, which takes more memory than training.
     for group in optimizer.param_groups:
         for p in group["params"]:
-            # PyTorch's fused AdamW keeps its count of steps beside the parameter, others do not.
+            # Only PyTorch's fused AdamW keeps its count of steps on the parameter's device.
             device = p.device if group.get("fused") else "cpu"
             optimizer.state[p] = {
                 "step": torch.zeros((), device=device),
@@ -193,23 +195,23 @@ def load(folder: Path, llama: torch.nn.Module, optimizer: torch.optim.Optimizer)
 
 
 def load_parameters(folder: Path, wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Of a checkpoint the parameters alone, whole and on the CPU, by however many processes they
-    were saved. `wanted`: their names, with tensors of the same shapes and types."""
+    """Load only the parameters of a checkpoint, unsharded and on the CPU, whatever the number of
+    processes that saved them. `wanted`: {name: a tensor of the same shape and dtype}."""
     parameters = {}
     for name, like in wanted.items():
         parameters[name] = torch.empty_like(like, device="cpu")
     try:
         dcp.load({"parameters": parameters}, checkpoint_id=folder, no_dist=True)
     except (OSError, CheckpointException) as error:
-        raise UserError(f"cannot read checkpoint {folder} ({reason(error)}); a run that is "
-                        "training keeps its newest ones only: try again, or train with a larger "
+        raise UserError(f"cannot read checkpoint {folder} ({reason(error)}); during training a "
+                        "run keeps only its newest ones: try again, or train with a larger "
                         "--keep") from None
     return parameters
 
 
 def reason(error: Exception) -> str:
-    """Why a checkpoint cannot be written or read: the system's own words. A CheckpointException
-    hides them behind PyTorch's: they come last."""
+    """Why a checkpoint cannot be written or read, in the system's words: the last line, because a
+    CheckpointException puts PyTorch's own first."""
     return str(error).strip().split("\n")[-1]
 
 
@@ -218,8 +220,8 @@ def reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def lock(run: Path) -> Iterator[None]:
-    """`with lock(run):` makes RUN and holds it; UserError if another process trains there. The
-    operating system releases the lock when a process ends, however it ends."""
+    """`with lock(run):` creates the folder and locks it. UserError if another process trains there.
+    The operating system releases the lock when the process ends, in whatever way."""
     held = parallel.on_rank_zero(lambda: take_lock(run))  # a file; None on the other ranks
     try:
         yield
@@ -229,18 +231,18 @@ def lock(run: Path) -> Iterator[None]:
 
 
 def take_lock(run: Path):
-    """Make RUN and lock it; returns the open file that is the lock."""
+    """Create RUN and lock it; returns the open file that holds the lock."""
     run.mkdir(parents=True, exist_ok=True)
     file = open(run / ".lock", "w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"another process is training in {run}; stop it first (a new run may "
-                        "have another --out)") from None
-    except OSError as error:  # some shared disks cannot lock
-        warn(f"cannot lock {run} ({error.strerror}); see that no one else trains there")
+        raise UserError(f"another process is training in {run}; stop it first, or give a new run "
+                        "another --out") from None
+    except OSError as error:  # some network file systems have no locks
+        warn(f"cannot lock {run} ({error.strerror}); make sure that nothing else trains there")
 
-    # What a process was writing when it was killed may be tens of GB.
+    # A process that was killed may have left tens of GB of unfinished files.
     for part in ("checkpoints", "stages"):
         for leftover in (run / part).glob(".*.partial"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -248,15 +250,15 @@ def take_lock(run: Path):
 
 
 def check_inputs(run: Path, indexes: list[Path], weights: list[Path], resumed: bool) -> None:
-    """Note the SHA-256 of what a run starts from: the index.json of each source, and the weights.
-    When it is resumed, UserError for one that is not the same."""
+    """Write the SHA-256 of what a run starts from: the index.json of each source, and the weights.
+    When it is resumed, UserError if one of them has changed."""
     hashes = {str(file): sha256(file) for file in [*indexes, *weights]}
     if not resumed:
         write_json(run / "inputs.json", hashes)
         return
 
-    # Folders may have moved since. A source is known by its place in --data, for its number is part
-    # of what its order is drawn from; a file of weights by its name.
+    # Folders may have moved since. A source is identified by its place in --data, because its order
+    # is drawn from that number; a file of weights by its name.
     indexes = list(indexes)
     weights = {file.name: file for file in weights}
     for path, before in read_json(run / "inputs.json").items():
@@ -268,11 +270,11 @@ def check_inputs(run: Path, indexes: list[Path], weights: list[Path], resumed: b
             file = indexes.pop(0)
         if file is None or hashes[str(file)] != before:
             raise UserError(f"{file or path} is missing, or not what {run} started with; resuming "
-                            "would mix two trainings")
+                            "would mix two different trainings")
 
 
 def read_settings(run: Path) -> dict:
-    """What RUN/config.json holds. UserError if that is not a run's."""
+    """Read RUN/config.json. UserError if it is not the settings of a run."""
     file = run / "config.json"
     settings = read_json(file)
     if not isinstance(settings, dict) or not all(name in settings for name in ALWAYS_THERE):
@@ -286,9 +288,11 @@ def stage_folder(run: Path, number: int, stage: plan.Stage) -> Path:
 
 
 def finished_stages(run: Path, stages: list[plan.Stage]) -> int:
-    """How many stages of a run are finished: all up to the last whose directory is there. Those
-    before it may have been deleted, for nothing reads them any more. UserError for a directory that
-    is needed, or has another name: its stage would be trained again, and its metrics dropped."""
+    """The number of finished stages: all up to the last one whose directory exists. Directories
+    before that may have been deleted, because nothing reads them any more.
+
+    UserError if a directory that is needed is missing or has another name. Otherwise its stage
+    would be trained again, and its metrics dropped."""
     finished = 0
     begun = 0
     for number, stage in enumerate(stages, 1):
@@ -296,7 +300,7 @@ def finished_stages(run: Path, stages: list[plan.Stage]) -> int:
         if folder.exists():
             finished = number
         elif renamed := list(run.glob(f"stages/{number}-*")):
-            raise UserError(f"{renamed[0]} is no directory of this run, whose stage {number} is "
+            raise UserError(f"{renamed[0]} does not belong to this run, whose stage {number} is "
                             f"{stage.what}; rename it to {folder}, or move it away")
         if find(run, number):
             begun = number
@@ -307,13 +311,13 @@ def finished_stages(run: Path, stages: list[plan.Stage]) -> int:
 
 
 def random_start(run: Path) -> Path:
-    """The model directory of random weights that a run with --config starts from."""
+    """The model directory with random weights that a run with --config starts from."""
     return run / "stages" / "0-random"
 
 
 def rewind_metrics(file: Path, stage: int, step: int) -> None:
-    """Drop the lines of metrics.jsonl after this step of this stage, which a resumed run will write
-    again, and a last line that a kill cut short."""
+    """Drop the lines of metrics.jsonl after this step of this stage, because a resumed run writes
+    them again, and a last line that is incomplete because the process was killed."""
     if not file.exists():
         return
     kept = []
@@ -329,8 +333,8 @@ def rewind_metrics(file: Path, stage: int, step: int) -> None:
 
 
 def publish(folder: Path, run: Path) -> None:
-    """RUN/model: the last stage's directory under a name that does not depend on the stages. Its
-    adapter/ stays behind: it fits the model before it was merged."""
+    """Make RUN/model, the last stage's directory under a name that does not depend on the stages.
+    Its adapter/ is left out, because it fits the model before the LoRA was merged."""
     with new_folder(run / "model") as temporary:
         for file in hf.files_of_model(folder):
             other = temporary / file.relative_to(folder)
@@ -339,7 +343,7 @@ def publish(folder: Path, run: Path) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """The same file under a second name; a copy on a file system that has no hard links."""
+    """Give a file a second name; a copy, on a file system without hard links."""
     try:
         os.link(source, target)
     except OSError:
@@ -350,16 +354,16 @@ def link(source: Path, target: Path) -> None:
 
 
 class StopSignal:
-    """`with StopSignal() as stop:` then look at `stop.asked` after every step, save, and leave with
-    `stop.exit_status()`. A second Ctrl-C kills, as people expect."""
+    """`with StopSignal() as stop:` then check `stop.asked` after every step, save, and exit with
+    `stop.exit_status()`. A second Ctrl-C kills the process, as users expect."""
 
     def __enter__(self) -> "StopSignal":
         self.asked = False
         self.interrupted = False  # by Ctrl-C
         self._handlers_before = {}
         for number in STOPPING:
-            # `nohup python train.py` starts us with SIGHUP ignored: the run is to outlive its
-            # terminal, so it stays ignored.
+            # `nohup python train.py` starts the process with SIGHUP ignored, so that the run
+            # outlives its terminal. It stays ignored.
             under_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
             if number == signal.SIGHUP and under_nohup:
                 continue
@@ -368,14 +372,15 @@ class StopSignal:
 
     def _raise_flag(self, number, frame):
         self.asked = True
-        # A scheduler may repeat its SIGTERM while a checkpoint is written: that must not kill.
+        # A scheduler may repeat SIGTERM while a checkpoint is written, which must not kill us. So
+        # only a second Ctrl-C does.
         if number == signal.SIGINT:
             self.interrupted = True
             signal.signal(number, signal.SIG_DFL)
 
     def exit_status(self) -> int:
-        """130 after Ctrl-C, which shells expect: a script that runs the program stops, too. 0 after
-        the others: a scheduler or the user asked for it, and nothing went wrong."""
+        """130 after Ctrl-C, as shells expect, so that a script that runs the program stops too. 0
+        after the others, because a scheduler or the user asked for it and nothing went wrong."""
         if self.interrupted:
             return 128 + signal.SIGINT
         return 0

@@ -201,7 +201,7 @@ def test_a_checkpoint_that_is_deleted_meanwhile_is_one_line(stopped, tmp_path, r
         return found
     monkeypatch.setattr(checkpoint, "newest", and_gone)
     asked = [str(stopped), "--out", str(tmp_path / "out")]
-    refused(export, asked, "a run that is training keeps its newest ones only")
+    refused(export, asked, "during training a run keeps only its newest ones")
     assert not (tmp_path / "out").exists()
 
 
