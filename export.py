@@ -1,19 +1,22 @@
-"""Model directories out of a run: of a stage that ends, and of a checkpoint before it does.
+"""Make a model directory from a run's checkpoint, or from a stage that ends.
 
-A stage trains a part of the model. Its directory holds the whole: what was trained, from memory,
-and everything else unchanged from the directory that the stage started from. A LoRA is merged into
-the matrices beside it, and also written by itself, as an adapter that PEFT opens.
-
-A checkpoint holds what was trained alone. So its model directory is made in the same way: what was
-trained, read from the checkpoint, and everything else from the stage's start.
-
-    python export.py RUN --out DIR                  # the newest checkpoint, as a model directory
+    # the newest checkpoint, as a model directory
+    python export.py RUN --out DIR
+    # a certain checkpoint
     python export.py RUN --stage 2 --step 500 --out DIR
-    python export.py RUN --adapter DIR              # of a LoRA stage, finished or not: for PEFT
+    # the LoRA of a LoRA stage, finished or not, as a PEFT adapter
+    python export.py RUN --adapter DIR
 
-DIR is then --model of train.py, eval_kobest.py and sample.py. No GPU is needed, and memory for what
-the stage trains and for one file of weights (5 GB at most). RUN may be training meanwhile: nothing
-in it is changed or locked.
+DIR can then be --model of train.py, eval_kobest.py and sample.py. export.py needs no GPU, only
+memory for what the stage trains and for one file of weights (at most 5 GB). RUN may be training at
+the same time: nothing in it is changed or locked.
+
+A stage trains a part of the model, but its directory holds a whole model: what was trained comes
+from memory, and everything else, unchanged, from the directory that the stage started from. A LoRA
+is merged into the matrices beside it, and also written by itself as an adapter that PEFT opens.
+
+A checkpoint holds only what was trained. Its model directory is made in the same way: what was
+trained comes from the checkpoint, and everything else from where the stage started.
 """
 import argparse
 import os
@@ -39,7 +42,7 @@ from common import (
 )
 from common.cli import UserError
 
-# The matrices of a block that get a LoRA, as PEFT names them: all seven.
+# The matrices of a block that have a LoRA, under PEFT's names: all seven.
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -47,8 +50,8 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 
 def trained_parts(name: str, trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What was trained of a tensor: nothing, itself, or its LoRA's A and B, gathered. All processes
-    take part, because each holds some of the rows."""
+    """What was trained of a tensor, gathered: nothing, the tensor itself, or its LoRA's A and B.
+    All processes take part, because each holds some of the rows."""
     prefix = name.removesuffix("weight")
     parts = {}
     for part in (name, prefix + "lora_A", prefix + "lora_B"):
@@ -65,16 +68,16 @@ def finished_tensor(
     config: model.Config,
     args: argparse.Namespace,
 ) -> torch.Tensor:
-    """A tensor as the stage's directory gets it. `parts`: what was trained of it; read(name) gives
-    it as the stage found it."""
+    """A tensor as it goes into the stage's directory. `parts`: what was trained of it. read(name)
+    returns it as it was when the stage started."""
     if not parts:
         return read(name)
     if name not in parts:
         lora_a, lora_b = parts.values()
         return model.merge_lora(read(name), lora_a, lora_b, args.lora_alpha / args.lora_rank)
     if "new_rows" in stage.parts and name in plan.TABLES:
-        # The old rows had no gradient, but they were cast to the optimizer's type: take them from
-        # the start as well.
+        # The old rows were not trained, but they were cast to the optimizer's dtype. Take them from
+        # the start directory, so that they stay exactly the same.
         before = read(name)
         old_rows = config.base_vocab_size
         return torch.cat((before[:old_rows], parts[name][old_rows:].to(before.dtype)))
@@ -89,14 +92,14 @@ def save_stage(
     args: argparse.Namespace,
     state: dict,
 ) -> None:
-    """Write a stage's model directory, one tensor at a time: there is no second copy of the model.
-    A stage with a LoRA also gets adapter/, which is what it trained, before merging.
+    """Write a stage's model directory, one tensor at a time, so there is no second copy of the
+    model in memory. For a LoRA stage, adapter/ holds what was trained, before merging.
 
     What was not trained is copied from the start directory, not from the model's copy in the
-    compute type, so it passes through every stage unchanged. A LoRA is merged in float32, and
+    compute dtype, so it passes through every stage unchanged. A LoRA is merged in float32 and
     rounded once.
     """
-    # A LoRA has no name in the directory: it is merged into the matrix beside it.
+    # A LoRA has no tensors of its own here: it is merged into the matrix beside it.
     names = []
     for name, _ in llama.named_parameters():
         if not name.endswith(("lora_A", "lora_B")):
@@ -105,7 +108,7 @@ def save_stage(
     adapter = {}
 
     def finished(name: str, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
-        """The tensor as the directory gets it; read(name) gives it as the stage found it."""
+        """The tensor as it goes into the directory; what was trained is noted for the adapter."""
         parts = {part: tensor.cpu() for part, tensor in trained_parts(name, trained).items()}
         if "lora" in stage.parts:
             adapter.update(parts)
@@ -125,11 +128,11 @@ def save_stage(
                 if adapter:
                     save_adapter(adapter, llama.config, start, temporary / "adapter", args)
         finally:
-            # If writing failed, the other processes still wait for the tensors that are left.
+            # If writing failed, the other processes still wait to gather the remaining tensors.
             for name in remaining:
                 trained_parts(name, trained)
 
-    # Rank 0 writes while it gathers; the others gather with it, name by name, and then wait.
+    # Rank 0 gathers and writes name by name; the others take part in gathering, and then wait.
     if parallel.rank() > 0:
         for name in remaining:
             trained_parts(name, trained)
@@ -137,14 +140,15 @@ def save_stage(
 
 
 def finish_settings(stage: plan.Stage, start: Path, folder: Path) -> None:
-    """What a stage changes in a directory beside the weights. All other files stay as they were
-    copied from `start`: somebody may have edited them by hand."""
+    """Change what a stage changes in a directory besides the weights. All other files stay as they
+    were copied from `start`, because users may have edited them by hand."""
     vocabulary = tokenizer.load(start)
     if not (folder / "tokenizer.json").exists():
         tokenizer.write(vocabulary, folder, start)
 
-    # The model has seen documents end in this token. If neither file says that a text ends there,
-    # the base was trained without being grown. (If one does, the other was changed on purpose.)
+    # The model has learnt that documents end with the tokenizer's EOS. If neither file names that
+    # token, the base was trained without init.py. (If only one does, the other was changed on
+    # purpose.)
     settings = {}
     ends = []
     for name in ("config.json", "generation_config.json"):
@@ -155,7 +159,7 @@ def finish_settings(stage: plan.Stage, start: Path, folder: Path) -> None:
             amended = special_tokens.with_eos(before, vocabulary.eos, name)
             cli.write_json(folder / name, amended)
 
-    # Instruction tuning teaches a chat format, in place of the one that the model may have had.
+    # Instruction tuning teaches a chat format, which replaces any that the model had.
     if "sft" in stage.parts:
         (folder / "chat_template.jinja").unlink(missing_ok=True)
         if (folder / hf.TEMPLATES).exists():
@@ -167,14 +171,14 @@ def finish_settings(stage: plan.Stage, start: Path, folder: Path) -> None:
 
 def sft_template(vocabulary: tokenizer.Vocabulary, folder: Path) -> str:
     """The chat template that `sft` teaches, for the tokenizer.json in `folder`."""
-    # A prompt was packed as SentencePiece reads a text, with a space before it. transformers may
-    # put none there, because BOS stands before the prompt.
+    # Prompts were packed with the space that SentencePiece puts before a text. transformers may not
+    # put one there, because BOS comes before the prompt.
     config = special_tokens.read_config(folder)
     content = cli.read_json_if_any(folder / "tokenizer.json")
     start = ""
     if vocabulary.adds_space and not tokenizer_json.prefix_everywhere(config, content):
         start = " "
-        # A space behind an EOS that takes spaces along would be lost, but not the symbol for it.
+        # An EOS that strips the spaces after it would remove the space, but not the symbol ▁.
         described = special_tokens.described(folder)
         if vocabulary.eos in described and described[vocabulary.eos]["rstrip"]:
             start = "▁"
@@ -208,10 +212,10 @@ def save_adapter(
     folder: Path,
     args: argparse.Namespace,
 ) -> None:
-    """Write what a LoRA stage trained into a folder, as PEFT does: it goes beside the weights of
-    directory `start`."""
+    """Write what a LoRA stage trained as a PEFT adapter, to be used with the model in `start`."""
     folder.mkdir(exist_ok=True)
-    # A table that is trained as well is replaced as a whole. PEFT takes a tied one for two modules.
+    # An embedding or head that was trained too is stored as a whole. For PEFT tied ones are two
+    # modules.
     tables = {name: trained[name] for name in plan.TABLES if name in trained}
     embedding, head = plan.TABLES
     if config.tie_word_embeddings and embedding in tables:
@@ -224,7 +228,7 @@ def save_adapter(
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        # A relative path that is not there would be looked up on the Hugging Face hub.
+        # PEFT would look up a relative path that does not exist on the Hugging Face hub.
         "base_model_name_or_path": os.path.abspath(start),
         "r": args.lora_rank,
         "lora_alpha": args.lora_alpha,
@@ -245,8 +249,8 @@ def save_adapter(
 def read_checkpoint(
     folder: Path, stage: plan.Stage, start: Path, settings: argparse.Namespace
 ) -> model.Llama:
-    """The model as `stage` had it when this checkpoint was saved: what it trains in memory, and
-    everything else on the meta device, which has names and shapes alone."""
+    """The model of `stage` at this checkpoint. What the stage trains is in memory; everything else
+    is on the meta device, with names and shapes only."""
     master_dtype = plan.MASTER[settings.optimizer]
 
     def before_load(llama: model.Llama) -> None:
@@ -275,19 +279,20 @@ def which_stage(run: Path, stages: list[plan.Stage], asked: int | None) -> int:
 
 
 def newest_stage(run: Path, stages: list[plan.Stage]) -> int:
-    """The number of the last stage that has a checkpoint or is finished. UserError if none has."""
+    """The number of the last stage that has a checkpoint or is finished. UserError if there is
+    none."""
     newest = 0
     for number, stage in enumerate(stages, 1):
         if checkpoint.find(run, number) or checkpoint.stage_folder(run, number, stage).exists():
             newest = number
     if newest == 0:
-        raise UserError(f"{run} has no checkpoint yet: train.py saves the first after --save_every "
-                        "steps, or when it is stopped by Ctrl-C or SIGTERM")
+        raise UserError(f"{run} has no checkpoint yet; train.py saves the first after --save_every "
+                        "steps, or when it is stopped with Ctrl-C or SIGTERM")
     return newest
 
 
 def what_there_is(run: Path, stages: list[plan.Stage]) -> str:
-    """The checkpoints and the finished stages of a run, in words."""
+    """The checkpoints and finished stages of a run, for messages."""
     found = []
     for number, stage in enumerate(stages, 1):
         steps = []
@@ -304,14 +309,14 @@ def what_there_is(run: Path, stages: list[plan.Stage]) -> str:
 def find_checkpoint(
     run: Path, stages: list[plan.Stage], number: int, step: int | None
 ) -> tuple[Path, dict]:
-    """The checkpoint of a stage at this step, or its newest whole one, and its counters. UserError
-    if there is none."""
+    """The checkpoint of a stage at this step, or its newest complete one, and its counters.
+    UserError if there is none."""
     there_is = f"there is {what_there_is(run, stages)}"
     if step is None:
         found = checkpoint.newest(run, number)
         if found is None:
-            raise UserError(f"{run} has no whole checkpoint of stage {number}; with broken "
-                            f"ones, {there_is}")
+            raise UserError(f"{run} has no complete checkpoint of stage {number}; including "
+                            f"broken ones, {there_is}")
         return found
 
     folder = checkpoint.folder_of(run, number, step)
@@ -330,14 +335,14 @@ def start_of_stage(
     settings: argparse.Namespace,
     moved: Path | None,
 ) -> Path:
-    """The model directory that a stage started from. `moved`: where the run's own start is now.
-    UserError if that is not what the run started from."""
+    """The model directory that a stage started from. `moved`: where the run's first one is now, if
+    it was moved. UserError if that is not what the run started from."""
     if number > 1:
         return checkpoint.stage_folder(run, number - 1, stages[number - 2])
     if settings.config:
         return checkpoint.random_start(run)
 
-    # An older config.json does not say where its relative paths start.
+    # Older runs did not record where their relative paths start.
     started_in = getattr(settings, "started_in", os.getcwd())
     start = moved or Path(resume.where_now(settings.model, False, started_in, "--model DIR"))
     for noted, sha256 in cli.read_json(run / "inputs.json").items():
@@ -345,7 +350,7 @@ def start_of_stage(
         if file.suffix != ".safetensors":
             continue  # the index.json of a source
         if not file.exists() or cli.sha256(file) != sha256:
-            raise UserError(f"{file} is missing, or not what {run} started from; --model says "
+            raise UserError(f"{file} is missing, or not what {run} started from; give --model, "
                             "where its model directory is now")
     return start
 
@@ -354,8 +359,8 @@ def start_of_stage(
 
 
 def check_target(flag: str, folder: Path, run: Path, mark: str) -> None:
-    """UserError if a folder that is to be written lies in the run, or holds something that was not
-    written by training or export: those leave a file called `mark` in it."""
+    """UserError if a folder to be written lies inside the run, or holds something that neither
+    training nor export wrote. They leave a file called `mark` in it."""
     if run.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise UserError(f"{flag} {folder} lies inside the run {run}; choose a folder of its own")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).exists():
@@ -366,19 +371,20 @@ def check_target(flag: str, folder: Path, run: Path, mark: str) -> None:
 def export_finished(
     folder: Path, start: Path | None, is_last: bool, args: argparse.Namespace
 ) -> None:
-    """Copy the adapter of a finished stage, which names the stage's `start` where that is now.
-    UserError if its model is asked for, which is there already."""
+    """Copy the adapter of a finished stage, with the present path of the stage's `start` in it.
+    UserError if --out asks for the stage's model, which exists already."""
     if args.out:
         published = args.run / "model"
         if is_last and published.exists():
             folder = published
         raise UserError(f"there is nothing to export: that stage is finished, and its model is "
-                        f"{folder} (--stage and --step name a checkpoint before)")
+                        f"{folder} (for an earlier checkpoint, give --stage and --step)")
     if not (folder / "adapter").exists():
-        raise UserError(f"{folder} has no adapter/: an older version of train.py wrote it")
+        raise UserError(f"{folder} has no adapter/, because an older version of train.py wrote it; "
+                        "export a checkpoint of that stage with --step, if there is one")
     with cli.new_folder(args.adapter) as temporary:
         shutil.copytree(folder / "adapter", temporary, dirs_exist_ok=True)
-        # The run may have been moved since.
+        # The run may have been moved, so write where the start is now.
         adapter_config = cli.read_json(temporary / "adapter_config.json")
         adapter_config["base_model_name_or_path"] = os.path.abspath(start)
         cli.write_json(temporary / "adapter_config.json", adapter_config)
@@ -386,25 +392,28 @@ def export_finished(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Find the checkpoint, and write what was asked for."""
+    """Find the checkpoint, and write the model directory or the adapter."""
     parser = cli.Parser(description=__doc__, prog="export.py")
     flag = parser.add_argument
     flag("run", type=Path, metavar="RUN", help="run folder of train.py")
     flag("--out", type=Path, help="model directory to write")
     flag("--adapter", type=Path,
-         help="folder to write a LoRA stage's adapter into, for PEFT; in place of --out")
-    flag("--stage", type=int, help="number of the stage, from 1 (default: the newest)")
+         help="folder to write a LoRA stage's adapter to, for PEFT; instead of --out")
+    flag("--stage", type=int,
+         help="number of the stage, counted from 1 (default: the last that has a checkpoint or is "
+              "finished)")
     flag("--step", type=int,
-         help="step of the checkpoint in that stage (default: the newest that is whole)")
-    flag("--model", type=Path, help="where the model that RUN started from is now, if it was moved")
+         help="step of the checkpoint in that stage (default: the newest complete checkpoint)")
+    flag("--model", type=Path,
+         help="model directory that RUN started from, if it was moved since")
     args = parser.parse_args(argv)
     cli.settings(args)
 
-    # What was asked for
+    # Check what is asked for
     if (args.out is None) == (args.adapter is None):
         raise UserError("give --out for a model directory, or --adapter for a LoRA by itself")
     if parallel.size() > 1:
-        raise UserError("export.py is one process; start it without torchrun")
+        raise UserError("export.py runs as one process; start it without torchrun")
     settings = argparse.Namespace(**checkpoint.read_settings(args.run))
     stages = [plan.parse_stage(text) for text in settings.stages]
     if args.out:
@@ -412,7 +421,7 @@ def main(argv: list[str] | None = None) -> None:
     else:
         check_target("--adapter", args.adapter, args.run, "adapter_config.json")
 
-    # Which stage
+    # Find the stage
     number = which_stage(args.run, stages, args.stage)
     stage = stages[number - 1]
     if args.adapter and "lora" not in stage.parts:
@@ -426,7 +435,7 @@ def main(argv: list[str] | None = None) -> None:
         export_finished(finished, start, number == len(stages), args)
         return
 
-    # Which checkpoint
+    # Find the checkpoint
     folder, counters = find_checkpoint(args.run, stages, number, args.step)
     start = start_of_stage(args.run, stages, number, settings, args.model)
     llama = read_checkpoint(folder, stage, start, settings)

@@ -243,7 +243,7 @@ def test_what_cannot_be_exported_is_one_line(stopped, world, tmp_path, refused):
     at = ["--stage", "1", "--step", "3", "--adapter", f"{tmp_path}/a"]
     refused(export, [str(stopped), *at], "stage 1 of")
     shutil.rmtree(stopped / "checkpoints")
-    refused(export, [str(stopped), "--stage", "2", *out], "has no whole checkpoint of stage 2")
+    refused(export, [str(stopped), "--stage", "2", *out], "has no complete checkpoint of stage 2")
     shutil.rmtree(stopped / "stages/1-odd")
     refused(export, [str(stopped), *out], "has no checkpoint yet")
     assert not (tmp_path / "out").exists()
