@@ -1,37 +1,37 @@
-"""What to know of a run before it begins: how many epochs of each source it will read, and notices.
+"""What to say about a run before it begins: the epochs of each source it will read, and warnings.
 
 An epoch is one pass over all windows of a source. The loader deals windows by the sources' shares,
-so what a stage reads can be told before it begins, to about a window (data.furthest_behind).
+so what a stage will read is known before it begins, to about one window (data.furthest_behind).
 
-The notices are about settings that train without an error, and seldom mean what someone wanted.
+The warnings are about settings that train without an error but are rarely intended.
 """
 
 # Nothing here imports torch, not even for a type: data.py imports this file, and each of `clean`'s
 # processes imports data.py.
 
-# Up to 4 epochs are nearly as good as new data, and what comes after is worth less and less
-# (Muennighoff et al., Scaling Data-Constrained Language Models, arXiv 2305.16264).
+# Up to 4 epochs of the same data are nearly as good as new data; further epochs are worth less and
+# less (Muennighoff et al., Scaling Data-Constrained Language Models, arXiv 2305.16264).
 MOST_EPOCHS = 4
 
-# With fewer validation documents than this, what is measured is the documents as much as the model.
-# Of N drawn at random, bits per byte have a standard deviation of 4 to 12 % at N = 12, 2 to 5 % at
-# 30, 1.3 to 2.7 % at 100: Wikipedia in English and Korean, film reviews and rulings, scored by an
-# English Llama of 7.5M parameters (bench/bits.py).
+# With fewer validation documents than this, a score depends on the choice of documents as much as
+# on the model. For N documents drawn at random, bits per byte have a standard deviation of 4 to
+# 12 % at N = 12, 2 to 5 % at 30, and 1.3 to 2.7 % at 100. Measured on Wikipedia in English and
+# Korean, film reviews and rulings, with an English Llama of 7.5M parameters (bench/bits.py).
 ENOUGH_DOCUMENTS = 30
 
 
 def after_stage(counts: list[float], loader, windows: int) -> list[float]:
-    """How many windows of each source have been read after a stage of so many `windows`, where
-    `counts` had been before it."""
+    """The windows of each source read by the end of a stage of `windows` windows, if `counts` were
+    read before it."""
     after = []
     for count, first, last in zip(counts, loader.first, loader.last, strict=True):
-        # A share may move on a line from `first` to `last`: over the whole stage, it is their mean.
+        # A share may move linearly from `first` to `last`; over the whole stage it is their mean.
         after.append(count + (first + last) / 2 * windows)
     return after
 
 
 def in_epochs(counts: list[float], loader) -> list[float]:
-    """The same numbers of windows, counted in epochs."""
+    """Numbers of windows, one for each source, as epochs."""
     epochs = []
     for count, source in zip(counts, loader.sources, strict=True):
         epochs.append(count / source.windows(loader.seq_len))
@@ -39,20 +39,21 @@ def in_epochs(counts: list[float], loader) -> list[float]:
 
 
 def epochs_of_stage(names: list[str], loader, windows: int) -> dict[str, list[float]]:
-    """{source: [from, to]}: the epochs at which a stage begins, or is resumed with so many windows
-    left, and will end, counted since the run began. The loader is where it begins or is resumed."""
+    """{source: [from, to]}: the epochs, counted from the start of the run, at which a stage of
+    `windows` (remaining) windows begins or resumes, and will end. The loader is where the stage
+    begins or resumes."""
     before = in_epochs(loader.counts, loader)
     if loader.first == loader.last:
         end = after_stage(loader.counts, loader, windows)
     else:
-        # Shares that move are at another place now than when the stage began.
+        # Moving shares have changed since the stage began, so count from there.
         end = after_stage(loader.origin, loader, loader.length)
     pairs = zip(names, before, in_epochs(end, loader), strict=True)
     return {name: [round(start, 6), round(end, 6)] for name, start, end in pairs}
 
 
 def in_words(epochs: dict[str, list[float]]) -> str:
-    """What `epochs_of_stage` gives, for the screen.
+    """Format what `epochs_of_stage` returns, for the screen.
 
     >>> in_words({"ko": [0.7123, 1.4], "en": [0, 0.25]})
     'ko 0.712 to 1.4, en 0 to 0.25'
@@ -64,7 +65,7 @@ def in_words(epochs: dict[str, list[float]]) -> str:
 
 
 def small_validation(n_documents: int) -> str:
-    """What to tell someone with so few validation documents; "" if there are enough.
+    """A warning for few validation documents; "" if there are enough.
 
     >>> small_validation(29)
     'few documents (29): on others, bits per byte may differ by 5 % or more'
@@ -81,19 +82,19 @@ def small_validation(n_documents: int) -> str:
 def of_run(
     stages: list, finished: int, shards: dict, loader, batch_tokens: int
 ) -> list[str]:
-    """What to know before a run begins, or resumes after so many `finished` of its stages
-    (plan.Stage): a line each. The loader is where the run began."""
+    """Warnings before a run begins, or resumes after `finished` of its stages (plan.Stage), a line
+    each. The loader is where the run began."""
     if finished == len(stages):
         return []
     lines = []
     for number, stage in enumerate(stages, 1):
         if number > finished and stage.tokens < batch_tokens:
             lines.append(f"stage {number}, {stage.what}, has {stage.tokens:,} tokens, less than a "
-                         f"batch: it will train one step of {batch_tokens:,}")
+                         f"batch: it will train for one step of {batch_tokens:,}")
     for name, source in shards.items():
         if source.windows(loader.seq_len) == 1:
-            lines.append(f"{name} holds one window of {loader.seq_len:,} tokens, which will be "
-                         "read again and again; pack more text, or lower --seq_len")
+            lines.append(f"{name} holds only one window of {loader.seq_len:,} tokens, which will "
+                         "be read again and again; pack more text, or lower --seq_len")
         if few := small_validation(source.index["val"]["documents"]):
             lines.append(f"for validation {name} has {few}; --val_fraction of data.py pack is "
                          "their share of all")
@@ -101,8 +102,8 @@ def of_run(
 
 
 def read_too_often(stages: list, names: list[str], loader, batch_tokens: int) -> list[str]:
-    """A line for each source of which the run will have read more than MOST_EPOCHS at its end."""
-    # The number of the stage in which each of them passes that.
+    """A line for each source of which the run will read more than MOST_EPOCHS epochs."""
+    # For each such source, the number of the stage in which it exceeds them.
     counts = list(loader.counts)
     passed_in = {}
     for number, stage in enumerate(stages, 1):
@@ -113,12 +114,12 @@ def read_too_often(stages: list, names: list[str], loader, batch_tokens: int) ->
             if epochs[name] > MOST_EPOCHS:
                 passed_in.setdefault(name, number)
 
-    # What the loop counted last are the epochs at the end of the run.
+    # `epochs` is now that of the end of the run.
     lines = []
     for name, number in passed_in.items():
         what = stages[number - 1].what
-        lines.append(f"{epochs[name]:.1f} epochs of {name} will have been read at the end of the "
-                     f"run, more than {MOST_EPOCHS} from stage {number}, {what}, on: repeated "
-                     "further, text teaches less and less (arXiv 2305.16264); pack more of it, "
-                     "lower its weight, or shorten the stages")
+        lines.append(f"the run will read {epochs[name]:.1f} epochs of {name}, more than "
+                     f"{MOST_EPOCHS} from stage {number}, {what}, on; repeated further, text "
+                     "teaches less and less (arXiv 2305.16264): pack more of it, lower its weight, "
+                     "or shorten the stages")
     return lines

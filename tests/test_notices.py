@@ -136,7 +136,7 @@ def test_a_source_of_one_window_without_validation_is_reported(world, one, tmp_p
     more = ["--data", f"{world}/shards/ko=0.99", f"{one}=0.01"]
     lines = warned(flags(world, tmp_path / "run", "embed:1280:5e-3", more=more), capsys)
     assert len(lines) == 2, lines
-    assert "one holds one window of 32 tokens" in lines[0]
+    assert "one holds only one window of 32 tokens" in lines[0]
     assert "for validation one has no documents" in lines[1]
 
 
@@ -160,7 +160,7 @@ def test_more_than_four_epochs_are_reported_with_the_stage(world, one, tmp_path,
         stopping(lambda: train.main(argv), 1)
     lines = [line for line in capsys.readouterr().err.splitlines() if "epochs" in line]
     assert len(lines) == 1, lines
-    assert "6.0 epochs of one will have been read" in lines[0]
+    assert "the run will read 6.0 epochs of one" in lines[0]
     assert "more than 4 from stage 3, lora, on" in lines[0]
     assert "2305.16264" in lines[0]
 
@@ -174,4 +174,4 @@ def test_four_epochs_are_not_too_many(one):
     loader = data.Loader([data.Shards(one)], [1.0], 32, 0)
     assert notices.read_too_often(stages[:1], ["one"], loader, 128) == []
     lines = notices.read_too_often(stages, ["one"], loader, 128)  # the second trains a batch, too
-    assert len(lines) == 1 and lines[0].startswith("8.0 epochs of one")
+    assert len(lines) == 1 and lines[0].startswith("the run will read 8.0 epochs of one")
