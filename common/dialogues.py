@@ -1,11 +1,12 @@
-"""Dialogues, for instruction tuning (the stage `sft`): prompts are given, responses learnt.
+"""Dialogues, for instruction tuning (the stage `sft`): prompts are given, responses are learnt.
 
     python data.py pack --input alpaca.jsonl --tokenizer merged.model --out shards/sft \\
         --prompt_field instruction input --response_field output
 
-The format is BOS, the prompt, a space, the response, EOS. There is no other template: what should
-stand before or between them ("### Response:") has to be in the fields. BOS and the prompt's tokens
-are given, all others are learnt. {"instruction": "Translate.", "input": "sea", "output": "바다"}:
+The format is BOS, the prompt, a space, the response, EOS. No other template is added: if there
+should be text before or between them ("### Response:"), it has to be in the fields. BOS and the
+prompt's tokens are given, all others are learnt. For example, {"instruction": "Translate.",
+"input": "sea", "output": "바다"} becomes
 
     <s> Translate. \\n sea   ▁바다 </s>
     [      given      ]   [ learnt  ]
@@ -14,29 +15,29 @@ Several prompt fields are joined by newlines; a row may lack some of them, but n
 at the end of a prompt and at the beginning of a response is dropped.
 
 --messages reads chats: [{"role": "system", "content": ...}, {"role": "user", ...}, {"role":
-"assistant", ...}, ...], or with from and value (human, gpt) as ShareGPT has them. What comes before
-an answer is its prompt, joined by newlines: a system message stands in front of the user's. Each
-further exchange follows the EOS of the one before:
+"assistant", ...}, ...], or ShareGPT's form with from and value (human, gpt). All messages before an
+answer, joined by newlines, are its prompt, so a system message comes before the user's. Each
+further exchange follows the EOS of the previous one:
 
     <s> prompt 1   ▁response 1 </s>   prompt 2   ▁response 2 </s>
     [  given   ]   [    learnt    ]   [ given]   [    learnt    ]
 
-The stage `sft` writes this format into its model directory as chat_template, so what uses
-apply_chat_template asks in the way that was trained.
+The stage `sft` writes this format into its model directory as chat_template, so programs that use
+apply_chat_template prompt the model as it was trained.
 """
 from collections import Counter
 
 from common.documents import Wanted, look_up, problem_of
 
-# A dialogue travels through `pack` as one text, prompt MARK response MARK prompt MARK response ...:
-# so all of it decides its hash.
+# `pack` handles a dialogue as one text, prompt MARK response MARK prompt MARK response ..., so that
+# its hash depends on all of it.
 MARK = "\x00"
 
 # ---- One dialogue as one text -------------------------------------------------------------------
 
 
 def join(exchanges: list[tuple[str, str]]) -> str:
-    """The text of a dialogue."""
+    """The text that stands for a dialogue."""
     parts = []
     for exchange in exchanges:
         for part in exchange:
@@ -55,7 +56,7 @@ def split(dialogue: str) -> list[tuple[str, str]]:
 
 
 def one_prompt(texts: list[str]) -> str:
-    """Several texts as one prompt, each on a line of its own. What is empty is left out.
+    """Join several texts into one prompt, each on a line of its own. Empty ones are left out.
 
     >>> one_prompt(["Translate.", "", "sea "])
     'Translate.\\nsea '
@@ -70,21 +71,21 @@ def one_prompt(texts: list[str]) -> str:
 
 
 def has_text(value: object) -> bool:
-    """Whether a field's value is a text that is not blank."""
+    """Is a field's value a text that is not blank?"""
     return isinstance(value, str) and bool(value) and not value.isspace()
 
 
 # ---- Rows of fields -----------------------------------------------------------------------------
 
-# Names under which data sets hold more of the prompt than its main field. A row may have other
-# texts that must not be in the prompt (a category, a rejected answer, prompt and answer once more),
-# so the name decides: Alpaca has `input`, Dolly `context`, OpenOrca `system_prompt`.
+# Fields in which data sets have a part of the prompt besides the main field: Alpaca has `input`,
+# Dolly `context`, OpenOrca `system_prompt`. They are known by name, because a row may have other
+# texts that must not be in the prompt (a category, a rejected answer, prompt and answer again).
 BEFORE_THE_PROMPT = ("system", "system_prompt")
 AFTER_THE_PROMPT = ("input", "context", "passage", "document")
 
 
 def wanted_fields(prompt_fields: list[str], response_field: str) -> Wanted:
-    """What a row has to hold: text in one of the prompt's fields or more, and in the response's."""
+    """What a row must have: text in at least one of the prompt's fields, and in the response's."""
     first, *more = prompt_fields
 
     def problem(row: object) -> str:
@@ -97,13 +98,13 @@ def wanted_fields(prompt_fields: list[str], response_field: str) -> Wanted:
 
 
 def of_fields(row: dict, prompt_fields: list[str], response_field: str) -> str:
-    """The dialogue of a row: one exchange."""
+    """The dialogue of a row, which is one exchange."""
     texts = [look_up(row, field) for field in prompt_fields]
     return join([(one_prompt(texts), look_up(row, response_field))])
 
 
 def unused_fields(row: dict, used: list[str]) -> list[str]:
-    """The fields of a row that have text of the prompt and are not used.
+    """The fields of a row that seem to be part of the prompt and are not used.
 
     >>> row = {"instruction": "Translate.", "input": "sea", "output": "바다", "id": "7"}
     >>> unused_fields(row, ["instruction", "output"])
@@ -114,7 +115,7 @@ def unused_fields(row: dict, used: list[str]) -> list[str]:
 
 
 def about_unused(n_rows: int, n_with: int, unused: Counter[str], prompt_fields: list[str]) -> str:
-    """What to say of `n_with` rows, of all `n_rows`, with text in fields that are not used."""
+    """A message about the `n_with` rows, of all `n_rows`, with text in fields that are not used."""
     counts = ", ".join(f"{name} ({count:,})" for name, count in unused.items())
     before = [name for name in BEFORE_THE_PROMPT if name in unused]
     after = [name for name in AFTER_THE_PROMPT if name in unused]
@@ -127,7 +128,7 @@ def about_unused(n_rows: int, n_with: int, unused: Counter[str], prompt_fields: 
 
 # Who speaks: as OpenAI and Hugging Face call them, and as ShareGPT does.
 ROLES = {
-    "system": "user",  # its text stands in front of the user's
+    "system": "user",  # its text is put before the user's
     "user": "user",
     "assistant": "assistant",
     "human": "user",
@@ -136,11 +137,11 @@ ROLES = {
 
 
 def wanted_messages(field: str) -> Wanted:
-    """What a row has to hold: messages that make a dialogue."""
+    """What a row must have: a list of messages that is a dialogue."""
     def problem(row: object) -> str:
         messages = look_up(row, field)
         if not isinstance(messages, list):
-            return problem_of(row, (field,)) or f"{field} is no list of messages"
+            return problem_of(row, (field,)) or f"{field} is not a list of messages"
         return read_messages(messages)[1]
 
     return Wanted((field,), (), problem)
@@ -152,10 +153,10 @@ def of_messages(row: dict, field: str) -> str:
 
 
 def read_messages(messages: list) -> tuple[list[tuple[str, str]], str]:
-    """The exchanges of a chat, and "" or why it has none.
+    """The exchanges of a chat, and ""; or [], and why it is not usable.
 
-    What comes before an answer is its prompt: a system message, one or more of the user's. A prompt
-    at the end that nobody answered is left out.
+    The messages before an answer are its prompt: a system message, and one or more of the user's. A
+    prompt at the end without an answer is left out.
 
     >>> read_messages([{"role": "system", "content": "Be brief."},
     ...                {"role": "user", "content": "1 + 1?"},
@@ -164,10 +165,10 @@ def read_messages(messages: list) -> tuple[list[tuple[str, str]], str]:
     ([('Be brief.\\n1 + 1?', '2')], '')
     """
     exchanges = []
-    texts: list[str] = []  # of the prompt that is not answered yet
+    texts: list[str] = []  # of the prompt that has no answer yet
     for message in messages:
         if not isinstance(message, dict):
-            return [], "a message that is no object"
+            return [], "a message that is not an object"
         name = message.get("role", message.get("from"))
         text = message.get("content", message.get("value"))
         if not isinstance(name, str) or name not in ROLES:
@@ -190,8 +191,9 @@ def read_messages(messages: list) -> tuple[list[tuple[str, str]], str]:
     return exchanges, ""
 
 
-# The same for transformers' apply_chat_template: it gives the ids that `pack` gives, and without
-# the last answer those up to where the model answers. (Jinja; `open`: has the prompt text yet?)
+# The same format as a Jinja template for transformers' apply_chat_template. It gives the same ids
+# as `pack`; without the last answer, those up to where the model is to answer. (`open`: does the
+# prompt have text already?)
 CHAT_TEMPLATE = (
     "{{ BOS }}"
     "{% set prompt = namespace(open=false) %}"
@@ -209,10 +211,10 @@ CHAT_TEMPLATE = (
 
 
 def chat_template(bos: str, eos: str, start: str) -> str:
-    """The template for a vocabulary. bos, eos: the tokens between which documents are packed.
-    start: what stands before a prompt, if transformers does not put a space there by itself.
+    """The template for a vocabulary. bos, eos: the tokens around packed documents. start: what to
+    put before a prompt if transformers does not put a space there by itself.
 
-    They are written out, because the model's own bos_token and eos_token may be others."""
+    bos and eos are written out, because the model's own bos_token and eos_token may differ."""
     template = ""
     for name, text in (("BOS", bos), ("EOS", eos), ("START", start)):
         template += "{% set " + name + " = " + repr(text) + " %}"

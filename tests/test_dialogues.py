@@ -259,8 +259,8 @@ def test_of_a_chat_the_answers_and_their_ends_are_learnt(world, tmp_path):
     ([{"role": "user", "content": [{"type": "text"}]}, assistant("b")], "a message without text"),
     ([{"role": "tool", "content": "a"}, assistant("b")], "a message of role 'tool'"),
     ([{"content": "a"}], "a message of role 'None'"),
-    (["a"], "a message that is no object"),
-    ("a", "messages is no list of messages"),
+    (["a"], "a message that is not an object"),
+    ("a", "messages is not a list of messages"),
     (None, "no messages field"),
 ])
 def test_invalid_chats_are_rejected_with_a_reason(world, tmp_path, messages, reason):
