@@ -399,16 +399,16 @@ def test_merge_overwrites_no_other_file_or_model(llama3, tmp_path, refused):
         "--out",
     ]
     refused(tokenizer, [*merge, f"{tmp_path}/file"], "is a file; a folder is to be written there")
-    refused(tokenizer, [*merge, f"{tmp_path}/base"], "would replace what it is made of")
+    refused(tokenizer, [*merge, f"{tmp_path}/base"], "would replace one of its inputs")
     shutil.copytree(llama3 / "base", tmp_path / "another")
     refused(tokenizer, [*merge, f"{tmp_path}/another"], "holds more than a tokenizer")
     # A base may be a tokenizer without a model.
     (tmp_path / "alone").mkdir()
     shutil.copy(llama3 / "base/tokenizer.json", tmp_path / "alone")
     merge_alone = [*merge[:2], f"{tmp_path}/alone", *merge[3:]]
-    refused(tokenizer, [*merge_alone, f"{tmp_path}/alone"], "would replace what it is made of")
+    refused(tokenizer, [*merge_alone, f"{tmp_path}/alone"], "would replace one of its inputs")
     merge_alone[2] = f"{tmp_path}/alone/tokenizer.json"
-    refused(tokenizer, [*merge_alone, f"{tmp_path}/alone"], "would replace what it is made of")
+    refused(tokenizer, [*merge_alone, f"{tmp_path}/alone"], "would replace one of its inputs")
     assert (tmp_path / "file").read_text() == "mine"
     assert (tmp_path / "base/model.safetensors").exists()
     train = [
