@@ -1,9 +1,9 @@
 """Grow a model's vocabulary: new rows of the embedding and the head for the pieces a merge added.
 
-The merged tokenizer keeps the base's ids and adds new ones, so the two tables keep their rows, bit
-for bit, and get more below. RedWhale (arXiv 2408.11294, section 3.3) compares five ways to fill
-them; EEVE (2402.14714) is the sixth. The material is what the base did before: it read 한국
-("Korea") as 한 and 국, or as six bytes, and has rows for those.
+The merged tokenizer keeps the base's ids and adds new ones. So the embedding and the head keep
+their rows, bit for bit, and get new ones below. RedWhale (arXiv 2408.11294, section 3.3) compares
+five ways to initialise these; EEVE's (2402.14714) is the sixth. Most of them use the base's rows
+for a piece's parts: before, the base read 한국 ("Korea") as 한 and 국, or as six bytes.
 
     method          new row of the embedding (input)    new row of the head (output)
     random          N(0, s²)                            N(0, s²)
@@ -13,12 +13,13 @@ them; EEVE (2402.14714) is the sixth. The material is what the base did before: 
     subtoken_both   mean of its pieces' rows            mean of its pieces' rows
     eeve            mean of its pieces' rows            row of its first piece that is not a bare ▁
 
-`s` is the standard deviation of that table's rows, not config.json's `initializer_range`: that is
-where training began, and rows grow. Means are taken in float64. A tied model has one table, made by
-the input's rule.
+`s` is the standard deviation of the base's rows in the same matrix, not config.json's
+`initializer_range`, because rows grow in training. Means are computed in float64. A tied model has
+one matrix, which is made by the rule for the embedding.
 
+    # write the grown model directory
     python init.py --model base --tokenizer merged.model --out grown --method subtoken_both
-    # which method? train each a little:
+    # compare the methods, by training a model of each for a few steps
     python init.py --model base --tokenizer merged.model --probe out/shards/ko
 """
 import argparse
@@ -41,8 +42,8 @@ from common.plan import TABLES
 
 EMBEDDING, HEAD = TABLES
 
-# RedWhale's five and EEVE's. They differ in what they take from the base: its scale alone, its
-# centre, or what it knew of the piece's parts.
+# RedWhale's five methods and EEVE's. They differ in what they take from the base: only the scale of
+# its rows, their mean, or the rows of the piece's parts.
 METHODS = {                                     # (rule for the embedding, rule for the head)
     "random": ("random", "random"),
     "mean": ("mean", "random"),
@@ -52,7 +53,8 @@ METHODS = {                                     # (rule for the embedding, rule 
     "eeve": ("subtoken", "first"),
 }
 
-# Files that describe the base's vocabulary. They are written anew, or would be wrong.
+# Files that describe the base's vocabulary. They are not copied: they are written anew, or would be
+# wrong.
 OF_THE_VOCABULARY = (
     "config.json",
     "generation_config.json",
@@ -60,9 +62,9 @@ OF_THE_VOCABULARY = (
     "tokenizer.json",
     "tokenizer_config.json",
     "added_tokens.json",
-    "vocab.json",       # a byte-level vocabulary as GPT-2 has it,
+    "vocab.json",       # a byte-level vocabulary in GPT-2's format
     "merges.txt",
-    "tekken.json",      # and as Mistral has it
+    "tekken.json",      # a byte-level vocabulary in Mistral's format
     "params.json",      # Meta's and Mistral's own config.json
 )
 
@@ -70,27 +72,27 @@ OF_THE_VOCABULARY = (
 
 
 class Growth(NamedTuple):
-    """What is to be added: rows base … size - 1 are new pieces, size … padded - 1 are padding."""
+    """What to add: rows base … size - 1 are new pieces, rows size … padded - 1 are padding."""
     base: int
     size: int
     padded: int
-    parts: list[list[int]]      # for each new piece: the base's ids that have spelt it so far; for
-                                # a token that moves, its old id; for one that had no row, none
+    parts: list[list[int]]      # for each new piece, the base's ids that have spelt it so far; for
+                                # a token that moves, its old id; for one without a row, nothing
     space: int                  # the id of a bare ▁, SentencePiece's space
 
 
 def growth(folder: Path, merged_file: Path, pad_to: int) -> Growth:
     """Compare the model's tokenizer with the merged one.
 
-    UserError where the merged one does not extend the model's.
+    UserError if the merged one does not extend the model's.
     """
     base, merged = vocabularies(folder, merged_file)
     rows = model.Config.read(folder).vocab_size
     old = base.size
     new = merged.size
 
-    # Ids are row numbers: the base's pieces must come first, each under the id it has. Only tokens
-    # that its directory adds behind them may move; rows are kept up to the first that does.
+    # Ids are row numbers, so the base's pieces must come first, with the same ids. Only tokens that
+    # its directory adds after them may move; rows are kept up to the first such token.
     kept = old
     for i, (a, b) in enumerate(zip(base.pieces, merged.pieces, strict=False)):
         if tokenizer.is_same(a, b):
@@ -100,24 +102,25 @@ def growth(folder: Path, merged_file: Path, pad_to: int) -> Growth:
             break
         raise cli.UserError(f"{merged_file} does not extend the tokenizer of {folder}: id {i} is "
                             f"{b}, in the model {a}; merge into the model's own")
-    # The last control tokens may lack a row, such as a [PAD] that a fine-tuner added. They get one.
+    # The last control tokens may have no row, such as a [PAD] added by fine-tuning. They get one.
     while old > rows and not base.bytes_of(old - 1):
         old -= 1
     kept = min(kept, old)
-    # A base that was padded has more rows than pieces. Those rows mean nothing, and new ones take
-    # their place; but a table is never cut.
+    # A padded base has more rows than pieces. Those rows mean nothing and are replaced by new ones.
+    # But rows are never removed.
     if not old <= rows <= new:
-        raise cli.UserError(f"a vocabulary only grows, but the tokenizer of {folder} has {old} "
+        raise cli.UserError(f"a vocabulary can only grow, but the tokenizer of {folder} has {old} "
                             f"pieces, config.json says vocab_size {rows}, {merged_file} has {new} "
-                            "pieces; none may be less than the last")
+                            "pieces; each must be at least as large as the one before")
     if rows > old:
         print(f"rows {old} to {rows - 1} of {folder} have no piece in its tokenizer; "
               "they are replaced")
     if pad_to < 1:
         raise cli.UserError(f"--pad_to {pad_to} must be at least 1, which pads nothing")
 
-    # The base segments each new piece as it stands, without the ▁ that SentencePiece puts before a
-    # text: 한국 ("Korea") is 한 국, ▁한국 is ▁ 한 국. A control token was itself, or had no row.
+    # How does the base segment each new piece, without the ▁ that SentencePiece puts before a text?
+    # 한국 ("Korea") becomes 한 국, and ▁한국 becomes ▁ 한 국. A control token has its own row, or
+    # none.
     controls = {i: text for text, i in merged.controls.items()}
     parts = []
     for i in range(kept, new):
@@ -136,8 +139,9 @@ def vocabularies(
 ) -> tuple[tokenizer.Vocabulary, tokenizer.Vocabulary]:
     """The base's tokenizer, and the merged one with every token of the base's directory.
 
-    They are in it if that directory was merged. If only its tokenizer.model was, those that the
-    directory adds are missing, and go behind all pieces."""
+    If the directory was merged, these tokens are in the merged tokenizer. If only its
+    tokenizer.model was merged, the tokens that the directory adds are missing, and are added after
+    all pieces."""
     base = tokenizer.load(folder)
     merged = tokenizer.load(merged_file, base=True)
     behind = {}
@@ -157,16 +161,16 @@ def new_rows(
     grow: Growth,
     seed: int,
 ) -> torch.Tensor:
-    """The rows below row grow.base of the table (V, D) called `name`: (padded - base, D), in the
-    table's dtype.
+    """The rows from grow.base on of the matrix (V, D) called `name`: (padded - base, D), in the
+    dtype of the matrix.
 
-    Padding rows are the mean of the base's: their logit is then the mean of the base's logits, and
-    no softmax gives one more than 1 / base, whatever the hidden state (log-sum-exp ≥ mean + log
-    base). Rows of zeros could be the likeliest token. Training lowers it further, for padding is
-    never a target. So no list tells other programs to suppress these rows, and a chat token that is
-    added later can have one of them.
+    Padding rows are the mean of the base's rows. Then their logit is the mean of the base's logits,
+    and the softmax gives each at most 1 / base, whatever the hidden state (log-sum-exp ≥ mean + log
+    base). Rows of zeros could be the most likely token. Training lowers the logit further, because
+    padding is never a target. So other programs need not be told to suppress these rows, and a chat
+    token that is added later can use one.
     """
-    # A tied table serves as both, and is made by the input's rule.
+    # A tied matrix serves as both and follows the rule for the embedding.
     if name == EMBEDDING or tied:
         which = 0
     else:
@@ -174,12 +178,12 @@ def new_rows(
     rule = METHODS[method][which]
     generator = torch.Generator().manual_seed(2 * seed + which)     # the tables' draws differ
 
-    # The rules look at the rows that keep their place. A token that moves takes its row along.
+    # The rules use the rows that keep their place. A token that moves takes its row along.
     whole_table = table
     table = table[:grow.base]
 
-    # Mean and standard deviation of these rows, variance = E[x²] - E[x]². In slices: a copy of the
-    # whole in float64 is four times the size of a table in bfloat16.
+    # Mean and standard deviation of these rows, with variance = E[x²] - E[x]². They are computed in
+    # slices, because a float64 copy is four times as large as a matrix in bfloat16.
     total = torch.zeros(table.shape[1], dtype=torch.float64)
     squares = 0.0
     for rows in table.split(4096):
@@ -188,12 +192,12 @@ def new_rows(
     mean = total / grow.base                                        # (D,)
     std = math.sqrt(squares / table.numel() - mean.mean().item() ** 2)
 
-    # All rows start as the mean: padding stays so, and so do new ones where that is the rule.
+    # All rows start as the mean. Padding rows stay so, and so do new rows if that is the rule.
     new = mean.to(table.dtype).repeat(grow.padded - grow.base, 1)
-    # (There are fewer parts than rows: padding has none.)
+    # (There are fewer parts than rows, because padding has none.)
     for row, ids in zip(new, grow.parts, strict=False):
         if not ids:
-            continue                        # a control token without a row: nothing has spelt it
+            continue                        # a control token that had no row
         if ids[0] >= grow.base:
             row[:] = whole_table[ids[0]]    # a token that moves
         elif rule == "random":
@@ -228,9 +232,9 @@ def grow_folder(
     pad_to: int,
     seed: int,
 ) -> Growth:
-    """Write the grown model directory `out`. One weight file is in memory at a time.
+    """Write the grown model directory `out`, with one weight file in memory at a time.
 
-    UserError where the base cannot be read, or is not what its config.json says.
+    UserError if the base cannot be read, or does not match its config.json.
     """
     cli.check_model_folder(folder)
     if out.resolve() == folder.resolve():
@@ -244,15 +248,15 @@ def grow_folder(
 
     total_size = 0
     with cli.new_folder(out) as temporary:
-        # The small files come first: what is wrong with one is said before weights are written.
+        # Write the small files first, so that errors in them show before weights are written.
         hf.carry_files(folder, temporary, but=OF_THE_VOCABULARY)
         base, merged = vocabularies(folder, merged_file)
         write_settings(folder, temporary, grow, base, merged)
         tokenizer.write(merged, temporary, folder)
 
-        # Every tensor but the two tables is written as it was read, and so are the tables' old
-        # rows: the same bits, in whatever dtype. load_file maps the file into memory; tensors are
-        # read from it when they are looked at.
+        # Every tensor except embedding and head is written as it was read, and so are their old
+        # rows: the same bits, in any dtype. load_file maps the file into memory, so tensors are
+        # read only when they are used.
         for file in cli.progress(files, "growing", " files"):
             tensors = load_file(folder / file)
             for name in TABLES:
@@ -262,7 +266,7 @@ def grow_folder(
             total_size += sum(tensor.nbytes for tensor in tensors.values())
             save_tensors(tensors, temporary / file)
 
-        # Tensors stay in their files; so of the index only the total changes.
+        # Tensors stay in their files, so only the total in the index changes.
         if (folder / INDEX).exists():
             index = cli.read_json(folder / INDEX)
             index["metadata"] = {"total_size": total_size}
@@ -278,26 +282,25 @@ def write_settings(
     base: tokenizer.Vocabulary,
     merged: tokenizer.Vocabulary,
 ) -> None:
-    """config.json and generation_config.json: the base's, with the sizes and the ids of the merged
-    vocabulary."""
-    # Pieces keep their ids. Tokens behind them have those of the merged vocabulary.
+    """Write config.json and generation_config.json: the base's, with the sizes and ids of the
+    merged vocabulary."""
+    # Pieces keep their ids. Tokens after them get those of the merged vocabulary.
     new_ids = {i: i for i in range(base.size)}
     for i, token in {**base.added, **base.without_row}.items():
         text = token["content"]
         new_ids[i] = merged.controls[text]
         if i in base.added and new_ids[i] != i:
-            print(f"{text} was id {i} and is id {new_ids[i]} now, with its row")
+            print(f"{text} had id {i} and now has id {new_ids[i]}, with its row")
 
     config = cli.read_json(folder / "config.json")
-    # transformers takes these ids from config.json where there is no generation_config.json, and
-    # ignores them where there is one.
+    # transformers takes these ids from config.json only if there is no generation_config.json.
     generation = {name: config[name] for name in special_tokens.ROLE_IDS if name in config}
     generation |= cli.read_json_if_any(folder / "generation_config.json")
     for name, settings in (("config.json", config), ("generation_config.json", generation)):
         amended = special_tokens.amend_ids(settings, new_ids, merged, name)
         cli.write_json(target / name, amended)
 
-    # What training and sampling must know: which rows are the base's, and which are padding.
+    # Training and sampling need to know which rows are the base's and which are padding.
     sizes = model.Config.read(target)
     sizes.vocab_size = grow.padded
     sizes.base_vocab_size = grow.base
@@ -311,26 +314,26 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def check_tables(folder: Path, files: list[str], shape: list[int], tied: bool) -> None:
-    """UserError where a weight file is missing or cut short, or a table has another shape than
-    config.json says. Reads the headers alone: what is wrong is said before anything is written."""
-    # Opening compares the sizes in the header with the file's: what was cut short shows here.
+    """UserError if a weight file is missing or truncated, or the embedding or the head has another
+    shape than config.json says. Reads only headers, so errors show before anything is written."""
+    # Opening a file compares the sizes in its header with the file's, so truncation shows here.
     found = {}
     for file in files:
         with open_file(folder / file) as weights:
             for name in TABLES:
                 if name in weights.keys():
                     found[name] = weights.get_slice(name).get_shape()
-    # A head of the wrong shape would fail later, in the middle of the first matmul.
+    # Otherwise a wrong shape would fail only later, in the first matmul.
     for name in TABLES:
         if name == HEAD and tied and name not in found:
-            continue        # the file of a tied model need not hold the same table twice
+            continue        # a tied model need not store the same matrix twice
         if found.get(name) != shape:
             raise cli.UserError(f"{folder}: {name} has shape {found.get(name)}, config.json says "
                                 f"{shape}; weights and configuration belong to different models")
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:
-    """Write a weight file as transformers reads it. UserError if the disk refuses."""
+    """Write a weight file in the form that transformers reads. UserError if that fails."""
     try:
         save_file(tensors, file, metadata={"format": "pt"})
     except SafetensorError as error:
@@ -339,7 +342,7 @@ def save_tensors(tensors: dict[str, torch.Tensor], file: Path) -> None:
 
 # ---------------------------------------------------------------------------------- the probe
 
-# {key in probe.json: what is trained}. The first is the one that studies/report.py shows.
+# {key in probe.json: what is trained}. studies/report.py shows the first.
 TRAINED = {
     "bits_per_byte": "embedding and head",
     "everything": "everything",
@@ -347,16 +350,16 @@ TRAINED = {
 
 
 def probe(folder: Path, merged_file: Path, args: argparse.Namespace) -> dict:
-    """Bits per byte of the validation documents, by method and step: {key of TRAINED: {method:
-    {step: bits}}}, and under "best" the recommended method.
+    """Train a model of each method for a few steps, and measure bits per byte on the validation
+    documents: {key of TRAINED: {method: {step: bits}}}, and "best": the recommended method.
 
-    Step 0 misleads: rows that predict badly may learn fast (2608.03494), so the last step decides.
-    The methods are compared twice: training embedding and head alone, then training everything. The
-    stages of the recipe begin with the first and end with the second.
+    Step 0 misleads, because rows that predict badly may learn fast (2608.03494). So the last step
+    decides. The methods are compared twice: once training only embedding and head, with which the
+    stages of the recipe begin, and once training everything, with which they end.
     """
     cli.check_model_folder(folder)
     grow = growth(folder, merged_file, args.pad_to)
-    # With other shards the ids would be those of other pieces, and every number wrong.
+    # In shards of another tokenizer the ids would mean other pieces.
     shards = data.Shards(args.probe)
     if shards.tokenizer_sha256 != tokenizer.load(merged_file).sha256:
         raise cli.UserError(f"{args.probe} was packed with another tokenizer than {merged_file}; "
@@ -364,7 +367,7 @@ def probe(folder: Path, merged_file: Path, args: argparse.Namespace) -> dict:
     if args.probe_steps < 1:
         raise cli.UserError(f"--probe_steps {args.probe_steps} must be at least 1: step 0 alone "
                             "misleads")
-    # Bits per byte on the way, too: the order of the methods changes as they learn.
+    # Measure at some earlier steps too, because the order of the methods changes as they learn.
     steps = [step for step in (0, 10, 50) if step < args.probe_steps]
     steps.append(args.probe_steps)
 
@@ -383,7 +386,7 @@ def probe(folder: Path, merged_file: Path, args: argparse.Namespace) -> dict:
             print(f"{method:45}", *(f"{value:8.4f}" for value in bits), flush=True)
             result[key][method] = {str(step): b for step, b in zip(steps, bits, strict=True)}
 
-    # The recommended method is the one with the lowest mean over both ways of training.
+    # Recommend the method with the lowest mean over both ways of training.
     last = str(steps[-1])
     means = dict.fromkeys(METHODS, 0.0)
     for key, trained in TRAINED.items():
@@ -398,7 +401,7 @@ def probe(folder: Path, merged_file: Path, args: argparse.Namespace) -> dict:
 
 
 def grown(folder: Path, grow: Growth, method: str, seed: int) -> model.Llama:
-    """The grown model in memory, in float32: what grow_folder writes, without writing it."""
+    """The grown model in memory, in float32: what grow_folder would write."""
     llama = model.load(folder)
     tied = llama.config.tie_word_embeddings
     embedding = llama.model.embed_tokens
@@ -407,7 +410,7 @@ def grown(folder: Path, grow: Growth, method: str, seed: int) -> model.Llama:
         old = layer.weight.detach()
         new = new_rows(name, old, method, tied, grow, seed)
         layer.weight = torch.nn.Parameter(torch.cat([old[:grow.base], new]))
-    # Both got the same rows. They must also be one parameter, or training would untie them.
+    # Both have the same values, but must also be one parameter, or training would untie them.
     if tied:
         head.weight = embedding.weight
     llama.config = dataclasses.replace(
@@ -422,12 +425,12 @@ def train_briefly(
     args: argparse.Namespace,
 ) -> Iterator[float]:
     """Train what requires a gradient; yield the validation bits per byte at each of `steps`."""
-    # No weight decay: it would pull the rows of pieces that never come towards zero.
+    # No weight decay, because it would shrink the rows of pieces that do not occur.
     trained = [p for p in llama.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, args.lr, weight_decay=0.0)
     loader = data.Loader([shards], [1.0], args.seq_len, args.seed)
     for step in cli.progress(range(steps[-1] + 1), "train", " steps"):
-        # Validation comes before the update: step 0 is the model as it was initialised.
+        # Validate before the update, so that step 0 is the model as it was initialised.
         if step in steps:
             score = data.bits_per_byte(
                 llama, shards, args.seq_len, args.probe_bytes, args.probe_batch, args.device)
@@ -435,7 +438,7 @@ def train_briefly(
         if step == steps[-1]:
             break
 
-        # One step of the training loop, without its schedule, clipping and micro-batches.
+        # One step as in train.py, without schedule, clipping and micro-batches.
         inputs, targets, _ = loader.next(args.probe_batch)                      # (B, T) each
         inputs = torch.from_numpy(inputs).to(args.device)
         targets = torch.from_numpy(targets).to(args.device)
@@ -449,25 +452,30 @@ def train_briefly(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Grow a model, or with --probe compare the ways to do it."""
+    """Grow a model, or with --probe compare the methods."""
     parser = cli.Parser(description=__doc__, prog="init.py")
     flag = parser.add_argument
-    flag("--model", type=Path, required=True, help="the base's model directory")
+    flag("--model", type=Path, required=True, help="model directory of the base")
     flag("--tokenizer", type=Path, required=True,
-         help="the merged tokenizer (tokenizer.py merge): a file, or a folder with it")
+         help="the merged tokenizer: the file or folder that tokenizer.py merge wrote")
     flag("--out", type=Path,
-         help="the grown model directory to write; with --probe, a JSON file for its numbers")
+         help="model directory to write; with --probe, JSON file to write its numbers to (default: "
+              "probe.json)")
     flag("--method", choices=METHODS, default="subtoken_both",
-         help="how the new rows are made; see above")
-    flag("--pad_to", type=int, default=64, help="make the number of rows a multiple of this")
-    flag("--seed", type=int, default=0, help="of the random rows, and of the probe's batches")
-    flag("--probe", type=Path,
-         help="compare all methods: train each a little on these token shards")
-    flag("--probe_steps", type=int, default=200, help="steps of training, each method, twice")
-    flag("--probe_batch", type=int, default=8, help="windows per step")
-    flag("--probe_bytes", type=int, default=200_000, help="bytes of validation text to measure on")
-    flag("--seq_len", type=int, default=512, help="tokens per window, in the probe")
-    flag("--lr", type=float, default=1e-3, help="the probe's learning rate, constant, of AdamW")
+         help="how to initialise the new rows; see above")
+    flag("--pad_to", type=int, default=64,
+         help="pad the number of rows to a multiple of this; 1: no padding")
+    flag("--seed", type=int, default=0, help="seed of the random rows and of the probe's batches")
+    flag("--probe", type=Path, metavar="SHARDS",
+         help="compare all methods instead of writing a model: train each for a few steps on these "
+              "token shards, which were packed with --tokenizer")
+    flag("--probe_steps", type=int, default=200,
+         help="training steps of the probe, for each method and each of the two ways of training")
+    flag("--probe_batch", type=int, default=8, help="windows per step of the probe")
+    flag("--probe_bytes", type=int, default=200_000,
+         help="bytes of validation text, at most, that the probe measures on")
+    flag("--seq_len", type=int, default=512, help="tokens per window of the probe")
+    flag("--lr", type=float, default=1e-3, help="learning rate of the probe's AdamW, constant")
     cli.add_device(parser)
     args = parser.parse_args(argv)
     cli.set_device(args)
@@ -482,7 +490,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{args.out}: {grow.base} rows kept, {grow.size - grow.base} new, "
               f"{grow.padded - grow.size} of padding")
     else:
-        raise cli.UserError("--out is missing: the folder for the grown model")
+        raise cli.UserError("--out is missing: name the model directory to write")
 
 
 if __name__ == "__main__":

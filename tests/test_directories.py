@@ -146,7 +146,7 @@ def test_merged_into_the_file_alone_they_move_and_are_renamed_everywhere(
     merged = merge(chat / "tokenizer.model", korean_model, tmp_path / "merged.model")
     size = tokenizer.load(merged).size
     out = grow(chat, merged, tmp_path / "out", "--pad_to", "1")
-    assert f"{END} was id 400 and is id {size} now, with its row" in capsys.readouterr().out
+    assert f"{END} had id 400 and now has id {size}, with its row" in capsys.readouterr().out
     assert {END: size, PAD: size + 1}.items() <= named_ids(out).items()
     # tokenizer.model lacks them, so llama.cpp looks for them in the settings.
     settings = cli.read_json(out / "tokenizer_config.json")

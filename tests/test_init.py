@@ -269,7 +269,7 @@ def test_a_base_with_padding_of_its_own_is_regrown_from_its_pieces(base, tmp_pat
     shutil.copy(base / "merged.model", tmp_path)
     config = json.loads((tmp_path / "once/config.json").read_text())
     assert tokenizer.load(base / "merged.model").size < config["vocab_size"]
-    with pytest.raises(cli.UserError, match="only grows"):
+    with pytest.raises(cli.UserError, match="can only grow"):
         grow(tmp_path, "once", tmp_path / "twice", "subtoken_both")
     # A base whose tables end shortly after its pieces is grown as if they ended with them.
     tensors = load_file(tmp_path / "once/model.safetensors")
