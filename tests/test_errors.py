@@ -86,7 +86,7 @@ WRONG = {
     "a rope scaling that is not whole": ("sample --device cpu --prompt a --model {b}/rope", "llama3 lacks"),
     "another architecture": (TRAIN + "--model {b}/gpt", "GPT2LMHeadModel"),
     # shards
-    "a folder that is no shards": (TRAIN + "--data {b}/empty", "no folder of token shards"),
+    "a folder that is no shards": (TRAIN + "--data {b}/empty", "not a folder of token shards"),
     "a shard cut short": (TRAIN + "--data {b}/short", "cut short"),
     "a shard changed after packing": (TRAIN + "--data {b}/changed", "has changed"),
     "a shard gone": (TRAIN + "--data {b}/gone", "is missing"),
@@ -143,7 +143,7 @@ WRONG = {
     "a label out of range": (KOBEST + "--split dev", "row 2"),
     "a limit of 0": (KOBEST + "--limit 0", "--limit 0"),
     "bits per byte of nothing": ("eval_bits --models {w}/model", "--data SHARDS"),
-    "bits per byte of what is no shards": (BITS + "--data {b}/empty", "no folder of token shards"),
+    "bits per byte of what is no shards": (BITS + "--data {b}/empty", "not a folder of token shards"),
     "bits per byte of a changed shard": (BITS + "--data {b}/changed", "has changed"),
     "bits per byte of another tokenizer's shards": (BITS + "--data {b}/foreign", "--tokenizer"),
     "bits per byte of documents that are not there": (BITS + "--input {b}/none.jsonl", "none.jsonl does not exist"),
