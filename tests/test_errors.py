@@ -97,7 +97,7 @@ WRONG = {
     "a stage without its fields": (TRAIN + "--stages embed", "what:tokens:peak_lr"),
     "no stages for a model of one's own": (TRAIN.replace("--stages full:1k:1e-3 ", ""), "--stages"),
     "a part that there is not": (TRAIN + "--stages middle:1M:1e-4", "middle"),
-    "a LoRA beside trained layers": (TRAIN + "--stages odd+lora:1M:1e-4", "lora joins only"),
+    "a LoRA beside trained layers": (TRAIN + "--stages odd+lora:1M:1e-4", "lora can be combined only with embed"),
     "a learning rate of 3": (TRAIN + "--stages odd:1M:3", "learning rate"),
     "new_rows of a model that was never grown": (TRAIN + "--stages new_rows:1k:1e-3", "base_vocab_size"),
     "a batch that is no whole number of windows": (TRAIN + "--batch_tokens 100", "--batch_tokens 100"),

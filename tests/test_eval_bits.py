@@ -235,7 +235,7 @@ def test_a_file_in_another_encoding(world, tmp_path, refused):
     ("--models {w}/model", "nothing to score on"),
     ("--models {w}/none --data {w}/shards/ko", "there is no model directory"),
     ("--models {w}/base.model --data {w}/shards/ko", "is a file"),
-    ("--models {w}/model --data {w}", "no folder of token shards"),
+    ("--models {w}/model --data {w}", "not a folder of token shards"),
     ("--models {w}/model --input {w}/none.jsonl", "does not exist"),
     ("--models {w}/model --data {w}/shards/ko --seq_len 65", "more than the 64 positions"),
     ("--models {w}/model --data {w}/shards/ko --max_bytes 0", "--max_bytes 0"),

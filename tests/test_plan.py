@@ -87,7 +87,7 @@ def test_layers_beyond_nine_are_odd_or_even_too():
     ("odd:lots:1e-4", "lots"),
     ("odd:1M:2", "rate"),
     ("odd:1M:fast", "rate"),
-    ("lora+odd:1M:1e-4", "lora joins only"),
+    ("lora+odd:1M:1e-4", "lora can be combined only with embed"),
     ("new_rows+embed:1M:1e-4", "new_rows keeps"),
     ("odd:0:1e-4", "number of tokens"),
 ])

@@ -709,7 +709,7 @@ def test_refusals(world, tmp_path, refused):
         ("--korean", [*report, base, "--sizes", "9"]),
         ("--korean", [*report, base, "--korean", ours]),
         ("--sizes 9", [*report, base, "--sizes", "9", "--korean", ours]),
-        ("without text", [*report, f"{tmp_path}/empty.txt"]),
+        ("has no text to measure", [*report, f"{tmp_path}/empty.txt"]),
     ]:
         refused(tokenizer, argv, part)
     assert not (tmp_path / "o").exists()
