@@ -1,14 +1,15 @@
-"""SwiGLU (Shazeer, 2002.05202): the gate of Llama's feed-forward block.
+"""SwiGLU (Shazeer, 2002.05202): the gate of Llama's feed-forward layer.
 
     y = silu(g) · u,    silu(g) = g σ(g),    σ(g) = 1 / (1 + e^-g)
 
     dg = dy u σ(g) (1 + g (1 - σ(g))),    du = dy silu(g)
 
-The definition's graph keeps g (in float32), silu(g) and u. Only g and u are needed: σ(g) is cheaper
-to compute again than to store. Memory traffic in bfloat16 tensors of g's size (a float32 copy
-counts twice): the definition, with one kernel per operation, moves 13 forward and 18 backward and
-keeps 4; a fused kernel moves 3 and 5 and keeps 2. At 10.7B (F = 14336, 48 layers) the two that are
-not kept are 2.75 MB per token.
+The definition's graph keeps g (in float32), silu(g) and u. Only g and u are needed, because it is
+cheaper to recompute σ(g) than to store it.
+
+Memory traffic, in bfloat16 tensors of g's size (a float32 copy counts twice): the definition, with
+one kernel per operation, moves 13 forward and 18 backward, and keeps 4. A fused kernel moves 3 and
+5, and keeps 2. At 10.7B (F = 14336, 48 layers) the two that are not kept are 2.75 MB per token.
 """
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,7 @@ def _swiglu_forward_kernel(
     blocks,         # per row
     BLOCK: tl.constexpr,
 ):
-    """Program p does block p % blocks of row p // blocks."""
+    """Program p computes block p % blocks of row p // blocks."""
     row = (tl.program_id(0) // blocks).to(tl.int64)
     column = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
@@ -78,7 +79,7 @@ def _swiglu_backward_kernel(
     blocks,         # per row
     BLOCK: tl.constexpr,
 ):
-    """Program p does block p % blocks of row p // blocks."""
+    """Program p computes block p % blocks of row p // blocks."""
     row = (tl.program_id(0) // blocks).to(tl.int64)
     column = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
@@ -95,7 +96,7 @@ def _swiglu_backward_kernel(
 def _layout(*tensors: torch.Tensor) -> tuple[list[torch.Tensor], int, int]:
     """The tensors as rows (N, width), the width, and the number of blocks per row.
 
-    Contiguous tensors are taken as one long row, of which at most the last block is cut short.
+    Contiguous tensors become one long row, of which only the last block can be incomplete.
     """
     if all(x.is_contiguous() for x in tensors):
         flat = [x.reshape(1, -1) for x in tensors]
@@ -167,7 +168,7 @@ class _SwiGLU(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         if triton_runs(gate):
             return _backward_triton(grad, gate, up)
-        # silu_backward is the derivative that autograd knows for F.silu.
+        # silu_backward is what autograd uses for F.silu.
         grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
         grad_up = F.silu(gate).mul_(grad)
         return grad_gate, grad_up
@@ -176,7 +177,7 @@ class _SwiGLU(torch.autograd.Function):
 def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """silu(gate) · up, keeping only the two inputs for the backward pass.
 
-    Shapes and dtypes as `swiglu_reference`; ValueError where they do not fit.
+    Shapes and dtypes as `swiglu_reference`; ValueError if they do not match.
     """
     require(
         ("up's shape", up.shape, gate.shape),
