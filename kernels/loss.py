@@ -1,29 +1,28 @@
-"""Head and loss as one operation, so that a batch's logits never exist.
+"""Head and loss as one operation, so that the logits of a whole batch never exist.
 
     z = h Wᵀ            (N, V)    one row of logits per token
     loss = Σ_n  log Σ_v exp z_nv  -  z_n,target
 
-At 16k tokens and a 49k vocabulary the logits take 3.2 GB in float32, and their gradient as much
-again: the place where training runs out of memory once the vocabulary has grown. But every row is
-independent and the loss is a sum, so rows are taken a chunk at a time, and the gradient is finished
-while the chunk's logits are at hand:
+For 16k tokens and a vocabulary of 49k, the logits take 3.2 GB in float32, and their gradient the
+same again. This is where training runs out of memory once the vocabulary has grown. But the rows
+are independent and the loss is a sum. So rows are processed in chunks, and the gradient of a chunk
+is computed as long as its logits are in memory:
 
     dz = softmax(z) - onehot(target)    dh = dz W    dW += dzᵀ h
 
-The upstream gradient is one number that multiplies everything, so it can wait for the backward
-pass. (Recomputing the logits there instead would cost a fourth matmul.) What remains of memory is
-one chunk of logits.
+The upstream gradient is a single factor, which can be applied in the backward pass. (Recomputing
+the logits there would cost a fourth matmul.) The memory needed is one chunk of logits.
 
-The three matmuls are a library's. What lies between, softmax, loss and dz, is memory traffic:
-PyTorch's operations pass over the chunk some ten times. The kernel below reads a row twice, the
-second time backwards, so that it meets what the cache still holds, and writes dz over it: 2 to 3
-tensors of the logits' size.
+The three matmuls are PyTorch's. Between them, softmax, loss and dz cost memory traffic: PyTorch's
+operations pass over the chunk about ten times. The kernel below reads a row twice, the second time
+from the end, where the cache still holds it, and writes dz over it. That moves 2 to 3 tensors of
+the size of the logits.
 
-Chunks come from a budget of bytes, not of rows: thin chunks starve the matmuls. dW is accumulated
-in float32 whatever the dtype: hundreds of bfloat16 additions would lose the small ones. Rows whose
-target is -100 do not count.
+The size of a chunk is a budget of bytes, not of rows, because matmuls with few rows are slow. dW is
+accumulated in float32 in any dtype, because hundreds of bfloat16 additions would lose the small
+ones. Rows whose target is -100 do not count.
 
-Worked by hand: two classes, z = (0, 0): loss log 2 = 0.6931, dz = (½, ½) - onehot.
+For example, with two classes and z = (0, 0), the loss is log 2 = 0.6931 and dz = (½, ½) - onehot.
 """
 import torch
 import torch.nn.functional as F
@@ -35,15 +34,15 @@ from kernels.launch import block, jit, load_float32, require, tl, triton_runs
 # The target of a row that does not count.
 IGNORE = -100
 
-# Bytes of logits alive at once. On a CPU: less than 32 MiB, from which on glibc's malloc, if nobody
-# tells it otherwise, returns freed memory to the system, to be filled with zeros page by page for
-# the next chunk.
+# Bytes of logits in memory at once. On a CPU it is less than 32 MiB: from there on glibc's malloc,
+# by default, returns freed memory to the system, which fills it with zeros page by page for the
+# next chunk.
 CHUNK_BYTES = {"cpu": 24 * 2**20, "cuda": 512 * 2**20}
 
-# But at least so many rows, if the caller does not say.
+# But a chunk has at least this many rows, unless the caller gives a budget.
 CHUNK_ROWS = 384
 
-# Elements of a row of logits that a program holds at a time.
+# Elements of a row of logits that a program holds at once.
 AT_ONCE = 8192
 
 
@@ -85,14 +84,14 @@ def _softmax_kernel(
     Z += row * z_stride
     column = tl.arange(0, BLOCK)
 
-    # The target's logit is read before dz covers it. A target that is no class gives NaN, which
-    # stops the training loop.
+    # The target's logit is read before dz overwrites it. A target that is not a class gives NaN,
+    # which stops the training loop.
     target = tl.load(TARGETS + row)
     counts = target != IGNORE
     has_logit = counts & (target >= 0) & (target < V)
     correct = tl.load(Z + target, has_logit, float("nan")).to(tl.float32)
 
-    # A running maximum, and the sum of exp(z - top) (Milakov and Gimelshein, 1805.02867).
+    # Keep a running maximum and the sum of exp(z - top) (Milakov and Gimelshein, 1805.02867).
     top = -float("inf")
     total = 0.0
     for start in range(0, V, BLOCK):
@@ -102,7 +101,8 @@ def _softmax_kernel(
         top = higher
     tl.store(LOSSES + row, tl.where(counts, top + tl.log(total) - correct, 0.0))
 
-    # Again from the end, where the cache still holds the row; dz is in float32 and rounded once.
+    # Second pass, from the end, where the cache still holds the row. dz is computed in float32 and
+    # rounded once.
     if GRADIENT:
         share = tl.where(counts, 1.0 / total, 0.0)
         blocks = tl.cdiv(V, BLOCK)
@@ -114,7 +114,8 @@ def _softmax_kernel(
 
 
 def _softmax_triton(logits, targets, need_gradient):
-    """logits (n, V), targets (n,) → losses (n,), dz (n, V) in the logits' dtype and memory."""
+    """logits (n, V), targets (n,) → losses (n,), dz (n, V) in the dtype and memory of the
+    logits."""
     n_rows, n_classes = logits.shape
     losses = logits.new_empty(n_rows, dtype=torch.float32)
     _softmax_kernel[(n_rows,)](
@@ -134,7 +135,7 @@ def _softmax_triton(logits, targets, need_gradient):
 
 
 def _softmax_torch(logits, targets, need_gradient):
-    """As `_softmax_triton`; losses (n, 1). Everything of the logits' size is done in place."""
+    """As `_softmax_triton`, with losses (n, 1). Operations of the logits' size are in place."""
     counts = (targets != IGNORE).unsqueeze(1)                               # (n, 1)
     index = targets.unsqueeze(1).where(counts, 0)                           # (n, 1)
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))         # (n, V)
@@ -154,10 +155,10 @@ def _softmax_torch(logits, targets, need_gradient):
 
 
 def chunk_budget(device: str, classes: int, width: int, itemsize: int, need_weight: bool) -> int:
-    """Bytes of logits alive at once where the caller does not say.
+    """Bytes of logits in memory at once, unless the caller says.
 
-    CHUNK_BYTES, and at least CHUNK_ROWS rows. On a GPU adding to a large dW wants fewer and larger
-    chunks: at least half of dW's size in float32.
+    CHUNK_BYTES, and at least CHUNK_ROWS rows. On a GPU, adding to a large dW is expensive, so
+    chunks are larger and fewer: at least half the size of dW in float32.
     """
     budget = max(CHUNK_BYTES[device], CHUNK_ROWS * classes * itemsize)
     if device == "cuda" and need_weight:
@@ -166,9 +167,9 @@ def chunk_budget(device: str, classes: int, width: int, itemsize: int, need_weig
 
 
 def _rows_per_chunk(n_rows: int, bytes_per_row: int, chunk_bytes: int) -> int:
-    """As few chunks as the budget allows, all of about one size.
+    """The rows of a chunk: as few chunks as the budget allows, all of about the same size.
 
-    Of more than 128 rows it is a multiple of 128, because matmuls work on tiles of such sizes.
+    Above 128 rows it is a multiple of 128, because matmuls work on tiles of such sizes.
 
     >>> _rows_per_chunk(1000, bytes_per_row=1, chunk_bytes=700)     # at most 640: two chunks of 500
     512
@@ -184,16 +185,16 @@ def _rows_per_chunk(n_rows: int, bytes_per_row: int, chunk_bytes: int) -> int:
 
 
 def _accumulate(total: torch.Tensor, dz: torch.Tensor, h: torch.Tensor, is_first: bool) -> None:
-    """total (V, D) += dzᵀ h, summed in total's dtype, whatever that of dz (n, V) and h (n, D).
+    """total (V, D) += dzᵀ h, summed in the dtype of total, for dz (n, V) and h (n, D) in any dtype.
 
-    The first chunk is written over total, which holds nothing yet: filling it with zeros, to read
-    them again, would be two passes over the largest gradient there is.
+    The first chunk is written to total, which is not initialised. Filling it with zeros and reading
+    them would be two passes over the largest gradient of the model.
     """
-    beta = 0 if is_first else 1  # of addmm: beta * total + dzᵀ h; where it is 0, total is not read
+    beta = 0 if is_first else 1  # addmm: beta * total + dzᵀ h; total is not read if beta is 0
     if dz.dtype == total.dtype:
         total.addmm_(dz.t(), h, beta=beta)
     elif dz.is_cuda:
-        # The float32 sums inside the matmul continue total; nothing is rounded between chunks.
+        # The matmul adds to total in its float32 accumulator, so nothing is rounded in between.
         torch.addmm(total, dz.t(), h, beta=beta, out_dtype=total.dtype, out=total)
     elif is_first:
         total.copy_(torch.mm(dz.t(), h))
@@ -212,7 +213,7 @@ def loss_and_gradients(
     """hidden (N, D), weight (V, D), targets (N,) → loss, dhidden (N, D), dweight (V, D).
 
     The loss and dweight are in float32 or better. A gradient that is not needed is not computed,
-    and comes back without elements.
+    and is returned as an empty tensor.
     """
     n_rows = len(hidden)
     n_classes = len(weight)
@@ -225,9 +226,10 @@ def loss_and_gradients(
     grad_hidden = hidden.new_empty(hidden.shape if need_hidden else 0)
     grad_weight = weight.new_empty(weight.shape if need_weight else 0, dtype=wide)
     if n_rows == 0:
-        grad_weight.zero_()  # there is no first chunk to be written over it
+        grad_weight.zero_()  # there is no first chunk to initialise it
 
-    # How many rows fit into the budget. The PyTorch lines hold bfloat16 logits in float32, too.
+    # How many rows fit into the budget? The PyTorch lines also hold a float32 copy of bfloat16
+    # logits.
     softmax = _softmax_torch
     bytes_per_row = n_classes * hidden.itemsize
     if triton_runs(hidden):
@@ -236,12 +238,12 @@ def loss_and_gradients(
         bytes_per_row += n_classes * wide.itemsize
     chunk_rows = _rows_per_chunk(n_rows, bytes_per_row, chunk_bytes)
 
-    # All chunks use one buffer, for logits first and for dz then.
+    # All chunks use one buffer, first for the logits, then for dz.
     buffer = hidden.new_empty(min(chunk_rows, n_rows), n_classes)
     for start in range(0, n_rows, chunk_rows):
         chunk = slice(start, start + chunk_rows)
         h = hidden[chunk]                                                   # (n, D)
-        # F.linear(h, matrix), into the buffer.
+        # F.linear(h, matrix), written to the buffer.
         logits = torch.mm(h, matrix.t(), out=buffer[:len(h)])               # (n, V)
         losses, dz = softmax(logits, targets[chunk], need_hidden or need_weight)
         loss += losses.sum()
@@ -255,14 +257,14 @@ def loss_and_gradients(
 # ------------------------------------------------------------------------------------ the operation
 
 
-# One operation for torch.compile, which must not look inside: it would unroll the chunks, and hold
-# all their logits.
+# torch.compile must treat this as one operation. If it looked inside, it would unroll the chunks
+# and hold all their logits.
 _operation = custom_op("nanowhale::linear_cross_entropy", loss_and_gradients, mutates_args=())
 
 
 @_operation.register_fake
 def _(hidden, weight, targets, chunk_bytes, need_hidden, need_weight):
-    """Shapes and dtypes of what `loss_and_gradients` returns, for torch.compile."""
+    """The shapes and dtypes that `loss_and_gradients` returns, for torch.compile."""
     wide = torch.promote_types(hidden.dtype, torch.float32)
     return (
         hidden.new_empty((), dtype=wide),
@@ -276,7 +278,7 @@ def _scaled(gradient: torch.Tensor | None, factor: torch.Tensor, dtype: torch.dt
     if gradient is None:
         return None
     out = torch.empty_like(gradient, dtype=dtype)
-    # (1,), because a factor without dimensions would itself be rounded to `dtype` first.
+    # As (1,): a factor without dimensions would be rounded to `dtype` before the product.
     return torch.mul(gradient, factor.reshape(1), out=out)
 
 
@@ -310,14 +312,14 @@ def linear_cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed cross-entropy of `hidden @ weight.T`, a chunk of rows at a time.
 
-    hidden (N, D), weight (V, D; cast to hidden's dtype for the matmuls), targets (N,) int64, -100 =
-    ignored → (loss in nats, a float32 or float64 scalar; number of targets counted). At most
-    `chunk_bytes` of logits are held (None: `chunk_budget`). A frozen weight costs no gradient.
-    ValueError for shapes that do not fit.
+    hidden (N, D), weight (V, D; cast to hidden's dtype for the matmuls), targets (N,) int64, of
+    which -100 is ignored → (loss in nats, a float32 or float64 scalar; number of targets counted).
+    At most `chunk_bytes` of logits are in memory (None: `chunk_budget`). No gradient is computed
+    for a frozen weight. ValueError if the shapes do not match.
 
-    Two rows, two classes, room for one row of logits, so two chunks. With W = 0 each softmax is
-    (½, ½): the first row gives dz = (-½, ½) and adds dz · 1 to dW, the second (½, -½) · 2. The loss
-    is 2 log 2.
+    For example, two rows and two classes, with a budget of one row of logits, make two chunks. With
+    W = 0 each softmax is (½, ½). The first row has dz = (-½, ½) and adds dz · 1 to dW; the second
+    adds (½, -½) · 2. The loss is 2 log 2.
 
     >>> W = torch.zeros(2, 1, requires_grad=True)
     >>> hidden, targets = torch.tensor([[1.0], [2.0]]), torch.tensor([0, 1])
