@@ -2,23 +2,23 @@
 
     y_i = w_i x_i / r,    r = sqrt(mean_j x_j² + eps)
 
-Worked by hand: x = (3, 4) has mean square 12.5, so r = 3.5355 and y = (0.8485, 1.1314) for w = 1.
+For example, x = (3, 4) has mean square 12.5, so r = 3.5355 and, with w = 1, y = (0.8485, 1.1314).
 
 The backward pass, with g_i = w_i dy_i and x̂ = x / r:
 
     dx = (g - x̂ mean(g x̂)) / r,    dw = Σ_rows dy x̂
 
-so 1/r (one float per row) is all that must be kept beside x; the definition's graph keeps x̂ and a
-float32 copy as well.
+So only x and 1/r (one float per row) must be kept. The definition's graph also keeps x̂ and a
+float32 copy.
 
-In front of a norm stands an addition, the stream s = x + residual, and `add_rms_norm` does both in
-a single pass over memory. Memory traffic in tensors of x's size (bfloat16; a float32 copy counts
+Before a norm comes an addition, the stream s = x + residual. `add_rms_norm` computes both in a
+single pass over memory. Memory traffic in tensors of x's size (bfloat16; a float32 copy counts
 twice):
 
     the definition, forward only                                                21
-        (the addition 3, to float32 3, square 4, mean 2, scale 4, round 3, weight 2)
-    the addition and rms_norm, forward 3 + 2, backward 3 + 3                    11
-        (3 backward, because the stream has a gradient of its own)
+        (addition 3, to float32 3, square 4, mean 2, scale 4, round 3, weight 2)
+    addition and rms_norm, forward 3 + 2, backward 3 + 3                        11
+        (3 more backward, because the stream has its own gradient)
     add_rms_norm, forward 4, backward 4                                          8
 """
 import torch
@@ -37,15 +37,15 @@ from kernels.launch import (
     wrap_triton,
 )
 
-# Elements of the longest row that a program can hold in registers. Beyond it the compiler spills to
-# memory, so the PyTorch lines run instead.
+# The longest row, in elements, that a program can hold in registers. For longer rows the compiler
+# would spill to memory, so the PyTorch lines run instead.
 LONGEST_ROW = 2**13
 
 
 def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """The definition. x (..., D), weight (D,) → (..., D) in x's dtype.
 
-    The mean is taken in float32 or better.
+    The mean is computed in float32 or better.
 
     >>> rms_norm_reference(torch.tensor([3.0, 4.0]), torch.ones(2), 0.0)
     tensor([0.8485, 1.1314])
@@ -85,22 +85,22 @@ def _norm_forward_kernel(
     ADD: tl.constexpr,
 ):
     """One program per row, which stays in registers from the sum of squares to the product."""
-    row = tl.program_id(0).to(tl.int64)  # 64 bits: 600k rows of 4096 are past 2³¹ elements
+    row = tl.program_id(0).to(tl.int64)  # 64 bits: 600k rows of 4096 exceed 2³¹ elements
     column = tl.arange(0, BLOCK)
     inside = column < D
     x = load_float32(X + row * x_stride + column, inside)
     if ADD:
-        # The norm is of the stream as it was rounded, which is what the backward pass will read.
+        # Take the norm of the rounded stream, which is what the backward pass will read.
         x += load_float32(R + row * r_stride + column, inside)
         rounded = x.to(S.dtype.element_ty)
         tl.store(S + row * D + column, rounded, inside)
         x = rounded.to(tl.float32)
 
-    # torch.compile passes eps as a float64, which would widen the whole row.
+    # torch.compile passes eps as float64, which would promote the whole row.
     mean_square = tl.sum(x * x) / D
     inverse = 1.0 / tl.sqrt(mean_square + tl.cast(eps, tl.float32))
 
-    # A store rounds to the dtype of what it writes to.
+    # A store rounds to the dtype of its destination.
     w = load_float32(W + column, inside)
     tl.store(Y + row * D + column, x * inverse * w, inside)
     tl.store(INVERSE + row, inverse)
@@ -126,8 +126,8 @@ def _norm_backward_kernel(
 ):
     """Program p of P takes rows p, p + P, p + 2P, …, and keeps its share of dw in registers.
 
-    The P shares are summed afterwards, in the same order each time; atomic additions would come in
-    any order.
+    The P shares are summed afterwards, always in the same order. Atomic additions would come in any
+    order.
     """
     program = tl.program_id(0)
     programs = tl.num_programs(0)
@@ -136,7 +136,7 @@ def _norm_backward_kernel(
     w = load_float32(W + column, inside)
     dw = tl.zeros([BLOCK], tl.float32)
 
-    # Stages: the next rows are on their way from memory during the sums of this one.
+    # With num_stages, the next rows are loaded while this one is computed.
     for i in tl.range(program, n_rows, programs, num_stages=3):
         row = tl.cast(i, tl.int64)
         dy = load_float32(DY + row * dy_stride + column, inside)
@@ -198,7 +198,7 @@ def _backward_triton(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of norm and stream (..., D), and what forward kept → dx (..., D), dw (D,).
 
-    A dw that is not needed comes back without elements.
+    If dw is not needed, it is returned as an empty tensor.
     """
     D = x.shape[-1]
     add = grad_stream is not None
@@ -232,7 +232,7 @@ def _backward_triton(
 
 
 def _kernel_runs(x: torch.Tensor) -> bool:
-    """Does Triton do the norm of x? Not of rows that are too long for its registers."""
+    """Does Triton run the norm of x? Not if the rows are too long for registers."""
     return triton_runs(x) and x.shape[-1] <= LONGEST_ROW
 
 
@@ -249,7 +249,7 @@ def _forward_torch(x, residual, weight, eps):
 
 
 def _backward_torch(grad, grad_stream, x, weight, inverse, need_weight):
-    """The formula in the docstring above, in float32 or float64: shapes as `_backward_triton`."""
+    """The formula of the module docstring, in float32 or float64: shapes as `_backward_triton`."""
     normed = x * inverse                                                # x̂ (..., D)
     grad = grad.to(normed.dtype)
     grad_weight = None
@@ -267,7 +267,7 @@ def _backward_torch(grad, grad_stream, x, weight, inverse, need_weight):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Both operations: with a residual the output is (norm, stream), without one the norm."""
+    """Both operations: the output is (norm, stream) with a residual, and the norm without one."""
 
     @staticmethod
     def forward(ctx, x, residual, weight, eps):
@@ -289,15 +289,15 @@ class _RMSNorm(torch.autograd.Function):
         grad_x, grad_weight = run(grad, grad_stream, x, weight, inverse, need_weight)
         if not need_weight:
             grad_weight = None
-        # x and the residual were added, so they share a gradient; eps has none.
+        # x and the residual were added, so they have the same gradient; eps has none.
         grad_residual = grad_x if ctx.has_residual else None
         return grad_x, grad_residual, grad_weight, None
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """RMSNorm that keeps x and one number per row for its backward pass.
+    """RMSNorm, keeping only x and one number per row for the backward pass.
 
-    Shapes and dtypes as `rms_norm_reference`; ValueError where they do not fit.
+    Shapes and dtypes as `rms_norm_reference`; ValueError if they do not match.
     """
     require(("weight's shape", weight.shape, x.shape[-1:]))
     if torch.compiler.is_compiling() and not _kernel_runs(x):  # see launch.left_to_compiler
@@ -313,7 +313,7 @@ def add_rms_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(RMSNorm of x + residual, x + residual) in a single pass over memory.
 
-    Shapes and dtypes as `add_rms_norm_reference`; ValueError where they do not fit.
+    Shapes and dtypes as `add_rms_norm_reference`; ValueError if they do not match.
     """
     require(
         ("weight's shape", weight.shape, x.shape[-1:]),
