@@ -1,21 +1,21 @@
 """Rotary position embedding (Su et al., 2104.09864), in the rotate-half layout of HF checkpoints.
 
-Component i of a head is paired with component i + D/2, and the pair at position t turns by the
+Component i of a head is paired with component i + D/2, and the pair at position t is rotated by the
 angle t·θ_i:
 
     (a, b) → (a cos - b sin,  b cos + a sin),    a = x[i], b = x[i + D/2]
 
-Meta's own checkpoints pair neighbours (2i, 2i + 1) instead. Mixing the two gives no error, only
-text that falls apart after some twenty tokens; every checkpoint in the HF layout has been permuted
-for this one.
+For example, with D = 2 and an angle of 90°, (1, 0) → (0, 1). The inner product of a query rotated
+by s and a key rotated by t depends only on s - t.
 
-Worked by hand: D = 2 and an angle of 90°: (1, 0) → (0, 1), and a query turned by s meets a key
-turned by t in an inner product that depends on s - t alone.
+Meta's own checkpoints pair neighbours (2i, 2i + 1) instead, and are permuted when they are
+converted to the HF layout. Mixing the two gives no error, only text that falls apart after some
+twenty tokens.
 
-A rotation's inverse is the rotation by -angle, so the backward pass is the forward one with sin
-negated. Memory traffic, in bfloat16 tensors of q's and k's size: each component is read and written
-once, 2, in one launch for both; the definition, with one kernel for each cast, product, sum and the
-joining of halves, moves 24.
+The inverse of a rotation is the rotation by the negative angle, so the backward pass is the forward
+pass with -sin. Memory traffic, in bfloat16 tensors of the size of q and k: the kernel moves 2 (each
+component is read and written once), in one launch for both. The definition, with one kernel for
+each cast, product, sum and concatenation, moves 24.
 """
 import math
 
@@ -39,9 +39,9 @@ def rope_frequencies(width: int, theta: float, scaling: dict | None = None) -> t
     """Radians per position for each pair of a head: theta^(-2i/width), (width/2,) float32.
 
     `scaling` is that of Llama 3.1 ("llama3"; 2407.21783), which was trained on 8k positions and
-    then extended. Pairs that turn slowly (fewer than low_freq_factor turns in the old context) turn
-    `factor` times more slowly still, fast ones (more than high_freq_factor turns) stay as they
-    were, and the band between is interpolated.
+    then extended. Pairs that rotate slowly (fewer than low_freq_factor turns in the old context)
+    rotate `factor` times more slowly; fast ones (more than high_freq_factor turns) stay as they
+    are; those in between are interpolated.
 
     >>> rope_frequencies(4, 100.0)                                  # 100^(-0/4) and 100^(-2/4)
     tensor([1.0000, 0.1000])
@@ -55,7 +55,7 @@ def rope_frequencies(width: int, theta: float, scaling: dict | None = None) -> t
     low = scaling["low_freq_factor"]
     high = scaling["high_freq_factor"]
     turns = old_context * frequency / (2 * math.pi)
-    keep = ((turns - low) / (high - low)).clamp(0, 1)               # 1: as it was; 0: stretched
+    keep = ((turns - low) / (high - low)).clamp(0, 1)               # 1: unchanged; 0: slowed down
     return frequency * (keep + (1 - keep) / scaling["factor"])
 
 
@@ -65,7 +65,7 @@ def rope_reference(
     cos: torch.Tensor,
     sin: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The definition. q (B, H, T, D), k (B, K, T, D), cos and sin (T, D/2) → q and k, turned.
+    """The definition. q (B, H, T, D), k (B, K, T, D), cos and sin (T, D/2) → q and k, rotated.
 
     >>> turn = torch.tensor([[0.0]]), torch.tensor([[1.0]])         # cos 90°, sin 90°
     >>> q, k = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 2.0]]]])
@@ -86,7 +86,7 @@ def rope_reference(
 
 @jit
 def _turn_heads(a, b, OUT, cos, sin, inside, HALF: tl.constexpr):
-    """Write the turned pairs (a, b), all heads of one position, to OUT and OUT + HALF."""
+    """Write the rotated pairs (a, b) of all heads at one position to OUT and OUT + HALF."""
     tl.store(OUT, a * cos - b * sin, inside)
     tl.store(OUT + HALF, b * cos + a * sin, inside)
 
@@ -114,13 +114,14 @@ def _turn_kernel(
     ko_time,
     heads,                  # H
     groups,                 # K, the heads of keys
-    SIGN: tl.constexpr,     # 1: turn; -1: turn back
+    SIGN: tl.constexpr,     # 1: rotate; -1: rotate back
     HALF: tl.constexpr,     # D/2
     PAIRS: tl.constexpr,    # D/2, H and K rounded up to powers of two
     HEADS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """One program per position of a sequence: all its heads, of q and of k, share cos and sin."""
+    """One program per position of a sequence, because all its heads of q and k share cos and
+    sin."""
     batch = (tl.program_id(0) // T).to(tl.int64)
     time = (tl.program_id(0) % T).to(tl.int64)
     pair = tl.arange(0, PAIRS)[None, :]
@@ -132,7 +133,7 @@ def _turn_kernel(
     cos = load_float32(COS + time * HALF + pair, pair < HALF)
     sin = load_float32(SIN + time * HALF + pair, pair < HALF) * SIGN
 
-    # All loads come before the first store, so that they are under way together.
+    # All loads come before the first store, so that they overlap.
     Q += batch * q_batch + time * q_time + head * q_head + pair
     K += batch * k_batch + time * k_time + group * k_head + pair
     q_a = load_float32(Q, in_q)
@@ -154,12 +155,12 @@ def _turn_triton(
     sin: torch.Tensor,
     sign: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q and k turned by sign · angle: shapes as `rope_reference`."""
+    """q and k, rotated by sign · angle: shapes as `rope_reference`."""
     B, H, T, D = q.shape
     K = k.shape[1]
 
-    # The kernel expects the components of a head side by side. Whether heads lie inside positions
-    # or the other way round is left as it is, so attention need not copy what comes out.
+    # The kernel needs the components of a head to be contiguous. The order of heads and positions
+    # in memory is kept, so attention need not copy the result.
     if q.stride(3) != 1:
         q = q.contiguous()
     if k.stride(3) != 1:
@@ -198,12 +199,12 @@ def _turn_triton(
 
 
 def _turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x (B, H, T, D), turned: the definition bit for bit, each half written where it belongs."""
+    """x (B, H, T, D), rotated: the definition bit for bit, with each half written in place."""
     wide = x if x.dtype == torch.float64 else x.float()
     a, b = wide.chunk(2, dim=-1)
     out = torch.empty_like(wide, memory_format=torch.contiguous_format)
     first, second = out.chunk(2, dim=-1)
-    # Not addcmul_, which rounds once where the definition rounds twice.
+    # Not addcmul_, because it rounds once where the definition rounds twice.
     torch.mul(a, cos, out=first).sub_(b * sin)
     torch.mul(b, cos, out=second).add_(a * sin)
     return out.to(x.dtype)
@@ -239,9 +240,9 @@ def rope(
     cos: torch.Tensor,
     sin: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn queries and keys; nothing of their size is kept for the backward pass.
+    """Rotate queries and keys. Nothing of their size is kept for the backward pass.
 
-    Shapes and dtypes as `rope_reference`; ValueError where they do not fit.
+    Shapes and dtypes as `rope_reference`; ValueError if they do not match.
     """
     B, _, T, D = q.shape
     require(
