@@ -3,23 +3,23 @@
     m ← β₁ m + (1 - β₁) g          v ← β₂ v + (1 - β₂) g²
     w ← w (1 - lr λ) - lr m̂ / (√v̂ + ε),    m̂ = m / (1 - β₁ᵗ),  v̂ = v / (1 - β₂ᵗ)
 
-Bytes per parameter: float32 weight and moments 12, with its gradient 16; bfloat16 6, with its
-gradient 8. (A model that computes in bfloat16 keeps a bfloat16 copy of a float32 weight besides.)
-At 10.7B that is 64 GB against 128.
+Bytes per parameter: in float32, weight and moments take 12, and 16 with the gradient; in bfloat16
+they take 6, and 8 with the gradient. At 10.7B, weight and moments are 64 GB instead of 128. (A
+model that computes in bfloat16 also keeps a bfloat16 copy of a float32 weight.)
 
-Why not simply round? bfloat16 has 8 significant bits: an update below 1/512 of its weight is
-rounded away, the next one too, and the weight never moves. *Stochastic rounding* (Gupta et al.,
-1502.02551) goes up or down with probabilities that make the expectation exact: an update of a
+Why not simply round to nearest? bfloat16 has 8 significant bits, so an update below 1/512 of its
+weight is rounded away, every time, and the weight never moves. *Stochastic rounding* (Gupta et al.,
+1502.02551) rounds up or down with probabilities that make the expectation exact: an update of a
 hundredth of a step is made once in a hundred times. In bits: bfloat16 is the upper half of a
-float32, so add a random number of 16 bits to the lower half, and cut it off.
+float32, so add a random 16-bit number to the lower half, and drop that half.
 
     float32 1.00390625 = 0x3F80_8000, halfway from 1 (0x3F80) to 1.0078125 (0x3F81):
-    + a random number in 0x0000…0xFFFF carries into the upper half for one half of them
+    of the numbers 0x0000…0xFFFF, one half carry into the upper half when they are added
 
-Randomness is a function, not a state: a few integer operations mix (seed, step, index of the
-element among all parameters). So a run that is resumed, or sharded over more processes, rounds the
-same way; and the PyTorch lines and the kernel agree to the last bit (there: no fused multiply-add,
-IEEE division and root).
+The random numbers are a function and not a state: a few integer operations mix (seed, step, index
+of the element among all parameters). So a run that is resumed, or sharded over more processes,
+rounds in the same way. And the PyTorch lines and the kernel agree to the last bit (the kernel uses
+no fused multiply-add, and IEEE division and root).
 """
 import math
 from collections.abc import Callable
@@ -32,13 +32,13 @@ from kernels.launch import jit, load_float32, tl, triton_runs
 # Elements per program, or per slice of the PyTorch lines.
 CHUNK = 2**16
 
-# Elements that a program updates at a time.
+# Elements that a program updates at once.
 BLOCK = 1024
 
 # The lower 32 bits of an integer.
 MASK = 0xFFFF_FFFF
 
-# 2³² / golden ratio: an odd number without pattern.
+# 2³² / golden ratio, an odd number whose bits have no pattern.
 GOLDEN = 0x9E37_79B9
 
 
@@ -46,10 +46,10 @@ GOLDEN = 0x9E37_79B9
 
 
 def mix(h):
-    """A bijection of 32-bit integers in which every input bit moves every output bit.
+    """A bijection of 32-bit integers in which every input bit affects every output bit.
 
-    Shifts and odd multipliers were found by search (C. Wellons, "Prospecting for hash functions").
-    Takes Python ints and int64 tensors.
+    The shifts and odd multipliers were found by search (C. Wellons, "Prospecting for hash
+    functions"). Takes Python ints and int64 tensors.
 
     >>> hex(mix(1))
     '0x688990c0'
@@ -65,15 +65,15 @@ def step_key(seed: int, step: int) -> int:
 
 
 def stochastic_round(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """float32 → bfloat16, up or down by 16 random bits (int64).
+    """Round float32 to bfloat16, up or down by 16 random bits (int64).
 
-    What bfloat16 holds exactly, inf and NaN stay as they are.
+    Values that bfloat16 can represent, inf and NaN stay as they are.
 
     >>> stochastic_round(torch.tensor([1.00390625, 1.00390625]), torch.tensor([0x7FFF, 0x8000]))
     tensor([1.0000, 1.0078], dtype=torch.bfloat16)
 
-    A number a quarter of the way up goes up for a quarter of all 16 bits: their mean is the number
-    itself.
+    A number a quarter of the way up is rounded up for a quarter of all 16-bit numbers, so the mean
+    is the number itself.
 
     >>> quarter = torch.tensor(1 + 2**-9)
     >>> stochastic_round(quarter.expand(2**16), torch.arange(2**16)).double().mean() == quarter
@@ -88,7 +88,7 @@ def stochastic_round(x: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
 
 
 class Scalars(NamedTuple):
-    """What is the same for all elements in a step, in the order of the kernel's arguments."""
+    """The factors that all elements share in a step, in the order of the kernel's arguments."""
     beta1: float
     rest1: float                # 1 - β₁
     beta2: float
@@ -100,7 +100,7 @@ class Scalars(NamedTuple):
 
 
 def scalars_of(group: dict, step: int) -> Scalars:
-    """Those of step 1, 2, … of a parameter group."""
+    """The factors of a parameter group at step 1, 2, …"""
     beta1, beta2 = group["betas"]
     return Scalars(
         beta1=beta1,
@@ -123,11 +123,11 @@ def adamw_reference(
     key: int,
     scalars: Scalars,
 ) -> None:
-    """The definition: one step, in place, of n neighbouring elements (n,), all bfloat16.
+    """The definition: one step, in place, of n consecutive elements (n,), all bfloat16.
 
-    The first of them is number `first_index` of all parameters; `key` is the step's.
+    `first_index`: the index of the first one among all parameters. `key`: that of the step.
     """
-    # 32 random bits per element, of which w and m take 16 each, and 16 more for v.
+    # 32 random bits per element, 16 each for w and m, and another 16 for v.
     index = torch.arange(first_index, first_index + weight.numel(), device=weight.device)
     low = (index & MASK) ^ key
     high = (index >> 32) * GOLDEN
@@ -150,7 +150,7 @@ def adamw_reference(
 
 @jit
 def _mix(h):
-    """`mix`; in uint32 nothing has to be masked."""
+    """`mix`, in uint32, where no mask is needed."""
     h = (h ^ (h >> 16)) * 0x7FEB352D
     h = (h ^ (h >> 15)) * 0x846CA68B
     return h ^ (h >> 16)
@@ -158,7 +158,7 @@ def _mix(h):
 
 @jit
 def _store_rounded(P, x, bits, inside):
-    """`stochastic_round`, into P."""
+    """`stochastic_round`, written to P."""
     upper_half = (x.to(tl.uint32, bitcast=True) + bits) & 0xFFFF0000
     rounded = upper_half.to(tl.float32, bitcast=True)
     finite = tl.abs(x) < float("inf")  # false for NaN too
@@ -184,7 +184,7 @@ def _update(
     root_correction,
     eps,
 ):
-    """One step of elements i of a chunk, whose element 0 is number `first` of all parameters."""
+    """One step of elements i of a chunk. `first`: the index of its element 0 in all parameters."""
     index = first + i
     h = _mix((index.to(tl.uint32) ^ key) + (index >> 32).to(tl.uint32) * 0x9E3779B9)  # GOLDEN
     h2 = _mix(h)
@@ -219,7 +219,7 @@ def _step_kernel(
     BLOCK: tl.constexpr,
     ALIGNED: tl.constexpr,  # are all addresses multiples of 16?
 ):
-    """One program per chunk of one of many tensors: all parameters of a group in one launch."""
+    """One program per chunk of a tensor. One launch updates all parameters of a group."""
     row = TENSORS + tl.load(CHUNK_TENSOR + tl.program_id(0)) * 7
     start = tl.load(CHUNK_START + tl.program_id(0))
     W = tl.load(row).to(tl.pointer_type(tl.bfloat16)) + start
@@ -227,7 +227,8 @@ def _step_kernel(
     V = tl.load(row + 2).to(tl.pointer_type(tl.bfloat16)) + start
     G = tl.load(row + 3).to(tl.pointer_type(tl.bfloat16)) + start
     if ALIGNED:
-        # An address read from a table may be any number: without this, a load is of one element.
+        # The compiler knows nothing about an address from a table. Without this, every load would
+        # be of one element.
         W = tl.multiple_of(W, 16)
         M = tl.multiple_of(M, 16)
         V = tl.multiple_of(V, 16)
@@ -236,7 +237,7 @@ def _step_kernel(
     first = tl.load(row + 5) + start
     key = tl.load(row + 6).to(tl.uint32)
 
-    # Whole blocks without a mask, which would narrow the loads; then the rest.
+    # Update whole blocks without a mask, which would narrow the loads; then the rest.
     whole = left // BLOCK * BLOCK
     everywhere = tl.full([BLOCK], True, tl.int1)
     for offset in range(0, whole, BLOCK):
@@ -255,12 +256,12 @@ def _step_kernel(
 def all_rows(x: torch.Tensor) -> tuple[torch.Tensor, int]:
     """The `local_rows` of a tensor that is not sharded: itself, from row 0 on."""
     if hasattr(x, "to_local"):
-        raise ValueError("a sharded parameter: tell AdamW by local_rows= which rows of it are here")
+        raise ValueError("a sharded parameter: give AdamW local_rows=, which finds its local rows")
     return x, 0
 
 
 class Part(NamedTuple):
-    """What this process holds of one parameter: flat tensors (n,), and where they begin."""
+    """What this process holds of a parameter: flat tensors (n,), and where they begin."""
     weight: torch.Tensor
     moment: torch.Tensor
     square: torch.Tensor
@@ -271,21 +272,21 @@ class Part(NamedTuple):
         return self[:4]
 
     def is_aligned(self) -> bool:
-        """Do all begin at a multiple of 16 bytes, so that a thread can load 16 at once?"""
+        """Do all begin at a multiple of 16 bytes, so that a thread can load 16 bytes at once?"""
         return all(x.data_ptr() % 16 == 0 for x in self.tensors())
 
 
 class AdamW(torch.optim.Optimizer):
     """AdamW on bfloat16 parameters, with bfloat16 moments, all three rounded stochastically.
 
-    `groups` as for torch.optim.AdamW. `local_rows` tells what this process holds of a sharded
-    parameter, moment or gradient: a function tensor → (local tensor, number of its first row). A
-    sharded parameter is then rounded as it would be whole. TypeError for a parameter of another
-    dtype; ValueError for one whose elements are not neighbours in memory, and for a sharded one
+    `groups` are as for torch.optim.AdamW. `local_rows` is a function tensor → (local tensor, number
+    of its first row) for what this process holds of a sharded parameter, moment or gradient. With
+    it, a sharded parameter is rounded exactly as an unsharded one. TypeError for a parameter of
+    another dtype; ValueError for one that is not contiguous in memory, and for a sharded one
     without `local_rows`.
 
-    Where `found_inf` is set (a tensor, as in PyTorch's fused optimizers), a 1 in it makes a step
-    leave weights and moments as they are. On a GPU the kernel reads it, so the host need not wait.
+    If `found_inf` (a tensor, as in PyTorch's fused optimizers) is set to 1, a step leaves weights
+    and moments as they are. On a GPU the kernel reads it, so the host need not wait.
     """
     found_inf: torch.Tensor | None = None
 
@@ -300,15 +301,15 @@ class AdamW(torch.optim.Optimizer):
         local_rows: Callable[[torch.Tensor], tuple[torch.Tensor, int]] = all_rows,
     ):
         self._local_rows = local_rows
-        # Of each parameter, the number of its first local element among all parameters.
+        # {parameter: index of its first local element among all parameters}
         self._first_index: dict[torch.Tensor, int] = {}
-        # Of each set of sizes, which chunk belongs to which tensor: see `_chunks`.
+        # {sizes: which chunk belongs to which tensor}; see `_chunks`.
         self._chunks_of_sizes: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
         defaults = dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, seed=seed)
         super().__init__(groups, defaults)
 
     def add_param_group(self, param_group: dict) -> None:
-        """As torch.optim.Optimizer's; new parameters are numbered after the ones before."""
+        """As torch.optim.Optimizer's. New parameters are numbered after the existing ones."""
         super().add_param_group(param_group)
         *earlier, group = self.param_groups
         index = 0
@@ -326,7 +327,7 @@ class AdamW(torch.optim.Optimizer):
     def step(self, closure=None):
         """Update every parameter that has a gradient.
 
-        Returns what `closure`, if given, returned before the update.
+        Returns what `closure` (if given) returned, which is called before the update.
         """
         loss = None
         if closure:
@@ -334,7 +335,7 @@ class AdamW(torch.optim.Optimizer):
                 loss = closure()
 
         for group in self.param_groups:
-            # All have taken equally many steps, unless one had no gradient at some step.
+            # All have made the same number of steps, unless some had no gradient at some step.
             by_step: dict[int, list[torch.Tensor]] = {}
             for p in group["params"]:
                 if p.grad is None:
@@ -354,12 +355,12 @@ class AdamW(torch.optim.Optimizer):
         return loss
 
     def _part(self, p: torch.Tensor) -> Part:
-        """What there is to update of p."""
+        """What this process updates of p."""
         flat = []
         for x in (p, self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"]):
             held, _ = self._local_rows(x)
             if not held.is_contiguous():
-                raise ValueError("a parameter's elements are not neighbours in memory")
+                raise ValueError("a parameter is not contiguous in memory")
             flat.append(held.view(-1))
         gradient, _ = self._local_rows(p.grad)
         flat.append(gradient.contiguous().view(-1))
@@ -368,7 +369,7 @@ class AdamW(torch.optim.Optimizer):
     def _update(self, parts: list[Part], key: int, scalars: Scalars) -> None:
         """One step of some parameters, by Triton or by the definition."""
         if triton_runs(parts[0].weight):
-            # One launch for nearly all, and one for those whose addresses allow no wide loads.
+            # One launch for nearly all, and one for those whose addresses do not allow wide loads.
             aligned = [part for part in parts if part.is_aligned()]
             others = [part for part in parts if not part.is_aligned()]
             if aligned:
@@ -391,8 +392,8 @@ class AdamW(torch.optim.Optimizer):
         for part in parts:
             addresses = [x.data_ptr() for x in part.tensors()]
             table.append([*addresses, part.weight.numel(), part.first_index, key])
-        # From pinned memory the copy is queued like a kernel; from other memory the host may wait
-        # for the device.
+        # A copy from pinned memory is queued like a kernel; for one from pageable memory the host
+        # may wait for the device.
         table = torch.tensor(table, pin_memory=device.type == "cuda").to(device, non_blocking=True)
         if self.found_inf is not None:
             table[:, 4].masked_fill_(self.found_inf != 0, 0)  # no elements: nothing to update
@@ -411,9 +412,9 @@ class AdamW(torch.optim.Optimizer):
         )
 
     def _chunks(self, parts: list[Part]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of each chunk, the number of its tensor and the element it begins with: (chunks,) each.
+        """The number of each chunk's tensor, and its first element there: (chunks,) each.
 
-        Made once: gradients move from step to step, sizes do not.
+        They are made once, because the addresses of gradients change between steps, but not sizes.
         """
         sizes = tuple(part.weight.numel() for part in parts)
         if sizes not in self._chunks_of_sizes:
