@@ -1,13 +1,15 @@
-"""The operations in which a training step spends its time, matmuls and attention apart.
+"""The operations that take the time of a training step, besides matmuls and attention.
 
-One file per operation, each a lesson: the mathematics, the memory traffic that fusing saves,
-`*_reference` (the few PyTorch lines that *define* it, against which everything faster is tested),
-Triton forward and backward, and the autograd function. Those that a model calls are registered with
-PyTorch, so that torch.compile keeps them whole where Triton runs. The model calls the names below
-and never asks which implementation runs: launch.py decides that, once (train.py's --kernels).
+There is one file per operation, and each is a lesson: the mathematics; the memory traffic that
+fusing saves; `*_reference`, the few PyTorch lines that *define* the operation and against which
+everything faster is tested; Triton forward and backward; and the autograd function.
+
+The model calls the names below and does not know which implementation runs: launch.py decides that
+once (train.py's --kernels). Operations that a model calls are registered with PyTorch, so that
+torch.compile does not take them apart where Triton runs.
 
     rms_norm(x, weight, eps)                        norm.py
-    add_rms_norm(x, residual, weight, eps)          norm.py: the sum in front of a norm, too
+    add_rms_norm(x, residual, weight, eps)          norm.py: with the addition before the norm
     swiglu(gate, up)                                activation.py
     rope(q, k, cos, sin)                            rotary.py
     linear_cross_entropy(hidden, weight, targets)   loss.py: head and loss as one operation
