@@ -1,26 +1,26 @@
-"""Files of documents, read one document at a time.
+"""Read files of documents, one document at a time.
 
-People have folders in which files of several kinds lie side by side. Each is read as what it is:
+A folder may hold files of several kinds. Each is read by its kind:
 
     .jsonl          one JSON object per line
     .json           the same; or one array of objects; or objects that run over several lines
     .parquet        one row per document (needs pyarrow)
     .txt            one document per file; with --lines, one per line
-    wiki_00, .txt   what WikiExtractor writes: <doc id=".." url=".." title=".."> ... </doc>
+    wiki_00, .txt   WikiExtractor's output: <doc id=".." url=".." title=".."> ... </doc>
 
-All of them but .parquet may be compressed: .gz, .bz2, .xz, .zst (needs zstandard before Python
-3.14). A document is a dict with a `text`; whatever other fields it has travel with it. What cannot
-be read is passed on with its reason, document by document; it never stops a run and never
-disappears. A file of another kind is named on the screen.
+All kinds but .parquet may be compressed: .gz, .bz2, .xz, .zst (needs zstandard before Python 3.14).
+A document is a dict with a `text`; its other fields are passed on. What cannot be read is reported
+with a reason, document by document: it never stops a run and is never dropped silently. Files of
+other kinds are named on the screen.
 
     files(paths)            the files of documents under some paths
     read_documents(paths)   every document in them, for a program that reads from start to end
-    units, read_span        the same in parts, for a program of many processes (cleaning/)
+    units, read_span        the same in parts, for a program with many processes (cleaning/)
 
-A corpus is divided into units of about 8 MB: several small files, or a span of a large one. Units
-are what processes work on, and what a run that was killed need not do again. A span ends where a
-line ends, and knows how many lines come before it; so it can be read like a file of its own. What
-cannot be entered in the middle (a compressed file, an array) is one span.
+A corpus is divided into units of about 8 MB: several small files, or a span of a large one.
+Processes work on units, and a run that was killed need not repeat finished ones. A span ends at the
+end of a line and knows how many lines come before it, so it can be read like a separate file. A
+file that cannot be entered in the middle (a compressed file, an array) is one span.
 """
 import codecs
 import io
@@ -38,37 +38,37 @@ from common.compressed import first_bytes, open_bytes
 
 KINDS = ".jsonl, .json, .txt (each also .gz, .bz2, .xz, .zst) or .parquet"
 RECORDS = ("rejected.jsonl", "removed.jsonl", "changed.jsonl")  # what `clean` writes beside them
-EXAMPLES = "examples.jsonl"  # which people may delete: it holds texts
+EXAMPLES = "examples.jsonl"  # users may delete it, because it holds texts
 OURS = (*RECORDS, EXAMPLES, "report.json")
 UNIT = 8_000_000      # bytes of work for one process
-LONGEST = 32_000_000  # bytes of a document: ten long novels. Whatever is longer is a mistake
-ARRAY = 500_000_000   # bytes of a JSON array, which is read whole: three times that in memory
+LONGEST = 32_000_000  # bytes of a document: ten long novels. Anything longer is a mistake
+ARRAY = 500_000_000   # bytes of a JSON array, which is read whole and takes three times that memory
 BLOCK = 2**20         # bytes to read at a time
 ROWS = 1_000          # rows of a .parquet file to read at a time
 
 # Bytes at the start of a file that show what is in it.
 HEAD = 2**16
 
-# A document with a few broken bytes is kept, and they become U+FFFD: one that a disk or a transfer
-# changed, or half a character where a text was cut. With more of them the text is in another
-# encoding than it was read in. A short text in the wrong encoding has few broken bytes, too, so
-# there is a share beside the number. (Both are ours, chosen by hand.)
+# A document with a few broken bytes is kept, and they become U+FFFD: a byte that a disk or a
+# transfer changed, or half a character where a text was cut. With more of them, the text was read
+# in the wrong encoding. A short text in the wrong encoding also has few broken bytes, so their
+# share is limited too. (Both limits are ours, chosen by hand.)
 BROKEN = "\ufffd"
 BROKEN_PLACE = re.compile("\ufffd{1,3}")  # one wrong byte can break a character into three
 MOST_PLACES = 10
 BROKEN_SHARE = 0.01
 BROKEN_BYTES = "broken_bytes"
 
-# The reasons with which a document is kept.
+# The reasons that do not reject a document.
 KEPT = ("", BROKEN_BYTES)
 
-# A .txt of at least this many bytes and lines may well be a file of one document per line.
+# A .txt of at least this many bytes and lines probably has one document per line.
 LARGE = 1_000_000
 MANY_LINES = 1_000
 
 
 class Reading(NamedTuple):
-    """How to read documents, as the flags say it (`add_flags`)."""
+    """How to read documents, from the flags (`add_flags`)."""
 
     encoding: str = "utf-8"
     text_field: str = "text"     # a.b: the field b of the object in field a
@@ -79,25 +79,25 @@ PLAIN = Reading()  # without any flag
 
 
 class Wanted(NamedTuple):
-    """What a program wants of a row, if it is not a single text."""
+    """What a program needs of a row, if it is not a single text."""
 
-    fields: tuple[str, ...]             # that a row, and the columns that a table, has to have
-    optional: tuple[str, ...]           # that are read where they are there
+    fields: tuple[str, ...]             # required in a row, or as columns of a table
+    optional: tuple[str, ...]           # read if they exist
     problem: Callable[[object], str]    # why a row cannot be used; "" if it can
 
 
 class Span(NamedTuple):
-    """Bytes start ... end of a file, and what the file was when the work was planned."""
+    """Bytes start ... end of a file, and the state of the file when the work was planned."""
 
     path: Path
     start: int
     end: int
-    lines_before: int       # lines of the file in front of `start`
+    lines_before: int       # lines of the file before `start`
     stamp: tuple[int, int]  # see `stamp`
 
 
-# What the reader of a form yields: the line of the file from 1 (in an array or a table, the row),
-# the JSON value, why it is rejected (or one of KEPT), and what to show of it then.
+# What the reader of a form yields: the line number from 1 (in an array or a table, the row), the
+# JSON value, why it is rejected (or one of KEPT), and what to show of it in that case.
 Found = Iterator[tuple[int, object, str, object]]
 
 # ---- From the first file to the last ------------------------------------------------------------
@@ -112,8 +112,8 @@ def read_documents(
 ) -> Iterator[dict]:
     """Yield every document of files or folders, in order; see `read_span` for `wanted`.
 
-    What cannot be used goes to `rejected` as {"file", "line", "reason"}; a document that is kept in
-    spite of broken bytes goes to `repaired`, too, in the same way."""
+    `rejected` is called for what cannot be used, with {"file", "line", "reason"}, and `repaired`
+    likewise for a document that is kept in spite of broken bytes."""
     for path in files(paths):
         for number, document, reason, _ in read_span(whole(path), reading, wanted):
             record = {"file": str(path), "line": number, "reason": reason}
@@ -131,15 +131,15 @@ def read_span(
     reading: Reading = PLAIN,
     wanted: Wanted | None = None,
 ) -> Iterator[tuple[int, dict | None, str, str]]:
-    """Yield (number, document, reason, shown) of every document in a span. It is one of
+    """Yield (number, document, reason, shown) for every document in a span, such as
 
         (7, {"text": "..."}, "", "")               a document
         (7, {"text": "..."}, "broken_bytes", "")   kept, with a U+FFFD for each broken place
-        (7, None, "broken JSON", '{"text": "..')   none: why, and its first 100 characters
+        (7, None, "broken JSON", '{"text": "..')   rejected: why, and its first 100 characters
 
-    The number is that of the line in the whole file, from 1; of the row in an array or a .parquet.
-    The text is moved to the field `text` from wherever it was. With `wanted` nothing is moved, and
-    that decides what a document is. UserError if the file cannot be opened."""
+    The number is that of the line in the whole file, from 1, or of the row in an array or a
+    .parquet. The text is moved to the field `text`. With `wanted`, nothing is moved, and `wanted`
+    decides what a document is. UserError if the file cannot be opened."""
     for number, value, reason, raw in read_rows(span, reading, wanted):
         if reason in KEPT:
             yield number, value, reason, ""
@@ -148,9 +148,9 @@ def read_span(
 
 
 def read_rows(span: Span, reading: Reading = PLAIN, wanted: Wanted | None = None) -> Found:
-    """The same for every row, whatever it holds: its value is there even if it is rejected."""
+    """Like read_span, but with the value of every row, even if it is rejected."""
     head = first_bytes(span.path, HEAD)
-    # As a .txt it would be a document, and as anything else a broken file.
+    # Otherwise a pointer named .txt would be a document, and any other a broken file.
     if cli.is_lfs_pointer(span.path):
         yield 1, None, "Git LFS pointer (run `git lfs pull`)", ""
         return
@@ -165,7 +165,7 @@ def read_rows(span: Span, reading: Reading = PLAIN, wanted: Wanted | None = None
     number = span.lines_before
     try:
         with open_bytes(span.path) as file:
-            # A table has columns instead of lines, and only those that are needed are read.
+            # Of a table, read only the columns that are needed.
             if form == "parquet" and wanted:
                 found = parquet_rows(file, wanted.fields, wanted.optional)
             elif form == "parquet":
@@ -183,7 +183,7 @@ def read_rows(span: Span, reading: Reading = PLAIN, wanted: Wanted | None = None
                         move_text(value, text_field)
                 yield number, value, problem or reason, raw
     except compressed.ERRORS as error:
-        # What came before the broken place has been read; the rest of the file is one rejection.
+        # Everything before the broken place has been read; the rest of the file is one rejection.
         yield number + 1, None, compressed.why_broken(span.path, error), ""
 
 
@@ -192,14 +192,15 @@ def check_fields(
     reading: Reading = PLAIN,
     wanted: Wanted | None = None,
 ) -> None:
-    """UserError if a field has been named that no row has: it says what the first row holds."""
+    """UserError if no row has a field that was asked for. It says what the first row holds."""
     unseen = [reading.text_field]
     if wanted:
         unseen = [*wanted.fields, *wanted.optional]
     first = ""
     for path in files(paths):
         for number, value, reason, _ in read_rows(whole(path), reading, wanted):
-            # As a rule this is the first row, and no other is read. A text has been moved.
+            # Usually this is the first row, and no other is read. (Its text has been moved, so the
+            # field itself is no longer there.)
             if reason in KEPT and not wanted:
                 return
             if isinstance(value, dict):
@@ -215,7 +216,7 @@ def check_fields(
 
 
 def parse_json(raw: bytes | str, encoding: str = "utf-8") -> tuple[object, str]:
-    """The value that a line of JSON spells, and "" or "broken_bytes"; or None and why not.
+    """The value of a line of JSON, and "" or "broken_bytes"; or None and the reason.
 
     >>> parse_json(b'{"id": 7, "text": "ab"}')
     ({'id': 7, 'text': 'ab'}, '')
@@ -228,8 +229,8 @@ def parse_json(raw: bytes | str, encoding: str = "utf-8") -> tuple[object, str]:
         return None, reason
     try:
         value = json.loads(text)
-        # Half a surrogate pair, which only an escape can spell (\\ud83d), is no text and cannot be
-        # written. A whole pair is an emoji.
+        # Half a surrogate pair, which only an escape can spell (\\ud83d), is not text and cannot be
+        # written. (A whole pair is an emoji, for example.)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -240,12 +241,12 @@ def parse_json(raw: bytes | str, encoding: str = "utf-8") -> tuple[object, str]:
 
 
 def decode(raw: bytes | str, encoding: str) -> tuple[str, bool]:
-    """The text of some bytes, and whether some were broken: they are U+FFFD now.
+    """The text of some bytes, and whether any were broken, which become U+FFFD.
 
     >>> decode("가나".encode()[:-1], "utf-8")
     ('가�', True)
     """
-    if isinstance(raw, str):  # a line of UTF-16, decoded with its file
+    if isinstance(raw, str):  # a line of UTF-16, which was decoded with its file
         return raw, BROKEN in raw
     try:
         return raw.decode(encoding).removeprefix("\ufeff"), False
@@ -254,7 +255,7 @@ def decode(raw: bytes | str, encoding: str) -> tuple[str, bool]:
 
 
 def damage(text: str, is_broken: bool, encoding: str) -> str:
-    """What `decode` did to a text: "" if nothing, "broken_bytes", or why it is to be rejected.
+    """How damaged is a decoded text? "" if not at all, "broken_bytes", or a reason to reject it.
 
     >>> damage("가나다라 마바사 " * 50 + "�", True, "utf-8")
     'broken_bytes'
@@ -270,7 +271,7 @@ def damage(text: str, is_broken: bool, encoding: str) -> str:
 
 
 def problem_of(value: object, fields: tuple[str, ...]) -> str:
-    """Why a JSON value is no document; "" if each of `fields` holds text.
+    """Why a JSON value is not a document; "" if each of `fields` has text.
 
     >>> problem_of({"page": {"body": " "}}, ("page.body",))
     'empty page.body'
@@ -287,7 +288,7 @@ def problem_of(value: object, fields: tuple[str, ...]) -> str:
 
 
 def look_up(value: object, field: str) -> object:
-    """The value of a field, or of `a.b`, the field b of the object in field a; None without it."""
+    """The value of a field; of `a.b`, the field b of the object in field a; None if missing."""
     for name in field.split("."):
         if not isinstance(value, dict):
             return None
@@ -296,7 +297,7 @@ def look_up(value: object, field: str) -> object:
 
 
 def has_field(value: object, field: str) -> bool:
-    """Whether a field is there, whatever it holds.
+    """Does a field exist, whatever it holds?
 
     >>> has_field({"page": {"body": None}}, "page.body")
     True
@@ -308,7 +309,7 @@ def has_field(value: object, field: str) -> bool:
 
 
 def move_text(document: dict, field: str) -> None:
-    """Move the text from another field to `text`. A copy that stayed would not be cleaned.
+    """Move the text from another field to `text`. (A copy left behind would not be cleaned.)
 
     >>> document = {"id": 7, "page": {"body": "ab", "year": 1931}}
     >>> move_text(document, "page.body")
@@ -323,7 +324,7 @@ def move_text(document: dict, field: str) -> None:
 
 
 def shown(raw: object) -> str:
-    """The first 100 characters of what was rejected, as text that can be written."""
+    """The first 100 characters of what was rejected, as valid text."""
     if isinstance(raw, bytes):
         raw = raw[:400].decode(errors="backslashreplace")
     elif not isinstance(raw, str):
@@ -335,7 +336,7 @@ def shown(raw: object) -> str:
 
 
 def form_of(path: Path, head: bytes, encoding: str, one_per_line: bool) -> str:
-    """Which of FORMS a file has, by its name and its first bytes.
+    """Which of FORMS a file has, judged by its name and its first bytes.
 
     >>> form_of(Path("a.json"), b'[{"text": "ab"},', "utf-8", False)
     'json_values'
@@ -353,8 +354,8 @@ def form_of(path: Path, head: bytes, encoding: str, one_per_line: bool) -> str:
     if kind == ".txt":
         return "text_file"
 
-    # What is left is .json, and what WikiExtractor writes when it is asked for JSON. An object that
-    # runs over several lines shows it by what its first line ends with.
+    # What remains is .json, and WikiExtractor's output as JSON. If an object runs over several
+    # lines, the end of its first line shows it.
     first_line, line_end, _ = start.partition("\n")
     is_open = line_end and first_line.rstrip().endswith(("{", "[", ",", ":"))
     if start.startswith("[") or is_open:
@@ -383,7 +384,7 @@ def text_lines(file: IO[bytes], span: Span, encoding: str) -> Found:
 
 
 def text_file(file: IO[bytes], span: Span, encoding: str) -> Found:
-    """The whole file is one text. An empty one is an empty document."""
+    """The whole file is one text. An empty file is an empty document."""
     raw = file.read(LONGEST + 1)
     if len(raw) > LONGEST:
         yield 1, None, too_long(), ""
@@ -393,7 +394,7 @@ def text_file(file: IO[bytes], span: Span, encoding: str) -> Found:
 
 
 def encoding_of(head: bytes, encoding: str) -> str:
-    """The encoding of a file: what its byte order mark says, or else the one that was asked for."""
+    """The encoding of a file: that of its byte order mark, or else `encoding`."""
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     if head.startswith(codecs.BOM_UTF8):
@@ -401,15 +402,15 @@ def encoding_of(head: bytes, encoding: str) -> str:
     return encoding
 
 
-# What stands between the objects of an array, or between objects that simply follow one another.
+# What comes between the objects of an array, or between objects that just follow one another.
 BETWEEN = re.compile(r"[\s,\[\]]*")
 
 
 def json_values(file: IO[bytes], span: Span, encoding: str) -> Found:
     """An array of objects, or objects over several lines, one after another.
 
-    The file is read whole, and then taken apart object by object. What comes before a broken one is
-    kept; what comes after it cannot be told apart."""
+    The file is read whole and then parsed object by object. What comes before a broken object is
+    kept; what comes after it cannot be parsed."""
     raw = file.read(ARRAY + 1)
     if len(raw) > ARRAY:
         yield 1, None, f"an array longer than {ARRAY // 1_000_000} MB; convert it to JSON lines", ""
@@ -445,7 +446,7 @@ def damage_of_value(value: object, encoding: str) -> str:
     return damage(spelled, BROKEN in spelled, encoding)
 
 
-# A title is not escaped, so it may hold quotation marks; the last one before `>` ends it.
+# A title is not escaped, so it may contain quotation marks; the last one before `>` ends it.
 WIKI_BLOCK = re.compile(
     r'<doc id="(?P<id>[^"]*)"[^\n]*? url="(?P<url>[^"]*)"[^\n]*? title="(?P<title>[^\n]*)">[ \r]*\n'
     r"(?P<text>.*)</doc>\s*",
@@ -455,7 +456,7 @@ WIKI_BLOCK = re.compile(
 
 def wiki_blocks(file: IO[bytes], span: Span, encoding: str) -> Found:
     """WikiExtractor's output: each block is a document with an id, a url and a title. The first
-    line of its text is the title again, and stays."""
+    line of its text repeats the title, and is kept."""
     for number, block, is_broken in split_blocks(file, span, encoding):
         if len(block) > LONGEST:
             yield number, None, too_long(), block
@@ -472,8 +473,8 @@ def wiki_blocks(file: IO[bytes], span: Span, encoding: str) -> Found:
 
 
 def split_blocks(file: IO[bytes], span: Span, encoding: str) -> Iterator[tuple[int, str, bool]]:
-    """Yield (number of its first line, text, whether bytes of it were broken) of each block <doc>
-    ... </doc>, and of what stands between two of them, if anything does."""
+    """Yield (number of its first line, text, whether it had broken bytes) for each block <doc> ...
+    </doc>, and for any text between two blocks."""
     block: list[str] = []
     first = 0
     size = 0
@@ -485,7 +486,7 @@ def split_blocks(file: IO[bytes], span: Span, encoding: str) -> Iterator[tuple[i
         else:
             line, is_line_broken = decode(raw, encoding)
 
-        # A block ends with </doc>; or, where that is missing, before the next one.
+        # A block ends with </doc>, or, if that is missing, before the next <doc>.
         if line.startswith("<doc ") and block:
             yield first, "".join(block), is_broken
             block = []
@@ -496,7 +497,7 @@ def split_blocks(file: IO[bytes], span: Span, encoding: str) -> Iterator[tuple[i
             size = 0
             is_broken = False
 
-        # What never ends must not fill the memory.
+        # A block without an end must not fill the memory.
         if size <= LONGEST:
             block.append(line)
         size += len(line)
@@ -513,8 +514,8 @@ def parquet_rows(
     fields: tuple[str, ...],
     optional: tuple[str, ...] = (),
 ) -> Found:
-    """The rows of a .parquet file, ROWS at a time: `fields`, which must be there, `optional` ones,
-    and all columns of plain values."""
+    """The rows of a .parquet file, ROWS at a time: the required `fields`, the `optional` ones, and
+    all columns of plain values."""
     import pyarrow
     from pyarrow import parquet
 
@@ -528,7 +529,7 @@ def parquet_rows(
                 yield 1, columns, f"no {field} field", f"the columns are {', '.join(columns)}"
                 return
 
-        # Images and times have no spelling in JSON.
+        # Images and times have no form in JSON.
         plain = [column.name for column in schema if is_plain(column.type)]
         more = [field for field in optional if column_of(field) in schema.names]
         columns = list(dict.fromkeys([*plain, *fields, *more]))
@@ -544,12 +545,12 @@ def parquet_rows(
 
 
 def column_of(field: str) -> str:
-    """The column of a table that holds a field: a for a.b."""
+    """The column of a table that has a field: a for a.b."""
     return field.partition(".")[0]
 
 
 def is_plain(kind) -> bool:
-    """Whether a pyarrow type's values are texts, numbers, or true and false."""
+    """Are a pyarrow type's values texts, numbers or booleans?"""
     from pyarrow import types
 
     if types.is_dictionary(kind):
@@ -593,9 +594,10 @@ def read_lines(
     span: Span,
     encoding: str,
 ) -> Iterator[tuple[int, bytes | str | None]]:
-    """Yield (number, line) of a span, each with its line end; None for one that is too long.
+    """Yield (number, line) for the lines of a span, with their line ends; None for a line that is
+    too long.
 
-    Lines are bytes. Those of UTF-16 are text: in it, a byte 10 may be half of another character."""
+    Lines are bytes, except in UTF-16, where a byte 10 may be half of another character."""
     number = span.lines_before
     position = span.start
     end = span.end
@@ -618,7 +620,7 @@ def read_lines(
         if len(line) <= LONGEST:
             yield number, line
             continue
-        # Pass over the rest of it, without holding it in memory.
+        # Skip the rest of the line, without holding it in memory.
         yield number, None
         while line and not line.endswith(line_end):
             line = file.readline(BLOCK)
@@ -636,8 +638,8 @@ def too_long() -> str:
 def files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """The document files under `paths` (files or folders), each once, folders in sorted order.
 
-    UserError if there are none, if a path is not what it should be, or if a package that reads it
-    is not installed."""
+    UserError if there are none, if a path does not exist or is of no known kind, or if the package
+    that reads it is not installed."""
     if isinstance(paths, str | Path):
         paths = [paths]
     found: list[Path] = []
@@ -656,7 +658,7 @@ def files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
             found.append(path)
 
     for path in found:
-        # A record names its file in UTF-8, which Linux does not ask of the name of a file.
+        # Records name their file in UTF-8, but on Linux a file name need not be UTF-8.
         name = str(path)
         if name.encode(errors="ignore").decode() != name:
             raise cli.UserError(f"{name!a}: the name of this file is not UTF-8, so no record could "
@@ -666,7 +668,7 @@ def files(paths: str | Path | Iterable[str | Path]) -> list[Path]:
 
 
 def left_out(paths: str | Path | Iterable[str | Path]) -> list[Path]:
-    """The files in folders among `paths` that are of no kind that can be read."""
+    """The files in the folders of `paths` whose kind cannot be read."""
     if isinstance(paths, str | Path):
         paths = [paths]
     found: list[Path] = []
@@ -677,10 +679,10 @@ def left_out(paths: str | Path | Iterable[str | Path]) -> list[Path]:
 
 
 def visible(folder: Path) -> list[Path]:
-    """All files in a folder and its folders, sorted: without hidden ones, what macOS puts into
-    archives, and the records and the report that `clean` wrote beside its documents.
+    """All files in a folder and its subfolders, sorted, without hidden files, what macOS adds to
+    archives, and the records and report that `clean` writes beside its documents.
 
-    Links to folders are not followed, so they count as files."""
+    Links to folders are not followed and count as files."""
     found = []
     for path in sorted(folder.rglob("*")):
         is_file = path.is_file() or path.is_symlink()
@@ -696,18 +698,18 @@ def visible(folder: Path) -> list[Path]:
 
 
 def is_document_file(path: Path) -> bool:
-    """Whether it is a file of a kind that can be read, by its name."""
+    """Is this a file whose kind can be read, judged by its name?"""
     kind, _ = file_kind(path)
     return kind != "" and path.is_file()
 
 
 def is_read_in_a_folder(path: Path) -> bool:
-    """The same for one that nobody named: what has the name of a record is none."""
+    """The same for a file in a folder, where the names of records are excluded."""
     return is_document_file(path) and path.name not in OURS
 
 
 def file_kind(path: Path) -> tuple[str, str]:
-    """(kind, compression) by the name of a file; ("", "") for one that holds no documents.
+    """(kind, compression) of a file, by its name; ("", "") if its kind cannot be read.
 
     >>> file_kind(Path("A.JSONL.gz")), file_kind(Path("AA/wiki_00")), file_kind(Path("a.pdf"))
     (('.jsonl', '.gz'), ('wiki', ''), ('', ''))
@@ -725,7 +727,7 @@ def file_kind(path: Path) -> tuple[str, str]:
 
 
 def stem(path: Path) -> str:
-    """The name of a file without what file_kind reads off it.
+    """The name of a file without the suffixes that file_kind recognises.
 
     >>> stem(Path("a/News.2024.JSONL.gz")), stem(Path("AA/wiki_00"))
     ('News.2024', 'wiki_00')
@@ -738,21 +740,22 @@ def stem(path: Path) -> str:
 
 
 def announce(paths: Iterable[str | Path], reading: Reading) -> None:
-    """Say on the screen, once for each program, what will not be read, and what will perhaps not be
-    read as it was meant."""
+    """Print, once per program, which files will not be read, and which may be read differently from
+    what the user expects."""
     paths = list(paths)
     ignored = left_out(paths)
     if ignored:
-        print(f"left out, being none of {KINDS}: {names_by_suffix(ignored)}", file=sys.stderr)
+        print(f"left out, because they are not {KINDS}: {names_by_suffix(ignored)}",
+              file=sys.stderr)
 
     large = [path for path in files(paths) if is_large_text(path, reading)]
     if large:
         print(f"each of these is read as a single document: {names_by_suffix(large)}; "
-              "if every line of them is a document, say --lines", file=sys.stderr)
+              "if every line of them is a document, give --lines", file=sys.stderr)
 
 
 def is_large_text(path: Path, reading: Reading) -> bool:
-    """Whether a .txt that is to be read as one document is perhaps one document per line."""
+    """Does a .txt that will be read as one document look like one document per line?"""
     kind, compression = file_kind(path)
     is_small = not compression and path.stat().st_size < LARGE
     if kind != ".txt" or reading.one_per_line or is_small:
@@ -795,7 +798,7 @@ def names_by_suffix(paths: list[Path]) -> str:
 
 
 def check_packages(path: Path) -> None:
-    """UserError if a package is missing that reading a file needs."""
+    """UserError if the package that reads a file is missing."""
     kind, compression = file_kind(path)
     if compression == ".zst":
         compressed.zstd()
@@ -811,9 +814,9 @@ def check_packages(path: Path) -> None:
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """(bytes, time of the last change): a file with another stamp is another file.
+    """(bytes, time of the last change), by which a changed file is recognised.
 
-    UserError if it is gone."""
+    UserError if the file no longer exists."""
     try:
         status = os.stat(path)
     except OSError as error:
@@ -825,7 +828,7 @@ def units(
     paths: list[Path],
     reading: Reading = PLAIN,
 ) -> list[list[Span]]:
-    """All bytes of all files, in order, in units of about UNIT bytes."""
+    """Divide all files, in order, into units of about UNIT bytes."""
     found: list[list[Span]] = [[]]
     room = UNIT
     for path in paths:
@@ -841,14 +844,14 @@ def units(
 
 
 def whole(path: Path) -> Span:
-    """A file as one part. UserError if it is gone."""
+    """A file as one span. UserError if it no longer exists."""
     file_stamp = stamp(path)
     return Span(path, 0, file_stamp[0], 0, file_stamp)
 
 
 def spans(path: Path, reading: Reading) -> Iterator[Span]:
-    """The parts of one file. A large file of lines has several, each of UNIT bytes and the rest of
-    a line; to know how many lines come before each, all but the last are read once."""
+    """The spans of one file. A large file of lines has several, each of UNIT bytes and the rest of
+    a line. To count the lines before each, all but the last are read once."""
     file_stamp = stamp(path)
     size, _ = file_stamp
     if size <= UNIT or not can_be_split(path, reading):
@@ -863,13 +866,13 @@ def spans(path: Path, reading: Reading) -> Iterator[Span]:
             while left > 0 and (block := file.read(min(left, BLOCK))):
                 n_lines += block.count(b"\n")
                 left -= len(block)
-            # On to the end of the line, which may be far away.
+            # Continue to the end of the line, which may be far away.
             while rest := file.readline(BLOCK):
                 if rest.endswith(b"\n"):
                     n_lines += 1
                     break
             end = file.tell()
-            if end == start:  # the file has become shorter: whoever reads it will see that
+            if end == start:  # the file has become shorter, which its reader will notice
                 return
             yield Span(path, start, end, lines_before, file_stamp)
             start = end
@@ -877,7 +880,7 @@ def spans(path: Path, reading: Reading) -> Iterator[Span]:
 
 
 def can_be_split(path: Path, reading: Reading) -> bool:
-    """Whether a file is of plain lines, so that it can be entered at any of them."""
+    """Does a file consist of plain lines, so that reading can start at any of them?"""
     head = first_bytes(path, HEAD)
     encoding = encoding_of(head, reading.encoding)
     form = form_of(path, head, encoding, reading.one_per_line)
@@ -892,14 +895,15 @@ def add_flags(parser: ArgumentParser) -> None:
     """The flags of every program that reads documents."""
     flag = parser.add_argument
     flag("--encoding", choices=["utf-8", "cp949", "euc-kr"], default="utf-8",
-         help="of the input, where no byte order mark says which")
+         help="encoding of the input, for files without a byte order mark")
     flag("--text_field", default="text",
-         help="the field, or the column of a .parquet, that holds the text; a.b is the field b of "
-              "the object in field a")
+         help="JSON field or .parquet column with the text; a.b is the field b of the object in "
+              "field a")
     flag("--lines", action="store_true",
-         help="each line of a .txt is a document; without it, each .txt is one")
+         help="read each line of a .txt as a document; without this flag, each .txt is one "
+              "document")
 
 
 def reading_of(args: Namespace) -> Reading:
-    """What these flags say."""
+    """How to read documents, as these flags say."""
     return Reading(args.encoding, args.text_field, args.lines)
