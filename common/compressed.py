@@ -1,10 +1,10 @@
-"""Open a file that may be compressed, as its suffix says: .gz, .bz2, .xz or .zst.
+"""Open files that may be compressed, by their suffix: .gz, .bz2, .xz or .zst.
 
     open_bytes(path)    the file, decompressed while it is read
-    first_bytes(path)   how it begins
-    ERRORS, why_broken  what reading it may raise, and what is wrong with the file then
+    first_bytes(path)   its first bytes
+    ERRORS, why_broken  the errors that reading may raise, and what they mean
 
-Python reads the first three by itself, and .zst from version 3.14 on; before that it takes the
+Python reads the first three itself, and .zst from version 3.14 on; before that, .zst needs the
 package zstandard.
 """
 import bz2
@@ -19,15 +19,15 @@ from typing import IO
 
 from common import cli
 
-# Compressed bytes to read at a time: text has three to five times as many.
+# Compressed bytes to read at a time. Decompressed, text has three to five times as many.
 READ_SIZE = 2**16
 
-# What a damaged file raises while it is read, whatever its compression.
+# What reading a damaged file raises, for any compression.
 ERRORS = (EOFError, zlib.error, lzma.LZMAError, OSError)
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix of a compressed file, in small letters; "" for any other file.
+    """The suffix of a compressed file, in lower case; "" for any other file.
 
     >>> suffix_of(Path("a.jsonl.GZ")), suffix_of(Path("a.jsonl"))
     ('.gz', '')
@@ -48,8 +48,8 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 
 def first_bytes(path: Path, n: int) -> bytes:
-    """The first n bytes of a file, decompressed. None at all if it is damaged: reading it will say
-    so. UserError if it cannot be opened."""
+    """The first n bytes of a file, decompressed; b"" if it is damaged, which reading it will
+    report. UserError if it cannot be opened."""
     try:
         with open_bytes(path) as file:
             return file.read(n)
@@ -59,8 +59,8 @@ def first_bytes(path: Path, n: int) -> bytes:
 
 
 def why_broken(path: Path, error: Exception) -> str:
-    """The reason for which the rest of a file cannot be read. UserError if it is not the content of
-    the file but the system that refuses: only the system gives its errors a number."""
+    """Why the rest of a file cannot be read. UserError if the cause is not the content of the file
+    but the system, whose errors have a number."""
     if isinstance(error, OSError) and error.errno is not None:
         raise cli.UserError(f"cannot read {path}: {error.strerror}") from None
     suffix = suffix_of(path)
@@ -74,10 +74,10 @@ def why_broken(path: Path, error: Exception) -> str:
 
 
 def zstd() -> tuple[Callable, type[Exception]]:
-    """(what makes a decompressor for one frame, the error that it raises).
+    """(a function that makes a decompressor for one frame, the error that it raises).
 
-    UserError without the package."""
-    # The window of up to 2 GB is for files that were compressed with --long.
+    UserError if the package is missing."""
+    # Allow windows of up to 2 GB, for files that were compressed with --long.
     try:
         from compression import zstd as standard  # Python 3.14
 
@@ -103,16 +103,16 @@ def open_zst(path: Path) -> IO[bytes]:
 class ZstFile(io.RawIOBase):
     """A .zst file, decompressed while it is read.
 
-    zstandard's own reader stops at the end of the first frame, of which a file may have many, and
-    takes a file that breaks off for a whole one."""
+    zstandard's own reader stops at the end of the first frame, but a file may have many, and it
+    does not notice that a file is truncated."""
 
     def __init__(self, file: IO[bytes], new_frame: Callable, error: type[Exception]):
         self.file = file
         self.new_frame = new_frame
         self.error = error
-        self.frame = None             # the decompressor of the frame that is being read
-        self.compressed = b""         # read from the file, and not decompressed yet
-        self.ready = memoryview(b"")  # decompressed, and not handed out yet
+        self.frame = None             # the decompressor of the current frame
+        self.compressed = b""         # read from the file, but not decompressed yet
+        self.ready = memoryview(b"")  # decompressed, but not returned yet
 
     def readable(self) -> bool:
         return True
@@ -122,7 +122,7 @@ class ZstFile(io.RawIOBase):
         super().close()
 
     def readinto(self, buffer) -> int:
-        """Fill a buffer, as far as it goes; returns how many bytes that was, 0 at the end."""
+        """Fill a buffer as far as possible; returns the number of bytes, 0 at the end."""
         while not self.ready:
             if not self.compressed:
                 self.compressed = self.file.read(READ_SIZE)
@@ -137,7 +137,7 @@ class ZstFile(io.RawIOBase):
         return n
 
     def decompress(self) -> None:
-        """Decompress what has been read of the file, up to the end of a frame."""
+        """Decompress what has been read from the file, up to the end of a frame."""
         if self.frame is None:
             self.frame = self.new_frame()
         try:
@@ -150,7 +150,7 @@ class ZstFile(io.RawIOBase):
             self.frame = None
 
 
-# How each is opened, and what it is called where it is broken.
+# {suffix: (how to open such a file, its name in messages)}
 COMPRESSIONS = {
     ".gz": (gzip.open, "gzip"),
     ".bz2": (bz2.open, "bzip2"),
