@@ -1,14 +1,15 @@
 """Byte-level BPE, the tokenizer of Llama 3: bytes instead of characters, ranks instead of scores.
 
 A regular expression splits a text into chunks, usually a word with the space before it. A chunk
-starts as single bytes, and `join` does the rest: of all neighbours that make a token, it joins the
-two whose token has the lowest rank, again and again. This is `segment` in tokenizer.py, where the
-highest score wins: a rank r is a score of -r. No token crosses the boundary between two chunks.
+starts as single bytes. Then `join` repeatedly joins the two neighbours whose concatenation is the
+token with the lowest rank. This is `segment` in tokenizer.py, where the highest score wins: a rank
+r is a score of -r. No token crosses the boundary between two chunks.
 
 A vocabulary is extended by continuing its training (`learn`). The base encodes the new text, the
 most frequent pair of neighbours becomes the next token, and so on. The new tokens rank after all of
-the base's, so the base makes its own joins first, as it did when they were learned. `add_tokens`
-does something else: it cuts the new words out of the text, longest first, before any joining.
+the base's, so the base's joins are made first, as they were in training. (`add_tokens` of
+transformers works differently: it cuts the new words out of the text, longest first, before
+anything is joined.)
 
 Definition: https://github.com/openai/tiktoken. Continued BPE: arXiv 2512.03989.
 """
@@ -27,17 +28,18 @@ import regex
 from common import cli
 
 try:
-    import tiktoken  # optional: the same ids, and packing takes a third of the time
+    import tiktoken  # optional: gives the same ids, and packing takes a third of the time
 except ImportError:
     tiktoken = None
 
-# Chunks that `encode` remembers, with their ids. Words repeat, so most chunks are found here.
+# The number of chunks whose ids `encode` remembers. Words repeat, so most chunks are found here.
 CACHED_CHUNKS = 2**18
 
-# Bytes from which a chunk goes to `join_long`; tokens of a vocabulary are shorter.
+# Chunks with more bytes go to `join_long`. The tokens of a vocabulary are shorter.
 LONG_CHUNK = 1000
 
-# A text of fewer bytes is safe: tiktoken's regular expressions crash on a run of 1,000,000 spaces.
+# Texts with fewer bytes are safe: tiktoken's regular expressions crash on a run of 1,000,000
+# spaces.
 SAFE_LENGTH = 900_000
 
 
@@ -47,9 +49,9 @@ SAFE_LENGTH = 900_000
 def join(parts: Iterable[bytes], ranks: dict[bytes, int]) -> list[bytes]:
     """Join neighbours until no two of them make a token: the definition of byte-level BPE.
 
-    The pair whose token has the lowest rank comes first; of equal ones, the leftmost. These are
-    the examples of `segment` in tokenizer.py, with ranks 1 to 4 for its scores -1 to -4. Joined
-    are er, lo and low; and in the second one we and lo, after which no w is left for low.
+    The pair whose token has the lowest rank comes first; of equal ranks, the leftmost. These are
+    the examples of `segment` in tokenizer.py, with ranks 1 to 4 for its scores -1 to -4. In the
+    first, er, lo and low are joined; in the second we and lo, after which no w is left for low.
 
     >>> letters = [b"l", b"o", b"w", b"e", b"r"]
     >>> join(letters, {b"er": 1, b"lo": 2, b"low": 3, b"we": 4})
@@ -58,7 +60,7 @@ def join(parts: Iterable[bytes], ranks: dict[bytes, int]) -> list[bytes]:
     [b'lo', b'we', b'r']
     """
     parts = list(parts)
-    # Each pair's rank. It is kept from join to join, because one join changes only two of them.
+    # The rank of each pair. They are kept between joins, because a join changes only two of them.
     pairs = [ranks.get(left + right, math.inf) for left, right in pairwise(parts)]
     while pairs:
         lowest = min(pairs)
@@ -67,7 +69,7 @@ def join(parts: Iterable[bytes], ranks: dict[bytes, int]) -> list[bytes]:
         i = pairs.index(lowest)
         parts[i:i + 2] = [parts[i] + parts[i + 1]]
 
-        # The pair is gone; those before and after it are pairs with the new token.
+        # The pair is gone. The pairs before and after it now include the new token.
         del pairs[i]
         for k in (i - 1, i):
             if 0 <= k < len(pairs):
@@ -76,35 +78,35 @@ def join(parts: Iterable[bytes], ranks: dict[bytes, int]) -> list[bytes]:
 
 
 def join_long(chunk: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """`join` for long chunks, such as 100,000 letters without a space: to look at all pairs before
-    each join would take minutes. Here the pairs are on a heap, the lowest rank on top.
+    """`join` for long chunks, such as 100,000 letters without a space, for which looking at all
+    pairs before each join would take minutes. Here the pairs are on a heap, lowest rank first.
 
     >>> join_long(b"lower", {b"we": 1, b"lo": 2, b"low": 3, b"er": 4})
     [b'lo', b'we', b'r']
     """
-    # Where each token ends, by where it starts; and where it starts, by where it ends.
+    # {start of each token: its end}, and {end of each token: its start}.
     ends = {i: i + 1 for i in range(len(chunk))}
     starts = {i + 1: i for i in range(len(chunk))}
     heap = []
 
     def offer(middle: int) -> None:
-        """Put the two tokens that meet here on the heap, if together they make a token."""
+        """Put the pair of tokens that meet at `middle` on the heap, if they make a token."""
         if middle in starts and middle in ends:
             start = starts[middle]
             end = ends[middle]
             if chunk[start:end] in ranks:
                 heapq.heappush(heap, (ranks[chunk[start:end]], start, middle, end))
 
-    # At first every byte is a token, and every place between two of them is where a pair meets.
+    # At first every byte is a token, and a pair meets between any two of them.
     for i in range(len(chunk)):
         offer(i)
     while heap:
         _, start, middle, end = heapq.heappop(heap)
-        # One of the two may have been joined to another since.
+        # Skip the pair if one of the two has been joined to another token since.
         if ends.get(start) != middle or ends.get(middle) != end:
             continue
 
-        # The middle is gone. At both ends the new token meets its neighbours.
+        # The middle is gone. At its ends the new token meets its neighbours.
         del ends[middle], starts[middle]
         ends[start] = end
         starts[end] = start
@@ -114,7 +116,7 @@ def join_long(chunk: bytes, ranks: dict[bytes, int]) -> list[bytes]:
 
 
 def single_bytes(token: bytes) -> list[bytes]:
-    """The bytes of a token, one by one: what `join` starts from.
+    """The single bytes of a token, from which `join` starts.
 
     >>> [byte.hex() for byte in single_bytes("나".encode())]  # a syllable has three
     ['eb', '82', '98']
@@ -150,17 +152,17 @@ def learn(
     size: int,
     is_wanted: Callable[[bytes], bool],
 ) -> list[bytes]:
-    """The next `size` tokens of a byte-level BPE, in the order in which they are learned.
+    """Learn the next `size` tokens of a byte-level BPE; returns them in order.
 
-    counts: chunks, and how often each occurs. ranks: the vocabulary so far. is_wanted: may this be
-    a token? Fewer are returned if there is nothing left to join.
+    counts: {chunk: how often it occurs}. ranks: the vocabulary so far. is_wanted: may this be a
+    token? Fewer tokens are returned if there is nothing left to join.
 
-    The next token is the one that neighbours would make most often, whichever two they are; ties go
-    to the first by its bytes, whatever the order of the inputs. Then every chunk is encoded with it
-    and counted again: tokens are learned from what they will meet.
+    The next token is the one that neighbours make most often, whichever two they are. Ties go to
+    the first in byte order, whatever the order of the inputs. Then every chunk is encoded with the
+    new token and counted again, so tokens are learned from what they will meet in use.
 
-    Here the base leaves lo|w, a space|lo|w and w|o|w. So low comes first, with 5 + 3; then ow and
-    wo have 4 each, and ow sorts first.
+    In the example the base leaves lo|w, a space|lo|w and w|o|w. So low comes first, with 5 + 3;
+    then ow and wo have 4 each, and ow sorts first.
 
     >>> ranks = {b"l": 0, b"o": 1, b"w": 2, b" ": 3, b"lo": 4}
     >>> learn({"low": 5, " low": 3, "wow": 4}, ranks, size=2, is_wanted=bytes.isalpha)
@@ -170,7 +172,7 @@ def learn(
     ranks = dict(ranks)
     last = max(ranks.values())
 
-    # The chunks as the base encodes them. For each token to learn: how often it occurs, and where.
+    # The chunks as the base encodes them; and, for each candidate, how often and where it occurs.
     chunks = [segment(chunk.encode(), ranks) for chunk in counts]
     weights = list(counts.values())
     occurs = Counter()
@@ -180,7 +182,7 @@ def learn(
             occurs[token] += weights[i]
             chunks_with[token].add(i)
 
-    # The most frequent token is at the top of a heap.
+    # The most frequent candidate is at the top of a heap.
     heap = [(-n, token) for token, n in occurs.items()]
     heapq.heapify(heap)
     learned = []
@@ -191,7 +193,7 @@ def learn(
         learned.append(token)
         ranks[token] = last + len(learned)
 
-        # Join it wherever it occurs. It may complete a token of lower rank, hence `join`.
+        # Join it wherever it occurs. That may complete another token, so use `join`.
         found = set()
         for i in chunks_with.pop(token):
             for old in new_tokens(chunks[i], is_wanted):
@@ -218,8 +220,8 @@ def most_frequent(heap: list[tuple[int, bytes]], occurs: Counter) -> bytes | Non
         n, token = heapq.heappop(heap)
         if occurs[token] == -n:
             return token
-        # It has become rarer since: put it back where it belongs. (One that has become more
-        # frequent is on the heap a second time.)
+        # It has become rarer, so put it back with its new count. (One that has become more frequent
+        # is on the heap a second time.)
         if 0 < occurs[token] < -n:
             heapq.heappush(heap, (-occurs[token], token))
     return None
@@ -230,35 +232,35 @@ def most_frequent(heap: list[tuple[int, bytes]], occurs: Counter) -> bytes | Non
 
 @dataclasses.dataclass(eq=False, repr=False)
 class ByteLevel:
-    """A byte-level BPE tokenizer. Its methods are those of sentencepiece_file.Model, and only
-    tokenizer.py knows which of the two it has."""
+    """A byte-level BPE tokenizer. It has the methods of sentencepiece_file.Model; only tokenizer.py
+    distinguishes the two."""
 
-    # The id of each token, which is also its rank: `join` compares ranks only, so gaps do no harm.
+    # The id of each token, which is also its rank. `join` only compares ranks, so gaps are allowed.
     ranks: dict[bytes, int]
     # The ids of the control tokens. No text is encoded as one of them.
     controls: dict[str, int]
     # The regular expression that splits a text into chunks.
     pattern: str
-    # The rest of tokenizer.json, and tokenizer_config.json: they are carried along.
+    # The rest of tokenizer.json, and tokenizer_config.json, which are carried along.
     content: dict
     config: dict
-    # What messages call it: the file that it was read from.
+    # The name for messages: the file that it was read from.
     source: str = "the tokenizer"
     # SentencePiece may put a space before a text; byte-level BPE does not.
     adds_space = False
-    # Its directory adds no tokens behind: all control tokens are in the tokenizer.json.
+    # Its directory adds no further tokens: all control tokens are in tokenizer.json.
     added = {}
     without_row = {}
 
     def __post_init__(self):
         self.bos = self.controls.get(self.config.get("bos_token"))
         self.eos = self.controls.get(self.config.get("eos_token"))
-        # What stands under each id: a token's bytes, a control token's text, or None for a gap.
+        # By id: a token's bytes, a control token's text, or None for a gap.
         self.size = 1 + max([*self.ranks.values(), *self.controls.values()])
         self.pieces = [None] * self.size
         for piece, i in [*self.ranks.items(), *self.controls.items()]:
             self.pieces[i] = piece
-        # A text becomes chunks. These repeat, so the ids of the most recent ones are remembered.
+        # Chunks repeat, so the ids of the most recent ones are remembered.
         self.chunks = regex.compile(self.pattern).findall
         self.ids_of_chunk = lru_cache(CACHED_CHUNKS)(self.ids_of_chunk)
 
@@ -283,7 +285,7 @@ class ByteLevel:
                 f"{self.source} has no BOS, or no EOS: name them in its tokenizer_config.json, as "
                 f"bos_token and eos_token; they must be control tokens of tokenizer.json")
 
-        # A lone surrogate is not text. encode() raises an error for it, with tiktoken or without.
+        # A lone surrogate is not text: str.encode raises an error for it, with or without tiktoken.
         longest = max([len(one.encode()) for one in text], default=0)
         if tiktoken is None or longest >= SAFE_LENGTH:
             rows = [self.encode_chunks(one) for one in text]
@@ -296,11 +298,11 @@ class ByteLevel:
         return [[*first, *row, *last] for row in rows]
 
     def encode_inside(self, text: str) -> list[int]:
-        """Token ids of a text that follows a special token: like those of any text."""
+        """Token ids of a text that follows a special token, which are those of any text."""
         return self.encode(text, bos=False)
 
     def encode_chunks(self, text: str) -> list[int]:
-        """Token ids of a text: the definition. tiktoken computes the same, faster."""
+        """Token ids of a text, by definition. tiktoken computes the same faster."""
         ids = []
         for chunk in self.chunks(text):
             ids += self.ids_of_chunk(chunk)
@@ -328,28 +330,29 @@ class ByteLevel:
         return b"".join(map(self.bytes_of, ids)).decode(errors="replace")
 
     def bytes_of(self, i: int) -> bytes:
-        """The bytes that token i adds to a text; none, if it is a control token."""
+        """The bytes that token i adds to a text; none if it is a control token."""
         piece = self.pieces[i]
         return piece if isinstance(piece, bytes) else b""
 
     def split(self, piece: bytes) -> list[int]:
-        """The ids of part of a word. Only whole chunks are looked up, so even a token is joined
-        from its bytes here; a token that comes apart is unreachable inside a word."""
+        """The ids of a part of a word. Only whole chunks are looked up, so here even a token is
+        joined from its bytes. If that gives several ids, the token is unreachable inside words."""
         return [self.ranks[token] for token in join(single_bytes(piece), self.ranks)]
 
     @cached_property
     def sha256(self) -> str:
-        """A hash of everything that decides the ids of a text: equal for both kinds of files."""
+        """A hash of everything that determines the ids of a text. It does not depend on the kind of
+        file that the vocabulary was read from."""
         known = (self.pattern, self.bos, self.eos, self.pieces)
         return hashlib.sha256(repr(known).encode()).hexdigest()
 
     def extended(self, tokens: list[bytes]) -> "ByteLevel":
-        """This vocabulary with more tokens, in the order in which they were learned. Their ids
-        follow the control tokens'. UserError if they were learned on another base."""
+        """This vocabulary with more tokens, in the order in which they were learned. Their ids come
+        after those of the control tokens. UserError if they were learned on another base."""
         ranks = dict(self.ranks)
         for i, token in enumerate(tokens, start=self.size):
-            # What `learn` learned on this base is two of its tokens, joined. One part would mean
-            # that the token is known already, three that nothing would ever make it.
+            # A token that `learn` learned on this base is two of its tokens, joined. One part means
+            # that the token exists already, three that no join would ever make it.
             if len(join(single_bytes(token), ranks)) != 2:
                 raise cli.UserError(
                     f"{token.decode(errors='backslashreplace')!r} is not a pair of two tokens: it "
