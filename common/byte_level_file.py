@@ -1,9 +1,9 @@
-"""The two kinds of files that hold a byte-level vocabulary: tiktoken's, and tokenizer.json.
+"""The two kinds of files with a byte-level vocabulary: tiktoken's, and tokenizer.json.
 
-- tiktoken's file has one line per token: its bytes in base64, and its rank. How a text is split and
-  what the control tokens are is not in it; for Llama 3 both are below.
+- tiktoken's file has one line per token: its bytes in base64, and its rank. It says neither how a
+  text is split nor what the control tokens are; for Llama 3 both are below.
 - tokenizer.json, which transformers reads, has all of that. But instead of ranks it has a list of
-  merges, pairs of tokens, best first. `merges_of` writes ranks as such a list.
+  merges, pairs of tokens, best first. `merges_of` turns ranks into such a list.
 
 The format: https://huggingface.co/docs/tokenizers.
 """
@@ -16,7 +16,7 @@ from common import cli, special_tokens, tokenizer_json
 from common.byte_level import ByteLevel
 
 # Llama 3's tiktoken file is recognised by its number of tokens. The regular expression and the
-# control tokens are from Meta's documentation of Llama 3.1; 3, 3.2 and 3.3 differ in names only.
+# control tokens are from Meta's documentation of Llama 3.1; 3, 3.2 and 3.3 differ only in names.
 LLAMA3_RANKS = 128_000
 LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"     # what follows an apostrophe in English
@@ -34,7 +34,7 @@ LLAMA3_CONTROLS = (
     *(f"<|reserved_special_token_{i}|>" for i in range(3, 248)),
 )
 
-# BOS and EOS of Llama 3, as tokenizer_config.json names them.
+# BOS and EOS of Llama 3, under their names in tokenizer_config.json.
 LLAMA3_CONFIG = {
     "clean_up_tokenization_spaces": False,
     "bos_token": "<|begin_of_text|>",
@@ -44,7 +44,7 @@ LLAMA3_CONFIG = {
 # A line of tiktoken's file.
 TIKTOKEN = regex.compile(rb"[\w+/]+=* \d+\r?\n")
 
-# Text in which a regular expression must find everything: a character of every kind, and spaces.
+# A text that a regular expression must match completely: a character of every kind, and spaces.
 PROBE = (
     "It's  2,024 e\u0301 — 한국ㅋ😀\x00\t\r\n \n"
     "Aǅʰः⃝Ⅷ²_-()«»!+$^©\xa0\u2028\u2029\x85\xad\ue000\u0378"
@@ -54,12 +54,12 @@ PROBE = (
 INSTEAD = "take a tokenizer.json of Llama 3's family, or SentencePiece's tokenizer.model"
 
 # ---- tokenizer.json ------------------------------------------------------------------------------
-# JSON holds text, not bytes. So a token is spelled with one letter for each of its bytes.
+# JSON stores text, not bytes. So a token is spelled with one letter for each of its bytes.
 
 
 def byte_letters() -> dict[int, str]:
-    """GPT-2's letter for each byte: that of Latin-1 if it is visible, otherwise the next one from
-    U+0100 on.
+    """GPT-2's letter for each byte: its Latin-1 character if that is visible, otherwise the next
+    one from U+0100 on.
 
     >>> letters = byte_letters()
     >>> letters[ord("A")], letters[ord(" ")], letters[0xEA]
@@ -73,8 +73,8 @@ def byte_letters() -> dict[int, str]:
     return letters
 
 
-# The step that puts these letters in the place of bytes, and as a decoder the bytes back. A decoder
-# reads none of its settings, but `tokenizers` refuses a file in which they are missing.
+# The step that replaces bytes by these letters, and as a decoder does the reverse. A decoder uses
+# none of the settings, but `tokenizers` refuses a file without them.
 BYTE_LETTERS = {
     "type": "ByteLevel",
     "add_prefix_space": False,
@@ -101,17 +101,17 @@ def unspelled(text: str) -> bytes:
 
 
 def merges_of(ranks: dict[bytes, int]) -> list[str]:
-    """The ranks as a list of merges, best first: how tokenizer.json describes a BPE.
+    """The ranks as a list of merges, best first, as tokenizer.json describes a BPE.
 
-    `join` joins any two neighbours that make a token. So every cut of a token into two tokens is a
-    merge, in the order of the tokens that they make:
+    `join` joins any two neighbours that make a token. So every split of a token into two tokens is
+    a merge, in the order of the tokens that they make:
 
     >>> merges_of({b"l": 0, b"o": 1, b"w": 2, b"ow": 3, b"lo": 4, b"low": 5})
     ['o w', 'l o', 'l ow', 'lo w']
 
-    One merge per token would not do. Of the tokens bc, ab, cd and abcd, in this order, the last is
-    never joined (see byte_level.segment), so its only cut is ab + cd. Append bcd, and a + bcd makes
-    it: a new token has given an old one another cut.
+    One merge per token is not enough. Of the tokens bc, ab, cd and abcd, in this order, the last is
+    never joined (see byte_level.segment), and its only split is ab + cd. If bcd is appended, a +
+    bcd makes it: a new token can give an old one another split.
     """
     names = {token: spelled(token) for token in ranks}
     merges = []
@@ -128,15 +128,15 @@ def merges_of(ranks: dict[bytes, int]) -> list[str]:
 
 
 def pre_tokenizer(pattern: str, trim_offsets: bool = True) -> dict:
-    """Split a text by a regular expression; spell the bytes of what it matches.
+    """The steps that split a text by a regular expression, and spell the bytes of each match.
 
-    trim_offsets is about places in the text, and changes no token."""
+    trim_offsets only concerns places in the text, not tokens."""
     spell = {**BYTE_LETTERS, "trim_offsets": trim_offsets}
     return {"type": "Sequence", "pretokenizers": [tokenizer_json.split(pattern), spell]}
 
 
 def pattern_of(content: dict) -> str | None:
-    """The regular expression in a tokenizer.json; None if a text is split in another way."""
+    """The regular expression in a tokenizer.json; None if it splits text in another way."""
     found = content.get("pre_tokenizer") or {}
     steps = found.get("pretokenizers") or [{}]
     pattern = steps[0].get("pattern", {}).get("Regex")
@@ -150,16 +150,16 @@ def unsupported(content: dict) -> str | None:
     pattern = pattern_of(content)
     model = content["model"]
     if model["type"] != "BPE" or pattern is None:
-        return "it is no BPE over the bytes of what one regular expression matches"
+        return "it is not a BPE over the bytes of what one regular expression matches"
     if content.get("normalizer"):
         return "it has a normalizer"
-    # {1,3}+ is three at most to some libraries, and any number to others.
+    # To some libraries {1,3}+ means at most three, to others any number.
     if regex.search(r"\d}\+", pattern) or regex.compile(pattern).groups:
         return f"its regular expression may be read in two ways: {pattern!r}"
     matches = regex.findall(pattern, PROBE)
     if "" in matches or "".join(matches) != PROBE:
         return "its regular expression loses some of a text"
-    # Words of add_tokens are cut out of a text before anything is joined.
+    # Words added by add_tokens would be cut out of a text before anything is joined.
     for token in content["added_tokens"]:
         if not special_tokens.CONTROL.fullmatch(token["content"]):
             return f"add_tokens has put words beside its BPE, {token['content']!r} among them"
@@ -167,12 +167,12 @@ def unsupported(content: dict) -> str | None:
         if model.get(option):
             return f"its BPE has a {option}"
     if not model.get("ignore_merges"):
-        return "ignore_merges is not set, so chunks that are tokens would not be looked up"
+        return "ignore_merges is not set, so chunks that are tokens are not looked up"
     return None
 
 
 def describes_sentencepiece(content: dict) -> bool:
-    """Was this tokenizer.json made of a SentencePiece model? It writes ▁ for a space, or spells
+    """Was this tokenizer.json made from a SentencePiece model? Then it writes ▁ for a space, or
     bytes as <0xED>, or is a Unigram model."""
     model = content["model"]
     steps = [content.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")]
@@ -180,12 +180,12 @@ def describes_sentencepiece(content: dict) -> bool:
 
 
 def are_ranks(merges: list, ranks: dict[bytes, int]) -> bool:
-    """Do these merges say what the ranks say?"""
-    # Newer files write a merge as a list of two, older ones as one text with a space in it.
+    """Are these merges equivalent to the ranks?"""
+    # Newer files write a merge as a list of two, older ones as one text with a space.
     given = [" ".join(merge) if isinstance(merge, list) else merge for merge in merges]
     if set(given) != set(merges_of(ranks)):
         return False
-    # The order is that of the tokens they make; between the cuts of one token it may be any.
+    # They are in the order of the tokens that they make; splits of one token may be in any order.
     made = [ranks[unspelled(merge.replace(" ", ""))] for merge in given]
     return made == sorted(made)
 
@@ -194,12 +194,13 @@ def are_ranks(merges: list, ranks: dict[bytes, int]) -> bool:
 
 
 def vocabulary_file(path: str | Path) -> Path | None:
-    """The file with a path's byte-level vocabulary: the path itself, if it is a tokenizer.json or a
-    tiktoken file, or the one in a model directory. None if there is none, as for SentencePiece."""
+    """The file with the byte-level vocabulary of a path: the path itself, if it is a tokenizer.json
+    or a tiktoken file, or the one in a model directory. None if there is none, as for
+    SentencePiece."""
     path = Path(path)
     if path.is_dir():
         model_file = path / "tokenizer.model"
-        # A tokenizer.json beside SentencePiece's file describes the same vocabulary.
+        # A tokenizer.json beside SentencePiece's file only describes the same vocabulary.
         if model_file.is_file() and not is_tiktoken(model_file):
             return None
         if (path / "tokenizer.json").is_file():
@@ -217,9 +218,9 @@ def is_tiktoken(file: Path) -> bool:
 
 
 def read(file: Path) -> ByteLevel:
-    """Read what `vocabulary_file` found, and the tokenizer_config.json beside it.
+    """Read a file that `vocabulary_file` found, and the tokenizer_config.json beside it.
 
-    UserError if the file is damaged, or describes what would be computed wrongly here."""
+    UserError if the file is damaged, or asks for something that would be computed wrongly here."""
     config = special_tokens.read_config(file.parent)
     for role in ("bos_token", "eos_token"):
         if config.get(role):
@@ -229,9 +230,9 @@ def read(file: Path) -> ByteLevel:
         ranks = read_ranks(file)
         if sorted(ranks.values()) != list(range(LLAMA3_RANKS)):
             raise cli.UserError(
-                f"{file} has {len(ranks)} tokens, and they are not Llama 3's {LLAMA3_RANKS}; how "
-                f"its text is split, and its control tokens, are in a tokenizer.json: give that "
-                f"(for what `tokenizer.py train` learned, the folder that `merge` writes)")
+                f"{file} has {len(ranks)} tokens, not Llama 3's {LLAMA3_RANKS}; only a "
+                f"tokenizer.json says how its text is split and what its control tokens are: give "
+                f"that (for what `tokenizer.py train` learned, the folder that `merge` writes)")
         return llama3(ranks, config, str(file))
 
     content = cli.read_json(file)
@@ -242,13 +243,13 @@ def read(file: Path) -> ByteLevel:
         if not problem:
             controls = {token["content"]: token["id"] for token in content["added_tokens"]}
             ranks = read_vocabulary(content["model"]["vocab"], controls)
-            # GPT-2 and SmolLM list one merge per token: these are not ranks, but another BPE.
+            # GPT-2 and SmolLM list one merge per token, which is another BPE than one by ranks.
             if not are_ranks(content["model"]["merges"], ranks):
                 problem = "its merges are not the ranks of its tokens, as Llama 3's are"
-            # `save` writes these two from the ranks; they take more memory than all else.
+            # `save` writes these two from the ranks, and they take more memory than all the rest.
             del content["model"]["vocab"], content["model"]["merges"]
     except (LookupError, TypeError, ValueError, AttributeError, regex.error) as error:
-        problem = f"it is no tokenizer.json of transformers, or a damaged one ({error!r})"
+        problem = f"it is not a tokenizer.json of transformers, or it is damaged ({error!r})"
     if problem:
         raise cli.UserError(f"{file} cannot be used: {problem}; {INSTEAD}")
 
@@ -256,8 +257,8 @@ def read(file: Path) -> ByteLevel:
 
 
 def refuse_sentencepiece(file: Path) -> None:
-    """UserError for a tokenizer.json that describes a SentencePiece model, whose own file is read
-    here. Some directories lack that file, because transformers does not need it."""
+    """UserError for a tokenizer.json that describes a SentencePiece model, because here that
+    model's own file is read. Some directories lack it, because transformers does not need it."""
     model_file = file.parent / "tokenizer.model"
     if model_file.is_file():
         raise cli.UserError(f"{file} describes a SentencePiece model; give {model_file}")
@@ -279,7 +280,7 @@ def read_vocabulary(vocabulary: dict[str, int], controls: dict[str, int]) -> dic
     others = [i for text, i in controls.items() if text not in vocabulary]
     if others != list(range(len(vocabulary), len(vocabulary) + len(others))):
         raise ValueError("control tokens are neither in the vocabulary nor numbered after it")
-    # Without its bytes a vocabulary could not spell every text.
+    # Without a token for every byte, some texts could not be encoded.
     if not all(bytes([byte]) in ranks for byte in range(256)):
         raise ValueError("a byte has no token")
     return ranks
@@ -290,14 +291,14 @@ def llama3(
     config: dict,
     source: str = "the tokenizer",
 ) -> ByteLevel:
-    """Llama 3's tokenizer from its ranks, which are all that a tiktoken file has."""
+    """Llama 3's tokenizer from its ranks, because a tiktoken file has nothing else."""
     controls = {text: len(ranks) + i for i, text in enumerate(LLAMA3_CONTROLS)}
     config = {**LLAMA3_CONFIG, **config}
     bos = config["bos_token"]
     if bos not in controls:
         raise cli.UserError(
-            f"tokenizer_config.json says bos_token {bos!r}, which is no control token of Llama 3; "
-            f"name one that is, or give a tokenizer.json")
+            f"tokenizer_config.json says bos_token {bos!r}, which is not a control token of Llama "
+            f"3; name one that is, or give a tokenizer.json")
     content = {
         "version": "1.0",
         "added_tokens": [tokenizer_json.added_token(i, text) for text, i in controls.items()],
@@ -328,10 +329,10 @@ def save(vocabulary: ByteLevel, folder: Path, base: Path | None = None) -> None:
     config = dict(vocabulary.config)
     if base:
         config |= special_tokens.read_config(base)
-        # Documents are packed between these two.
+        # But BOS and EOS stay, because documents are packed between them.
         for role in ("bos_token", "eos_token"):
             config[role] = vocabulary.config.get(role)
-    # A tiktoken file under this name would be taken for SentencePiece's.
+    # Other programs would take a tiktoken file of this name for SentencePiece's.
     (folder / "tokenizer.model").unlink(missing_ok=True)
     tokenizer_json.write(content, config, folder, base)
 
@@ -340,7 +341,7 @@ def save(vocabulary: ByteLevel, folder: Path, base: Path | None = None) -> None:
 
 
 def read_ranks(file: str | Path) -> dict[bytes, int]:
-    """The tokens of a tiktoken file and their ranks. UserError if it is not one."""
+    """Read the tokens of a tiktoken file and their ranks. UserError if it is not one."""
     ranks = {}
     for number, line in enumerate(cli.read_bytes(file).splitlines(), start=1):
         try:

@@ -1,17 +1,17 @@
-"""SentencePiece's model file, as far as a vocabulary needs it: read pieces, write pieces.
+"""Read and write the pieces in SentencePiece's model file.
 
 The file is one protobuf message. A message is a sequence of fields, and a field is a key and a
-value. The key is an integer: the field's number times 8, plus the wire type, which says how the
+value. The key is an integer, 8 times the field's number plus the wire type, which says how the
 value is written:
 
     0  an integer   7 bits per byte, the lowest first; the top bit says that more follow (a varint)
     1  8 bytes      not used here
-    2  bytes        their number, as a varint, and the bytes: a text, or a message in the message
+    2  bytes        their number, as a varint, and the bytes: a text, or a nested message
     5  float32      4 bytes, little-endian
 
-A field may occur twice. If it is a list, as the pieces are, both count; otherwise the last one
-does. So messages can be concatenated: to add pieces is to append bytes, and to change a setting is
-to append it once more.
+A field may occur twice. If it is a list, like the pieces, all occurrences count; otherwise the last
+one does. So messages can be concatenated: pieces are added by appending bytes, and a setting is
+changed by appending it again.
 
 Field numbers are those of sentencepiece_model.proto (https://github.com/google/sentencepiece).
 """
@@ -49,14 +49,14 @@ MODEL_TYPE = 3
 VOCAB_SIZE = 4
 DUMMY_PREFIX = 3  # is ▁ put before every text?
 
-# Types of pieces. 5 is one that is never used.
+# Types of pieces. (5 is an unused piece.)
 NORMAL = 1
 UNKNOWN = 2
 CONTROL = 3
 USER_DEFINED = 4
 BYTE = 6
 
-# Model types, as their refusal names them. Only BPE's scores are ranks.
+# Model types, by their names in messages. Only the scores of BPE are ranks.
 BPE = 2
 MODEL_TYPES = {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}
 
@@ -79,18 +79,18 @@ class Piece(NamedTuple):
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Model:
-    """A SentencePiece model. Its methods are those of byte_level.ByteLevel, and only tokenizer.py
-    knows which of the two it has."""
+    """A SentencePiece model. It has the methods of byte_level.ByteLevel; only tokenizer.py
+    distinguishes the two."""
 
     raw: bytes  # the file
     pieces: list[Piece]  # in the order of their ids: the file's, then those of `added`
     sp: sentencepiece.SentencePieceProcessor
-    # Tokens behind the file's pieces, which its directory names: {id: description}, as in
-    # special_tokens.added_tokens. No text becomes one, so the hash is that of the file.
+    # Tokens that the directory adds after the file's pieces: {id: description}, as in
+    # special_tokens.added_tokens. No text is encoded as one, so the hash is that of the file.
     added: dict[int, dict] = dataclasses.field(default_factory=dict)
-    # More of these, whose ids lie beyond the rows of the embedding: the model does not know them.
+    # More such tokens, whose ids are beyond the rows of the embedding.
     without_row: dict[int, dict] = dataclasses.field(default_factory=dict)
-    # What messages call it: the file that it was read from.
+    # The name for messages: the file that it was read from.
     source: str = "the tokenizer"
 
     def __post_init__(self):
@@ -102,7 +102,7 @@ class Model:
                 self.controls[piece.text] = i
 
     def with_added(self, tokens: dict[int, dict]) -> "Model":
-        """This vocabulary with tokens behind its last piece, {id: description}."""
+        """This vocabulary with tokens after its last piece, {id: description}."""
         pieces = list(self.pieces)
         for token in tokens.values():
             pieces.append(Piece(token["content"], 0.0, CONTROL))
@@ -122,7 +122,7 @@ class Model:
 
     @cached_property
     def adds_space(self) -> bool:
-        """Is a space put before every text (add_dummy_prefix)? Byte-level BPE never does it."""
+        """Is a space put before every text (add_dummy_prefix)? Never in byte-level BPE."""
         return self.sp.encode("a", out_type=str)[0].startswith("▁")
 
     @cached_property
@@ -145,9 +145,9 @@ class Model:
         for name, is_wanted, i in (("BOS", bos, self.bos), ("EOS", eos, self.eos)):
             if is_wanted and i is None:
                 raise cli.UserError(
-                    f"{self.source} has no {name} piece, and a document is BOS, text, EOS: take "
-                    f"the tokenizer of a base that has both, or what `tokenizer.py merge` made of "
-                    f"it")
+                    f"{self.source} has no {name} piece, but a document is BOS, text, EOS: take "
+                    f"the tokenizer of a base that has both, or what `tokenizer.py merge` made "
+                    f"from it")
         return self.sp.encode(text, add_bos=bos, add_eos=eos, num_threads=workers)
 
     def encode_inside(self, text: str) -> list[int]:
@@ -162,7 +162,7 @@ class Model:
         return self.sp.decode([i for i in ids if i not in self.added])
 
     def bytes_of(self, i: int) -> bytes:
-        """What piece i adds to a text; nothing, if it is a control piece."""
+        """What piece i adds to a text; nothing if it is a control piece."""
         piece = self.pieces[i]
         if piece.type in (UNKNOWN, CONTROL):
             return b""
@@ -178,7 +178,7 @@ class Model:
 def varint(value: int) -> bytes:
     """An integer of 0 or more as bytes.
 
-    >>> varint(300).hex(" ")  # 300 = 2 · 128 + 44. First 44 + 128, since more follows, then 2
+    >>> varint(300).hex(" ")  # 300 = 2 · 128 + 44: first 44 + 128, because more follows; then 2
     'ac 02'
     """
     digits = []
@@ -190,7 +190,7 @@ def varint(value: int) -> bytes:
 
 
 def read_varint(message: bytes, start: int) -> tuple[int, int]:
-    """The integer whose bytes begin at `start`, and where they end. ValueError if they do not.
+    """The integer whose bytes begin at `start`, and where they end. ValueError without an end.
 
     >>> read_varint(b"\\xac\\x02", 0)
     (300, 2)
@@ -204,7 +204,7 @@ def read_varint(message: bytes, start: int) -> tuple[int, int]:
 
 
 def field(number: int, value: int | float | bytes) -> bytes:
-    """One field as bytes. The value's Python type decides how it is written.
+    """One field as bytes. The Python type of the value determines the wire type.
 
     >>> field(PIECES, field(TEXT, "한".encode()) + field(SCORE, -3.0)).hex(" ", -2)  # 한: "Korean"
     '0a0a 0a03 ed95 9c15 0000 40c0'
@@ -224,7 +224,7 @@ def field(number: int, value: int | float | bytes) -> bytes:
 def fields(message: bytes) -> Iterator[tuple[int, int | float | bytes]]:
     """The inverse of `field`, for every field of a message: (number, value).
 
-    ValueError if the bytes are no message.
+    ValueError if the bytes are not a message.
 
     >>> list(fields(field(SCORE, -3.0) + field(TYPE, 1)))
     [(2, -3.0), (3, 1)]
@@ -238,7 +238,7 @@ def fields(message: bytes) -> Iterator[tuple[int, int | float | bytes]]:
             yield number, value
             continue
 
-        # The other wire types are runs of bytes; they differ in how long these are.
+        # The other wire types are runs of bytes, and differ in their length.
         if wire == BYTES:
             size, at = read_varint(message, at)
         elif wire == FLOAT32:
@@ -257,10 +257,10 @@ def fields(message: bytes) -> Iterator[tuple[int, int | float | bytes]]:
 
 
 def inner_fields(value: int | float | bytes) -> dict[int, int | float | bytes]:
-    """{number: value} of a message inside a message. ValueError if it is none."""
+    """{number: value} of a nested message. ValueError if it is not a message."""
     if not isinstance(value, bytes):
-        raise ValueError(f"{value} stands where a message should")
-    return dict(fields(value))  # of a field that comes twice, the last one counts
+        raise ValueError(f"{value} is where a message should be")
+    return dict(fields(value))  # if a field occurs twice, the last one counts
 
 
 def parse_piece(value: int | float | bytes) -> Piece:
@@ -275,9 +275,9 @@ def parse_piece(value: int | float | bytes) -> Piece:
 def parse(raw: bytes) -> tuple[list[Piece], int]:
     """The pieces in a file's bytes, in the order of their ids, and the model type.
 
-    ValueError if the bytes are no message, or hold no pieces."""
+    ValueError if the bytes are not a message, or have no pieces."""
     pieces = []
-    model_type = 1  # what a file without this setting is
+    model_type = 1  # the default of a file without this setting
     for number, value in fields(raw):
         if number == PIECES:
             pieces.append(parse_piece(value))
@@ -289,9 +289,9 @@ def parse(raw: bytes) -> tuple[list[Piece], int]:
 
 
 def processor(raw: bytes, dummy_prefix: bool = True) -> sentencepiece.SentencePieceProcessor:
-    """A processor from a file's bytes.
+    """A processor from the bytes of a model file.
 
-    dummy_prefix=False is for parts of words: no ▁ is put before a text."""
+    With dummy_prefix=False no ▁ is put before a text; this is for parts of words."""
     if not dummy_prefix:
         raw += field(NORMALIZER, field(DUMMY_PREFIX, 0))
     return sentencepiece.SentencePieceProcessor(model_proto=raw)
@@ -300,8 +300,8 @@ def processor(raw: bytes, dummy_prefix: bool = True) -> sentencepiece.SentencePi
 def read(path: str | Path, base: bool = False) -> Model:
     """Read a SentencePiece model: a .model file, or a model directory with its added tokens.
 
-    UserError, with the reason, for a file that is missing, damaged or of another kind; with `base`
-    also for a model that cannot take new pieces, or that tokenizer.json cannot describe."""
+    UserError, with the reason, if the file is missing, damaged or of another kind; with `base` also
+    if the model cannot take new pieces, or tokenizer.json cannot describe it."""
     file = model_file(path)
     raw = cli.read_bytes(file)
     try:
@@ -309,8 +309,8 @@ def read(path: str | Path, base: bool = False) -> Model:
         sp = processor(raw)
     except (ValueError, RuntimeError):  # ours, and SentencePiece's
         raise cli.UserError(
-            f"{file} is no SentencePiece model, or a damaged one: "
-            f"fetch or train it again (with a byte-level --base `train` writes another kind)"
+            f"{file} is not a SentencePiece model, or it is damaged: fetch or train it again "
+            f"(with a byte-level --base, `train` writes another kind of file)"
         ) from None
     model = Model(raw, pieces, sp, source=str(file))
     if base and (reason := why_no_base(model)):
@@ -321,12 +321,13 @@ def read(path: str | Path, base: bool = False) -> Model:
 
 
 def with_added_tokens(model: Model, folder: Path) -> Model:
-    """A model with the tokens that its directory adds behind its pieces.
+    """A model with the tokens that its directory adds after its pieces.
 
-    UserError if there are words among them, for transformers segments a text that holds one
-    differently; or if the directory's files call a piece by another name."""
+    UserError if there are words among them, because transformers segments texts with such words
+    differently; or if the directory's files give a piece another text."""
     texts = [piece.text for piece in model.pieces]
-    # A token under two names would be written under the piece's, and its row lost to the other.
+    # A token with two texts would be written under that of the piece, and the other would lose its
+    # row.
     if found := special_tokens.other_name(folder, texts):
         i, name = found
         raise cli.UserError(
@@ -339,7 +340,7 @@ def with_added_tokens(model: Model, folder: Path) -> Model:
             f"{folder} cannot be used: add_tokens has put words beside its tokenizer.model, "
             f"{word!r} among them, which transformers would cut out of a text: {INSTEAD}")
 
-    # Llama 2's <pad> is id 32000 of a model with 32,000 rows: growing gives it one.
+    # Llama 2's <pad> has id 32000, but the model has 32,000 rows. Growing gives it one.
     rows = special_tokens.rows_of(folder)
     model = model.with_added({i: token for i, token in tokens.items() if i < rows})
     model.without_row = {i: token for i, token in tokens.items() if i >= rows}
@@ -364,11 +365,12 @@ def why_no_ranks(model: Model) -> str | None:
     if model_type == BPE:
         return None
     name = MODEL_TYPES.get(model_type, "unknown")
-    return f"is a SentencePiece {name} model; its scores are no merge ranks"
+    return f"is a SentencePiece {name} model, whose scores are not the ranks of merges"
 
 
 def model_file(path: str | Path) -> Path:
-    """The .model file that a path stands for; UserError if there is none."""
+    """The .model file of a path: the path itself, or the file in a model directory. UserError if
+    there is none."""
     path = Path(path)
     if not path.exists():
         raise cli.UserError(f"{path} does not exist; give a .model file or a model directory")
@@ -378,7 +380,7 @@ def model_file(path: str | Path) -> Path:
     if file.exists():
         return file
 
-    # `run` where `run/model` was meant.
+    # The user may have given a run's folder instead of the model inside.
     inside = path / "model"
     if inside.is_dir():
         raise cli.UserError(
@@ -394,8 +396,8 @@ def model_file(path: str | Path) -> Path:
 
 def keeps_text(sp: sentencepiece.SentencePieceProcessor) -> bool:
     """Does every text decode to itself, and is every piece in use?"""
-    # Missing bytes lose the newline, and extra spaces may be removed; ㅋ and ﬁ are what the default
-    # normaliser, nmt_nfkc, replaces by other letters.
+    # Without byte pieces the newline is lost, and extra spaces may be removed. The default
+    # normaliser, nmt_nfkc, replaces ㅋ and ﬁ by other letters.
     probe = "  ㅋ  ﬁ\n"
     if sp.decode(sp.encode(probe)) != probe:
         return False

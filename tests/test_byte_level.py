@@ -398,7 +398,7 @@ def test_merge_overwrites_no_other_file_or_model(llama3, tmp_path, refused):
         f"{llama3}/korean.tiktoken",
         "--out",
     ]
-    refused(tokenizer, [*merge, f"{tmp_path}/file"], "is a file; a folder is to be written there")
+    refused(tokenizer, [*merge, f"{tmp_path}/file"], "is a file, but a folder is to be written there")
     refused(tokenizer, [*merge, f"{tmp_path}/base"], "would replace one of its inputs")
     shutil.copytree(llama3 / "base", tmp_path / "another")
     refused(tokenizer, [*merge, f"{tmp_path}/another"], "holds more than a tokenizer")
@@ -421,7 +421,7 @@ def test_merge_overwrites_no_other_file_or_model(llama3, tmp_path, refused):
         "5",
     ]
     refused(
-        tokenizer, [*train, "--out", f"{tmp_path}/base"], "is a folder; a file is to be written"
+        tokenizer, [*train, "--out", f"{tmp_path}/base"], "is a folder, but a file is to be written"
     )
     # The same output again, or an empty folder, may be overwritten.
     (tmp_path / "new").mkdir()
@@ -620,8 +620,8 @@ SPELL = "pre_tokenizer.pretokenizers.1"
     [
         ("normalizer", {"type": "NFC"}, "it has a normalizer"),
         ("model.ignore_merges", False, "ignore_merges is not set"),
-        ("model.type", "WordPiece", "it is no BPE over the bytes"),
-        ("pre_tokenizer", None, "it is no BPE over the bytes"),
+        ("model.type", "WordPiece", "it is not a BPE over the bytes"),
+        ("pre_tokenizer", None, "it is not a BPE over the bytes"),
         (
             "pre_tokenizer",
             {
@@ -630,13 +630,13 @@ SPELL = "pre_tokenizer.pretokenizers.1"
                 "trim_offsets": True,
                 "use_regex": True,
             },
-            "it is no BPE over the bytes",
+            "it is not a BPE over the bytes",
         ),
-        (f"{SPLIT}.behavior", "Removed", "it is no BPE over the bytes"),
-        (f"{SPLIT}.invert", True, "it is no BPE over the bytes"),
-        (f"{SPLIT}.pattern", {"String": " "}, "it is no BPE over the bytes"),
-        (f"{SPELL}.use_regex", True, "it is no BPE over the bytes"),
-        (f"{SPELL}.add_prefix_space", True, "it is no BPE over the bytes"),
+        (f"{SPLIT}.behavior", "Removed", "it is not a BPE over the bytes"),
+        (f"{SPLIT}.invert", True, "it is not a BPE over the bytes"),
+        (f"{SPLIT}.pattern", {"String": " "}, "it is not a BPE over the bytes"),
+        (f"{SPELL}.use_regex", True, "it is not a BPE over the bytes"),
+        (f"{SPELL}.add_prefix_space", True, "it is not a BPE over the bytes"),
         (f"{SPLIT}.pattern.Regex", r"\p{L}+|\s+", "its regular expression loses some of a text"),
         (f"{SPLIT}.pattern.Regex", "(", "a damaged one"),
         ("added_tokens.0", WORD, "add_tokens has put words beside its BPE, '한국' among them"),
@@ -688,7 +688,7 @@ def test_settings_beside_a_tokenizer_may_be_wrong(llama3, tmp_path, base):
     (tmp_path / "tokenizer_config.json").write_text("[1]")
     with pytest.raises(cli.UserError, match="does not hold settings"):
         tokenizer.load(tmp_path)
-    with pytest.raises(cli.UserError, match="'<s>', which is no control token"):
+    with pytest.raises(cli.UserError, match="'<s>', which is not a control token"):
         byte_level_file.llama3(base.ranks, {"bos_token": "<s>"})
 
 
@@ -753,7 +753,7 @@ def test_damaged_files_are_refused(llama3, tmp_path, refused, base, monkeypatch)
     refused(
         tokenizer,
         [*report, str(ranks)],
-        f"has {len(base.ranks)} tokens, and they are not Llama 3's 128000",
+        f"has {len(base.ranks)} tokens, not Llama 3's 128000",
     )
     monkeypatch.setattr(byte_level_file, "LLAMA3_RANKS", len(base.ranks))
     lines = ranks.read_bytes().splitlines(keepends=True)
