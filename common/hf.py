@@ -1,13 +1,13 @@
 """The files of a Hugging Face model directory: config.json, and the tensors in *.safetensors.
 
-config.json comes in two spellings, since transformers renamed some keys (rope_theta and
-rope_scaling, or rope_parameters; torch_dtype, or dtype). Both are read, and both are written. What
-model.py would compute wrongly is refused by name: a model that is almost a Llama gives no error
-otherwise, only worse text.
+config.json comes in two spellings, because transformers renamed some keys (rope_theta and
+rope_scaling became rope_parameters; torch_dtype became dtype). Both are read, and both are written.
+What model.py would compute wrongly is refused by name. Otherwise a model that is almost a Llama
+would give no error, only worse text.
 
 Weights are in model.safetensors, or in shards with an index that says which tensor is in which
-file. A safetensors file begins with a table of names, types, shapes and offsets, so that one
-tensor, or some rows of it, can be read alone.
+file. A safetensors file begins with a table of names, dtypes, shapes and offsets, so a single
+tensor, or some of its rows, can be read.
 """
 import itertools
 import shutil
@@ -30,14 +30,14 @@ from common.cli import (
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-MAX_SHARD_BYTES = 5 * 10**9  # of one file; what is larger goes to several
+MAX_SHARD_BYTES = 5 * 10**9  # of one file; a larger model has several
 
-DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names: PyTorch's
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # {safetensors': PyTorch's}
 
-# A Mistral whose sliding window is not in use computes the same as a Llama.
+# A Mistral without a sliding window computes the same as a Llama.
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 
-# What a config.json must say. Everything else has a default.
+# The fields that a config.json must have. Everything else has a default.
 REQUIRED = (
     "vocab_size",
     "hidden_size",
@@ -46,15 +46,15 @@ REQUIRED = (
     "num_attention_heads",
 )
 
-# What a Mistral's config.json means where it leaves these out; a Llama's has other defaults. A null
-# is not left out: it says that there is no window.
+# The defaults of a Mistral's config.json, which differ from a Llama's. A null is not a missing
+# field: it says that there is no window.
 MISTRAL = {
     "num_key_value_heads": 8,
     "max_position_embeddings": 131072,
     "sliding_window": 4096,
 }
 
-# What Llama 3.1's rope_scaling must say.
+# The fields that Llama 3.1's rope_scaling must have.
 LLAMA3_ROPE = (
     "factor",
     "low_freq_factor",
@@ -67,9 +67,9 @@ LLAMA3_ROPE = (
 
 
 def read_config(path: str | Path, architectures: tuple[str, ...] = ARCHITECTURES) -> dict:
-    """A config.json, or that of a model directory, in one spelling: the fields of model.Config
-    under their names, beside whatever else the file says. UserError if it cannot be read, or
-    describes what model.py would compute wrongly."""
+    """Read a config.json, or that of a model directory, into one spelling: the fields of
+    model.Config under their names, and all other fields of the file. UserError if it cannot be
+    read, or describes a model that model.py would compute wrongly."""
     path = Path(path)
     if path.is_dir():
         path = path / "config.json"
@@ -87,25 +87,25 @@ def read_config(path: str | Path, architectures: tuple[str, ...] = ARCHITECTURES
 
 
 def in_one_spelling(config: dict) -> dict:
-    """A copy in which those fields of model.Config that have two names or may be left out are
-    there. `rope_type` is added, for `unsupported` to look at."""
+    """A copy that has all fields of model.Config that have two names or may be missing. `rope_type`
+    is added for `unsupported`."""
     config = dict(config)
 
-    # What a file leaves out, as transformers fills it in: by the model type, or, in a file without
-    # one, by the architecture.
+    # Fill in missing fields as transformers does: by the model type, or, if there is none, by the
+    # architecture.
     config["architectures"] = config.get("architectures") or ["LlamaForCausalLM"]
     kind = config.get("model_type") or config["architectures"][0]
     if kind in ("mistral", "MistralForCausalLM"):
         config = {**MISTRAL, **config}
-        config.pop("use_sliding_window", None)  # Qwen's switch, which no Mistral looks at
+        config.pop("use_sliding_window", None)  # Qwen's switch, which Mistral ignores
     heads = config["num_attention_heads"]
     config["num_key_value_heads"] = config.get("num_key_value_heads") or heads
     config["head_dim"] = config.get("head_dim") or config["hidden_size"] // heads
     config["rms_norm_eps"] = config.get("rms_norm_eps", 1e-6)
     config["dtype"] = config.get("dtype") or config.get("torch_dtype") or "float32"
 
-    # RoPE: what rope_parameters (the new spelling) and rope_scaling (the old one) say. Where both
-    # do, the old one wins. A base frequency in neither stands at the top level.
+    # RoPE: rope_parameters is the new spelling, rope_scaling the old one, which wins if there are
+    # both. A base frequency that is in neither is at the top level.
     rope = {}
     rope.update(config.get("rope_parameters") or {})
     rope.update(config.get("rope_scaling") or {})
@@ -124,7 +124,7 @@ def unsupported(config: dict, architectures: tuple[str, ...]) -> str | None:
     if architecture not in architectures:
         return f"architecture {architecture} is neither LlamaForCausalLM nor MistralForCausalLM"
 
-    # Attention sees every earlier position here. With a window it would not.
+    # Attention here covers every earlier position. With a window it would not.
     window = config.get("sliding_window")
     positions = config.get("max_position_embeddings", 2048)
     if window and window < positions and config.get("use_sliding_window", True):
@@ -132,14 +132,14 @@ def unsupported(config: dict, architectures: tuple[str, ...]) -> str | None:
                 f"out); set it to null and max_position_embeddings to {window} (up to that length "
                 "the two are the same)")
 
-    # The other Llamas: with biases, or with another activation in the feed-forward.
+    # Variants of Llama: with biases, or with another activation in the feed-forward.
     if config.get("attention_bias") or config.get("mlp_bias"):
-        return "attention_bias or mlp_bias is set; this Llama has none"
+        return "attention_bias or mlp_bias is set; biases are not supported"
     activation = config.get("hidden_act", "silu")
     if activation != "silu":
         return f"hidden_act {activation} is not supported; silu is"
 
-    # Frequencies: kernels/rotary.py knows the plain ones and Llama 3.1's.
+    # RoPE's frequencies: kernels/rotary.py has the plain ones and Llama 3.1's.
     rope_type = config["rope_type"]
     if rope_type not in ("default", "llama3"):
         return f"rope type {rope_type!r} is not supported; default and llama3 are"
@@ -153,13 +153,13 @@ def unsupported(config: dict, architectures: tuple[str, ...]) -> str | None:
     if heads % key_value_heads:
         return f"{heads} attention heads cannot share {key_value_heads} key-value heads evenly"
     if config["dtype"] not in DTYPES.values():
-        return f"dtype {config['dtype']!r} is none of {', '.join(DTYPES.values())}"
+        return f"dtype {config['dtype']!r} is not one of {', '.join(DTYPES.values())}"
     return None
 
 
 def write_config(path: str | Path, values: dict) -> None:
-    """Write the fields of model.Config into a config.json, in both spellings, so that old and new
-    transformers read the same. Whatever else the file says already stays in it."""
+    """Write the fields of model.Config to a config.json, in both spellings, so that old and new
+    versions of transformers read the same. Other fields of an existing file stay in it."""
     rope = dict(values["rope_scaling"] or {"rope_type": "default"})
     rope["rope_theta"] = values["rope_theta"]
     config = {
@@ -183,7 +183,7 @@ def write_config(path: str | Path, values: dict) -> None:
 
 # ------------------------------------------------------------------------- everything else
 
-# Weights, also in formats that are not read here. These are not carried along, and neither is the
+# Weights, including formats that are not read here. They are not carried along, and neither is the
 # state of the training that made a directory.
 WEIGHT_FILES = (
     "*.safetensors",
@@ -205,15 +205,15 @@ TEMPLATES = "additional_chat_templates"
 
 
 def files_of_model(folder: Path) -> list[Path]:
-    """The files that belong to a model directory, without those of other subfolders."""
+    """The files that belong to a model directory, without those in other subfolders."""
     found = [*folder.glob("*"), *folder.glob(f"{TEMPLATES}/*")]
     return sorted(file for file in found if file.is_file())
 
 
 def carry_files(source: Path, target: Path, but: tuple[str, ...] = ()) -> None:
     """Copy all files of a model directory except its weights into another one: the licence, the
-    chat template, and whatever else somebody put there. `but`: names, or patterns of names, to
-    leave out."""
+    chat template, and anything else that is there. `but`: names, or patterns of names, to leave
+    out."""
     left_out = (*WEIGHT_FILES, STATE, ".*", *but)
     for file in files_of_model(source):
         if not any(fnmatch(file.name, pattern) for pattern in left_out):
@@ -226,8 +226,8 @@ def carry_files(source: Path, target: Path, but: tuple[str, ...] = ()) -> None:
 
 
 class TensorFiles:
-    """The tensors of a model directory, by name, in one file or several. One is read when it is
-    asked for."""
+    """The tensors of a model directory by name, in one file or several. They are read on
+    demand."""
 
     def __init__(self, folder: Path):
         self.files = files_of_tensors(folder)  # name → file
@@ -235,7 +235,7 @@ class TensorFiles:
 
     def slice(self, name: str):
         """A tensor that is not read yet: it has get_shape() and get_dtype(), and [first:last] reads
-        these of its rows."""
+        some of its rows."""
         file = self.files[name]
         try:
             return self.opened[file].get_slice(name)
@@ -249,7 +249,7 @@ class TensorFiles:
 
 
 def files_of_tensors(folder: Path) -> dict[str, Path]:
-    """Where each tensor of a model directory lies: name → file."""
+    """The file of each tensor of a model directory: {name: file}."""
     index = folder / INDEX
     weights = folder / WEIGHTS
     files = {}
@@ -263,12 +263,12 @@ def files_of_tensors(folder: Path) -> dict[str, Path]:
                         "Hugging Face model directory? (.bin files: convert them to safetensors "
                         "first)")
 
-    # Old checkpoints hold RoPE's frequencies, which follow from the configuration.
+    # Old checkpoints also hold RoPE's frequencies, which follow from the configuration.
     return {name: file for name, file in files.items() if not name.endswith("rotary_emb.inv_freq")}
 
 
 def open_file(file: Path) -> safe_open:
-    """A safetensors file, memory-mapped. UserError if it is not one."""
+    """Open a safetensors file, memory-mapped. UserError if it is not one."""
     refuse_lfs_pointer(file)
     try:
         return safe_open(file, framework="pt")
@@ -278,7 +278,8 @@ def open_file(file: Path) -> safe_open:
 
 
 def into_shards(sizes: dict[str, int], most: int) -> list[list[str]]:
-    """Names in groups of at most `most` bytes, in their order. A larger one is a group of its own.
+    """Group names, in their order, into shards of at most `most` bytes. A larger tensor gets its
+    own shard.
 
     >>> into_shards({"a": 3, "b": 3, "c": 9, "d": 1}, most=6)
     [['a', 'b'], ['c'], ['d']]
@@ -298,8 +299,8 @@ def write_tensors(folder: Path, sizes: dict[str, int], tensors: Iterable[tuple[s
                   dtype: torch.dtype) -> None:
     """Write the tensors of a model directory, as `dtype`, to one file or to shards with an index.
 
-    `sizes`: the bytes that each takes; `tensors`: name and value of each, in the same order. One
-    shard is in memory at a time. UserError if the disk is full."""
+    `sizes`: {name: bytes}. `tensors`: (name, value) pairs in the same order. One shard is in memory
+    at a time. UserError if the disk is full."""
     shards = into_shards(sizes, MAX_SHARD_BYTES)
     tensors = iter(progress(tensors, "writing the model", total=len(sizes)))
     weight_map = {}
