@@ -1,16 +1,18 @@
-"""One process or many: the same training loop, with the model's memory divided among processes.
+"""One process or many: the same training loop, with the model sharded over the processes.
 
 Fully sharded data parallel (Rajbhandari et al., 1910.02054, stage 3; PyTorch's FSDP2): every
-process holds a slice of rows of each parameter, of its gradient and of its moments, and works on
-its own share of the batch. Just before a block runs, its slices are gathered into whole matrices;
-just after, those are freed again. Gradients are summed and dealt out the same way. So N processes
-hold a model N times as large, and the loop does not see the difference:
+process holds some of the rows of each parameter, its gradient and its moments, and works on its own
+share of the batch. Just before a block runs, whole matrices are gathered from all processes; right
+after, they are freed. Gradients are summed and scattered in the same way. So N processes can hold a
+model N times as large, and the training loop is the same:
 
-    torchrun --nproc_per_node=8 train.py ...                    # one machine
+    # one machine
+    torchrun --nproc_per_node=8 train.py ...
+    # two machines: start this on each, with RUN on a shared disk
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_id=1 \\
-        --rdzv_endpoint=HOST:29500 train.py ...                 # two: on each, RUN on a shared disk
+        --rdzv_endpoint=HOST:29500 train.py ...
 
-A single process is not sharded: gathering from itself would cost copies and gain nothing.
+A single process is not sharded, because gathering from itself would only cost copies.
 """
 import contextlib
 import os
@@ -21,12 +23,12 @@ import torch.distributed as dist
 
 from common.cli import UserError
 
-# What a RuntimeError says when another process is gone: the words of PyTorch, gloo and NCCL.
+# Words in the RuntimeErrors of PyTorch, gloo and NCCL when another process is gone.
 WORDS_OF_A_LOST_PROCESS = ("connection", "socket", "timed out", "nccl", "gloo")
 
 
 class Alone(UserError):
-    """An error of this process and not of all: each process it happens to reports it itself."""
+    """An error of this process and not of all. Each process that has it reports it itself."""
     of_one_process = True
 
 
@@ -42,8 +44,8 @@ def size() -> int:
 
 @contextlib.contextmanager
 def process_group(device: str):
-    """`with process_group(device):` joins the other processes, if torchrun started several, chooses
-    this one's GPU, and waits for the others at the end. A communication that fails becomes one
+    """`with process_group(device):` joins the other processes, if torchrun started several, selects
+    this one's GPU, and waits for the others at the end. A failed communication is reported in one
     line, because PyTorch's error is about sockets and not about the run."""
     if device == "cuda":
         gpus = torch.cuda.device_count()
@@ -62,13 +64,14 @@ def process_group(device: str):
         if size() > 1:
             dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
         yield
-        # A process that leaves early looks like one that died, so wait. cli.run ends this process.
+        # To the others, a process that leaves early looks like one that died, so wait. cli.run ends
+        # this process.
         barrier()
     except torch.OutOfMemoryError as error:
         raise Alone(
-            "the GPU's memory is full: a smaller --micro_batch and --recompute full need less, and "
-            "train.py --resume RUN takes both; a new run may have --optimizer adamw_bf16, too "
-            "(eval_kobest.py: a smaller --batch_tokens); train.py --plan says how much "
+            "the GPU's memory is full: a smaller --micro_batch and --recompute full need less, "
+            "also with train.py --resume RUN; for a new run there is --optimizer adamw_bf16 too "
+            "(eval_kobest.py: a smaller --batch_tokens); train.py --plan prints what a run needs "
             f"({_first_line(error)})"
         ) from None
     except RuntimeError as error:
@@ -77,13 +80,13 @@ def process_group(device: str):
         if size() == 1 or not lost_a_process:
             raise
         raise Alone(
-            f"process {rank()}: another process of this run is gone; every checkpoint before is "
-            f"whole, and train.py --resume continues from the newest ({_first_line(error)})"
+            f"process {rank()}: another process of this run is gone; earlier checkpoints are "
+            f"complete, and train.py --resume continues from the newest ({_first_line(error)})"
         ) from None
 
 
 def _first_line(error: Exception) -> str:
-    """PyTorch's messages are pages long."""
+    """The first line of an error, because PyTorch's messages are pages long."""
     return str(error).strip().partition("\n")[0][:200]
 
 
@@ -91,14 +94,14 @@ def _first_line(error: Exception) -> str:
 
 
 def on_rank_zero(work: Callable):
-    """What work() returns, on rank 0; None on the others, which wait for it. If it fails there, all
-    stop, and rank 0 alone says why."""
+    """Call work() on rank 0 and return its result there; the other ranks wait, and return None. If
+    it fails, all stop, and only rank 0 reports why."""
     value = None
     failure = None
     if rank() == 0:
         try:
             value = work()
-        except BaseException as error:  # whatever it is, the others must not wait for ever
+        except BaseException as error:  # any error: the others must not wait for ever
             failure = error
 
     has_failed = broadcast(failure is not None)
@@ -119,7 +122,7 @@ def all_reduce_sum(*values: float) -> list[float]:
 
 
 def anywhere(flag: torch.Tensor) -> torch.Tensor:
-    """1.0 on every rank if `flag`, 0.0 or 1.0, is 1.0 on any. It stays on its device: no process
+    """1.0 on every rank if `flag` (0.0 or 1.0) is 1.0 on any. It stays on its device, so no process
     waits for the GPU."""
     if size() > 1:
         dist.all_reduce(flag, dist.ReduceOp.MAX)
@@ -156,13 +159,14 @@ def gather(values: Iterable) -> list:
 
 
 def shard(llama, compute_dtype: torch.dtype) -> None:
-    """Divide a model, still without memory, among the processes.
+    """Shard a model that has no memory yet over the processes.
 
-    Each block, the embedding, and the norm with the head are gathered as one group. With a tied
-    head, embedding, norm and head are one: a parameter belongs to one group only.
+    Each block is gathered as a group; the embedding is another, and the norm with the head another.
+    With a tied head, embedding, norm and head are one group, because a parameter belongs to only
+    one.
 
-    Weights are gathered in the compute type and gradients summed in float32. Sums, not means: the
-    loss is already divided by the number of tokens of the whole batch.
+    Weights are gathered in the compute dtype, and gradients are summed in float32. They are sums
+    and not means, because the loss is already divided by the number of targets of the whole batch.
     """
     from torch.distributed.fsdp import (
         FSDPModule,
@@ -194,20 +198,20 @@ def shard(llama, compute_dtype: torch.dtype) -> None:
     for module in llama.modules():
         if isinstance(module, FSDPModule) and size() > 1:
             module.set_gradient_divide_factor(1.0)
-            # The factor alone would be an operation that gloo does not know.
+            # Without this, the factor would become an operation that gloo does not support.
             module.set_force_sum_reduction_for_comms(True)
     register_fsdp_forward_method(llama, "generate")
 
 
 def local(x: torch.Tensor) -> torch.Tensor:
-    """This process's part of a sharded tensor; any other tensor as it is."""
+    """This process's part of a sharded tensor; any other tensor unchanged."""
     if hasattr(x, "to_local"):
         return x.to_local()
     return x
 
 
 def full_tensor(x: torch.Tensor) -> torch.Tensor:
-    """A sharded tensor gathered (every process takes part); any other tensor as it is."""
+    """Gather a sharded tensor (every process takes part); any other tensor unchanged."""
     if hasattr(x, "full_tensor"):
         return x.full_tensor()
     return x
@@ -216,8 +220,8 @@ def full_tensor(x: torch.Tensor) -> torch.Tensor:
 def rows(p: torch.Tensor) -> tuple[int, int]:
     """The rows of parameter p that this process holds: the first, and one past the last.
 
-    Of 10 rows, 4 processes hold 3, 3, 3 and 1: rank 3 has (9, 10). ValueError for a placement other
-    than Shard(0) over one mesh dimension, which is all that `shard` makes.
+    Of 10 rows, 4 processes hold 3, 3, 3 and 1, so rank 3 has (9, 10). ValueError for any placement
+    other than Shard(0) over one mesh dimension, the only one that `shard` makes.
     """
     if not hasattr(p, "placements"):
         return 0, len(p)
@@ -233,13 +237,13 @@ def rows(p: torch.Tensor) -> tuple[int, int]:
 
 
 def local_rows(x: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """What this process holds of x, and the number of its first row: what kernels.AdamW asks."""
+    """What this process holds of x, and the number of its first row, for kernels.AdamW."""
     first, _ = rows(x)
     return local(x), first
 
 
 def like(p: torch.Tensor, part: torch.Tensor) -> torch.nn.Parameter:
-    """A parameter that takes p's place, with `part` as the rows of it that this process holds."""
+    """A parameter like p, of which this process holds the rows `part`."""
     if hasattr(p, "placements"):
         from torch.distributed.tensor import DTensor
         whole = {"shape": p.shape, "stride": p.stride()}
