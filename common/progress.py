@@ -1,7 +1,8 @@
-"""How far a stage is: a bar on a terminal, and a line every half minute in a log.
+"""The progress of a stage: a bar on a terminal, a line every half minute in a log.
 
-A bar redraws itself by carriage returns. In a file, such as the log of a SLURM job, they make one
-line of many kilobytes that no `tail` can show. So where stderr is no terminal, there are lines:
+A bar redraws itself with carriage returns. In a file, such as the log of a SLURM job, these make
+one line of many kilobytes, which `tail` cannot show. So if stderr is not a terminal, lines are
+printed:
 
     2-odd  step 120 of 610 (20%)  loss 2.345  lr 1.00e-04  12,300 tokens/s  1:23:45 left
 """
@@ -19,8 +20,8 @@ SECONDS_PER_LINE = 30
 
 
 class Progress:
-    """`for step in progress:` gives the steps of a stage that are still to do. After each,
-    `progress.update(...)` may show how far the stage is."""
+    """`for step in progress:` yields the remaining steps of a stage. After each step, call
+    `progress.update(...)`."""
 
     def __init__(self, stage: str, first_step: int, steps: int, tokens_per_step: int):
         self.stage = stage
@@ -28,7 +29,7 @@ class Progress:
         self.steps = steps
         self.tokens_per_step = tokens_per_step
 
-        # Rank 0 speaks for all.
+        # Only rank 0 prints.
         shows_bar = False
         self.writes_lines = False
         if cli.is_rank_zero():
@@ -44,7 +45,7 @@ class Progress:
             disable=not shows_bar,
         )
 
-        # When these steps began; and the last line: when it was written, after which step.
+        # When these steps began; when the last line was written, and after which step.
         self.began = time.monotonic()
         self.last_time = self.began
         self.last_step = first_step
@@ -53,13 +54,13 @@ class Progress:
         return iter(self.bar)
 
     def update(self, done: int, loss: float, lr: float, speed: float) -> None:
-        """`done` steps of the stage are done; the last one had this loss, learning rate and speed
-        (tokens per second)."""
+        """Show progress after `done` steps of the stage, the last of which had this loss, learning
+        rate and speed (tokens per second)."""
         self.bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
         if not self.writes_lines:
             return
 
-        # The first step, too, so that a mistake shows at once.
+        # Write a line after the first step too, so that a mistake shows at once.
         is_first = done == self.first_step + 1
         is_last = done == self.steps
         now = time.monotonic()
@@ -71,12 +72,12 @@ class Progress:
 
     def line(self, done: int, loss: float, lr: float, now: float) -> str:
         """The line after `done` steps."""
-        # Steps differ, so the speed is that of all steps since the line before.
+        # Single steps vary, so the speed is that of all steps since the last line.
         tokens = (done - self.last_step) * self.tokens_per_step
         speed = tokens / (now - self.last_time)
 
-        # The time left follows from all steps since the stage began or was resumed, so that
-        # validations and checkpoints are in it.
+        # The time left is estimated from all steps since the stage began or was resumed, so that it
+        # includes validations and checkpoints.
         seconds_per_step = (now - self.began) / (done - self.first_step)
         left = timedelta(seconds=round(seconds_per_step * (self.steps - done)))
         return (
