@@ -1,16 +1,15 @@
-"""What may change when a run is continued, what may not, and where its inputs are now.
+"""What may change when a run is resumed, what may not, and where its inputs are now.
 
-`train.py --resume RUN` takes its settings from RUN/config.json, and the command line on top of
-them. The rest of the training has to be that of the run that was begun, so each flag is of one of
-four kinds:
+`train.py --resume RUN` takes its settings from RUN/config.json and applies the flags of the command
+line on top. The training must stay that of the run, so there are four kinds of flags:
 
-    MAY_CHANGE    leaves the numbers alone (memory, speed, how often to save)
-    PLACES        says where an input is now; that it is the same input is checked by its hash
-    --stages      keeps what is finished; what comes may change (check_stages)
-    all others    keep their value: another one is refused by name
+    MAY_CHANGE    do not change the numbers (memory, speed, how often to save)
+    PLACES        say where an input is now; its hash shows whether it is still the same input
+    --stages      finished stages stay, later ones may change (check_stages)
+    all others    keep their value; a different one is an error
 
-A flag that is given with its saved value is no change, so --resume RUN can be put behind the whole
-command line that began the run.
+A flag with its saved value is not a change, so --resume RUN can be appended to the command line
+that started the run.
 """
 import argparse
 import os
@@ -20,8 +19,8 @@ from pathlib import Path
 from common import checkpoint, cli, plan, sources
 from common.cli import UserError
 
-# These do not change what is computed. The last bits may differ: another micro-batch, kernel or
-# device adds up in another order.
+# These do not change what is computed. The last bits may differ, because another micro-batch,
+# kernel or device sums in another order.
 MAY_CHANGE = (
     "save_every",
     "eval_every",
@@ -38,10 +37,10 @@ MAY_CHANGE = (
 # Folders and files that may have moved.
 PLACES = ("model", "config", "tokenizer", "data")
 
-# Every flag is saved in RUN/config.json but these.
+# All flags except these are saved in RUN/config.json.
 NOT_SAVED = ("resume", "plan", "world_size", "gpu", "tflops", "out")
 
-# 0 asks for what follows from the model. A run has worked that out, and config.json holds it.
+# For these, 0 is a default that depends on the model. config.json has the resulting value.
 ZERO_IS_DEFAULT = ("seq_len", "batch_tokens", "lora_rank", "lora_alpha")
 
 
@@ -50,15 +49,14 @@ def settings_of(
     words: list[str],
     learning_rate_at: Callable[[int, plan.Stage, argparse.Namespace], float],
 ) -> argparse.Namespace:
-    """The settings of the run that --resume names in `words`, the command line: those that it was
-    begun with, and on top of them what `words` changes. Prints what changes. UserError for what
-    must not change.
+    """The settings of the run that --resume names in `words`, the command line: its saved ones,
+    with what `words` changes. Prints the changes. UserError for a change that is not allowed.
 
-    learning_rate_at(step, stage, args): the learning rate of a step of a stage, counted from 0."""
+    learning_rate_at(step, stage, args): the learning rate at a step of a stage, counted from 0."""
     run = Path(parser.parse_args(words).resume)
     saved = saved_settings(parser, run)
 
-    # argparse's own defaults give way to what a namespace holds already.
+    # argparse does not override values that a namespace has already by its defaults.
     args = parser.parse_args(words, argparse.Namespace(**vars(saved)))
     args.data = with_saved_weights(args.data, saved.data)
     for name in ZERO_IS_DEFAULT:
@@ -72,7 +70,7 @@ def settings_of(
     places = list(PLACES)
     has_its_start = checkpoint.random_start(run).exists()
     if has_its_start:
-        # It was made from --config and --tokenizer, and nothing reads these again.
+        # --config and --tokenizer are not read again once the random model has been made from them.
         places.remove("config")
         places.remove("tokenizer")
     refuse_other_settings(run, saved, args, places)
@@ -87,8 +85,8 @@ def settings_of(
 
 
 def with_saved_weights(entries: list[str], saved: list[str]) -> list[str]:
-    """The entries of --data, with the run's own weights where none has a weight: people who say
-    where the folders are now need not know them.
+    """The entries of --data, with the run's saved weights if none has a weight, so that users who
+    say where the folders are now need not repeat them.
 
     >>> with_saved_weights(["new/ko", "new/en"], ["ko=0.75", "en=0.25"])
     ['new/ko=0.75', 'new/en=0.25']
@@ -105,22 +103,23 @@ def with_saved_weights(entries: list[str], saved: list[str]) -> list[str]:
 
 
 def saved_settings(parser: cli.Parser, run: Path) -> argparse.Namespace:
-    """What RUN/config.json holds, each setting checked as its flag: someone may have edited it."""
+    """The settings in RUN/config.json, each checked like its flag, because the file may have been
+    edited."""
     file = run / "config.json"
     values = checkpoint.read_settings(run)
-    # Older versions did not note it, and resumed in the same directory.
+    # Older versions did not save it, and had to be resumed in the same directory.
     started_in = values.pop("started_in", os.getcwd())
 
-    # A version before this one had fewer flags, a version after it may have more.
+    # Older versions had fewer flags, and later ones may have more.
     defaults = vars(parser.parse_args([]))
     for name in values:
         if name not in defaults or name in NOT_SAVED:
-            raise UserError(f"{file} has {name!r}, which is no flag of this version of train.py; "
-                            "resume with the version that wrote it, or delete the line")
+            raise UserError(f"{file} has {name!r}, which is not a flag of this version of "
+                            "train.py; resume with the version that wrote it, or delete the line")
     for name, value in defaults.items():
         if name not in values and name not in NOT_SAVED:
-            cli.say(f"{file} has no --{name} (an older version wrote it); the default, {value}, "
-                    "is used")
+            cli.say(f"{file} has no --{name} (an older version wrote it); using the default, "
+                    f"{value}")
 
     words = []
     for name, value in values.items():
@@ -144,26 +143,26 @@ def saved_settings(parser: cli.Parser, run: Path) -> argparse.Namespace:
 def refuse_other_settings(
     run: Path, saved: argparse.Namespace, args: argparse.Namespace, places: list[str]
 ) -> None:
-    """UserError that names every flag which has another value than the run's and must not."""
+    """UserError that names every flag whose value differs from the run's but may not."""
     free = (*MAY_CHANGE, *NOT_SAVED, "stages", "started_in")
     differing = []
     for name, before in vars(saved).items():
         now = getattr(args, name)
-        # An input may have moved. But --model cannot turn into none, nor can --data have another
-        # number of sources or other weights.
+        # An input may have moved. But --model cannot be dropped, and --data must keep its number of
+        # sources and their weights.
         if name in free or same_but_for_places(name, before, now, places):
             continue
         differing.append(f"--{name} {as_words(before)}, not {as_words(now)}")
     if differing:
         flags = " ".join(f"--{name}" for name in MAY_CHANGE)
-        raise UserError(f"{run} was begun with {'; '.join(differing)}: that stays. --resume takes "
-                        f"--stages, --data folders that have moved, and {flags}; for the rest, "
-                        "start a new run: --model a stage of this one, or what export.py writes of "
-                        "it, and --skip_seen the same")
+        raise UserError(f"{run} was started with {'; '.join(differing)}, which cannot change. "
+                        f"--resume takes --stages, --data folders that have moved, and {flags}; "
+                        "for anything else, start a new run, with one of this run's stages or what "
+                        "export.py makes of it as --model and as --skip_seen")
 
 
 def same_but_for_places(name: str, before, now, places: list[str]) -> bool:
-    """Is a setting the same, wherever its folders and files are?"""
+    """Is a setting the same, apart from where its folders and files are?"""
     if before == now:
         return True
     if name not in places or before is None or now is None:
@@ -176,7 +175,7 @@ def same_but_for_places(name: str, before, now, places: list[str]) -> bool:
 
 
 def changed_flags(saved: argparse.Namespace, args: argparse.Namespace) -> list[str]:
-    """The flags that change, in words, but for --stages."""
+    """The flags that change, except --stages, for a message."""
     changes = []
     for name in (*MAY_CHANGE, *PLACES):
         before = getattr(saved, name)
@@ -187,7 +186,7 @@ def changed_flags(saved: argparse.Namespace, args: argparse.Namespace) -> list[s
 
 
 def as_words(value) -> str:
-    """A setting as one types it."""
+    """A setting as it is typed on the command line."""
     if isinstance(value, list):
         return " ".join(map(str, value))
     return str(value)
@@ -199,9 +198,11 @@ def check_stages(
     args: argparse.Namespace,
     learning_rate_at: Callable,
 ) -> list[str]:
-    """What changes among the stages, in words. A finished stage stays as it was. One that has begun
-    keeps what it trains; it may have another rate, and more tokens or fewer, but not fewer than it
-    has seen. What has not begun is free. UserError for anything else."""
+    """What changes in --stages, for a message. UserError for a change that is not allowed.
+
+    A finished stage stays as it was. A stage that has begun keeps what it trains, but may have
+    another learning rate, and more tokens or fewer, as long as there are more than it has seen. A
+    stage that has not begun may change freely."""
     before = [plan.parse_stage(text) for text in saved.stages]
     now = [plan.parse_stage(text) for text in args.stages]
     finished = checkpoint.finished_stages(run, before)
@@ -213,11 +214,11 @@ def check_stages(
             new = now[number - 1]
             text = args.stages[number - 1]
         if new == old:
-            continue  # though it may be written otherwise: 1B is 1000M
+            continue  # even if it is written differently: 1B is 1000M
 
         if number <= finished:
             raise UserError(f"--stages: stage {number} is finished and stays as it was, "
-                            f"{saved.stages[number - 1]}; put a further stage behind it")
+                            f"{saved.stages[number - 1]}; add another stage after it")
         change = f"stage {number}: {saved.stages[number - 1]} → {text}"
         checkpoints = checkpoint.find(run, number)
         if checkpoints:
@@ -225,7 +226,7 @@ def check_stages(
             check_begun_stage(number, old, new, done, saved.batch_tokens)
             rate_before = learning_rate_at(done, old, args)
             rate_now = learning_rate_at(done, new, args)
-            change += (f" (learning rate of step {done + 1}: {rate_now:.3g}, it would have been "
+            change += (f" (learning rate at step {done + 1}: {rate_now:.3g} instead of "
                        f"{rate_before:.3g})")
         changes.append(change)
 
@@ -237,10 +238,10 @@ def check_stages(
 def check_begun_stage(
     number: int, old: plan.Stage, new: plan.Stage | None, done: int, batch_tokens: int
 ) -> None:
-    """UserError if a stage of which `done` steps are in a checkpoint cannot become `new`."""
+    """UserError if a stage with `done` steps in a checkpoint cannot become `new`."""
     if new is None or new.what != old.what:
-        raise UserError(f"--stages: stage {number} has begun to train {old.what} and stays in its "
-                        "place; it may have another rate or number of tokens, such as "
+        raise UserError(f"--stages: stage {number} has begun to train {old.what} and must stay; "
+                        "only its learning rate and number of tokens may change, such as "
                         f"{old.what}:{(done + 1) * batch_tokens}:{old.peak_lr} to end it soon")
     if new.steps(batch_tokens) <= done:
         raise UserError(f"--stages: stage {number} has trained {done} steps, so it needs more than "
@@ -252,7 +253,7 @@ def check_begun_stage(
 
 
 def find_input(name: str, saved: argparse.Namespace, args: argparse.Namespace) -> None:
-    """Make one of PLACES a path that can be opened from here, and that config.json may hold."""
+    """Make one of PLACES a path that can be opened from here and saved in config.json."""
     before = getattr(saved, name)
     now = getattr(args, name)
     if now is None:
@@ -272,9 +273,9 @@ def find_input(name: str, saved: argparse.Namespace, args: argparse.Namespace) -
 
 
 def where_now(path: str, is_given: bool, started_in: str, example: str) -> str:
-    """Where a path is now. One from config.json begins in the directory that the run was started
-    in, or, if all was moved together, in this one. UserError that ends in the flag that would say
-    where it is, if it is in neither."""
+    """Where a path is now. A path from config.json is relative to the directory in which the run
+    was started, or, if everything was moved together, to this one. If it is in neither, UserError
+    with `example`, the flag that says where it is."""
     here = os.getcwd()
     if is_given:
         directories = [here]
@@ -283,8 +284,8 @@ def where_now(path: str, is_given: bool, started_in: str, example: str) -> str:
     for directory in directories:
         there = Path(directory, path)
         if there.exists():
-            # Where the run was started, a relative path stays one, so that all may be moved
-            # together later. From elsewhere config.json gets the whole path.
+            # In the directory where the run was started, a relative path stays relative, so that
+            # everything can be moved together later. Elsewhere config.json gets the full path.
             return path if here == started_in else str(there)
 
     if is_given:

@@ -1,8 +1,8 @@
 """The entries of --data, and how far a run has read them.
 
-Which window of a source comes next is a function of a seed and of how many windows were drawn
-(data.Loader). So these counts are a position in the data: a checkpoint holds them, every model
-directory that training writes has them in training_state.json, and a new run can begin where
+Which window of a source comes next is a function of a seed and of the number of windows drawn so
+far (data.Loader). So these counts are a position in the data. They are in every checkpoint, and in
+training_state.json in every model directory that training writes, and a new run can begin where
 another one stopped (--skip_seen).
 """
 from pathlib import Path
@@ -10,7 +10,8 @@ from pathlib import Path
 from common import checkpoint, cli
 from common.cli import UserError
 
-# Settings under which equal counts name the same windows: as Loader.state_dict has them, as flags.
+# Only with these settings equal do equal counts mean the same windows: {key in Loader.state_dict:
+# flag}.
 ORDER_FLAGS = {"seed": "--seed", "seq_len": "--seq_len", "as_packed": "--order"}
 
 
@@ -18,14 +19,14 @@ ORDER_FLAGS = {"seed": "--seed", "seq_len": "--seq_len", "as_packed": "--order"}
 
 
 def split_entry(entry: str) -> tuple[str, str]:
-    """The folder of an entry, and its weight as it is written; 1 where there is none.
+    """The folder of an entry, and its weight as it is written; 1 if there is none.
 
     >>> split_entry("runs/lr=1e-3/ko=0.5:0.9")
     ('runs/lr=1e-3/ko', '0.5:0.9')
     >>> split_entry("runs/lr=1e-3/ko")
     ('runs/lr=1e-3/ko', '1')
     """
-    # People name folders lr=1e-3: what is there as it is written has no weight.
+    # Folders may have names such as lr=1e-3. If the whole entry is a folder, it has no weight.
     if Path(entry, "index.json").exists():
         return entry, "1"
     folder, equals, weight = entry.rpartition("=")
@@ -35,7 +36,7 @@ def split_entry(entry: str) -> tuple[str, str]:
 
 
 def parse_source(entry: str) -> tuple[str, tuple[float, float]]:
-    """An entry of --data: the folder, its weight at a stage's start and at its end.
+    """Parse an entry of --data: the folder, and its weights at the start and end of a stage.
 
     >>> parse_source("shards/ko=0.5:0.9")
     ('shards/ko', (0.5, 0.9))
@@ -49,12 +50,12 @@ def parse_source(entry: str) -> tuple[str, tuple[float, float]]:
         raise UserError(f"--data {entry}: {weight!r} is not a weight; write FOLDER=0.75, or "
                         "FOLDER=0.5:0.9")
     if not (min(ends) >= 0 and max(ends) > 0):
-        raise UserError(f"--data {entry}: a weight is above 0")
+        raise UserError(f"--data {entry}: a weight must be above 0, at one end of a stage at least")
     return folder, (ends[0], ends[-1])
 
 
 def with_weight(entry: str) -> str:
-    """The entry with its weight spelt out: it can be read where the folder is not."""
+    """The entry with its weight written out, so that it can be parsed without the folder."""
     folder, weight = split_entry(entry)
     return f"{folder}={weight}"
 
@@ -63,7 +64,7 @@ def with_weight(entry: str) -> str:
 
 
 def read_state(folder: Path) -> dict | None:
-    """A folder's training_state.json; None if there is none, or if another program wrote it."""
+    """Read a folder's training_state.json; None if there is none, or another program wrote it."""
     file = folder / "training_state.json"
     if not file.exists():
         return None
@@ -73,14 +74,14 @@ def read_state(folder: Path) -> dict | None:
 
 
 def position(folder: Path) -> dict:
-    """The training state of a model directory that training wrote, or the newest of a run: of its
-    newest whole checkpoint, or of its last finished stage if that is later. UserError if there is
-    none."""
+    """The training state of a model directory that training wrote, or the newest one of a run: that
+    of its newest complete checkpoint, or of its last finished stage if that is later. UserError if
+    there is none."""
     newest = read_state(folder)
     if newest:
         return newest
 
-    # A stage that is finished is later than its own checkpoints.
+    # The end of a finished stage is later than the stage's checkpoints.
     for stage in folder.glob("stages/[0-9]*-*"):
         state = read_state(stage)
         if state and (newest is None or state["stage"] > newest["stage"]):
@@ -92,20 +93,21 @@ def position(folder: Path) -> dict:
             newest = counters
 
     if newest is None:
-        raise UserError(f"--skip_seen {folder}: nothing there says what was seen of the data; name "
-                        "the folder of a run with a checkpoint or a finished stage, or a model "
-                        "directory with a training_state.json")
+        raise UserError(f"--skip_seen {folder}: nothing there says which data was seen; name a run "
+                        "folder with a checkpoint or a finished stage, or a model directory with a "
+                        "training_state.json")
     return newest
 
 
 def seen_before(folder: Path, order: dict, hashes: list[str]) -> list[int]:
-    """--skip_seen: the windows of each source that the training in `folder` has seen. `order`, as
-    Loader.state_dict has it, and `hashes`, of each source's index.json, are those of the run that
-    begins. UserError if the counts would name other windows there."""
+    """For --skip_seen: the number of windows of each source that the training in `folder` has seen.
+
+    order, hashes: Loader.state_dict, and the SHA-256 of each source's index.json, of the run that
+    begins. UserError if the counts would mean other windows in that run."""
     state = position(folder)
     loader = state["loader"]
 
-    # Under other settings the same windows come in another order: the counts say nothing about it.
+    # With other settings windows come in another order, to which the counts do not apply.
     for key, flag in ORDER_FLAGS.items():
         before = as_flag(key, loader[key])
         now = as_flag(key, order[key])
@@ -114,16 +116,15 @@ def seen_before(folder: Path, order: dict, hashes: list[str]) -> list[int]:
                             f"{now}, so its windows would come in another order; give {flag} "
                             f"{before}")
 
-    # A source's number, too, is part of what its order is drawn from. States of an older version
-    # have no hashes.
+    # A source's order also depends on its number. States of older versions have no hashes.
     counts = loader["counts"]
     known = state.get("data", [])
-    in_places = "name the same shards in the same places, and further ones behind them"
+    in_places = "name the same shards in the same places, and new ones after them"
     for number, (before, now) in enumerate(zip(known, hashes, strict=False), 1):
         if before != now:
             raise UserError(f"--skip_seen {folder}: source {number} of --data is not what that "
                             f"training read; {in_places}")
-    # The last ones may be left out: that moves no other.
+    # The last sources may be left out, because that does not change the number of any other.
     if known:
         counts = counts[: len(hashes)]
     if len(counts) > len(hashes):
@@ -133,16 +134,16 @@ def seen_before(folder: Path, order: dict, hashes: list[str]) -> list[int]:
 
 
 def as_flag(key: str, value) -> str:
-    """A setting of the loader as its flag has it."""
+    """A setting of the loader as the value of its flag."""
     if key == "as_packed":
         return "as_packed" if value else "shuffled"
     return str(value)
 
 
 def seen_again(model: Path, order: dict, hashes: dict[str, str]) -> str:
-    """The windows that the training of a model has seen, of sources that a new run would begin
-    again in the same order: in words, "" if there are none. `hashes`: of each source's index.json,
-    by the source's name, in the order of --data."""
+    """The windows that a model was trained on and that a new run would read again in the same
+    order, in words; "" if there are none. `hashes`: {name of a source: SHA-256 of its index.json},
+    in the order of --data."""
     state = read_state(model)
     if state is None:
         return ""
@@ -150,7 +151,7 @@ def seen_again(model: Path, order: dict, hashes: dict[str, str]) -> str:
     if any(loader[key] != order[key] for key in ORDER_FLAGS):
         return ""
 
-    # States of an older version have no hashes: nothing can be said then. In another place of
+    # States of older versions have no hashes, so nothing is known about them. In another place of
     # --data a source has another order.
     again = []
     seen = zip(state.get("data", []), loader["counts"], strict=False)

@@ -165,7 +165,7 @@ def test_the_plan_of_a_run(run, capsys):
 
 
 @pytest.mark.parametrize("more, part", [
-    (["--seed", "3"], "was begun with --seed 0, not 3: that stays"),
+    (["--seed", "3"], "was started with --seed 0, not 3, which cannot change"),
     (["--seed", "3", "--clip", "2"], "--clip 1.0, not 2.0"),
     (["--clip", "2", "--seed", "3", "--save_every", "9"], "--seed 0, not 3"),
     (["--optimizer", "adamw_bf16"], "--optimizer adamw, not adamw_bf16"),
@@ -190,7 +190,7 @@ def test_a_config_of_an_older_version_gets_the_default(whole, run, capsys):
     write_config(run, skip_seen="absent", eval_bytes="absent", started_in="absent")
     continue_run(run)
     printed = capsys.readouterr().out
-    assert "has no --eval_bytes (an older version wrote it); the default, 1000000" in printed
+    assert "has no --eval_bytes (an older version wrote it); using the default, 1000000" in printed
     assert "has no --skip_seen" in printed
     assert_same_end(run, whole)
     assert config(run)["eval_bytes"] == 1_000_000
@@ -198,7 +198,7 @@ def test_a_config_of_an_older_version_gets_the_default(whole, run, capsys):
 
 def test_a_setting_that_is_not_a_flag_is_named(run, refused):
     write_config(run, colour="blue")
-    refused(train, ["--resume", str(run)], "has 'colour', which is no flag of this version")
+    refused(train, ["--resume", str(run)], "has 'colour', which is not a flag of this version")
 
 
 # ------------------------------------------------------------------------------------ the stages
@@ -215,7 +215,7 @@ def test_a_lengthened_stage_ends_with_the_bits_of_one_that_was_always_so_long(wo
     assert_same_end(tmp_path / "run", tmp_path / "always")
     line = capsys.readouterr().out.split("\n")[0]
     assert "stage 2: full:640:5e-3 → full:1280:5e-3" in line and "is new" in line
-    assert "learning rate of step 4: 0.005, it would have been 0.005" in line
+    assert "learning rate at step 4: 0.005 instead of 0.005" in line
 
 
 def test_another_rate_for_what_is_left_of_a_stage(whole, run):
@@ -276,8 +276,8 @@ def test_stages_that_have_not_started_are_free(run):
 
 @pytest.mark.parametrize("stages, part", [
     (["embed:2560:5e-3", *STAGES[1:]], "stage 1 is finished and stays as it was, embed:640:5e-3"),
-    (STAGES[1:], "put a further stage behind it"),
-    (STAGES[:1], "stage 2 has begun to train odd and stays in its place"),
+    (STAGES[1:], "add another stage after it"),
+    (STAGES[:1], "stage 2 has begun to train odd and must stay"),
     ([STAGES[0], "even:640:5e-3"], "stage 2 has begun to train odd"),
     ([STAGES[0], "odd:384:5e-3"], "stage 2 has trained 3 steps, so it needs more than 384 tokens"),
     ([STAGES[0], "odd:1M"], "what:tokens:peak_lr"),
@@ -530,7 +530,7 @@ def test_skip_seen_names_what_differs(more, part, world, whole, tmp_path, refuse
 
 def test_skip_seen_of_something_other_than_a_training(world, tmp_path, refused):
     argv = flags(world, tmp_path / "mine", "full:640:1e-3")
-    refused(train, [*argv, "--skip_seen", str(world / "model")], "nothing there says what was seen")
+    refused(train, [*argv, "--skip_seen", str(world / "model")], "nothing there says which data was seen")
 
 
 def test_further_sources_may_follow_and_older_states_are_trusted(world, whole, tmp_path):
