@@ -1,17 +1,17 @@
-"""Special tokens: what a model directory names beside the pieces of its tokenizer.model.
+"""Special tokens: those that a model directory has besides the pieces of its tokenizer.model.
 
-A chat model has tokens that no text becomes, such as <|im_end|> at the end of an answer. Their ids
-follow the last piece's, and they have rows in the embedding. Which of three files describes these
-added tokens depends on the version of transformers that wrote the directory:
+A chat model has tokens that no text is encoded as, such as <|im_end|> at the end of an answer.
+Their ids follow that of the last piece, and they have rows in the embedding. Which of three files
+describes these added tokens depends on the version of transformers that wrote the directory:
 
     added_tokens.json       {"<|im_end|>": 32000}
     tokenizer_config.json   "added_tokens_decoder": {"32000": {"content": "<|im_end|>", …}}
     tokenizer.json          "added_tokens": [{"id": 32000, "content": "<|im_end|>", …}]
 
-tokenizer_config.json and special_tokens_map.json say which of them is the BOS, the EOS, the pad
-token; config.json and generation_config.json say the same by id. When a vocabulary grows, all of
-these must be amended: an EOS id that is left as it was becomes that of a Korean word, and a text
-then ends at that word, or never.
+tokenizer_config.json and special_tokens_map.json say which token is BOS, EOS or padding;
+config.json and generation_config.json say the same by id. When a vocabulary grows, all of these
+must be updated. Otherwise an EOS id may become that of a Korean word, and a text ends at that word
+or never.
 """
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import regex
 
 from common import cli
 
-# The names under which tokenizer_config.json and special_tokens_map.json say what a token is for.
+# The roles of tokens in tokenizer_config.json and special_tokens_map.json.
 ROLES = (
     "bos_token",
     "eos_token",
@@ -29,18 +29,18 @@ ROLES = (
     "cls_token",
     "mask_token",
 )
-# Lists of further special tokens, without a role.
+# Lists of other special tokens, without a role.
 MORE = ("additional_special_tokens", "extra_special_tokens")
 
-# The same by id, in config.json and generation_config.json.
+# Roles by id, in config.json and generation_config.json.
 ROLE_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Lists of ids there, under names that do not end in token_id.
+# Lists of ids in the same files, whose names do not end in token_id.
 ID_LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 
 # What a special token looks like: <s>, <|eot_id|>, <tool_call> or [INST].
 CONTROL = regex.compile(r"[<\[].+[>\]]")
 
-# How transformers looks for a special token in a text.
+# How transformers looks for a special token in a text, by default.
 PLAIN = {
     "special": True,
     "normalized": False,
@@ -60,15 +60,14 @@ def id_list(ids: int | list[int] | None) -> list[int]:
 
 
 def text_of(token: str | dict | None) -> str | None:
-    """A token's text: files name it alone, or with how it is found in a text."""
+    """A token's text. Files have the text alone, or a dict that also says how to find it."""
     if isinstance(token, dict):
         return token["content"]
     return token
 
 
 def read_config(folder: Path) -> dict:
-    """tokenizer_config.json, with the names that only special_tokens_map.json has. {} if there is
-    neither."""
+    """Read tokenizer_config.json, completed by special_tokens_map.json. {} if there is neither."""
     config = cli.read_json_if_any(folder / "tokenizer_config.json")
     named = cli.read_json_if_any(folder / "special_tokens_map.json")
     for role in ROLES:
@@ -81,8 +80,7 @@ def read_config(folder: Path) -> dict:
 
 
 def names(config: dict) -> list[str]:
-    """The texts of all special tokens that a tokenizer_config.json or special_tokens_map.json
-    names."""
+    """The texts of all special tokens in a tokenizer_config.json or special_tokens_map.json."""
     tokens = [config.get(role) for role in ROLES]
     for name in MORE:
         # transformers 5 may have a dictionary here, {role: token}.
@@ -92,8 +90,8 @@ def names(config: dict) -> list[str]:
 
 
 def described(folder: Path) -> dict[int, dict]:
-    """The tokens that a directory's files describe: {id: its "content", and how it is found in a
-    text}. Where two files describe the same id, the newer kind counts."""
+    """The tokens that a directory's files describe: {id: its "content", and how to find it in a
+    text}. If two files describe the same id, the newer kind of file counts."""
     ids = cli.read_json_if_any(folder / "added_tokens.json")
     config = cli.read_json_if_any(folder / "tokenizer_config.json")
     content = cli.read_json_if_any(folder / "tokenizer.json")
@@ -114,15 +112,15 @@ def described(folder: Path) -> dict[int, dict]:
 
 
 def added_tokens(folder: Path, pieces: list[str]) -> dict[int, dict]:
-    """The tokens behind the pieces of a directory's tokenizer.model: {id: description}, in the
-    order of their ids, which may lie beyond the rows of the embedding.
+    """The tokens after the pieces of a directory's tokenizer.model: {id: description}, in the order
+    of their ids, which may be beyond the rows of the embedding.
 
     `pieces`: the texts of those pieces. Every id that has a row and is named in config.json gets a
-    token, even if no file says what it is called."""
+    token, even if no file gives its text."""
     first = len(pieces)
     found = {i: token for i, token in described(folder).items() if i >= first}
 
-    # A name that no file gives an id: transformers appends it.
+    # A token without an id in any file: transformers appends it.
     known = {*pieces, *(token["content"] for token in found.values())}
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         for text in names(cli.read_json_if_any(folder / file)):
@@ -130,9 +128,9 @@ def added_tokens(folder: Path, pieces: list[str]) -> dict[int, dict]:
                 found[max([first - 1, *found]) + 1] = {"content": text, **PLAIN}
                 known.add(text)
 
-    # An id that no file gives a name, in a directory where those files are missing. A model that
-    # was taught to end its answers in it must still do so. Ids have no gaps, so those before it
-    # become tokens too.
+    # An id without a text in any file, because those files are missing. A model that learned to end
+    # its answers with it must still do so. Ids have no gaps, so the ids before it become tokens
+    # too.
     rows = rows_of(folder)
     with_row = [i for i in [*found, *ids_by_role(folder)] if i < rows]
     last = max(with_row, default=first - 1)
@@ -156,8 +154,8 @@ def ids_by_role(folder: Path) -> list[int]:
 
 
 def word_among(tokens: dict[int, dict]) -> str | None:
-    """A word among added tokens: not one of the model's special tokens, but text that somebody put
-    beside the pieces with add_tokens. transformers cuts it out of a text before it joins pieces."""
+    """A word among added tokens: not a special token of the model, but text that was added with
+    add_tokens. transformers cuts such words out of a text before it joins pieces."""
     for token in tokens.values():
         if not token["special"] and not CONTROL.fullmatch(token["content"]):
             return token["content"]
@@ -165,8 +163,8 @@ def word_among(tokens: dict[int, dict]) -> str | None:
 
 
 def other_name(folder: Path, pieces: list[str]) -> tuple[int, str] | None:
-    """An id below that of the last piece, and the name that a directory's files give it, if that is
-    not the piece's: a control piece that a chat model took into use, for example."""
+    """The id of a piece to which a directory's files give another text, and that text; None if
+    there is none. An example is an unused control piece that a chat model has put to use."""
     for i, token in described(folder).items():
         if i < len(pieces) and token["content"].replace(" ", "▁") != pieces[i]:
             return i, token["content"]
@@ -174,7 +172,7 @@ def other_name(folder: Path, pieces: list[str]) -> tuple[int, str] | None:
 
 
 def rows_of(folder: Path) -> float:
-    """How many rows a directory's embedding has; infinity, if it holds a tokenizer alone."""
+    """The number of rows of a directory's embedding; infinity if it only holds a tokenizer."""
     return cli.read_json_if_any(folder / "config.json").get("vocab_size", float("inf"))
 
 
@@ -182,8 +180,8 @@ def rows_of(folder: Path) -> float:
 
 
 def new_value(value, new_ids: dict[int, int]):
-    """An id, or a list of ids or of lists, in the new vocabulary. An id that has no token there
-    becomes None; in a list it is left out.
+    """Translate an id, or a list of ids or of lists, to the new vocabulary. An id without a token
+    there becomes None; in a list it is left out.
 
     >>> new_value([2, 32000, 32001], {2: 2, 32000: 36000})
     [2, 36000]
@@ -195,7 +193,7 @@ def new_value(value, new_ids: dict[int, int]):
     new = []
     for element in value:
         other = new_value(element, new_ids)
-        # A sequence that lost an id is another sequence.
+        # A sequence without one of its ids is another sequence, so drop it.
         is_whole = not isinstance(element, list) or len(other) == len(element)
         if other is not None and is_whole:
             new.append(other)
@@ -203,16 +201,16 @@ def new_value(value, new_ids: dict[int, int]):
 
 
 def amend_ids(settings: dict, new_ids: dict[int, int], vocabulary, file: str) -> dict:
-    """config.json or generation_config.json (`file`), with every id that it names translated to the
-    grown vocabulary. Prints what has changed.
+    """Translate all ids in config.json or generation_config.json (`file`) to the grown vocabulary.
+    Prints what has changed.
 
-    `new_ids`: {id in the base: id in `vocabulary`}; an id that is not there has no token."""
+    `new_ids`: {id in the base: id in `vocabulary`}; other ids have no token."""
     amended = dict(settings)
     for name, value in settings.items():
         if value is None or not (name.endswith("token_id") or name in ID_LISTS):
             continue
         new = new_value(value, new_ids)
-        # Padding is neither learned nor attended to, so a piece of text cannot serve as such.
+        # Padding is neither learned nor attended to, so a piece of text cannot be the pad token.
         if name == "pad_token_id" and new is not None and vocabulary.bytes_of(new):
             new = None
         if isinstance(value, list) and len(new) < len(value):
@@ -222,15 +220,15 @@ def amend_ids(settings: dict, new_ids: dict[int, int], vocabulary, file: str) ->
         if new == []:
             new = None
         amended[name] = new
-    # Where no id is given, transformers takes Llama 2's.
+    # If there is no id, transformers takes Llama 2's.
     if amended.get("bos_token_id") is None:
         amended["bos_token_id"] = vocabulary.bos
     return with_eos(amended, vocabulary.eos, file)
 
 
 def with_eos(settings: dict, eos: int, file: str) -> dict:
-    """The settings with `eos`, in which every packed document ends, among the EOS ids: a model's
-    text must end where the model has learned to end it."""
+    """Add `eos`, with which every packed document ends, to the EOS ids, so that generation stops
+    where the model has learned to end a text."""
     ids = id_list(settings.get("eos_token_id"))
     if eos in ids:
         return settings

@@ -1,13 +1,14 @@
-"""Pieces of equal score: what a list of merges cannot say, and what can be done about it.
+"""Pieces with equal scores: what a list of merges cannot express, and what to do about it.
 
-SentencePiece joins the pair with the best score, and of equal ones the leftmost. tokenizer.json
-holds a list of merges instead, and there one comes before the other, wherever they stand.
+SentencePiece joins the pair with the best score, and of equal scores the leftmost. tokenizer.json
+has a list of merges instead, in which one always comes before the other, wherever they are in the
+text.
 
 In 란드의 the pieces 란드 and 드의 compete for 드. If their scores are equal, SentencePiece joins
 란드, which is on the left. A list does so too if it has 란드 first (`by_rank`). But for 가나 and
 나가 no order is right: one of 가나가 and 나가나 is always joined from the wrong side.
 
-In a vocabulary as it was trained, only runs of spaces have equal scores, and for them there is a
+In an ordinary trained vocabulary only runs of spaces have equal scores, and for those there is a
 right order. But Chinese-LLaMA's recipe, which many bases followed, gives every new piece the score
 0.
 """
@@ -32,11 +33,11 @@ from common.sentencepiece_file import (
 
 
 def by_rank(scores: dict[str, float]) -> list[str]:
-    """The pieces, best score first; of equal ones, those that tend to stand further to the left.
+    """The pieces, best score first; of equal scores, those first that tend to be further left.
 
-    A piece tends to stand on the left if its first and its last character begin many pieces and
-    end few. (For 20,000 Korean pieces of score 0, a list in this order segments 0.4 % of the words
-    of 222 documents differently from SentencePiece; in alphabetical order, longer ones first,
+    A piece tends to be on the left if its first and its last character begin many pieces and end
+    few. (For 20,000 Korean pieces with score 0, a list in this order segments 0.4 % of the words of
+    222 documents differently from SentencePiece. In alphabetical order, longer ones first, it is
     1.6 %.)
 
     Here 란 begins a piece, 의 ends one, and 드 does both:
@@ -50,12 +51,12 @@ def by_rank(scores: dict[str, float]) -> list[str]:
     >>> by_rank({"▁▁": 0, "▁▁▁": 0, "▁▁▁▁": 0})
     ['▁▁▁▁', '▁▁▁', '▁▁']
     """
-    # Only pieces of the same score are compared.
+    # Count by score, because only pieces with the same score compete.
     begins = Counter((score, text[0]) for text, score in scores.items())
     ends = Counter((score, text[-1]) for text, score in scores.items())
 
     def rank(text: str) -> tuple:
-        """What to sort by, ascending."""
+        """The key to sort by, ascending."""
         score = scores[text]
         left = 0.0
         for character in (text[0], text[-1]):
@@ -70,9 +71,9 @@ def by_rank(scores: dict[str, float]) -> list[str]:
 
 
 def segment_by_merges(text: str, ranks: dict[tuple[str, str], int]) -> list[str]:
-    """The pieces of a text by a list of merges, {pair: its place}: what `tokenizers` does.
+    """Segment a text by a list of merges, {pair: its place in the list}, as `tokenizers` does.
 
-    The pair that comes first in the list is joined first; only of the same pair, the leftmost.
+    The pair that is first in the list is joined first; of the same pair, the leftmost.
 
     >>> segment_by_merges("란드의", {("드", "의"): 0, ("란", "드"): 1})
     ['란', '드의']
@@ -92,20 +93,19 @@ def segment_by_merges(text: str, ranks: dict[tuple[str, str], int]) -> list[str]
 
 
 def competing(vocabulary: Model, merges: list[tuple[str, str]]) -> list[str]:
-    """Short texts in which two pieces of equal score compete for the part between them.
+    """Short texts in which two pieces with equal scores compete for the part between them.
 
-    All such texts would be millions. So each pair (a, b) of the list gets two at most: a b c and
-    z a b, with the (b, c) and the (z, a) that are likeliest to show a mistake. SentencePiece joins
-    the left pair, so these are the first (b, c) of the list, and the last (z, a).
-
-    So every tied piece occurs on the left and on the right, if another one competes there."""
+    There would be millions of such texts. So each pair (a, b) of the list gets at most two: a b c
+    and z a b, with the (b, c) and the (z, a) that are most likely to show a difference.
+    SentencePiece joins the left pair, so these are the first (b, c) of the list and the last (z,
+    a). This covers every tied piece on the left and on the right, if another one competes there."""
     scores = {piece.text: piece.score for piece in vocabulary.pieces if piece.type == NORMAL}
     made = {left + right for left, right in merges}
     how_many = Counter(scores[text] for text in made)
     tied = [(a, b) for a, b in merges if how_many[scores[a + b]] > 1]
 
-    # By score and part: what is joined on its right by the first merge of the list, and on its left
-    # by the last.
+    # {(score, part): what the first merge of the list joins on its right}, and {(score, part): what
+    # the last merge joins on its left}.
     first_after = {}
     last_before = {}
     for a, b in tied:
@@ -113,7 +113,7 @@ def competing(vocabulary: Model, merges: list[tuple[str, str]]) -> list[str]:
         first_after.setdefault((score, a), b)
         last_before[score, b] = a
 
-    # A dict keeps the order, and each text once.
+    # A dict keeps the order, and has each text once.
     texts = {}
     for a, b in tied:
         score = scores[a + b]
@@ -122,8 +122,8 @@ def competing(vocabulary: Model, merges: list[tuple[str, str]]) -> list[str]:
         if (score, a) in last_before:
             texts[last_before[score, a] + a + b] = True
 
-    # Leave out what differs for other reasons: user-defined pieces are cut out before anything is
-    # joined, and a character that is no piece is spelled in bytes.
+    # Leave out texts that differ for other reasons: user-defined pieces are cut out before anything
+    # is joined, and a character that is not a piece becomes bytes.
     own = [piece.text for piece in vocabulary.pieces if piece.type == USER_DEFINED]
     kept = []
     for text in texts:
@@ -134,10 +134,10 @@ def competing(vocabulary: Model, merges: list[tuple[str, str]]) -> list[str]:
 
 
 def compare(vocabulary: Model, merges: list[tuple[str, str]]) -> str | None:
-    """What the list of merges does differently from SentencePiece, in a sentence; None if nothing.
+    """How a list of merges differs from SentencePiece, in a sentence; None if it does not.
 
     merges: those of tokenizer.ranked_merges. Both segment the texts of `competing`, which takes a
-    second or two for 50,000 pieces of equal score, and no time if there are none."""
+    second or two for 50,000 pieces with equal scores, and no time if there are none."""
     texts = competing(vocabulary, merges)
     ranks = {pair: i for i, pair in enumerate(merges)}
     differing = {}
@@ -153,30 +153,30 @@ def compare(vocabulary: Model, merges: list[tuple[str, str]]) -> str | None:
     text = min(differing, key=len)
     ours, theirs = differing[text]
     return (
-        f"pieces of equal score: SentencePiece joins the leftmost, which tokenizer.json cannot "
-        f"say, so transformers segments {len(differing):,} of {len(texts):,} short texts with such "
-        f"pieces differently ({text!r} as {theirs!r}, not {ours!r}); before training, use "
-        f"`tokenizer.py merge --break_ties`, after which all agree; after it, open the model with "
-        f"what joins the leftmost too: llama.cpp, or LlamaTokenizer of transformers 4 (not "
-        f"AutoTokenizer)")
+        f"pieces with equal scores: SentencePiece joins the leftmost, which tokenizer.json cannot "
+        f"express, so transformers segments {len(differing):,} of {len(texts):,} short texts with "
+        f"such pieces differently ({text!r} as {theirs!r}, not {ours!r}); before training, use "
+        f"`tokenizer.py merge --break_ties`, and all will agree; after training, open the model "
+        f"with a program that also joins the leftmost: llama.cpp, or LlamaTokenizer of "
+        f"transformers 4 (not AutoTokenizer)")
 
 
 # ---- Making them agree ---------------------------------------------------------------------------
 
 
 def break_ties(model: Model, lowest: float) -> Model:
-    """The model with scores that are all different: 0, -1, -2, … in the order of `by_rank`.
+    """The model with distinct scores, 0, -1, -2, … in the order of `by_rank`.
 
-    SentencePiece then does what a list of merges does. Only the order of scores matters, so
-    pieces whose scores differed are joined as before. Scores of `lowest` and below stay: they are
-    no ranks (tokenizer.LOWEST_RANK)."""
+    SentencePiece then does what a list of merges does. Only the order of scores matters, so pieces
+    whose scores differed are joined as before. Scores of `lowest` and below stay, because they are
+    not ranks (tokenizer.LOWEST_RANK)."""
     scores = {}
     for piece in model.pieces:
         if piece.type == NORMAL and piece.score > lowest:
             scores[piece.text] = piece.score
     ranks = {text: -float(rank) for rank, text in enumerate(by_rank(scores))}
 
-    # A field that comes twice counts as it comes last: the new score stands behind the old one.
+    # If a field occurs twice, the last one counts, so the new score is appended after the old one.
     parts = []
     for number, value in fields(model.raw):
         if number == PIECES:

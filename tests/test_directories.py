@@ -559,18 +559,18 @@ def test_ties_are_reported_and_can_be_broken(world, korean_model, tmp_path, caps
         capsys.readouterr()
         tokenizer.main(["merge", "--base", str(base / "tokenizer.model"),
                         "--korean", str(korean_model), "--out", str(merged), *flags])
-        assert ("pieces of equal score" in capsys.readouterr().err) is is_said
+        assert ("pieces with equal scores" in capsys.readouterr().err) is is_said
         out = grow(base, merged, tmp_path / "out")
-        assert ("pieces of equal score" in capsys.readouterr().err) is is_said
+        assert ("pieces with equal scores" in capsys.readouterr().err) is is_said
         shards = tmp_path / f"shards{is_said}"
         data.main(["pack", "--input", f"{world}/ko.jsonl", "--tokenizer", str(merged),
                    "--out", str(shards), "--val_fraction", "0.05"])
         run = tmp_path / f"run{is_said}"
         train.main(["--model", str(out), "--data", str(shards), "--out", str(run),
                     "--stages", "odd:256:1e-3", *QUICK, "--save_every", "1", "--keep", "9"])
-        assert ("pieces of equal score" in capsys.readouterr().err) is is_said
+        assert ("pieces with equal scores" in capsys.readouterr().err) is is_said
         export.main([str(run), "--step", "1", "--out", f"{tmp_path}/exported"])
-        assert ("pieces of equal score" in capsys.readouterr().err) is is_said
+        assert ("pieces with equal scores" in capsys.readouterr().err) is is_said
     vocabulary = tokenizer.load(out)
     for text in ("가나가", "나가나", "가나가나가"):
         ids = vocabulary.encode(text, bos=True)
