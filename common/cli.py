@@ -1,13 +1,13 @@
-"""What all programs share: flags, one-line errors, and outputs that are whole or absent.
+"""What all programs share: flags, one-line errors, and outputs that are complete or absent.
 
-Every program here is used the same way, so the conventions live in one place:
+Every program follows the same conventions:
 
-- a flag that does not exist stops the program and names the nearest one that does (no silent typo);
-- a mistake the user can fix is a `UserError`: one line on stderr, exit status 2, no traceback.
-  A traceback means that *we* made a mistake, so nothing else is caught;
-- an output is written under a temporary name beside its place and renamed when it is whole. A
-  rename is atomic on POSIX, so a reader (or a rerun after kill -9) sees the old output or the new
-  one, never a half.
+- An unknown flag stops the program, which names the nearest known one. A typo is never ignored.
+- A mistake the user can fix is a `UserError`: one line on stderr, exit status 2, no traceback. A
+  traceback means a bug in the program, so no other errors are caught.
+- An output is written under a temporary name in the same folder and renamed when it is complete. A
+  rename is atomic on POSIX, so a reader (or a rerun after kill -9) sees either the old output or
+  the new one, never a part.
 """
 import argparse
 import contextlib
@@ -25,7 +25,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-# What the machine refuses, not the program: it is reported in one line, as a UserError is.
+# Errors of the system and not of the program. They are reported in one line, like a UserError.
 FROM_OUTSIDE = {
     errno.ENOSPC,           # the disk is full
     errno.EDQUOT,           # the user's quota is used up
@@ -42,28 +42,28 @@ FROM_OUTSIDE = {
 # Bytes that `sha256` reads at a time.
 READ_SIZE = 2**20
 
-# How a Git LFS pointer begins: a few lines in the place of a large file that was not fetched.
+# The beginning of a Git LFS pointer: a few lines in place of a large file that was not fetched.
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
 class UserError(Exception):
     """A mistake the user can fix. The message says what is wrong, where, and what to do."""
 
-    # Did this happen to one process of several, so that the others do not report it?
+    # Did this happen in only one of several processes, so that the others do not report it?
     of_one_process = False
 
 
 def is_rank_zero() -> bool:
-    """Is this the process that speaks for all that torchrun started (or the only one)?"""
+    """Is this rank 0 of the processes that torchrun started (or the only process)?"""
     return os.environ.get("RANK", "0") == "0"
 
 
 def say(line: str) -> None:
-    """Print, once, whatever the number of processes, and without breaking a bar."""
+    """Print once, whatever the number of processes, and without breaking a progress bar."""
     if is_rank_zero():
         tqdm.write(line)
-        # In a log, Python would hold it back: it would come after what stderr says later, or be
-        # lost with a process that is killed.
+        # Otherwise Python would buffer the line if stdout is a file: it would come after later
+        # lines of stderr, or be lost if the process is killed.
         sys.stdout.flush()
 
 
@@ -77,7 +77,8 @@ def warn(line: str) -> None:
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of the module docstring; adds each flag's default, or `(required)`."""
+    """Keeps the line breaks of the module docstring, and adds to each flag its default or
+    `(required)`."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         value = action.default
@@ -102,7 +103,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """argparse without abbreviations, and with a hint for a misspelt flag.
 
-    Pass the module's docstring as `description`: it is the manual that --help prints.
+    Pass the module's docstring as `description`; it is the manual that --help prints.
     """
 
     def __init__(self, description: str | None = None, **kwargs):
@@ -120,13 +121,13 @@ class Parser(argparse.ArgumentParser):
         return names
 
     def parse_args(self, args: list[str] | None = None, namespace=None) -> argparse.Namespace:
-        """As argparse's, but an unknown flag is reported before anything that is missing."""
+        """As argparse's, but an unknown flag is reported before any missing one."""
         if args is None:
             args = sys.argv[1:]
         known = self.flags()
         for argument in args:
             name = argument.partition("=")[0]
-            # With a space in it, it is a value that happens to begin with --.
+            # An argument with a space is a value that happens to begin with --.
             is_a_flag = name.startswith("--") and " " not in name
             if is_a_flag and name not in known:
                 self.error(f"unknown flag {name}; {self._hint(name, known)}")
@@ -140,13 +141,13 @@ class Parser(argparse.ArgumentParser):
         return "--help lists the known ones"
 
     def error(self, message: str):
-        """One line on stderr and exit status 2; argparse would print the whole usage before it."""
+        """Print one line on stderr and exit with status 2. (argparse also prints the usage.)"""
         print(f"{self.prog}: {message}", file=sys.stderr)
         sys.exit(2)
 
 
 def settings(args: argparse.Namespace) -> dict:
-    """Print the effective settings once, on one line; return them for saving beside the result."""
+    """Print the effective settings on one line, once; return them to be saved with the results."""
     values = {}
     for name, value in vars(args).items():
         if callable(value):
@@ -165,15 +166,15 @@ def settings(args: argparse.Namespace) -> dict:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main()` and exit. A UserError, or what the machine refuses, becomes one line on stderr
+    """Call `main()` and exit. A UserError, or an error of the system, becomes one line on stderr
     and exit status 2."""
     path = Path(sys.argv[0])
     program = path.name
     if program == "__main__.py":  # python -m toy
         program = path.parent.name
 
-    # A console that is not UTF-8 (ASCII, CP949) cannot show every character: \ud55c is better than
-    # a program that dies of its own report.
+    # A console that is not UTF-8 (ASCII, CP949) cannot show every character: printing \ud55c is
+    # better than failing on output.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")
 
@@ -183,11 +184,11 @@ def run(main: Callable[[], None]) -> None:
     except SystemExit as leaving:
         status = leaving.code or 0
     except UserError as error:
-        if is_rank_zero() or error.of_one_process:  # else all of torchrun's processes would say it
+        if is_rank_zero() or error.of_one_process:  # or all of torchrun's processes would print it
             print(f"{program}: {error}", file=sys.stderr)
         status = 2
     except BrokenPipeError:
-        # `... | head` closed our stdout; Python would complain again when it flushes at exit.
+        # `... | head` has closed our stdout; Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     except OSError as error:
@@ -209,15 +210,15 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     """The two flags of every program that runs a model."""
     flag = parser.add_argument
     flag("--device", default=None, choices=["cpu", "cuda"],
-         help="where to run (default: cuda if there is one)")
+         help="device to run on (default: cuda if there is a GPU, otherwise cpu)")
     flag("--dtype", default=None, choices=["float32", "bfloat16"],
-         help="type of matmuls and of weights that are not trained (default: bfloat16 on cuda, "
-              "float32 on cpu)")
+         help="dtype of activations, matmuls and weights that are not trained (default: bfloat16 "
+              "on cuda, float32 on cpu)")
 
 
 def set_device(args: argparse.Namespace) -> None:
-    """Settle --device and --dtype. UserError for a GPU that is not there."""
-    import torch  # here, because most programs have no use for it, and it takes seconds to import
+    """Fill in --device and --dtype. UserError if --device is cuda and there is no GPU."""
+    import torch  # here, because most programs do not need it, and importing it takes seconds
 
     has_gpu = torch.cuda.is_available()
     if args.device is None:
@@ -229,18 +230,18 @@ def set_device(args: argparse.Namespace) -> None:
                         "(also to resume a run that was started on a GPU)")
 
     if args.device == "cuda":
-        # cuDNN's attention plans anew for every length that generation, validation and scoring
-        # meet (.04 to .07 s on an H200). Training asks for it by name (model.py).
+        # cuDNN's attention builds a plan for every new sequence length (0.04 to 0.07 s on an H200),
+        # and generation, validation and scoring have many. Training enables it itself (model.py).
         torch.backends.cuda.enable_cudnn_sdp(False)
     if args.device == "cpu" and sys.platform == "linux":
         keep_freed_memory()
 
 
 def keep_freed_memory() -> None:
-    """Let a tensor have the memory of the one before it.
+    """Let new tensors reuse the memory of freed ones.
 
     glibc's malloc returns large blocks to the kernel when they are freed, and the kernel fills
-    every page with zeros when they are asked for again: 60,000 pages per training step of a small
+    every page with zeros when they are allocated again: 60,000 pages per training step of a small
     model. On an Intel machine the speedrun's model trains at 1,170 tokens per second without these
     two settings, and at 8,000 to 9,500 with them.
     """
@@ -249,19 +250,18 @@ def keep_freed_memory() -> None:
         return
     M_TRIM_THRESHOLD = -1
     M_MMAP_THRESHOLD = -3
-    # Free memory at the end of the heap: keep up to 2 GiB of it (the default is 128 KiB).
+    # Keep up to 2 GiB of free memory at the end of the heap (the default is 128 KiB).
     libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-    # Blocks from this size on are mapped one by one, and unmapped when they are freed: from 1 GiB
-    # (the default is 128 KiB, and rises to 32 MiB).
+    # Map and unmap blocks one by one only from 1 GiB on (the default is 128 KiB, rising to 32 MiB).
     libc.mallopt(M_MMAP_THRESHOLD, 2**30)
 
 
 def progress(things: Iterable | None, what: str, unit: str = "", **more) -> tqdm:
-    """A progress bar on stderr, if that is a terminal, of rank 0 only. It appears after a second
-    and goes when the work is done, so whatever may take long with someone's data can have one."""
+    """A progress bar on stderr, on rank 0 only, and only if stderr is a terminal. It appears after
+    a second and disappears at the end, so it suits anything that may take long on large data."""
     is_silent = True
     if is_rank_zero():
-        is_silent = None  # for tqdm: only where stderr is no terminal
+        is_silent = None  # tqdm is then silent only if stderr is not a terminal
     return tqdm(
         things, what, unit=unit, unit_scale=True, leave=False, delay=1, disable=is_silent, **more
     )
@@ -271,14 +271,14 @@ def progress(things: Iterable | None, what: str, unit: str = "", **more) -> tqdm
 
 
 def _number_of_stage(folder: Path) -> int:
-    """10 for `10-full`: as text it would come before `9-lora`."""
+    """10 for `10-full`, which as text would sort before `9-lora`."""
     return int(folder.name.partition("-")[0])
 
 
 def check_model_folder(path: str | Path) -> None:
-    """UserError unless `path` is a folder that can hold a model. If it is the folder of a run, the
-    message names the model inside. What a model directory has to hold is checked by those who read
-    it (model.load, tokenizer.load)."""
+    """UserError unless `path` is a folder that may be a model directory. If it is the folder of a
+    run, the message names the model inside. What the directory must hold is checked when it is read
+    (model.load, tokenizer.load)."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"there is no model directory {path}")
@@ -287,7 +287,7 @@ def check_model_folder(path: str | Path) -> None:
             f"{path} is a file; name the model directory, the folder that holds config.json"
         )
 
-    # A run's folder has a config.json too (its settings), so that file cannot tell the two apart.
+    # A run's folder also has a config.json (its settings), which cannot tell the two apart.
     has_weights = any(path.glob("*.safetensors"))
     is_a_run = (path / "metrics.jsonl").exists() or (path / "model").is_dir()
     if has_weights or not is_a_run:
@@ -313,13 +313,13 @@ def check_model_folder(path: str | Path) -> None:
 
 
 def is_lfs_pointer(path: str | Path) -> bool:
-    """Is this only a note that says which file Git LFS would put here?"""
+    """Is this file only a pointer to the one that Git LFS would fetch?"""
     with open(path, "rb") as file:
         return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def refuse_lfs_pointer(path: str | Path) -> None:
-    """UserError for a Git LFS pointer. A file that is not there is left to whoever opens it."""
+    """UserError for a Git LFS pointer. (A missing file is reported when it is opened.)"""
     if Path(path).is_file() and is_lfs_pointer(path):
         raise UserError(
             f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its "
@@ -348,12 +348,12 @@ def read_json(path: str | Path) -> dict:
 
 
 def read_json_if_any(path: str | Path) -> dict:
-    """The same for a file of settings; {} if there is none."""
+    """Read a JSON file of settings; {} if there is none."""
     if not Path(path).is_file():
         return {}
     settings = read_json(path)
     if not isinstance(settings, dict):
-        raise UserError(f"{path} does not hold settings by their names ({{...}}); fetch it again")
+        raise UserError(f"{path} is not a JSON object ({{...}}) of settings; fetch it again")
     return settings
 
 
@@ -373,11 +373,11 @@ def sha256(path: str | Path) -> str:
 
 @contextlib.contextmanager
 def new_file(path: str | Path) -> Iterator[Path]:
-    """`with new_file(path) as temporary:` write to `temporary`. It becomes `path` if the block ends
-    well; if not, it is removed, and what stood at `path` is untouched."""
+    """`with new_file(path) as temporary:` write to `temporary`. If the block succeeds, it becomes
+    `path`; otherwise it is removed, and an existing `path` is unchanged."""
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"{path} is a folder; a file is to be written there")
+        raise UserError(f"{path} is a folder, but a file is to be written there; name another file")
     temporary = _temporary_name(path)
     try:
         yield temporary
@@ -393,11 +393,11 @@ def new_file(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """The same for a folder. One that exists already is replaced when the new one is whole."""
-    # `.` has a name then, and behind a link the folder that it names is replaced.
+    """The same for a folder. An existing one is replaced when the new one is complete."""
+    # With its real path, `.` has a name, and for a link the folder behind it is replaced.
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file; a folder is to be written there")
+        raise UserError(f"{path} is a file, but a folder is to be written there; name another one")
     temporary = _temporary_name(path)
     temporary.mkdir()
     try:
@@ -415,25 +415,25 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, value) -> None:
-    """Write JSON, whole or not at all. Korean stays Korean (no \\u escapes)."""
+    """Write JSON, completely or not at all. Korean is written as it is, without \\u escapes."""
     text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
     with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def _name_place(error: OSError, temporary: Path, path: Path) -> None:
-    """Let an error name the output: one from writing to an open file names nothing, and a temporary
-    name is gone when it is read."""
+    """Let an error name the output. An error from writing to an open file has no name, and a
+    temporary name no longer exists when the message is read."""
     if error.filename is None or str(error.filename).startswith(str(temporary)):
         error.filename = str(path)
 
 
 def _move_folder(temporary: Path, path: Path) -> None:
-    """Rename `temporary` to `path`, in place of the folder that may be there."""
+    """Rename `temporary` to `path`, replacing an existing folder."""
     if not path.exists():
         os.rename(temporary, path)
         return
-    # A folder cannot be renamed onto one that holds something: move the old one aside first.
+    # A folder cannot be renamed to an existing one that is not empty, so move that aside first.
     aside = path.with_name(f".{path.name}.old.{os.getpid()}.partial")
     os.rename(path, aside)
     os.rename(temporary, path)
@@ -441,12 +441,12 @@ def _move_folder(temporary: Path, path: Path) -> None:
 
 
 def _temporary_name(path: Path) -> Path:
-    """A temporary name beside `path`, in a folder that exists. What dead processes left under such
-    names is removed first."""
+    """A temporary name in the folder of `path`, which is created. What dead processes left under
+    such names is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for old in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         pid = old.name.split(".")[-2]
-        # Our own number: a restarted container gives out the same numbers again.
+        # A file with our own process id is also old: a restarted container reuses the ids.
         is_ours = pid == str(os.getpid())
         owner_is_dead = Path("/proc").exists() and not Path(f"/proc/{pid}").exists()
         if not is_ours and not owner_is_dead:
@@ -461,8 +461,8 @@ def _temporary_name(path: Path) -> Path:
 
 
 def _sync(path: Path) -> None:
-    """Ask the disk to keep a file, or a folder's entries. Without it, after a power cut, a rename
-    may have survived and the contents not."""
+    """Flush a file, or a folder's entries, to disk. Otherwise, after a power cut, a rename may have
+    survived but not the contents."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
