@@ -7,9 +7,9 @@
   documents are set aside for validation, on which `bits_per_byte` measures a model. They are chosen
   by a hash of their text, so they are the same for every tokenizer. Of exact copies, within one
   input or across several, only the first is packed.
-- `Loader` deals windows of the stream into batches. Which window comes next is a pure function of a
-  seed and of one counter per source, so a run that was stopped resumes with exactly the batch that
-  would have come next.
+- `Loader` deals windows of the stream into batches for train.py. Which window comes next is a pure
+  function of a seed and of one counter per source, so a run that was stopped resumes with exactly
+  the batch that would have come next.
 
     python data.py clean --input raw/wiki.jsonl raw/court.jsonl --out out/clean --profile formal
     python data.py show  out/clean --reason too_short

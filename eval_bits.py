@@ -2,10 +2,10 @@
 
     bits per byte = Σ -log2 p(token | tokens before it) / UTF-8 bytes of the text
 
-The sum is over all tokens of whole documents, EOS included. It is the size of the text if the model
-compressed it, so lower is better. A loss per token cannot compare models with different
-vocabularies: where a text has fewer tokens, each of them is harder to predict. Its bytes are the
-same for all models.
+The sum is over all tokens of whole documents, EOS included. It is the size, in bits, to which the
+model would compress the text, so lower is better. A loss per token cannot compare models with
+different vocabularies: if a text has fewer tokens, each of them is harder to predict. Its bytes are
+the same for all models.
 
     # on the validation documents of token shards
     python eval_bits.py --models BASE grown run/model --data shards/ko shards/en

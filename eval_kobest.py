@@ -7,8 +7,8 @@ section 2.4):
 
     log p(answer | context) = Σ_t log p(answer token t | context, answer tokens before t)
 
-The scores can be compared with published ones: prompts, spaces, BOS, truncation, metrics and the
-choice of solved examples (--shots) are those of lm-evaluation-harness 0.4.13, including its quirks.
+Scores can be compared with those of lm-evaluation-harness 0.4.13: prompts, spaces, BOS, truncation,
+metrics and the choice of solved examples (--shots) are the same, including its quirks.
 
 A score shows that a model has learnt something only if it is above three baselines: chance; always
 giving the most common answer (both are printed beside it); and scoring the answers without their
