@@ -861,7 +861,7 @@ class ShardWriter:
 
     def flush(self) -> None:
         """Write what is in the buffer."""
-        # An empty shard is no file: the stream may end exactly where a shard does.
+        # Write no empty shard: the stream may end exactly where a shard does.
         if self.used > 0:
             name = f"{self.prefix}-{len(self.files):05d}.npy"
             self.files[name] = save_array(self.folder / name, self.buffer[:self.used])

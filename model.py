@@ -58,7 +58,7 @@ class Config:
     num_key_value_heads: int                    # K, a divisor of H
     head_dim: int                               # E
 
-    # What the weights alone do not tell.
+    # What cannot be told from the weights.
     max_position_embeddings: int = 2048         # the longest sequence that it supports
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0                 # the slowest pair turns once in about 2πθ positions

@@ -1,1 +1,1 @@
-"""What the programs stand on: read when needed."""
+"""What the programs are built on. Read it when you need it."""
