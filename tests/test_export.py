@@ -383,7 +383,7 @@ def test_a_missing_adapter_of_an_older_run_is_named(run, tmp_path, refused):
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/stages/2-lora+embed/adapter")
     asked = [str(tmp_path / "run"), "--adapter", str(tmp_path / "a")]
-    refused(export, asked, "has no adapter/: an older version")
+    refused(export, asked, "has no adapter/, because an older version")
 
 
 # ------------------------------------------------------------------------ continuing from there
