@@ -264,9 +264,8 @@ def train_stage(
 ) -> int:
     """Train one stage from directory `start` and write the stage's own directory.
 
-    `before` is the number of tokens that earlier stages trained on. Returns that number with this
-    stage's tokens added. Exits after saving a checkpoint if a signal asked to stop. UserError if
-    the loss or the gradient is not finite.
+    before: the tokens of earlier stages. Returns that number plus this stage's. Exits after saving
+    a checkpoint if a signal asked to stop. UserError for a loss or gradient that is not finite.
     """
     free_memory(args.device)
     llama = load_stage(stage, start, args, number)
@@ -334,8 +333,7 @@ def train_stage(
         batch = next(upcoming, None)
         loss_sum, grad_norm = read_figures()
 
-        # So far the loss covers only this process's rows, and a signal may have reached only this
-        # process: sum both over all.
+        # So far both the loss and a signal may be of this process only: sum them over all.
         mean_loss, stopping = parallel.all_reduce_sum(loss_sum / count, stop.asked)
         if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
             progress.close()
