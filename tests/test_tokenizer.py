@@ -733,7 +733,7 @@ def test_a_model_without_bos_or_eos_is_one_line(ends, world, tmp_path, refused):
     assert (vocabulary.bos is None, vocabulary.eos is None) == ("BOS" in ends, "EOS" in ends)
     assert vocabulary.decode(vocabulary.encode("ab", bos=False)) == "ab"
 
-    part = f"{file} has no {ends[0]} piece, and a document is BOS, text, EOS"
+    part = f"{file} has no {ends[0]} piece, but a document is BOS, text, EOS"
     with pytest.raises(cli.UserError, match=part):
         vocabulary.encode("ab", bos=True, eos=True)
     # It is reported before anything else, not after the first reading of the corpus.
