@@ -73,7 +73,7 @@ trap stopped INT TERM
 # and below it what the step does and why.
 say() {
     echo
-    echo "== $(printf '%3d' $SECONDS) s  $2 (about $1 s)"
+    echo "== $(printf '%3d' $SECONDS)s  $2 (about $1 s)"
     shift 2
     printf '   %s\n' "$@"
     echo
