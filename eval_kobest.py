@@ -584,7 +584,7 @@ def compare(one: Path, other: Path) -> None:
         print(f"{name:10} acc {acc}   macro-F1 {f1}   McNemar's p {p:.3g}")
         print(f"{'':10} lost {len(lost)}: {lost}")
         print(f"{'':10} gained {len(gained)}: {gained}")
-        print(f"{'':10} wrong both times: {still_wrong}")
+        print(f"{'':10} wrong by another answer: {still_wrong}")
 
     # All tasks together have more changes, so smaller differences become significant.
     p = mcnemar(all_lost, all_gained)

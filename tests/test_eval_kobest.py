@@ -589,7 +589,7 @@ def test_compare_names_what_changed(tmp_path, capsys, refused):
         "copa       acc 0.5000 → 0.5000   macro-F1 0.2500 → 0.2500   McNemar's p 1",
         "           lost 1: [3]",
         "           gained 1: [2]",
-        "           wrong both times: [5]",
+        "           wrong by another answer: [5]",
         "together   lost 1, gained 1, McNemar's p 1",
     ]
     refused(kobest, ["--compare", a, file("c", hellaswag=[1])], "no task in common")
