@@ -146,8 +146,10 @@ def draw(result: dict, axes) -> None:
              ylabel="Korean gained, bits per byte (higher is better)")
     plain = change(paths["plain"][-1], start)
     replay = change(paths["replay"][-1], start)
+    share = replay[1] / plain[1]
+    as_much = "as much Korean" if share >= 0.99 else f"{share:.0%} as much Korean"
     plot.title(axes, f"Replay forgets {1 - replay[0] / plain[0]:.0%} less English than training on "
-                     f"Korean alone,\nand learns {replay[1] / plain[1]:.0%} as much Korean")
+                     f"Korean alone,\nand learns {as_much}")
 
 
 def main() -> None:
