@@ -165,15 +165,17 @@ def draw_corpus(found: dict, documents_axes, bytes_axes) -> None:
 
     draw_funnel(documents_axes, found, order, column=1)
     draw_funnel(bytes_axes, found, order, column=2)
-    documents_axes.set(title="documents", ylabel="share left after the step")
-    bytes_axes.set(title="bytes of text")
+    documents_axes.set(title="documents, and how many are left", ylabel="share left after the step")
+    bytes_axes.set(title="text, and how much is left")
 
     # The finding is about the largest corpus.
     largest = max(found, key=lambda name: found[name][0][2])
     first = found[largest][0]
     last = found[largest][-1]
-    plot.title(documents_axes, f"Cleaning removes {1 - last[1] / first[1]:.0%} of the documents of "
-                               f"“{NAMES.get(largest, largest)}”, and {1 - last[2] / first[2]:.0%} "
+    removed_documents = plot.percent(1 - last[1] / first[1])
+    removed_text = plot.percent(1 - last[2] / first[2])
+    plot.title(documents_axes, f"Cleaning removes {removed_documents} of the documents of "
+                               f"“{NAMES.get(largest, largest)}”, and {removed_text} "
                                "of its text")
 
 
@@ -192,7 +194,7 @@ def draw_funnel(axes, found: dict, order: list[str], column: int) -> None:
         axes.plot(places, shares, "o-", ms=3, color=colour)
         ends.append((len(order) - 1, shares[-1], f"{NAMES.get(name, name)}: {left}", colour))
     axes.set(ylim=(0, 1.05), xticks=range(len(order)))
-    axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axes.yaxis.set_major_formatter(lambda share, _: plot.percent(share))
     axes.set_xticklabels(order, rotation=40, ha="right")
     plot.label_ends(axes, ends)
 
@@ -216,8 +218,8 @@ def draw_tokens(found: dict, axes) -> None:
     )
     axes.margins(0.08)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    plot.title(axes, f"With {suggested:,} Korean pieces added, Korean takes {at_knee:.0%} of the "
-                     "tokens")
+    plot.title(axes, f"With {suggested:,} Korean pieces added, Korean takes {plot.percent(at_knee)} "
+                     "of the tokens")
 
 
 def draw_init(found: dict, *panels) -> None:

@@ -20,7 +20,7 @@ CARD = 168  # width of a card
 GAP = 15  # between two cards
 MARGIN = 12  # inside a card
 TOP = 64  # where the drawings begin
-HEIGHT = 322
+HEIGHT = 334
 WIDTH = 5 * CARD + 4 * GAP
 
 STYLE = """
@@ -35,6 +35,7 @@ STYLE = """
   .arrow { fill: none; stroke: #818b98; stroke-width: 1.6; }
   .old { fill: #d1d9e0; stroke: none; }
   .new { fill: #2f81f7; stroke: none; }
+  .tiny { font-size: 11px; fill: #59636e; }
   .byte { fill: #f1c69b; stroke: none; }
   .link { fill: none; stroke: #2f81f7; stroke-width: 1.2; }
   .lora { fill: #d1d9e0; stroke: #2f81f7; stroke-width: 1.6; }
@@ -42,7 +43,7 @@ STYLE = """
   @media (prefers-color-scheme: dark) {
     text { fill: #e6edf3; }
     .card { fill: #161b22; stroke: #3d444d; }
-    .small, .file { fill: #9198a1; }
+    .small, .tiny, .file { fill: #9198a1; }
     .old { fill: #3d444d; }
     .byte { fill: #8a5a2b; }
     .lora { fill: #3d444d; }
@@ -73,7 +74,7 @@ TEXTS = {
                   "remove the benchmark"],
         "before": "base: {} tokens",
         "after": "merged: {} tokens",
-        "sentence": "“The whale learned Korean.”",
+        "sentence": "“The whale learned Korean”",
         "byte": "bytes of one syllable",
         "old rows": "rows of the base",
         "new rows": "new: mean of the rows",
@@ -82,6 +83,7 @@ TEXTS = {
         "trained": "trained",
         "frozen": "frozen: no gradient,",
         "frozen 2": "no optimizer state",
+        "lora": "frozen, with a LoRA",
         "scores": [("bits per byte", "of Korean and English"), ("KoBEST", "five Korean tasks"),
                    ("samples", "what does it say?")],
     },
@@ -103,6 +105,7 @@ TEXTS = {
         "trained": "학습",
         "frozen": "동결: 그래디언트도",
         "frozen 2": "옵티마이저 상태도 없음",
+        "lora": "동결, LoRA만 학습",
         "scores": [("바이트당 비트 수", "한국어와 영어"), ("KoBEST", "한국어 다섯 과제"),
                    ("샘플", "무엇이라고 답하나?")],
     },
@@ -158,7 +161,7 @@ def draw_tokens(x: float, words: dict) -> list[str]:
     bottom, chips = draw_chips(x, bottom + 42, AFTER, "new")
     parts += chips
 
-    parts.append(text(x, bottom + 24, words["sentence"], "small"))
+    parts.append(text(x, bottom + 24, words["sentence"], "tiny"))
     parts.append(box(x, bottom + 33, 10, 10, "byte", 2))
     parts.append(text(x + 16, bottom + 42, words["byte"], "small"))
     return parts
@@ -224,9 +227,11 @@ def draw_stages(x: float, words: dict) -> list[str]:
     # What the colours mean.
     parts.append(box(x, TOP + 181, 10, 10, "new", 2))
     parts.append(text(x + 16, TOP + 190, words["trained"], "small"))
-    parts.append(box(x, TOP + 198, 10, 10, "old", 2))
-    parts.append(text(x + 16, TOP + 207, words["frozen"], "small"))
-    parts.append(text(x + 16, TOP + 223, words["frozen 2"], "small"))
+    parts.append(box(x, TOP + 197, 10, 10, "lora", 2))
+    parts.append(text(x + 16, TOP + 206, words["lora"], "small"))
+    parts.append(box(x, TOP + 213, 10, 10, "old", 2))
+    parts.append(text(x + 16, TOP + 222, words["frozen"], "small"))
+    parts.append(text(x + 16, TOP + 236, words["frozen 2"], "small"))
     return parts
 
 

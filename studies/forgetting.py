@@ -126,7 +126,7 @@ def draw(result: dict, axes) -> None:
         gained = [y for _, y in changes]
         axes.plot(lost, gained, "-o", ms=3, lw=1.2, color=colour)
         is_left = name == "plain, low rate"  # where there is more room
-        axes.annotate(name, xy=(lost[-1], gained[-1]), xytext=(-6 if is_left else 6, -3),
+        axes.annotate(name, xy=(lost[-1], gained[-1]), xytext=(-6 if is_left else 6, 4),
                       ha="right" if is_left else "left", textcoords="offset points", color=colour)
         ends.append((lost[-1], gained[-1]))
 
@@ -134,22 +134,26 @@ def draw(result: dict, axes) -> None:
     way = [start, *(averaged[label] for label in BETWEEN), paths["plain"][-1]]
     mixed = [change(scores, start) for scores in way]
     axes.plot([x for x, _ in mixed], [y for _, y in mixed], "--", color=plot.GREY, lw=1)
-    axes.annotate("weights of base and plain, mixed", xy=mixed[3], xytext=(0, 6), ha="center",
+    axes.annotate("weights of base\nand plain, mixed", xy=mixed[1], xytext=(-4, 14), ha="right",
                   textcoords="offset points", color=plot.GREY)
     x, y = change(averaged["mean of checkpoints"], start)
     axes.plot(x, y, "*", color=plot.GREY)
-    axes.annotate("mean of checkpoints", xy=(x, y), xytext=(-6, -10), ha="right",
-                  textcoords="offset points", color=plot.GREY)
+    # Below the bundle of lines, with a line of its own.
+    axes.annotate("mean of plain's checkpoints", xy=(x, y), xytext=(60, -90), ha="left",
+                  textcoords="offset points", color=plot.GREY,
+                  arrowprops={"arrowstyle": "-", "color": plot.GREY, "lw": 0.6})
 
-    axes.set_xlim(right=1.2 * max(x for x, _ in ends))
+    axes.set_xlim(left=-0.08, right=1.2 * max(x for x, _ in ends))
+    axes.margins(y=0.1)
     axes.set(xlabel="English lost, bits per byte (left is better)",
              ylabel="Korean gained, bits per byte (higher is better)")
     plain = change(paths["plain"][-1], start)
     replay = change(paths["replay"][-1], start)
     share = replay[1] / plain[1]
-    as_much = "as much Korean" if share >= 0.99 else f"{share:.0%} as much Korean"
-    plot.title(axes, f"Replay forgets {1 - replay[0] / plain[0]:.0%} less English than training on "
-                     f"Korean alone,\nand learns {as_much}")
+    as_much = "as much Korean" if share >= 0.99 else f"{plot.percent(share)} as much Korean"
+    kept = plot.percent(1 - replay[0] / plain[0])
+    plot.title(axes, f"Replay forgets {kept} less English than training on Korean alone,\n"
+                     f"and learns {as_much}")
 
 
 def main() -> None:

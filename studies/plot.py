@@ -87,6 +87,15 @@ def follow_the_scheme(path: Path) -> None:
     path.write_text(head + SCHEMES + defs + rest, encoding="utf-8")
 
 
+def percent(share: float) -> str:
+    """A share in whole percent, as the texts write it.
+
+    >>> percent(0.714)
+    '71 %'
+    """
+    return f"{share * 100:.0f} %"
+
+
 def title(axes, text: str) -> None:
     """The title of the whole figure, which says what was found; on the left, as one reads."""
     axes.figure.suptitle(text, x=0.01, ha="left", fontweight="bold", wrap=True)

@@ -119,9 +119,9 @@ def draw(result: dict, axes) -> None:
     axes.set(xlabel="English, bits per byte (left is better)",
              ylabel="Korean, bits per byte (lower is better)")
     kept = (none["en"] - some["en"]) / (none["en"] - start["en"])
-    change = some["ko"] - none["ko"]
-    plot.title(axes, f"With 30 % of the windows English, {kept:.0%} of the English that would be "
-                     f"lost is kept;\nKorean changes by {change:+.3f} bits per byte")
+    shown = f"{some['ko'] - none['ko']:+.3f}".replace("-", "−")
+    plot.title(axes, f"With 30 % of the windows English, {plot.percent(kept)} of the English that "
+                     f"would be lost is kept;\nKorean changes by {shown} bits per byte")
 
 
 def report(args: argparse.Namespace, settings: dict, rows: list[dict]) -> None:
