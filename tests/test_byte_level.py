@@ -638,15 +638,15 @@ SPELL = "pre_tokenizer.pretokenizers.1"
         (f"{SPELL}.use_regex", True, "it is not a BPE over the bytes"),
         (f"{SPELL}.add_prefix_space", True, "it is not a BPE over the bytes"),
         (f"{SPLIT}.pattern.Regex", r"\p{L}+|\s+", "its regular expression loses some of a text"),
-        (f"{SPLIT}.pattern.Regex", "(", "a damaged one"),
+        (f"{SPLIT}.pattern.Regex", "(", "it is damaged"),
         ("added_tokens.0", WORD, "add_tokens has put words beside its BPE, '한국' among them"),
-        ("added_tokens.0", {}, "a damaged one"),
-        ("added_tokens", None, "a damaged one"),
-        ("model", None, "a damaged one"),
+        ("added_tokens.0", {}, "it is damaged"),
+        ("added_tokens", None, "it is damaged"),
+        ("model", None, "it is damaged"),
         ("model.merges", [], "its merges are not the ranks"),
         ("model.merges", [1], "its merges are not the ranks"),
-        ("model.merges", [[1]], "a damaged one"),
-        ("model.vocab", {"한": 1}, "a damaged one"),
+        ("model.merges", [[1]], "it is damaged"),
+        ("model.vocab", {"한": 1}, "it is damaged"),
     ],
 )
 def test_a_tokenizer_json_that_would_be_read_wrongly_is_refused(
@@ -686,7 +686,7 @@ def test_a_word_of_add_tokens_and_a_changed_order_are_refused(llama3, tmp_path):
 def test_settings_beside_a_tokenizer_may_be_wrong(llama3, tmp_path, base):
     written(tmp_path, cli.read_json(llama3 / "base/tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text("[1]")
-    with pytest.raises(cli.UserError, match="does not hold settings"):
+    with pytest.raises(cli.UserError, match="is not a JSON object"):
         tokenizer.load(tmp_path)
     with pytest.raises(cli.UserError, match="'<s>', which is not a control token"):
         byte_level_file.llama3(base.ranks, {"bos_token": "<s>"})
