@@ -139,7 +139,7 @@ def test_ctrl_c_while_processes_start(corpus, seconds):
     _, errors = process.communicate()
     assert "Traceback" not in errors
     if process.returncode != 0:  # 0: it came too late
-        assert "the same command resumes from there" in errors
+        assert "run the same command to resume" in errors
 
 
 def test_one_run_at_a_time(corpus):
