@@ -85,17 +85,23 @@ CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>
 PLAIN_TEMPLATE = "{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
 
 ODD = [
-    "", " ", "  ", "   ", "\n", "\n\n\n", "\t", "\t\t한글", " 안녕", "  안녕", "안녕 ", "안녕  하세요",
+    "", " ", "  ", "   ", "\n", "\n\n\n", "\t", "\t\t한글", " 안녕", "  안녕", "안녕 ",
+    "안녕  하세요",
     "안녕\n하세요", "\n안녕", "a  b   c    d", "    return 0;\n\n\n}", "def f(x):\n\treturn x",
-    "한국어와 English가 섞인 文章", "大韓民國 憲法", "漢字語(한자어)", "ㅋㅋㅋㅋㅋㅋㅋㅋㅋ", "ㅠㅠ ㅜㅜ",
+    "한국어와 English가 섞인 文章", "大韓民國 憲法", "漢字語(한자어)", "ㅋㅋㅋㅋㅋㅋㅋㅋㅋ",
+    "ㅠㅠ ㅜㅜ",
     unicodedata.normalize("NFD", "안녕하세요 대한민국"), "ᄒᆞᆫ글 나랏말ᄊᆞ미", "각", "뷁쀍뙇",
-    "😀😃 👨‍👩‍👧‍👦 🇰🇷", "제로\u200b폭\u200c공백\u200d\ufeff", "\u3000전각\u3000공백", "\u00a0nbsp\u00a0",
-    "ＡＢＣ１２３ ﬁ ½ ①", "3.14159 2,000,000원 10%", "▁밑줄▁", "란드의", "란드의 영화", "[INST] 안녕 [/INST]",
+    "😀😃 👨‍👩‍👧‍👦 🇰🇷", "제로\u200b폭\u200c공백\u200d\ufeff", "\u3000전각\u3000공백",
+    "\u00a0nbsp\u00a0",
+    "ＡＢＣ１２３ ﬁ ½ ①", "3.14159 2,000,000원 10%", "▁밑줄▁", "란드의", "란드의 영화",
+    "[INST] 안녕 [/INST]",
     "[INST]안녕", "<|im_end", "< s >", "https://example.com/한글?q=1&b=2", "\r\n줄\r\n",
     # Special tokens, if the base has them.
-    "<s>", "</s>", "<s>안녕", "</s> 안녕", "안녕</s>하세요", "<s> hello</s>world", "hello </s> world",
+    "<s>", "</s>", "<s>안녕", "</s> 안녕", "안녕</s>하세요", "<s> hello</s>world",
+    "hello </s> world",
     "<unk>hello", "<s>[INST] 안녕 [/INST] 네.</s><s>[INST] hello [/INST]",
-    f"{IM_END}안녕", f"{IM_END} 안녕", f"{IM_START}user\n안녕{IM_END}\n", f"hello{IM_END}\n{IM_START}",
+    f"{IM_END}안녕", f"{IM_END} 안녕", f"{IM_START}user\n안녕{IM_END}\n",
+    f"hello{IM_END}\n{IM_START}",
     "[PAD]안녕", "hello[PAD] world",
 ]  # fmt: skip
 

@@ -218,8 +218,8 @@ def draw_tokens(found: dict, axes) -> None:
     )
     axes.margins(0.08)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    plot.title(axes, f"With {suggested:,} Korean pieces added, Korean takes {plot.percent(at_knee)} "
-                     "of the tokens")
+    plot.title(axes, f"With {suggested:,} Korean pieces added, Korean takes "
+                     f"{plot.percent(at_knee)} of the tokens")
 
 
 def draw_init(found: dict, *panels) -> None:

@@ -866,8 +866,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def run_here(part: str, args: argparse.Namespace) -> None:
     """Run a part in this process, set up as train.py sets itself up."""
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
-    # If it hangs, the log shows where, shortly before the limit ends it. The limit began before this
-    # process had loaded PyTorch, which takes seconds on a busy machine.
+    # If it hangs, the log shows where, shortly before the limit ends it. The limit began before
+    # this process had loaded PyTorch, which takes seconds on a busy machine.
     faulthandler.dump_traceback_later(max(1.0, args.limit - 7))
     sizes = GPU if args.device == "cuda" else TRIAL
     args.dtype = name_of(sizes.dtype)
