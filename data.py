@@ -279,7 +279,7 @@ def write_training(
 ) -> dict[str, int]:
     """Write the tokens of all texts that are not held out to `train`, and for dialogues to `given`
     whether each token is a prompt's. Returns counts for the index: all tokens, the tokens to be
-    learnt ("targets"), the bytes of text of these, and the documents."""
+    learned ("targets"), the bytes of text of these, and the documents."""
     counts = {"tokens": 0, "targets": 0, "bytes": 0, "documents": 0}
     for batch in in_batches(texts):
         # The validation documents come among these texts again; their hashes tell which they are.
@@ -750,13 +750,13 @@ def check_pack_flags(args: argparse.Namespace) -> None:
         raise cli.UserError(f"--val_fraction {args.val_fraction} is not between 0 and 1")
     if bool(args.prompt_field) != bool(args.response_field):
         raise cli.UserError("--prompt_field and --response_field go together: give both, what is "
-                            "given and what is learnt")
+                            "given and what is learned")
     # A document comes from one place: a text, a pair of fields, or messages.
     if args.messages and args.prompt_field:
         raise cli.UserError("--messages and --prompt_field: choose one, chats or pairs of fields")
     if has_dialogues(args) and args.text_field != "text":
         raise cli.UserError("--text_field and --prompt_field or --messages: choose one, a text "
-                            "that is learnt whole or prompts with responses")
+                            "that is learned whole or prompts with responses")
 
 
 def has_dialogues(args: argparse.Namespace) -> bool:
@@ -886,11 +886,11 @@ def say_what_was_packed(args: argparse.Namespace, index: dict, seen: Seen) -> No
     """Print what the shards hold, and what was noticed along the way."""
     # For dialogues, bytes per token counts both in the responses only.
     val = index["val"]
-    learnt = ""
+    learned = ""
     if has_dialogues(args):
-        learnt = f", {index['targets']} of them learnt"
+        learned = f", {index['targets']} of them learned"
     print(f"{index['documents']} documents, {index['bytes']} bytes, {index['tokens']} tokens"
-          f"{learnt} ({index['bytes'] / index['targets']:.2f} bytes per token) in "
+          f"{learned} ({index['bytes'] / index['targets']:.2f} bytes per token) in "
           f"{len(index['files'])} shards; for validation {val['documents']} documents, "
           f"{val['bytes']} bytes; {index['duplicates']} duplicates dropped, "
           f"{seen.rejected.total()} lines rejected")
@@ -1030,9 +1030,9 @@ def add_pack_flags(parser: cli.Parser) -> None:
          help="the tokenizer of the model to train: a file that tokenizer.py wrote, or a model "
               "directory")
     flag("--prompt_field", nargs="+", metavar="FIELD",
-         help="for an sft stage: fields with the prompt, which is given and not learnt")
+         help="for an sft stage: fields with the prompt, which is given and not learned")
     flag("--response_field", metavar="FIELD",
-         help="for an sft stage: field with the response, which is learnt")
+         help="for an sft stage: field with the response, which is learned")
     flag("--messages", nargs="?", const="messages", metavar="FIELD",
          help="for an sft stage: rows are chats, in this field (messages if none is named)")
     flag("--val_fraction", type=float, default=0.005,

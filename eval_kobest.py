@@ -10,7 +10,7 @@ section 2.4):
 Scores can be compared with those of lm-evaluation-harness 0.4.13: prompts, spaces, BOS, truncation,
 metrics and the choice of solved examples (--shots) are the same, including its quirks.
 
-A score shows that a model has learnt something only if it is above three baselines: chance; always
+A score shows that a model has learned something only if it is above three baselines: chance; always
 giving the most common answer (both are printed beside it); and scoring the answers without their
 question (--answer_only).
 

@@ -146,7 +146,7 @@ def finish_settings(stage: plan.Stage, start: Path, folder: Path) -> None:
     if not (folder / "tokenizer.json").exists():
         tokenizer.write(vocabulary, folder, start)
 
-    # The model has learnt that documents end with the tokenizer's EOS. If neither file names that
+    # The model has learned that documents end with the tokenizer's EOS. If neither file names that
     # token, the base was trained without init.py. (If only one does, the other was changed on
     # purpose.)
     settings = {}

@@ -76,7 +76,7 @@ class Growth(NamedTuple):
     base: int
     size: int
     padded: int
-    parts: list[list[int]]      # for each new piece, the base's ids that have spelt it so far; for
+    parts: list[list[int]]      # for each new piece, the base's ids that have spelled it; for
                                 # a token that moves, its old id; for one without a row, nothing
     space: int                  # the id of a bare ▁, SentencePiece's space
 

@@ -606,7 +606,7 @@ def report(
         # An unreachable piece costs a row and saves nothing.
         lost = unreachable(vocabulary, base_size)
         for text, cut in lost.items():
-            print(f"{name}: {text} is unreachable; by the base's ranks its text becomes {cut}")
+            print(f"{name}: {text} is unreachable: its text is segmented as {cut}")
         summary[name] = {
             "pieces": vocabulary.size,
             "added": vocabulary.size - base_size,

@@ -78,7 +78,7 @@ TEXTS = {
         "byte": "bytes of one syllable",
         "old rows": "rows of the base",
         "new rows": "new: mean of the rows",
-        "new rows 2": "that spelt the piece",
+        "new rows 2": "that spelled the piece",
         "stages": ["embed,\nhead", "odd\nlayers", "even\nlayers", "LoRA"],
         "trained": "trained",
         "frozen": "frozen: no gradient,",

@@ -65,7 +65,8 @@ def check_flags(args: argparse.Namespace, steps: list[str]) -> None:
     if args.examples < 0:
         raise cli.UserError(f"--examples {args.examples}: give 0 (for none) or more")
     if Path(args.out).exists() and not Path(args.out).is_dir():
-        raise cli.UserError(f"{args.out} is a file; a folder is to be written there")
+        raise cli.UserError(f"{args.out} is a file, but a folder is to be written "
+                            "there; name another one")
 
 
 def read_benchmark(folder: str | None) -> decontaminate.Benchmark | None:

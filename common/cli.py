@@ -101,7 +101,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, and with a hint for a misspelt flag.
+    """argparse without abbreviations, and with a hint for a misspelled flag.
 
     Pass the module's docstring as `description`; it is the manual that --help prints.
     """

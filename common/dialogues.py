@@ -1,15 +1,15 @@
-"""Dialogues, for instruction tuning (the stage `sft`): prompts are given, responses are learnt.
+"""Dialogues, for instruction tuning (the stage `sft`): prompts are given, responses are learned.
 
     python data.py pack --input alpaca.jsonl --tokenizer merged.model --out shards/sft \\
         --prompt_field instruction input --response_field output
 
 The format is BOS, the prompt, a space, the response, EOS. No other template is added: if there
 should be text before or between them ("### Response:"), it has to be in the fields. BOS and the
-prompt's tokens are given, all others are learnt. For example, {"instruction": "Translate.",
+prompt's tokens are given, all others are learned. For example, {"instruction": "Translate.",
 "input": "sea", "output": "바다"} becomes
 
     <s> Translate. \\n sea   ▁바다 </s>
-    [      given      ]   [ learnt  ]
+    [      given      ]   [ learned ]
 
 Several prompt fields are joined by newlines; a row may lack some of them, but not all. White space
 at the end of a prompt and at the beginning of a response is dropped.
@@ -20,7 +20,7 @@ answer, joined by newlines, are its prompt, so a system message comes before the
 further exchange follows the EOS of the previous one:
 
     <s> prompt 1   ▁response 1 </s>   prompt 2   ▁response 2 </s>
-    [  given   ]   [    learnt    ]   [ given]   [    learnt    ]
+    [  given   ]   [   learned    ]   [ given]   [   learned    ]
 
 The stage `sft` writes this format into its model directory as chat_template, so programs that use
 apply_chat_template prompt the model as it was trained.

@@ -91,10 +91,10 @@ def with_saved_weights(entries: list[str], saved: list[str]) -> list[str]:
     >>> with_saved_weights(["new/ko", "new/en"], ["ko=0.75", "en=0.25"])
     ['new/ko=0.75', 'new/en=0.25']
     """
-    spelt_out = [sources.with_weight(entry) for entry in entries]
-    has_no_weights = spelt_out == [f"{entry}=1" for entry in entries]
+    spelled_out = [sources.with_weight(entry) for entry in entries]
+    has_no_weights = spelled_out == [f"{entry}=1" for entry in entries]
     if not has_no_weights or len(entries) != len(saved):
-        return spelt_out
+        return spelled_out
     weights = [sources.split_entry(entry)[1] for entry in saved]
     return [f"{entry}={weight}" for entry, weight in zip(entries, weights, strict=True)]
 

@@ -69,7 +69,7 @@ def folder(tmp_path_factory):
 # ---------------------------------------------------------------------------------------- 1. growth
 
 
-def test_a_piece_is_cut_as_the_base_has_spelt_it(folder):
+def test_a_piece_is_cut_as_the_base_has_spelled_it(folder):
     grow = init.growth(folder / "model", folder / "merged.model", 1)
     name = tokenizer.load(folder / "model").sp.id_to_piece
     assert [" ".join(map(name, ids)) for ids in grow.parts] == [

@@ -374,7 +374,8 @@ def corpus_section(corpus: dict) -> list[str]:
         "## 1. Corpus",
         "",
         "The built-in world has faults planted in it. *Recall* is the share of them that was "
-        "found, *precision* the share of what was removed or masked that was planted.",
+        "found, not counting those that another step had removed first; *precision* is the share "
+        "of what was removed or masked that was planted.",
         "",
     ]
     for language, name in (("ko", "Korean"), ("en", "English")):

@@ -440,14 +440,14 @@ def test_prompts_are_given_and_responses_learnt(world, tmp_path):
     docs, n_bytes = shards.validation(10**6)
     responses = {r for _, r in pairs}
     windows = [shards.window(i, 7) for i in range(shards.windows(7))]
-    learnt = [[]]
+    learned = [[]]
     for token, target in zip(*map(np.concatenate, zip(*windows, strict=True)), strict=True):
         if target != data.IGNORE:
-            learnt[-1].append(int(target))
-        elif learnt[-1]:
-            learnt.append([])
+            learned[-1].append(int(target))
+        elif learned[-1]:
+            learned.append([])
         assert 0 <= token < 400
-    texts = [sp.decode(ids) for ids in learnt if ids[-1:] == [sp.eos]]
+    texts = [sp.decode(ids) for ids in learned if ids[-1:] == [sp.eos]]
     assert shards.index["documents"] + len(docs) == len(pairs)
     assert len(texts) >= shards.index["documents"] - 2 and all(text in responses for text in texts)
     prompts = shards.prompts(docs)

@@ -104,9 +104,9 @@ def test_a_prompt_of_one_field_is_packed_as_it_always_was(world, tmp_path):
 def test_bytes_per_token_counts_the_response_alone(world, tmp_path, capsys):
     index = pack(world, tmp_path, ALPACA, *FIELDS).index
     *packed, _ = documents(data.Shards(tmp_path / "out"))
-    learnt = sum(len(targets) for _, targets in packed)
-    assert index["targets"] == learnt < index["tokens"]
-    assert f"{learnt} of them learnt ({index['bytes'] / learnt:.2f} bytes per token)" in said(
+    learned = sum(len(targets) for _, targets in packed)
+    assert index["targets"] == learned < index["tokens"]
+    assert f"{learned} of them learned ({index['bytes'] / learned:.2f} bytes per token)" in said(
         capsys
     )
 
@@ -234,14 +234,14 @@ def test_of_a_chat_the_answers_and_their_ends_are_learnt(world, tmp_path):
     shards = pack(world, tmp_path, rows, "--messages")
     sp = tokenizer.load(world / "base.model")
     ids = [sp.bos]
-    learnt = []
+    learned = []
     for prompt, whole in [("be brief\nsay sea", "be brief\nsay sea sea"),
                           ("and\nsay tree", "and\nsay tree tree")]:
         exchange = sp.encode(whole, bos=False, eos=True)
         ids += exchange
-        learnt += exchange[len(sp.encode(prompt, bos=False)):]
-    assert (ids, learnt) in documents(shards)
-    assert [sp.decode(learnt), learnt.count(sp.eos)] == ["sea tree", 2]
+        learned += exchange[len(sp.encode(prompt, bos=False)):]
+    assert (ids, learned) in documents(shards)
+    assert [sp.decode(learned), learned.count(sp.eos)] == ["sea tree", 2]
     n_bytes = shards.index["bytes"] + shards.index["val"]["bytes"]
     assert n_bytes == len("sea" + "  tree" + "sky")
     _, n_bytes = shards.validation(10**6)
@@ -369,10 +369,10 @@ def test_the_chat_template_gives_the_ids_that_pack_wrote(
     # The prompt ends where the tokens to learn of the last answer begin.
     sp = tokenizer.load(world / "base.model")
     for ids, asked in found:
-        learnt = dict((tuple(whole), targets) for whole, targets in packed)[tuple(ids)]
+        learned = dict((tuple(whole), targets) for whole, targets in packed)[tuple(ids)]
         answer = ids[len(asked):]
         assert ids[:len(asked)] == asked
-        assert answer == learnt[-len(answer):]
+        assert answer == learned[-len(answer):]
         assert sp.eos not in answer[:-1] and len(answer) > 1
 
 
