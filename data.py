@@ -959,20 +959,20 @@ def check_places(out: str, inputs: list[str]) -> None:
                                 "as input the next time; name a folder outside it")
 
 
-def add_common_flags(parser: cli.Parser) -> None:
-    """Flags of `clean` and `pack`."""
+def add_common_flags(parser: cli.Parser, workers: str) -> None:
+    """Flags of `clean` and `pack`; `workers` says what --workers counts."""
     flag = parser.add_argument
     flag("--input", nargs="+", required=True, help=f"files or folders of {KINDS}")
     flag("--out", required=True,
          help="folder to write; an existing one is replaced when the new one is complete")
     add_flags(parser)  # how to read the input
     flag("--workers", type=int, default=1,
-         help="number of processes (clean) or threads (pack); the results do not depend on it")
+         help=f"number of {workers}; the results do not depend on it")
 
 
 def add_clean_flags(parser: cli.Parser) -> None:
     """Flags of `clean`; what they do is in cleaning/."""
-    add_common_flags(parser)
+    add_common_flags(parser, "processes")
     flag = parser.add_argument
     flag("--lang", choices=["ko", "en"], default="ko", help="the language that the rules expect")
     flag("--profile", choices=["web", "formal", "short"], default="web",
@@ -1024,7 +1024,7 @@ def add_show_flags(parser: cli.Parser) -> None:
 
 def add_pack_flags(parser: cli.Parser) -> None:
     """Flags of `pack`."""
-    add_common_flags(parser)
+    add_common_flags(parser, "threads")
     flag = parser.add_argument
     flag("--tokenizer", required=True,
          help="the tokenizer of the model to train: a file that tokenizer.py wrote, or a model "

@@ -614,10 +614,11 @@ def main(argv: list[str] | None = None) -> None:
     """Score a model on the tasks, or compare two files of scores."""
     parser = cli.Parser(description=__doc__, prog="eval_kobest.py")
     flag = parser.add_argument
-    flag("--model", type=Path, help="model directory, with its tokenizer")
+    flag("--model", type=Path,
+         help="model directory, with its tokenizer (required, unless --compare is given)")
     flag("--data", type=Path,
          help="folder of KoBEST: its repository, the folder v1.0 in it, or Hugging Face's files as "
-              "JSON lines")
+              "JSON lines (required, unless --compare is given)")
     flag("--tasks", nargs="+", default=KOBEST, choices=list(TASKS), metavar="TASK",
          help="tasks to score, of " + ", ".join(TASKS))
     flag("--split", default="test", choices=["test", "dev", "train"],

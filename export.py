@@ -1,4 +1,4 @@
-"""Make a model directory from a run's checkpoint, or from a stage that ends.
+"""Make a model directory, or a PEFT adapter, from a checkpoint of a run or a finished stage.
 
     # the newest checkpoint, as a model directory
     python export.py RUN --out DIR
@@ -11,12 +11,9 @@ DIR can then be --model of train.py, eval_kobest.py and sample.py. export.py nee
 memory for what the stage trains and for one file of weights (at most 5 GB). RUN may be training at
 the same time: nothing in it is changed or locked.
 
-A stage trains a part of the model, but its directory holds a whole model: what was trained comes
-from memory, and everything else, unchanged, from the directory that the stage started from. A LoRA
-is merged into the matrices beside it, and also written by itself as an adapter that PEFT opens.
-
-A checkpoint holds only what was trained. Its model directory is made in the same way: what was
-trained comes from the checkpoint, and everything else from where the stage started.
+A stage trains a part of the model, and a checkpoint holds only that part. Everything else is copied
+unchanged from the directory that the stage started from. A LoRA is merged into the matrices beside
+it; --adapter writes it by itself. When a stage ends, train.py writes its directory in the same way.
 """
 import argparse
 import os
@@ -396,7 +393,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = cli.Parser(description=__doc__, prog="export.py")
     flag = parser.add_argument
     flag("run", type=Path, metavar="RUN", help="run folder of train.py")
-    flag("--out", type=Path, help="model directory to write")
+    flag("--out", type=Path, help="model directory to write (this or --adapter is required)")
     flag("--adapter", type=Path,
          help="folder to write a LoRA stage's adapter to, for PEFT; instead of --out")
     flag("--stage", type=int,

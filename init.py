@@ -459,8 +459,8 @@ def main(argv: list[str] | None = None) -> None:
     flag("--tokenizer", type=Path, required=True,
          help="the merged tokenizer: the file or folder that tokenizer.py merge wrote")
     flag("--out", type=Path,
-         help="model directory to write; with --probe, JSON file to write its numbers to (default: "
-              "probe.json)")
+         help="model directory to write (required without --probe); with --probe, the JSON file "
+              "for its numbers (default: probe.json)")
     flag("--method", choices=METHODS, default="subtoken_both",
          help="how to initialise the new rows; see above")
     flag("--pad_to", type=int, default=64,

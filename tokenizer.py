@@ -882,7 +882,7 @@ def add_command(commands, name: str, what: str, example: str) -> cli.Parser:
 def add_train(commands) -> None:
     """The flags of `tokenizer.py train`."""
     command = add_command(
-        commands, "train", "Train a BPE model on runs of Hangul, or with --text all on all text.",
+        commands, "train", "Train a BPE model on runs of Hangul or, with --text all, on all text.",
         "--input wiki reviews --balance --min_count 50 --out korean.model")
     flag = command.add_argument
     flag("--input", nargs="+", required=True, help=f"files or folders of {KINDS}")

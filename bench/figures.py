@@ -174,9 +174,9 @@ def draw_corpus(found: dict, documents_axes, bytes_axes) -> None:
     last = found[largest][-1]
     removed_documents = plot.percent(1 - last[1] / first[1])
     removed_text = plot.percent(1 - last[2] / first[2])
-    plot.title(documents_axes, f"Cleaning removes {removed_documents} of the documents of "
-                               f"“{NAMES.get(largest, largest)}”, and {removed_text} "
-                               "of its text")
+    plot.title(documents_axes, f"Of “{NAMES.get(largest, largest)}”, cleaning removes "
+                               f"{removed_documents} of the documents, but {removed_text} "
+                               "of the text")
 
 
 def draw_funnel(axes, found: dict, order: list[str], column: int) -> None:
@@ -283,9 +283,9 @@ def draw_stages(found: dict, *panels) -> None:
     staged_end = statistics.mean(score[0] for score in list(staged.values())[-1])
     full_end = statistics.mean(score[0] for score in rivals["full"]) if "full" in rivals else None
     if full_end is not None and full_end < staged_end:
-        finding = "One full stage learns more Korean than four stages with as many tokens together"
+        finding = "With as many tokens, one full stage learns more Korean than four stages"
     elif full_end is not None:
-        finding = "Four stages learn more Korean than one full stage with as many tokens"
+        finding = "With as many tokens, four stages learn more Korean than one full stage"
     else:
         finding = "Korean and English after each stage"
     plot.title(panels[0], finding)
