@@ -10,17 +10,18 @@ is computed as long as its logits are in memory:
 
     dz = softmax(z) - onehot(target)    dh = dz W    dW += dzᵀ h
 
-The upstream gradient is a single factor, which can be applied in the backward pass. (Recomputing
-the logits there would cost a fourth matmul.) The memory needed is one chunk of logits.
+The loss is one number, so the upstream gradient is one factor, by which the backward pass
+multiplies dh and dW. (Recomputing the logits there would cost a fourth matmul.) The memory needed
+is one chunk of logits.
 
 The three matmuls are PyTorch's. Between them, softmax, loss and dz cost memory traffic: PyTorch's
 operations pass over the chunk about ten times. The kernel below reads a row twice, the second time
 from the end, where the cache still holds it, and writes dz over it. That moves 2 to 3 tensors of
 the size of the logits.
 
-The size of a chunk is a budget of bytes, not of rows, because matmuls with few rows are slow. dW is
-accumulated in float32 in any dtype, because hundreds of bfloat16 additions would lose the small
-ones. Rows whose target is -100 do not count.
+The size of a chunk is a budget of bytes, but at least 384 rows, because matmuls with few rows are
+slow. dW is summed in float32 or better, because a sum in bfloat16 stops growing when it is about
+256 times as large as what is added. Rows whose target is -100 do not count.
 
 For example, with two classes and z = (0, 0), the loss is log 2 = 0.6931 and dz = (½, ½) - onehot.
 """
@@ -137,11 +138,13 @@ def _softmax_triton(logits, targets, need_gradient):
 def _softmax_torch(logits, targets, need_gradient):
     """As `_softmax_triton`, with losses (n, 1). Operations of the logits' size are in place."""
     counts = (targets != IGNORE).unsqueeze(1)                               # (n, 1)
+    # A row that does not count reads class 0, which exists, and its loss and dz are set to 0.
     index = targets.unsqueeze(1).where(counts, 0)                           # (n, 1)
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))         # (n, V)
     torch.log_softmax(z, 1, out=z)
     losses = -z.gather(1, index) * counts                                   # (n, 1)
     if need_gradient:
+        # dz = softmax(z) - onehot(target)
         z.exp_()
         z.scatter_add_(1, index, -torch.ones_like(losses))
         if not counts.all():
@@ -283,6 +286,9 @@ def _scaled(gradient: torch.Tensor | None, factor: torch.Tensor, dtype: torch.dt
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
+    """The forward pass computes both gradients and keeps them, not hidden or weight. The backward
+    pass only scales them. Second derivatives would need the logits, so there are none."""
+
     @staticmethod
     def forward(ctx, hidden, weight, targets, chunk_bytes, need_hidden, need_weight):
         loss, grad_hidden, grad_weight = _operation(
