@@ -8,6 +8,10 @@ A checkpoint is a folder RUN/checkpoints/STAGE-STEP:
     counters.json         step, tokens, the data loader's position; and the SHA-256 of every other
                           file
 
+No state of a random generator is saved. The order of the data is a function of the seed and the
+loader's counts, adamw_bf16's rounding one of the seed and the step. Nothing else in a step is
+random.
+
 Two rules make checkpoints reliable:
 
 - A checkpoint is written under a temporary name and renamed last. So a kill at any moment leaves
@@ -43,6 +47,7 @@ from common.cli import UserError, new_file, new_folder, read_json, sha256, warn,
 # PyTorch warns when a single process saves, which is normal here.
 warnings.filterwarnings("ignore", "torch.distributed is disabled")
 
+# Frozen parameters are not saved. With strict=True loading would fail because they are missing.
 TRAINED_ONLY = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 # Checkpoints kept during training if --keep is 0: the newest, and the one before it in case the
@@ -118,6 +123,7 @@ def delete_all(run: Path) -> None:
 
 def find(run: Path, stage: int | None = None) -> list[Path]:
     """The checkpoints of a run, or of one stage, newest first (by stage and step, not by time)."""
+    # The name of an unfinished checkpoint begins with a dot (cli.new_folder), so it does not match.
     pattern = "[0-9]*-[0-9]*"
     if stage is not None:
         pattern = f"{stage:02d}-[0-9]*"
