@@ -167,6 +167,7 @@ def learning_rate(step: int, steps: int, peak: float, args: argparse.Namespace) 
     # Adam's moments start empty, so its first steps are the least reliable: make them small.
     warmup_steps = max(1, round(args.warmup * steps))
     if step < warmup_steps:
+        # With step instead of step + 1, the first rate would be 0 and the weights would not move.
         return peak * (step + 1) / warmup_steps
 
     # Then decay from the peak to --min_lr times the peak.
@@ -194,10 +195,12 @@ def batches(
     # All processes ask for the whole batch, so they agree on the order; each reads only its rows.
     share = windows // parallel.size()
     first = parallel.rank() * share
+    # All sources were packed with the same tokenizer (open_sources), so they have the same BOS.
     bos = loader.sources[0].index["bos_token_id"]
     for _ in range(n):
         inputs, targets, source_of = loader.next(windows, slice(first, first + share))
         counted = (targets != data.IGNORE).sum()
+        # A batch of prompts alone has no target. Its loss is 0, which must not be divided by 0.
         count = max(1, parallel.all_reduce_sum(counted)[0])
         inputs = torch.from_numpy(inputs)                                   # (share, seq_len)
         targets = torch.from_numpy(targets)                                 # (share, seq_len)
@@ -367,6 +370,7 @@ def train_stage(
         if args.eval_every and done % args.eval_every == 0:
             validate(llama, shards, vocabulary, args, number, done, tokens, metrics)
         if stopping or done % args.save_every == 0:
+            # The loader has drawn the next batch already, so save its state as of this batch.
             state = training_state(number, done, tokens, loader_state, shards)
             checkpoint.save(run, llama, optimizer, state, args.keep)
         if stopping:
@@ -374,6 +378,7 @@ def train_stage(
 
     progress.close()
     validate(llama, shards, vocabulary, args, number, steps, tokens, metrics)
+    # After the last step no batch has been drawn ahead, so the loader's own state is the right one.
     state = training_state(number, steps, tokens, loader.state_dict(), shards)
     export.save_stage(llama, stage, start, stage_folder(run, number, stage), args, state)
     return tokens
