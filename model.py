@@ -148,6 +148,7 @@ def attention_reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
     k = repeat_heads(k, H)                                              # (B, H, S, E)
     v = repeat_heads(v, H)                                              # (B, H, S, E)
     scores = q @ k.transpose(2, 3) / math.sqrt(E)                       # (B, H, T, S)
+    # Query t stands at position S - T + t. It does not attend to the positions after that.
     is_later = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(1 + S - T)
     scores = scores.masked_fill(is_later, -math.inf)
     if numbers is not None:
@@ -186,6 +187,7 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch
     mask = None
     if 1 < T < S:
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    # PyTorch's is_causal gives query 0 the position 0, which is right only if T = S.
     options = {"attn_mask": mask, "is_causal": T == S, "enable_gqa": K < H}
 
     # cuDNN builds a plan for every new sequence length (0.04 to 0.07 s on an H200). Training uses
@@ -307,6 +309,7 @@ class Documents(NamedTuple):
         """
         numbers = self.numbers
         if varlen_runs(numbers, dtype):
+            # Document i takes the positions starts[i] … starts[i + 1] - 1 of the B·T.
             # The numbers up to `room` that no document has become empty documents at the end.
             all_numbers = torch.arange(self.room + 1, dtype=numbers.dtype, device=numbers.device)
             starts = torch.searchsorted(numbers.flatten(), all_numbers, out_int32=True)
@@ -650,7 +653,8 @@ class LoRALinear(Linear):
         rows = x.flatten(0, -2)                                         # (B T, in)
 
         # The narrow product is scaled, and addmm_ adds the last matmul to y while writing it.
-        # Scaling and adding afterwards would each be another pass over (B T, out).
+        # Scaling and adding afterwards would each be another pass over (B T, out). Backward
+        # does not read y, so y may be overwritten.
         low = F.linear(rows, A) * self.scale                            # (B T, rank)
         y = super().forward(rows)                                       # (B T, out)
         y = y.addmm_(low, B.t())                                        # (B T, out)
@@ -659,6 +663,7 @@ class LoRALinear(Linear):
 
 def init_lora_a(A: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
     """Fill A (rank, in) as LoRA's authors do: uniform between ±1/√in."""
+    # The bound of kaiming_uniform_ is √(6 / (1 + a²)) / √in, so a = √5 makes it 1/√in.
     return nn.init.kaiming_uniform_(A, a=math.sqrt(5), generator=generator)
 
 
@@ -715,6 +720,7 @@ def load(folder: str | Path, device: str = "cpu",
     # A model that has only names, shapes and dtypes.
     with torch.device("meta"):
         llama = Llama(config)
+    # Listed before before_load, which may add LoRAs: the directory does not hold these.
     names = [name for name, _ in llama.named_parameters()]
     check_names(folder, names, stored, config)
     for name, p in llama.named_parameters():
