@@ -36,7 +36,7 @@ trained, because only a trained matrix needs its input:
 
 In addition:
 
-- In float32, one number per norm and one per head.
+- In float32, one number per norm (1 / root mean square) and one per head (log Σ exp scores).
 - A LoRA of rank r keeps r more for each of the seven matrices.
 - A float32 master weight used in bfloat16 is cast, and the copy is kept (not with several
   processes, where the gathered group is that copy).
@@ -337,6 +337,8 @@ def flops_per_token(
         if trained_weights > 0:
             trained_so_far = True
 
+        # The forward pass, then the gradients of the inputs, then those of the weights. Attention
+        # has no weights: its backward pass takes twice its forward pass.
         total += 2 * weights + scores
         if trained_so_far:
             total += 2 * weights + 2 * scores
@@ -391,10 +393,10 @@ def block_activations(
         attention += D + 4 * rank                           # input of q, k, v; LoRAs' x Aᵀ
     if trained and step.device == "cpu":
         attention += query_width                            # the output, laid out for o_proj
-    feed_forward = D + 2 * width
+    feed_forward = D + 2 * width                            # residual stream; gate and up
     if trained:
-        feed_forward += D + width + 3 * rank
-    feed_forward_float32 = 1
+        feed_forward += D + width + 3 * rank                # the matrices' inputs; LoRAs' x Aᵀ
+    feed_forward_float32 = 1                                # the norm's 1 / root mean square
 
     itemsize = step.dtype.itemsize
     attention_bytes = step.tokens * (itemsize * attention + 4 * attention_float32)
