@@ -677,7 +677,8 @@ def score_documents(
     """Bits per byte on whole documents: nats of all tokens / UTF-8 bytes of text / ln 2.
 
     A loss per token would favour the tokenizer that splits text into more tokens; the bytes are the
-    same for all. Also returns that loss (nats per token) and the numbers of tokens and bytes.
+    same for all. Documents are whole because the first thousand tokens of one are another text for
+    each tokenizer. Also returns that loss (nats per token) and the numbers of tokens and bytes.
 
     documents: int64, BOS ... EOS. prompts: for each document, which tokens are a prompt's, or None.
     n_bytes: the UTF-8 bytes of all documents' text, without prompts."""

@@ -496,7 +496,8 @@ def merge(base: Model, korean: list[Piece]) -> bytes:
         parts.append(field(PIECES, field(TEXT, text) + field(SCORE, 0.0) + field(TYPE, CONTROL)))
 
     # Steps of 1 keep the scores distinct, which float32 can represent down to -2^24. If scores were
-    # equal, the leftmost join would win instead of the one learned first.
+    # equal, the leftmost join would win instead of the one learned first. A piece without a TYPE is
+    # a normal one.
     for i, piece in enumerate(new, start=1):
         score = float(lowest - i)
         parts.append(field(PIECES, field(TEXT, piece.text.encode()) + field(SCORE, score)))
