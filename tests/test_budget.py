@@ -211,7 +211,8 @@ def test_plan_prints_it_and_a_run_does_not(world, tmp_path, capsys):
     assert "device=cuda dtype=bfloat16" in text and "fits 16 GB" in text
     for name in ("hours:", "fits:", "disk:", "host memory:"):
         assert line_of(text, name)
-    assert "hours: give --gpu or --tflops" in plan_of([*model_and_stages, "--device", "cpu"], capsys)
+    assert "hours: give --gpu or --tflops" in plan_of([*model_and_stages, "--device", "cpu"],
+                                                      capsys)
     assert "device=cuda" in plan_of([*model_and_stages, "--tflops", "400"], capsys)
     out = tmp_path / "run"
     train.main([*model_and_stages, "--data", f"{world}/shards/ko", "--out", str(out), "--device",

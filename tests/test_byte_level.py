@@ -398,7 +398,8 @@ def test_merge_overwrites_no_other_file_or_model(llama3, tmp_path, refused):
         f"{llama3}/korean.tiktoken",
         "--out",
     ]
-    refused(tokenizer, [*merge, f"{tmp_path}/file"], "is a file, but a folder is to be written there")
+    refused(tokenizer, [*merge, f"{tmp_path}/file"],
+            "is a file, but a folder is to be written there")
     refused(tokenizer, [*merge, f"{tmp_path}/base"], "would replace one of its inputs")
     shutil.copytree(llama3 / "base", tmp_path / "another")
     refused(tokenizer, [*merge, f"{tmp_path}/another"], "holds more than a tokenizer")

@@ -55,8 +55,8 @@ def corpus(tmp_path):
 
 
 def clean(corpus: Path, out: str, *flags: str) -> dict:
-    data.main(["clean", "--input", str(corpus / "raw"), "--out", str(corpus / out), "--profile", "formal",
-               "--decontaminate", str(corpus / "kobest"), *flags])
+    data.main(["clean", "--input", str(corpus / "raw"), "--out", str(corpus / out),
+               "--profile", "formal", "--decontaminate", str(corpus / "kobest"), *flags])
     return json.loads((corpus / out / "report.json").read_text())
 
 
@@ -64,8 +64,8 @@ def test_clean_finds_what_was_planted_and_loses_nothing(corpus, capsys):
     report = clean(corpus, "out")
     out = corpus / "out"
     assert sorted(file.name for file in out.iterdir()) == [
-        "a-2.jsonl", "a.jsonl", "c.jsonl", "changed.jsonl", "examples.jsonl", "rejected.jsonl", "removed.jsonl",
-        "report.json"]
+        "a-2.jsonl", "a.jsonl", "c.jsonl", "changed.jsonl", "examples.jsonl", "rejected.jsonl",
+        "removed.jsonl", "report.json"]
     removed = {r["id"]: r for r in lines(out / "removed.jsonl")}
     assert {i: (r["step"], r["reason"]) for i, r in removed.items() if not i.startswith("a")} == {
         "copy": ("exact", "exact_duplicate"), "short": ("rules", "too_short"),
@@ -75,9 +75,12 @@ def test_clean_finds_what_was_planted_and_loses_nothing(corpus, capsys):
     assert [(r["id"], r["reason"], r["line"]) for r in lines(out / "changed.jsonl")] == [
         ("a3", "phone", 4)
     ]
-    assert [(Path(r["file"]).name, r["line"], r["reason"]) for r in lines(out / "rejected.jsonl")] == [
-        ("c.jsonl.gz", 1, "broken gzip"), ("a.jsonl", 26, "broken JSON"), ("a.jsonl", 27, "no text field"),
-        ("a.jsonl", 28, "no text field"), ("a.jsonl", 29, "lone surrogate"), ("a.jsonl", 30, "empty text")]
+    rejected = lines(out / "rejected.jsonl")
+    assert [(Path(r["file"]).name, r["line"], r["reason"]) for r in rejected] == [
+        ("c.jsonl.gz", 1, "broken gzip"), ("a.jsonl", 26, "broken JSON"),
+        ("a.jsonl", 27, "no text field"),
+        ("a.jsonl", 28, "no text field"), ("a.jsonl", 29, "lone surrogate"),
+        ("a.jsonl", 30, "empty text")]
     kept = lines(out / "a.jsonl") + lines(out / "a-2.jsonl")
     # Other fields pass, in order.
     assert [d["year"] for d in kept if "year" in d] == [i for i in range(60) if i != 6]
@@ -87,7 +90,8 @@ def test_clean_finds_what_was_planted_and_loses_nothing(corpus, capsys):
     ] == len(kept)
     assert report["output"]["bytes"] == sum(len(d["text"].encode()) for d in kept)
     steps = report["steps"]
-    assert [s["step"] for s in steps] == ["normalise", "mask", "leftovers", "rules", "exact", "near",
+    assert [s["step"] for s in steps] == ["normalise", "mask", "leftovers", "rules", "exact",
+                                          "near",
                                          "perplexity", "decontaminate"]
     assert all(a["documents_out"] == b["documents_in"] and a["bytes_out"] == b["bytes_in"]
                for a, b in zip(steps, steps[1:], strict=False))
@@ -101,8 +105,9 @@ def test_clean_finds_what_was_planted_and_loses_nothing(corpus, capsys):
 
 def test_same_bytes_for_any_number_of_workers(corpus):
     clean(corpus, "one")
-    subprocess.run([sys.executable, data.__file__, "clean", "--input", "raw", "--out", "three", "--profile", "formal",
-                    "--decontaminate", "kobest", "--workers", "3"], cwd=corpus, check=True, capture_output=True)
+    subprocess.run([sys.executable, data.__file__, "clean", "--input", "raw", "--out", "three",
+                    "--profile", "formal", "--decontaminate", "kobest", "--workers", "3"],
+                    cwd=corpus, check=True, capture_output=True)
     for file in (corpus / "one").iterdir():
         expected = file.read_text(encoding="utf-8").replace(f"{corpus}/", "")
         assert (corpus / "three" / file.name).read_text(encoding="utf-8") == expected
@@ -116,8 +121,8 @@ def test_a_page_of_menus_only_gets_no_perplexity(tmp_path):
         [{"text": "\n".join(rng.sample(menu, 6))} for _ in range(20)]
         + [{"text": korean(rng, 8)} for _ in range(120)],
     )
-    data.main(["clean", "--input", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--steps", "lines",
-               "perplexity"])
+    data.main(["clean", "--input", str(tmp_path / "raw"), "--out", str(tmp_path / "out"),
+               "--steps", "lines", "perplexity"])
     first, second = json.loads((tmp_path / "out" / "report.json").read_text())["steps"]
     assert first["reasons"] == {"only_repeated_lines": 20} and second["documents_in"] == 120
 
@@ -135,7 +140,8 @@ def test_sample_and_steps(corpus):
 def test_cp949_text_file(tmp_path):
     text = korean(random.Random(), 9)
     (tmp_path / "novel.txt").write_bytes(text.encode("cp949"))
-    data.main(["clean", "--input", str(tmp_path / "novel.txt"), "--out", str(tmp_path / "o"), "--encoding", "cp949"])
+    data.main(["clean", "--input", str(tmp_path / "novel.txt"), "--out", str(tmp_path / "o"),
+               "--encoding", "cp949"])
     assert lines(tmp_path / "o" / "novel.jsonl") == [{"text": text}]
     with pytest.raises(UserError, match="not utf-8"):
         data.main(["clean", "--input", str(tmp_path / "novel.txt"), "--out", str(tmp_path / "p")])
@@ -144,15 +150,19 @@ def test_cp949_text_file(tmp_path):
 
 @pytest.mark.parametrize("flags, message", [
     (["--input", "absent.jsonl"], "does not exist"), (["--input", "empty"], "holds no"),
-    (["--input", "x.pdf"], "none of"), (["--input", "junk.jsonl"], "nothing is left of 1 documents .1 too_short"),
-    (["--input", "a.jsonl", "--sample", "0"], "sample"), (["--input", "a.jsonl", "--workers", "0"], "workers"),
+    (["--input", "x.pdf"], "none of"),
+    (["--input", "junk.jsonl"], "nothing is left of 1 documents .1 too_short"),
+    (["--input", "a.jsonl", "--sample", "0"], "sample"),
+    (["--input", "a.jsonl", "--workers", "0"], "workers"),
     (["--input", "a.jsonl", "--decontaminate", "empty"], "no .tsv"),
     (["--input", "a.jsonl", "--steps", "decontaminate"], "need each other"),
     (["--input", "a.jsonl", "--decontaminate", "cp949"], "cannot read cp949/a.tsv: 'utf-8' codec"),
     (["--input", "a.jsonl", "--reference", "novel.txt"], "no documents found; check --encoding"),
     (["--input", "a.jsonl", "--tails", "nan", "1"], "two percentages"),
-    (["--input", "a.jsonl", "cp949"], "cp949/.udcb0.udca1.jsonl': the name of this file is not UTF-8"),
-    (["--input", "a.jsonl", "--out", "x.pdf"], "is a file"), (["--input", "a.jsonl", "--out", "."], "its own input"),
+    (["--input", "a.jsonl", "cp949"],
+     "cp949/.udcb0.udca1.jsonl': the name of this file is not UTF-8"),
+    (["--input", "a.jsonl", "--out", "x.pdf"], "is a file"),
+    (["--input", "a.jsonl", "--out", "."], "its own input"),
 ])
 def test_user_errors_are_one_line(tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
@@ -195,8 +205,8 @@ def test_what_happens_while_reading_is_counted(tmp_path):
         + [{"page": {"body": texts[3] + " \ue123"}}],
     )
     (folder / "b.pdf").touch()
-    data.main(["clean", "--input", str(folder), "--out", str(tmp_path / "out"), "--text_field", "page.body",
-               "--profile", "formal"])
+    data.main(["clean", "--input", str(folder), "--out", str(tmp_path / "out"),
+               "--text_field", "page.body", "--profile", "formal"])
     report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert report["left_out"] == [str(folder / "b.pdf")]
     assert report["sources"][str(folder / "novel.txt")]["reasons"] == {"broken_bytes": 1}

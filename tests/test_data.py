@@ -33,7 +33,8 @@ def tokenizers(tmp_path_factory) -> list[Path]:
     )
     for size in (320, 360):
         sentencepiece.SentencePieceTrainer.train(
-            input=str(folder / "text"), model_prefix=str(folder / str(size)), vocab_size=size, model_type="bpe",
+            input=str(folder / "text"), model_prefix=str(folder / str(size)), vocab_size=size,
+            model_type="bpe",
             byte_fallback=True, normalization_rule_name="identity", minloglevel=2)
     return [folder / "320.model", folder / "360.model"]
 
@@ -49,7 +50,8 @@ def sentences(rng: random.Random, n: int) -> list[str]:
 
 def pack(folder: Path, tokenizer: Path, name: str, *flags: str, input: str = "in") -> data.Shards:
     out = folder / name
-    data.main(["pack", "--input", str(folder / input), "--tokenizer", str(tokenizer), "--out", str(out), *flags])
+    data.main(["pack", "--input", str(folder / input), "--tokenizer", str(tokenizer),
+               "--out", str(out), *flags])
     return data.Shards(out)
 
 
@@ -93,8 +95,10 @@ def test_validation_is_the_same_text_under_any_tokenizer_order_and_threads(tmp_p
     write(tmp_path / "shuffled" / "a.jsonl", texts + texts[:50])  # copies change nothing
     flags = ["--val_fraction", "0.2", "--val_bytes", "2500"]
     found = []
-    for which, folder, threads in ((0, "in", "1"), (0, "in", "3"), (1, "in", "2"), (0, "shuffled", "1")):
-        shards = pack(tmp_path, tokenizers[which], f"out{len(found)}", *flags, "--workers", threads, input=folder)
+    for which, folder, threads in ((0, "in", "1"), (0, "in", "3"), (1, "in", "2"),
+                                   (0, "shuffled", "1")):
+        shards = pack(tmp_path, tokenizers[which], f"out{len(found)}", *flags, "--workers", threads,
+                      input=folder)
         sp = sentencepiece.SentencePieceProcessor(model_file=str(tokenizers[which]))
         documents, n_bytes = shards.validation(10**9)
         found.append([sp.decode(d[1:-1].tolist()) for d in documents])
@@ -107,7 +111,8 @@ def test_validation_is_the_same_text_under_any_tokenizer_order_and_threads(tmp_p
         assert a.read_bytes() == b.read_bytes()
 
 
-@pytest.mark.parametrize("texts, n_train, n_val", [(["a"], 1, 0), (["a", "a"], 1, 0), (["a", "b"], 1, 1)])
+@pytest.mark.parametrize("texts, n_train, n_val",
+                         [(["a"], 1, 0), (["a", "a"], 1, 0), (["a", "b"], 1, 1)])
 def test_the_smallest_corpora(tmp_path, tokenizers, texts, n_train, n_val):
     write(tmp_path / "in" / "a.jsonl", texts)
     shards = pack(tmp_path, tokenizers[0], "out")
@@ -126,8 +131,8 @@ def test_a_document_in_two_folders_is_packed_once(tmp_path, tokenizers):
     write(tmp_path / "web" / "a.jsonl", texts[70:] + texts[:3])
     once = pack(tmp_path, tokenizers[0], "out", "--val_fraction", "0.1", input="once")
     both = [str(tmp_path / name) for name in ("formal", "web")]
-    data.main(["pack", "--input", *both, "--tokenizer", str(tokenizers[0]), "--out", str(tmp_path / "both"),
-               "--val_fraction", "0.1"])
+    data.main(["pack", "--input", *both, "--tokenizer", str(tokenizers[0]),
+               "--out", str(tmp_path / "both"), "--val_fraction", "0.1"])
     index = data.Shards(tmp_path / "both").index
     assert once.index["duplicates"] == 0 and index == {**once.index, "duplicates": 53}
     for name in (*index["files"], *index["val"]["files"]):
@@ -155,7 +160,8 @@ def test_pack_reads_what_the_flags_say(tmp_path, tokenizers, capsys):
     (tmp_path / "in" / "b.txt").write_text("\n".join(texts[20:]), encoding="cp949")
     (tmp_path / "in" / "c.txt").write_bytes(("바다 하늘 " * 200).encode("cp949") + b"\xb9")
     (tmp_path / "in" / "d.hwp").touch()
-    index = pack(tmp_path, tokenizers[0], "out", "--encoding", "cp949", "--text_field", "page.body", "--lines").index
+    index = pack(tmp_path, tokenizers[0], "out", "--encoding", "cp949", "--text_field", "page.body",
+                 "--lines").index
     assert index["documents"] + index["val"]["documents"] == 31
     screen = capsys.readouterr()
     assert "1 .hwp (d.hwp)" in screen.err and "1 documents have a few broken bytes" in screen.out
@@ -169,7 +175,8 @@ def fake(folder: Path, sizes: list[int]) -> data.Shards:
         f"train-{i:05d}.npy": data.save_array(folder / f"train-{i:05d}.npy", part)
         for i, part in enumerate(parts)
     }
-    cli.write_json(folder / "index.json", {"tokens": sum(sizes), "tokenizer_sha256": "0", "files": files,
+    cli.write_json(folder / "index.json",
+                   {"tokens": sum(sizes), "tokenizer_sha256": "0", "files": files,
                                            "bos_token_id": 1, "val": {"documents": 0, "files": {}}})
     return data.Shards(folder)
 
@@ -218,13 +225,14 @@ def test_shards_that_have_changed_since_they_were_written(tmp_path):
     (4_000, 300, []),                           # for rejected.jsonl
     (2_000, 0, ["--shard_tokens", "200"]),      # for index.json
 ])
-def test_a_full_disk_is_one_line_and_nothing_half_is_left(tmp_path, tokenizers, limit, wrong, flags):
+def test_a_full_disk_is_one_line_and_nothing_half_is_left(tmp_path, tokenizers, limit, wrong,
+                                                          flags):
     """A limit on the size of files: the kernel refuses to write, as on a full disk."""
     write(tmp_path / "in" / "a.jsonl", sentences(random.Random(1), 200))
     with open(tmp_path / "in" / "a.jsonl", "a") as file:
         file.write("broken\n" * wrong)
-    argv = ["pack", "--input", str(tmp_path / "in"), "--tokenizer", str(tokenizers[0]), "--val_bytes", "500",
-            "--out", str(tmp_path / "out" / "shards"), *flags]
+    argv = ["pack", "--input", str(tmp_path / "in"), "--tokenizer", str(tokenizers[0]),
+            "--val_bytes", "500", "--out", str(tmp_path / "out" / "shards"), *flags]
     code = f"""
 import resource, signal, sys
 import data
@@ -393,7 +401,9 @@ def test_every_process_reads_its_rows_of_the_same_batch(loader):
     assert strided.counts == [int(n) for n in np.bincount(whole[2])]
 
 
-@pytest.mark.parametrize("weights", [(0.6, 0.3, 0.1), (1 / 3, 1 / 3, 1 / 3), ((0.1, 0.7), (0.6, 0.3), (0.3, 0))])
+@pytest.mark.parametrize("weights",
+                         [(0.6, 0.3, 0.1), (1 / 3, 1 / 3, 1 / 3),
+                          ((0.1, 0.7), (0.6, 0.3), (0.3, 0))])
 def test_resume_in_the_middle_of_an_epoch_deals_the_same_batches(loader, weights):
     straight = loader(weights=weights)
     straight.next(3)
@@ -432,8 +442,9 @@ def test_prompts_are_given_and_responses_learnt(world, tmp_path):
     pairs = [(f"{word()} {word()}? ", f"{word()} {word()} {word()}") for _ in range(40)]
     lines = [{"question": p, "answer": r} for p, r in pairs] + [{"question": "q"}]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    data.main(["pack", "--input", str(tmp_path / "d.jsonl"), "--tokenizer", str(world / "base.model"), "--out",
-               str(tmp_path / "s"), "--prompt_field", "question", "--response_field", "answer", "--val_fraction", "0.2",
+    data.main(["pack", "--input", str(tmp_path / "d.jsonl"),
+               "--tokenizer", str(world / "base.model"), "--out", str(tmp_path / "s"),
+               "--prompt_field", "question", "--response_field", "answer", "--val_fraction", "0.2",
                "--shard_tokens", "50"])
     assert "no answer field" in (tmp_path / "s" / "rejected.jsonl").read_text()
     sp, shards = tokenizer.load(world / "base.model"), data.Shards(tmp_path / "s")
@@ -467,8 +478,9 @@ def test_prompts_are_given_and_responses_learnt(world, tmp_path):
     for row in zip(inputs.tolist(), targets.tolist(), strict=True):
         assert any(row == (a.tolist(), b.tolist()) for a, b in windows)
     model_folder = str(world / "model")
-    train.main(["--model", model_folder, "--data", str(tmp_path / "s"), "--out", str(tmp_path / "run"), "--stages",
-                "sft:256:1e-2", "--seq_len", "16", "--batch_tokens", "64", "--device", "cpu"])
+    train.main(["--model", model_folder, "--data", str(tmp_path / "s"),
+                "--out", str(tmp_path / "run"), "--stages", "sft:256:1e-2", "--seq_len", "16",
+                "--batch_tokens", "64", "--device", "cpu"])
     records = [
         json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     ]
@@ -477,10 +489,13 @@ def test_prompts_are_given_and_responses_learnt(world, tmp_path):
 
 
 def test_half_of_a_dialogue_and_sft_without_prompts_are_refused(world, tmp_path, refused):
-    refused(data, ["pack", "--input", str(world / "en.jsonl"), "--tokenizer", str(world / "base.model"), "--out",
-                   str(tmp_path / "s"), "--prompt_field", "question"], "go together")
-    refused(train, ["--model", str(world / "model"), "--data", str(world / "shards/ko"), "--stages", "sft:1k:1e-3",
-                    "--device", "cpu", "--seq_len", "32", "--out", str(tmp_path / "run")], "--prompt_field")
+    packs = ["pack", "--input", str(world / "en.jsonl"), "--tokenizer", str(world / "base.model"),
+             "--out", str(tmp_path / "s"), "--prompt_field", "question"]
+    refused(data, packs, "go together")
+    trains = ["--model", str(world / "model"), "--data", str(world / "shards/ko"),
+              "--stages", "sft:1k:1e-3", "--device", "cpu", "--seq_len", "32",
+              "--out", str(tmp_path / "run")]
+    refused(train, trains, "--prompt_field")
 
 
 # ------------------------------------------------------------------------------------ bits per byte
@@ -527,7 +542,8 @@ def test_bits_per_byte_counts_every_token_once(tmp_path, tokenizers, seq_len):
 @pytest.mark.parametrize("flags, message", [
     (["--input", "absent"], "absent does not exist"), (["--val_fraction", "0"], "val_fraction"),
     (["--tokenizer", "in/a.jsonl"], "a.jsonl"), (["--tokenizer", "absent.model"], "absent.model"),
-    (["--input", "bad.jsonl"], r"no document to train on .*1 lines were rejected \(1 of them: broken JSON\), 0 documents"),
+    (["--input", "bad.jsonl"],
+     r"no document to train on .*1 lines were rejected \(1 of them: broken JSON\), 0 documents"),
     (["--shard_tokens", "0"], "shard_tokens"), (["--val_fraction", "0.99999999"], "for validation"),
 ])
 def test_user_errors_are_one_line(tmp_path, tokenizers, monkeypatch, flags, message):

@@ -44,7 +44,8 @@ def test_decontaminate_against_brute_force():
 
 
 def test_what_was_found_is_measured_and_shown():
-    long = "어제 저녁에 수빈이 접시를 바닥에 떨어뜨렸다. 그래서 접시가 산산이 깨졌고, 수빈은 아주 오래 울었다."
+    long = ("어제 저녁에 수빈이 접시를 바닥에 떨어뜨렸다. 그래서 접시가 산산이 깨졌고, "
+            "수빈은 아주 오래 울었다.")
     short = "남자는 토스트기 전원을 껐다."  # 'the man switched the toaster off'
     benchmark = decontaminate.Benchmark([long, short])
     letters = "".join(c for c in long if c.isalnum())

@@ -259,7 +259,8 @@ def test_a_token_without_a_row_gets_one_after_all_pieces(world, korean_model, tm
 def test_words_of_add_tokens_are_refused(world, tmp_path, refused):
     base = write_base(world, tmp_path / "base")
     update(base / "tokenizer_config.json", added_tokens_decoder={
-        "400": {"content": "영화", "special": False}, "401": {"content": "<tool>", "special": False}})
+        "400": {"content": "영화", "special": False},
+        "401": {"content": "<tool>", "special": False}})
     refused(sample, ["--model", str(base), "--prompt", "tea"], "'영화' among them")
     cli.write_json(base / "added_tokens.json", {"극장": 400})
     (base / "tokenizer_config.json").unlink()
@@ -288,7 +289,8 @@ def test_a_pad_id_is_never_a_piece_of_text(world, korean_model, tmp_path, pad, c
     assert f"config.json: pad_token_id is now None (it was {pad})" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("named, exported", [(2, 2), (7, [7, 2]), ([7, 2, 5], [7, 2, 5]), (None, 2)])
+@pytest.mark.parametrize("named, exported",
+                         [(2, 2), (7, [7, 2]), ([7, 2, 5], [7, 2, 5]), (None, 2)])
 def test_documents_end_in_one_of_the_exported_tokens(
         world, korean_model, tmp_path, named, exported):
     base = write_base(world, tmp_path / "base", PIECES)

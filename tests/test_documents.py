@@ -95,9 +95,9 @@ def test_a_folder_of_all_kinds(tmp_path):
     def line(text: str) -> bytes:
         return json.dumps({"text": text}).encode()
 
-    contents = {"1.jsonl": line("1"), "2.JSONL": line("2"), "3.json.gz": gzip.compress(line("3")), "4.jsonl.zst": None,
-                "5.parquet": None, "6.json": line("6"), "7.txt.gz": gzip.compress(b"7"),
-                "8.jsonl.xz": lzma.compress(line("8"))}
+    contents = {"1.jsonl": line("1"), "2.JSONL": line("2"), "3.json.gz": gzip.compress(line("3")),
+                "4.jsonl.zst": None, "5.parquet": None, "6.json": line("6"),
+                "7.txt.gz": gzip.compress(b"7"), "8.jsonl.xz": lzma.compress(line("8"))}
     contents["4.jsonl.zst"] = zst(line("4"))
     write_parquet(tmp_path / "5.parquet", {"text": ["5"]})
     for name, content in contents.items():
@@ -156,7 +156,9 @@ def test_parquet(tmp_path):
     path = tmp_path / "a.PARQUET"
     pictures = [b"\xff\xd8", b"", b"\x00"]
     bodies = [{"body": text, "length": 3} for text in TEXTS]
-    write_parquet(path, {"id": [0, 1, 2], "content": [TEXTS[0], None, TEXTS[2]], "picture": pictures, "page": bodies})
+    write_parquet(path,
+                  {"id": [0, 1, 2], "content": [TEXTS[0], None, TEXTS[2]], "picture": pictures,
+                   "page": bodies})
     assert found(path, Reading(text_field="content")) == [
         {"id": 0, "text": TEXTS[0]},
         {"id": 2, "text": TEXTS[2]},
@@ -203,7 +205,8 @@ WIKI = """<doc id="5" url="https://ko.wikipedia.org/wiki?curid=5" title="바다"
 """  # sea; the sea is wide; the "big" sky; an empty article
 
 
-@pytest.mark.parametrize("name", ["AA/wiki_00", "AB/wiki_123.bz2", "ko.txt", "ko.txt.gz", "ko_utf16.txt"])
+@pytest.mark.parametrize("name",
+                         ["AA/wiki_00", "AB/wiki_123.bz2", "ko.txt", "ko.txt.gz", "ko_utf16.txt"])
 def test_blocks_of_wikiextractor(tmp_path, name):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
@@ -212,7 +215,8 @@ def test_blocks_of_wikiextractor(tmp_path, name):
     path.write_bytes(compress(WIKI.encode(encoding)))
     sea = {"id": "5", "url": "https://ko.wikipedia.org/wiki?curid=5", "title": "바다",
            "text": '바다\n\n바다는 "넓다".'}
-    sky = {"id": "9", "url": "https://ko.wikipedia.org/wiki?curid=9", "title": '"큰" 하늘', "text": '"큰" 하늘'}
+    sky = {"id": "9", "url": "https://ko.wikipedia.org/wiki?curid=9", "title": '"큰" 하늘',
+           "text": '"큰" 하늘'}
     assert found(tmp_path) == [sea, sky]
     assert found(tmp_path, Reading(text_field="body", one_per_line=True)) == [sea, sky]
     assert [(number, reason) for number, _, reason in outcomes(path)] == [
@@ -228,7 +232,8 @@ def test_incomplete_blocks(tmp_path):
     # Text outside; a second line.
     path.write_text(f"{block}{block}</doc>\n밖의 글\n둘째 줄\n{block}</doc>\n{block}")
     assert outcomes(path, Reading("cp949"))[0] == (1, "", "not cp949")
-    assert outcomes(path) == [(1, "", "broken <doc>"), (3, "글", ""), (6, "", "broken <doc>"), (8, "글", ""),
+    assert outcomes(path) == [(1, "", "broken <doc>"), (3, "글", ""), (6, "", "broken <doc>"),
+                              (8, "글", ""),
                               (11, "", "broken <doc>")]
 
 
@@ -241,7 +246,8 @@ def test_wikiextractor_with_json_output(tmp_path):
 
 def test_the_text_comes_from_any_field_and_does_not_stay_there(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text('{"id": 1, "content": "글", "text": "다른 글"}\n{"page": {"body": "글", "year": 1931}, "text": 3}\n')
+    path.write_text('{"id": 1, "content": "글", "text": "다른 글"}\n{"page": {"body": "글", '
+                    '"year": 1931}, "text": 3}\n')
     assert found(path, Reading(text_field="content")) == [{"id": 1, "text": "글"}]
     assert found(path, Reading(text_field="page.body")) == [{"page": {"year": 1931}, "text": "글"}]
     assert [row[2] for row in outcomes(path, Reading(text_field="page.body"))] == [
@@ -264,8 +270,10 @@ def test_prompts_and_responses_stay_where_they_are(tmp_path):
 
 
 @pytest.mark.parametrize("line, reason", [
-    ("{", "broken JSON"), ("[" * 100_000, "broken JSON"), ("[1]", "no text field"), ("null", "no text field"),
-    ("0", "no text field"), ('{"text": null}', "no text field"), ('{"text": " \\n\\u3000"}', "empty text"),
+    ("{", "broken JSON"), ("[" * 100_000, "broken JSON"), ("[1]", "no text field"),
+    ("null", "no text field"),
+    ("0", "no text field"), ('{"text": null}', "no text field"),
+    ('{"text": " \\n\\u3000"}', "empty text"),
     ('{"text": "\\ud83d"}', "lone surrogate"), ('{"text": "a", "\\uDE00": 1}', "lone surrogate"),
     ('{"text": "\\ud83d\\ude00"}', ""),
 ])
@@ -292,7 +300,8 @@ def test_what_was_rejected_is_shown(tmp_path):
 # ---------------------------------------------------------------------------------------- encodings
 
 @pytest.mark.parametrize("encoding, bom", [
-    ("utf-16-le", codecs.BOM_UTF16_LE), ("utf-16-be", codecs.BOM_UTF16_BE), ("utf-8", codecs.BOM_UTF8)])
+    ("utf-16-le", codecs.BOM_UTF16_LE), ("utf-16-be", codecs.BOM_UTF16_BE),
+    ("utf-8", codecs.BOM_UTF8)])
 @pytest.mark.parametrize("flag", ["utf-8", "cp949"])
 def test_a_byte_order_mark_says_the_encoding(tmp_path, monkeypatch, encoding, bom, flag):
     monkeypatch.setattr(documents, "UNIT", 100)
@@ -384,14 +393,16 @@ def test_an_array_is_judged_document_by_document(tmp_path):
 
 # ------------------------------------------------------------------------------------- broken files
 
-@pytest.mark.parametrize("suffix, name", [(".gz", "gzip"), (".bz2", "bzip2"), (".xz", "xz"), (".zst", "zst")])
+@pytest.mark.parametrize("suffix, name",
+                         [(".gz", "gzip"), (".bz2", "bzip2"), (".xz", "xz"), (".zst", "zst")])
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".txt"])
 def test_a_compressed_file_that_is_broken(tmp_path, suffix, name, kind):
     path = tmp_path / f"a{kind}{suffix}"
     rng = random.Random(0)
     texts = ["".join(rng.choices("가나다라마바사아자차카타파하", k=3_000)) for _ in range(100)]
     whole = COMPRESS[suffix](json_lines(texts).encode())
-    for raw in (whole[:-4], whole[:len(whole) // 2], whole[:2000] + b"damage" + whole[2006:], b"no such thing", b"\x1f"):
+    for raw in (whole[:-4], whole[:len(whole) // 2], whole[:2000] + b"damage" + whole[2006:],
+                b"no such thing", b"\x1f"):
         path.write_bytes(raw)
         *before, last = outcomes(path)
         assert last[2] == f"broken {name}" and last[0] == len(before) + 1
@@ -408,7 +419,8 @@ def test_empty_frames_of_zst(tmp_path):
 
 
 @pytest.mark.parametrize("name, package", [("a.jsonl.zst", "zstandard"), ("a.parquet", "pyarrow")])
-def test_a_package_that_is_missing_is_named_before_anything_is_read(tmp_path, monkeypatch, name, package):
+def test_a_package_that_is_missing_is_named_before_anything_is_read(tmp_path, monkeypatch, name,
+                                                                    package):
     (tmp_path / name).write_bytes(b"")
     for module in ("zstandard", "compression", "compression.zstd", "pyarrow", "pyarrow.parquet"):
         monkeypatch.setitem(sys.modules, module, None)
@@ -430,8 +442,10 @@ def test_a_missing_file(tmp_path):
 # -------------------------------------------------------------------------------------- which files
 
 def test_hidden_files_and_the_outputs_of_clean_are_not_documents(tmp_path):
-    hidden = [".git/a.jsonl", ".ipynb_checkpoints/a.jsonl", "._a.jsonl", "__MACOSX/a.jsonl", "b/.c/a.jsonl"]
-    for name in ["b/a.jsonl", *hidden, "removed.jsonl", "changed.jsonl", "rejected.jsonl", "report.json"]:
+    hidden = [".git/a.jsonl", ".ipynb_checkpoints/a.jsonl", "._a.jsonl", "__MACOSX/a.jsonl",
+              "b/.c/a.jsonl"]
+    for name in ["b/a.jsonl", *hidden, "removed.jsonl", "changed.jsonl", "rejected.jsonl",
+                 "report.json"]:
         path = tmp_path / ".home" / name  # a hidden folder is read if it is named explicitly
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json_lines(TEXTS))
@@ -442,7 +456,8 @@ def test_hidden_files_and_the_outputs_of_clean_are_not_documents(tmp_path):
 
 
 def test_what_is_not_read_is_named(tmp_path, capsys):
-    for name in ("a.jsonl", "b/1.pdf", "2.PDF", "3.pdf", "4.pdf", "x.hwp", "t.csv.gz", "README", "\udcff.hwp"):
+    for name in ("a.jsonl", "b/1.pdf", "2.PDF", "3.pdf", "4.pdf", "x.hwp", "t.csv.gz", "README",
+                 "\udcff.hwp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json_lines(TEXTS))
     (tmp_path / "link").symlink_to(tmp_path / "b")
@@ -463,7 +478,9 @@ def test_what_is_not_read_is_named(tmp_path, capsys):
         files([tmp_path])
 
 
-@pytest.mark.parametrize("path, message", [("none", "does not exist"), ("a.pdf", "is none of"), ("empty", "holds no")])
+@pytest.mark.parametrize("path, message",
+                         [("none", "does not exist"), ("a.pdf", "is none of"),
+                          ("empty", "holds no")])
 def test_a_path_of_the_wrong_kind(tmp_path, path, message):
     (tmp_path / "a.pdf").touch()
     (tmp_path / "empty").mkdir()
@@ -601,7 +618,9 @@ def test_a_large_compressed_text_of_many_lines_is_announced(tmp_path, capsys):
     assert "--lines" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.parquet", "a.jsonl.gz", "a.txt.xz", "wiki_00"])
+@pytest.mark.parametrize("name",
+                         ["a.txt", "a.jsonl", "a.json", "a.parquet", "a.jsonl.gz", "a.txt.xz",
+                          "wiki_00"])
 def test_a_git_lfs_pointer_is_not_a_document(tmp_path, name):
     """`git clone` leaves it in place of a large file; in a .txt it would be read as the text."""
     if name == "a.parquet":

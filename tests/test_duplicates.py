@@ -25,7 +25,8 @@ def test_near_duplicates_against_all_pairs():
     rng.shuffle(texts)
     sizes = np.array([len(text) for text in texts])
     kept = duplicates.near_duplicates(duplicates.band_hashes(texts).T, sizes, texts.__getitem__)
-    close = {(i, j) for i in range(len(texts)) for j in range(i) if similarity(texts[i], texts[j]) >= 0.85}
+    close = {(i, j) for i in range(len(texts)) for j in range(i)
+             if similarity(texts[i], texts[j]) >= 0.85}
     together = sum(kept[i] == kept[j] for i, j in close)
     assert len(close) >= 60 and together >= 0.95 * len(close)
     clusters: dict[int, set[int]] = {}

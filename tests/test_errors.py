@@ -28,7 +28,8 @@ PROGRAMS = {
     p.__name__: p
     for p in (data, eval_bits, eval_kobest, export, init, sample, tokenizer, toy, train)
 }
-TRAIN = "train --device cpu --model {w}/model --data {w}/shards/ko --out {b}/run --seq_len 32 --stages full:1k:1e-3 "
+TRAIN = ("train --device cpu --model {w}/model --data {w}/shards/ko --out {b}/run --seq_len 32 "
+         "--stages full:1k:1e-3 ")
 KOBEST = "eval_kobest --device cpu --model {w}/model --data {b}/kobest --tasks copa "
 BITS = "eval_bits --device cpu --models {w}/model "
 CLEAN = "data clean --input {w}/ko.jsonl --out {b}/clean "
@@ -43,15 +44,21 @@ WRONG = {
     "a missing required flag": ("tokenizer merge --base {w}/base.model", "--korean"),
     "a choice that there is not": (CLEAN + "--profile novel", "invalid choice"),
     # cleaning and packing
-    "an input that is not there": ("data clean --input {b}/none.jsonl --out {b}/clean", "none.jsonl does not exist"),
+    "an input that is not there": ("data clean --input {b}/none.jsonl --out {b}/clean",
+                                   "none.jsonl does not exist"),
     "an input of another kind": (PACK + "--input {w}/base.model", "is none of"),
     "an empty folder": (PACK + "--input {b}/empty", "holds no"),
     "a folder of other kinds": (PACK + "--input {b}/other", "holds no"),
-    "a folder of other kinds, and which": ("data clean --input {b}/other --out {b}/clean", "1 .hwp (a.hwp), 1 .pdf"),
-    "an output inside its input": ("data clean --input {b}/nothing --out {b}/nothing/clean", "lies inside its own input"),
-    "shards inside their input": (PACK + "--input {b}/nothing --out {b}/nothing/a/b", "lies inside its own input"),
-    "an input inside the output": (PACK + "--input {b}/nothing/a.jsonl --out {b}/nothing", "replace its own input"),
-    "a text and prompts at once": (PACK + "--text_field a --prompt_field q --response_field r", "choose one"),
+    "a folder of other kinds, and which": ("data clean --input {b}/other --out {b}/clean",
+                                           "1 .hwp (a.hwp), 1 .pdf"),
+    "an output inside its input": ("data clean --input {b}/nothing --out {b}/nothing/clean",
+                                   "lies inside its own input"),
+    "shards inside their input": (PACK + "--input {b}/nothing --out {b}/nothing/a/b",
+                                  "lies inside its own input"),
+    "an input inside the output": (PACK + "--input {b}/nothing/a.jsonl --out {b}/nothing",
+                                   "replace its own input"),
+    "a text and prompts at once": (PACK + "--text_field a --prompt_field q --response_field r",
+                                   "choose one"),
     "an empty corpus": ("data clean --input {b}/nothing.jsonl --out {b}/clean", "nothing is left"),
     "an empty corpus to pack": (PACK + "--input {b}/nothing.jsonl", "document"),
     "no tokenizer file": (PACK + "--tokenizer {b}/none.model", "none.model"),
@@ -60,30 +67,43 @@ WRONG = {
     "a step that there is not": (CLEAN + "--steps rinse", "rinse"),
     "an output folder that is a file": (PACK + "--out {w}/en.jsonl", "is a file"),
     # tokenizers
-    "more pieces than the corpus has": ("tokenizer train --input {w}/ko.jsonl --vocab_size 90000 --out {b}/t.model",
+    "more pieces than the corpus has": ("tokenizer train --input {w}/ko.jsonl --vocab_size 90000 "
+                                        "--out {b}/t.model",
                                         "--vocab_size 90000"),
-    "a corpus without Hangul": ("tokenizer train --input {w}/en.jsonl --vocab_size 500 --out {b}/t.model", "Hangul"),
+    "a corpus without Hangul": ("tokenizer train --input {w}/en.jsonl --vocab_size 500 --out "
+                                "{b}/t.model", "Hangul"),
     "a Unigram base": (MERGE + "--base {b}/unigram.model", "Unigram"),
     "a tiktoken base": (MERGE + "--base {b}/tiktoken.model", "tiktoken"),
     "a damaged base": (MERGE + "--base {b}/damaged.model", "damaged"),
     # initialisation
     "a tokenizer that does not extend the model's": (
-        "init --model {w}/model --tokenizer {b}/other.model --out {b}/grown --method mean", "does not extend"),
-    "a method that there is not": ("init --model {w}/model --tokenizer {w}/base.model --out {b}/g --method best",
+        "init --model {w}/model --tokenizer {b}/other.model --out {b}/grown --method mean",
+        "does not extend"),
+    "a method that there is not": ("init --model {w}/model --tokenizer {w}/base.model --out {b}/g "
+                                   "--method best",
                                    "invalid choice"),
-    "growing a model onto itself": ("init --model {b}/model --tokenizer {b}/model --out {b}/model --method mean",
+    "growing a model onto itself": ("init --model {b}/model --tokenizer {b}/model --out {b}/model "
+                                    "--method mean",
                                     "choose another"),
     # model directories
     "no model directory": (TRAIN + "--model {b}/none", "{b}/none"),
-    "a model without weights": ("sample --device cpu --prompt a --model {b}/weightless", "model.safetensors"),
+    "a model without weights": ("sample --device cpu --prompt a --model {b}/weightless",
+                                "model.safetensors"),
     "weights cut short": ("sample --device cpu --prompt a --model {b}/cut", "cut short"),
-    "a tensor too few": ("sample --device cpu --prompt a --model {b}/missing", "no tensor model.norm.weight"),
-    "a tensor too many": ("sample --device cpu --prompt a --model {b}/extra", "unknown tensor model.extra"),
-    "a vocabulary grown without its embedding": ("sample --device cpu --prompt a --model {b}/shape", "init.py"),
-    "a config.json cut short": ("sample --device cpu --prompt a --model {b}/half", "not valid JSON"),
-    "a model without tokenizer": ("sample --device cpu --prompt a --model {b}/untokenized", "tokenizer.model"),
-    "a head that is tied and is not": ("sample --device cpu --prompt a --model {b}/tied", "lm_head.weight differs"),
-    "a rope scaling that is not whole": ("sample --device cpu --prompt a --model {b}/rope", "llama3 lacks"),
+    "a tensor too few": ("sample --device cpu --prompt a --model {b}/missing",
+                         "no tensor model.norm.weight"),
+    "a tensor too many": ("sample --device cpu --prompt a --model {b}/extra",
+                          "unknown tensor model.extra"),
+    "a vocabulary grown without its embedding": ("sample --device cpu --prompt a --model {b}/shape",
+                                                 "init.py"),
+    "a config.json cut short": ("sample --device cpu --prompt a --model {b}/half",
+                                "not valid JSON"),
+    "a model without tokenizer": ("sample --device cpu --prompt a --model {b}/untokenized",
+                                  "tokenizer.model"),
+    "a head that is tied and is not": ("sample --device cpu --prompt a --model {b}/tied",
+                                       "lm_head.weight differs"),
+    "a rope scaling that is not whole": ("sample --device cpu --prompt a --model {b}/rope",
+                                         "llama3 lacks"),
     "another architecture": (TRAIN + "--model {b}/gpt", "GPT2LMHeadModel"),
     # shards
     "a folder that is no shards": (TRAIN + "--data {b}/empty", "not a folder of token shards"),
@@ -97,11 +117,15 @@ WRONG = {
     "a stage without its fields": (TRAIN + "--stages embed", "what:tokens:peak_lr"),
     "no stages for a model of one's own": (TRAIN.replace("--stages full:1k:1e-3 ", ""), "--stages"),
     "a part that there is not": (TRAIN + "--stages middle:1M:1e-4", "middle"),
-    "a LoRA beside trained layers": (TRAIN + "--stages odd+lora:1M:1e-4", "lora can be combined only with embed"),
+    "a LoRA beside trained layers": (TRAIN + "--stages odd+lora:1M:1e-4",
+                                     "lora can be combined only with embed"),
     "a learning rate of 3": (TRAIN + "--stages odd:1M:3", "learning rate"),
-    "new_rows of a model that was never grown": (TRAIN + "--stages new_rows:1k:1e-3", "base_vocab_size"),
-    "a batch that is no whole number of windows": (TRAIN + "--batch_tokens 100", "--batch_tokens 100"),
-    "a batch that micro-batches do not divide": (TRAIN + "--batch_tokens 96 --micro_batch 2", "--micro_batch 2"),
+    "new_rows of a model that was never grown": (TRAIN + "--stages new_rows:1k:1e-3",
+                                                 "base_vocab_size"),
+    "a batch that is no whole number of windows": (TRAIN + "--batch_tokens 100",
+                                                   "--batch_tokens 100"),
+    "a batch that micro-batches do not divide": (TRAIN + "--batch_tokens 96 --micro_batch 2",
+                                                 "--micro_batch 2"),
     "windows longer than the model's positions": (TRAIN + "--seq_len 65", "64 positions"),
     "a checkpoint every 0 steps": (TRAIN + "--save_every 0", "--save_every 0 is not between"),
     "a warm-up longer than the stage": (TRAIN + "--warmup 3", "--warmup 3"),
@@ -110,14 +134,16 @@ WRONG = {
     "resuming a model directory": ("train --resume {w}/model", "is it a run folder"),
     "resuming with other settings": ("train --resume {b}/old_run --seed 3", "with --seed 0, not 3"),
     "a configuration beside a model": (TRAIN + "--config {w}/model/config.json", "choose one"),
-    "a configuration without tokenizer": ("train --device cpu --config {w}/model/config.json", "needs --tokenizer"),
+    "a configuration without tokenizer": ("train --device cpu --config {w}/model/config.json",
+                                          "needs --tokenizer"),
     "another tokenizer beside a model": (TRAIN + "--tokenizer {w}/base.model", "choose one"),
     "a weight with three ends": (TRAIN + "--data {w}/shards/ko=0.1:0.2:0.3", "0.5:0.9"),
     "weights of nothing": (TRAIN + "--data {w}/shards/ko=0:0", "above 0"),
     "processes for no plan": (TRAIN + "--world_size 8", "--plan"),
     "a GPU for no plan": (TRAIN + "--gpu H100", "--plan"),
     "a GPU that there is not": (TRAIN + "--plan --gpu H500", "A100-80"),
-    "a GPU without bfloat16": ("train --plan --model {w}/model --gpu T4 --stages full:1k:1e-3", "--dtype float32"),
+    "a GPU without bfloat16": ("train --plan --model {w}/model --gpu T4 --stages full:1k:1e-3",
+                               "--dtype float32"),
     "no speed at all": (TRAIN + "--plan --tflops 0", "--tflops 0"),
     "nothing to draw from at the end": (TRAIN + "--data {w}/shards/ko=1:0", "no source is left"),
     "an unknown order": (TRAIN + "--order sorted", "as_packed"),
@@ -125,13 +151,15 @@ WRONG = {
     "an unknown part to recompute": (TRAIN + "--recompute most", "attention"),
     "unknown kernels": (TRAIN + "--kernels cuda", "triton"),
     "instruction tuning without prompts": (TRAIN + "--stages sft:1k:1e-3", "--prompt_field"),
-    "a prompt without a response": ("data pack --input {w}/en.jsonl --tokenizer {w}/base.model --out {b}/p "
+    "a prompt without a response": ("data pack --input {w}/en.jsonl --tokenizer {w}/base.model "
+                                    "--out {b}/p "
                                     "--prompt_field question", "go together"),
     "old rows both kept and trained": (TRAIN + "--stages new_rows+full:1k:1e-3", "choose"),
     "the same shards twice": (TRAIN + "--data {w}/shards/ko {w}/shards/ko {w}/shards/ko", "twice"),
     "a momentum of 2": (TRAIN + "--betas 2 0.95", "--betas"),
     "a seed below 0": (TRAIN + "--seed -1", "--seed -1"),
-    "a LoRA wider than the model": (TRAIN + "--stages lora:1k:1e-3 --lora_rank 4000", "--lora_rank 4000"),
+    "a LoRA wider than the model": (TRAIN + "--stages lora:1k:1e-3 --lora_rank 4000",
+                                    "--lora_rank 4000"),
     "a run folder inside a file": (TRAIN + "--out {w}/ko.jsonl/run", "Not a directory"),
     # exporting
     "exporting a model directory": ("export {w}/model --out {b}/exported", "is it a run folder"),
@@ -143,15 +171,20 @@ WRONG = {
     "a label out of range": (KOBEST + "--split dev", "row 2"),
     "a limit of 0": (KOBEST + "--limit 0", "--limit 0"),
     "bits per byte of nothing": ("eval_bits --models {w}/model", "--data SHARDS"),
-    "bits per byte of what is no shards": (BITS + "--data {b}/empty", "not a folder of token shards"),
+    "bits per byte of what is no shards": (BITS + "--data {b}/empty",
+                                           "not a folder of token shards"),
     "bits per byte of a changed shard": (BITS + "--data {b}/changed", "has changed"),
     "bits per byte of another tokenizer's shards": (BITS + "--data {b}/foreign", "--tokenizer"),
-    "bits per byte of documents that are not there": (BITS + "--input {b}/none.jsonl", "none.jsonl does not exist"),
+    "bits per byte of documents that are not there": (BITS + "--input {b}/none.jsonl",
+                                                      "none.jsonl does not exist"),
     "bits per byte of no document": (BITS + "--input {b}/nothing.jsonl", "holds no document"),
     "bits per byte of no model": (BITS + "{b}/none --data {w}/shards/ko", "{b}/none"),
     # sampling
-    "a prompt longer than the model": ("sample --device cpu --model {w}/model --prompt " + "가" * 99, "64 positions"),
-    "a temperature below 0": ("sample --device cpu --model {w}/model --prompt a --temperature -1", "--temperature"),
+    "a prompt longer than the model": (
+        "sample --device cpu --model {w}/model --prompt " + "가" * 99,
+        "64 positions"),
+    "a temperature below 0": ("sample --device cpu --model {w}/model --prompt a --temperature -1",
+                              "--temperature"),
 }
 
 
@@ -165,14 +198,16 @@ def broken(world, tmp_path_factory):
         (b / name).parent.mkdir(exist_ok=True)
         (b / name).write_text("\n")
     texts = [json.loads(line)["text"] for line in (world / "ko.jsonl").read_text().splitlines()]
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_prefix=f"{b}/unigram", minloglevel=2,
-                                             model_type="unigram", vocab_size=450, character_coverage=1.0)
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts),
+                                             model_prefix=f"{b}/unigram", minloglevel=2,
+                                             model_type="unigram", vocab_size=450,
+                                             character_coverage=1.0)
     (b / "tiktoken.model").write_text("IQ== 0\nIg== 1\n")
     (b / "damaged.model").write_bytes((world / "base.model").read_bytes()[:-7])
     tokenizer.main(["train", "--text", "all", "--vocab_size", "350", "--input", f"{world}/en.jsonl",
                     "--out", f"{b}/other.model"])
-    for name in ("model", "weightless", "cut", "missing", "extra", "shape", "half", "untokenized", "gpt", "tied",
-                 "rope"):
+    for name in ("model", "weightless", "cut", "missing", "extra", "shape", "half", "untokenized",
+                 "gpt", "tied", "rope"):
         shutil.copytree(world / "model", b / name)
     (b / "weightless/model.safetensors").unlink()
     (b / "untokenized/tokenizer.model").unlink()
@@ -194,10 +229,11 @@ def broken(world, tmp_path_factory):
     (b / "short/train-00000.npy").write_bytes(shard[:-2])
     (b / "changed/train-00000.npy").write_bytes(shard[:-2] + bytes([shard[-2] ^ 1, shard[-1]]))
     (b / "gone/train-00000.npy").unlink()
-    data.main(["pack", "--input", f"{world}/ko.jsonl", "--tokenizer", f"{b}/other.model", "--out", f"{b}/foreign"])
+    data.main(["pack", "--input", f"{world}/ko.jsonl", "--tokenizer", f"{b}/other.model",
+               "--out", f"{b}/foreign"])
     (b / "old_run").mkdir()
-    saved = {"model": f"{world}/model", "config": None, "data": [f"{world}/shards/ko"], "stages": ["full:1k:1e-3"],
-             "batch_tokens": 512}
+    saved = {"model": f"{world}/model", "config": None, "data": [f"{world}/shards/ko"],
+             "stages": ["full:1k:1e-3"], "batch_tokens": 512}
     (b / "old_run/config.json").write_text(json.dumps(saved))
     (b / "old_run/metrics.jsonl").write_text("")
     tied = {**config, "tie_word_embeddings": True}
@@ -226,7 +262,8 @@ def test_a_wrong_input_is_one_clear_line(name, world, broken, refused):
 
 def test_the_model_fixture_itself_is_fine(world, capsys):
     """The commands above fail for the reason they name: without the fault they run."""
-    sample.main(["--device", "cpu", "--model", str(world / "model"), "--prompt", "a", "--max_new_tokens", "2"])
+    sample.main(["--device", "cpu", "--model", str(world / "model"), "--prompt", "a",
+                 "--max_new_tokens", "2"])
     assert model.load(world / "model").config.vocab_size == 512 and capsys.readouterr().out
 
 
@@ -235,7 +272,9 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 14000
 )
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json",
+@pytest.mark.parametrize("name",
+                         ["config.json", "tokenizer.model", "tokenizer.json",
+                          "tokenizer_config.json",
                                   "model.safetensors", "generation_config.json"])
 def test_a_git_lfs_pointer_is_called_one(name, world, tmp_path, refused):
     """`git clone` leaves it in place of a large file. tokenizer.json counts only if it is alone."""
@@ -250,19 +289,23 @@ def test_a_git_lfs_pointer_is_called_one(name, world, tmp_path, refused):
         config = json.loads((folder / "config.json").read_text())
         # The tokenizer's pieces.
         (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 400}))
-        grow = ["--model", str(folder), "--tokenizer", f"{world}/base.model", "--out", f"{tmp_path}/grown"]
+        grow = ["--model", str(folder), "--tokenizer", f"{world}/base.model",
+                "--out", f"{tmp_path}/grown"]
         refused(init, grow, part)
     if name.startswith("tokenizer"):
         file = [] if name == "tokenizer_config.json" else [name]
         path = folder.joinpath(*file)
-        refused(data, ["pack", "--input", f"{world}/ko.jsonl", "--tokenizer", str(path), "--out", f"{tmp_path}/p"], part)
+        packs = ["pack", "--input", f"{world}/ko.jsonl", "--tokenizer", str(path),
+                 "--out", f"{tmp_path}/p"]
+        refused(data, packs, part)
 
 
 TOO_LONG = {
     "sample": "sample --device cpu --prompt a --model {m}",
     "pack": PACK + "--tokenizer {m}",
     "train": TRAIN + "--model {m}",
-    "train from random weights": "train --device cpu --config {m}/config.json --tokenizer {w}/base.model "
+    "train from random weights": "train --device cpu --config {m}/config.json --tokenizer "
+                                 "{w}/base.model "
     "--data {w}/shards/ko --seq_len 32 --stages full:1k:1e-3 --out {b}/run",
     "eval_bits": BITS + "{m} --data {w}/shards/ko",
     "eval_kobest": KOBEST + "--model {m}",
@@ -284,7 +327,8 @@ def test_a_tokenizer_longer_than_the_table_is_one_line(name, world, tmp_path, re
     shutil.copytree(world / "model", folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 399}))
-    command = TOO_LONG[name].replace("{w}", str(world)).replace("{b}", str(tmp_path)).replace("{m}", str(folder))
+    command = TOO_LONG[name].replace("{w}", str(world)).replace("{b}", str(tmp_path))
+    command = command.replace("{m}", str(folder))
     program, *argv = command.split()
     refused(PROGRAMS[program], argv, "config.json says vocab_size 399")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kobest", "model"]

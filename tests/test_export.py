@@ -191,7 +191,8 @@ def test_a_broken_checkpoint_is_skipped(stopped, tmp_path, capsys, refused):
     refused(export, asked, "02-00000006 is broken (__0_0.distcp is missing or has changed)")
 
 
-def test_a_checkpoint_that_is_deleted_meanwhile_is_one_line(stopped, tmp_path, refused, monkeypatch):
+def test_a_checkpoint_that_is_deleted_meanwhile_is_one_line(stopped, tmp_path, refused,
+                                                            monkeypatch):
     """The run continues and deletes it between the check of its hashes and the reading."""
     newest = checkpoint.newest
 

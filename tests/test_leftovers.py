@@ -63,7 +63,8 @@ CHANGED = [
     # Front matter.
     ("front_matter", STATUTE, STATUTE.partition("---\n\n")[2].strip("\n")),
     ("front_matter", HUGO, "고래를 보러 가다\n\n아침 일찍 배를 탔다."),
-    ("front_matter", "---\ntitle: 고래 이야기\nlayout: post\n---\n고래 이야기\n크다.", "고래 이야기\n크다."),
+    ("front_matter", "---\ntitle: 고래 이야기\nlayout: post\n---\n고래 이야기\n크다.",
+     "고래 이야기\n크다."),
     ("front_matter", "---\nlayout: post\nlang: ko\n---\n\n고래는 크다.", "고래는 크다."),
     # Periodicals: a title that is [무제] (untitled) or is repeated below is not kept.
     ("front_matter+page_marks", PERIODICAL, "고래는 바다의 임금이라 하더라.\n\n"
@@ -71,29 +72,40 @@ CHANGED = [
      "물결이 높고 바람이 차다. 그러나 나는 간다.\n우리는 노래한다."),
     # Remnants of wiki source.
     ("wiki_remnants", "고래는 크다.\n[[분류:바다의 동물]\n[[분류:포유류]]]", "고래는 크다."),
-    ("wiki_remnants", "Whales are large.\n[[Category:Sea animals]]\n[[Category:Mammals| ]]", "Whales are large."),
-    ("wiki_remnants", "[[파일:고래.jpg|섬네일|[[바다]]의 [1] 고래]] 고래는 크다.\n[[File:b.png]]\n작다.", "고래는 크다.\n작다."),
+    ("wiki_remnants", "Whales are large.\n[[Category:Sea animals]]\n[[Category:Mammals| ]]",
+     "Whales are large."),
+    ("wiki_remnants",
+     "[[파일:고래.jpg|섬네일|[[바다]]의 [1] 고래]] 고래는 크다.\n[[File:b.png]]\n작다.",
+     "고래는 크다.\n작다."),
     ("wiki_remnants", "차례.\n!colspan=2| 합계 || 6 || 6\n끝.", "차례.\n끝."),
     # Lost content: the sentence is cut, not the paragraph; a line of its own is cut.
-    ("lost_content", "고래는 크다. 그 무게는 formula_1이다. 그래도 (바다에서) 헤엄친다.\nformula_2\n끝이다.",
+    ("lost_content",
+     "고래는 크다. 그 무게는 formula_1이다. 그래도 (바다에서) 헤엄친다.\nformula_2\n끝이다.",
      "고래는 크다. 그래도 (바다에서) 헤엄친다.\n끝이다."),
-    ("lost_content", "Whales are very large animals. We write formula_1. Here, they live in the sea.\n"
+    ("lost_content",
+     "Whales are very large animals. We write formula_1. Here, they live in the sea.\n"
      "Use codice_12 to count them.", "Whales are very large animals. Here, they live in the sea."),
-    ("lost_content", "하준은 서울에서 태어난 배우이다. 영화 《》에서 고래를 맡았다. 《바다》에도 나온다.",
+    ("lost_content",
+     "하준은 서울에서 태어난 배우이다. 영화 《》에서 고래를 맡았다. 《바다》에도 나온다.",
      "하준은 서울에서 태어난 배우이다. 《바다》에도 나온다."),
-    ("lost_content", "고래의 무게는 다음과 같이 나타낸다.\n로 쓴다. 무게는 길이에 따라 늘어난다.\nformula_1",
+    ("lost_content",
+     "고래의 무게는 다음과 같이 나타낸다.\n로 쓴다. 무게는 길이에 따라 늘어난다.\nformula_1",
      "고래의 무게는 다음과 같이 나타낸다.\n무게는 길이에 따라 늘어난다."),
     # Empty brackets.
     ("empty_brackets", "다테시()는 바다(, )에 있다.", "다테시는 바다에 있다."),
     ("empty_brackets", "바이 현(, , ) 은 크다.", "바이 현은 크다."),
-    ("empty_brackets", "《고래》()와 ‘바다’(), 노래(노랫말)()이다.", "《고래》와 ‘바다’, 노래(노랫말)이다."),
-    ("empty_brackets", "고래(, Whale, 1930년 ~ )와 게임(Galaga, )", "고래(Whale, 1930년 ~ )와 게임(Galaga)"),
+    ("empty_brackets", "《고래》()와 ‘바다’(), 노래(노랫말)()이다.",
+     "《고래》와 ‘바다’, 노래(노랫말)이다."),
+    ("empty_brackets", "고래(, Whale, 1930년 ~ )와 게임(Galaga, )",
+     "고래(Whale, 1930년 ~ )와 게임(Galaga)"),
     ("empty_brackets", "고래(영어: , 한자: 鯨, , 본명:)", "고래(한자: 鯨)"),
     ("empty_brackets", "고래(, 바다(Sea)의 임금)", "고래(바다(Sea)의 임금)"),
     ("empty_brackets", "고래(바다(), )는", "고래(바다)는"),
     ("empty_brackets", "고래( , 1937년 ~ )와 바다( ; , Sea)", "고래(1937년 ~ )와 바다(Sea)"),
-    ("empty_brackets", "Tateya (born 1990; IAST: ) and Urdu (Urdu: )", "Tateya (born 1990) and Urdu"),
-    ("empty_brackets", "Tateya () is a city (; born 1990) in the Sea (, ).", "Tateya is a city (born 1990) in the Sea."),
+    ("empty_brackets", "Tateya (born 1990; IAST: ) and Urdu (Urdu: )",
+     "Tateya (born 1990) and Urdu"),
+    ("empty_brackets", "Tateya () is a city (; born 1990) in the Sea (, ).",
+     "Tateya is a city (born 1990) in the Sea."),
 ]
 
 KEPT = [

@@ -66,7 +66,8 @@ def test_years_and_addresses_do_not_make_a_different_line(tmp_path):
 
 
 @pytest.mark.parametrize("before, after", [("Copyright (c) 2019", "Copyright (c) 2020-2024"),
-                                           ("©2019, 2021", "© 2022"), ("저작권 2019", "저작권 2020")])
+                                           ("©2019, 2021", "© 2022"),
+                                           ("저작권 2019", "저작권 2020")])
 def test_spellings_of_a_copyright(before, after):
     first, second = [
         lines.lines_to_compare(f"{years} The Whale Authors") for years in (before, after)
@@ -76,7 +77,8 @@ def test_spellings_of_a_copyright(before, after):
 
 def test_other_numbers_make_a_different_line(tmp_path):
     # 'Article 1 (in force) from ... on', 'it governs so many towns', 'joined the team in the year'
-    texts = [f"제{i}조(시행일) 이 영은 20{i}년 3월 1일부터 시행한다.\n{i}개 진, {i + 1}개 향을 관할한다.\n"
+    texts = [f"제{i}조(시행일) 이 영은 20{i}년 3월 1일부터 시행한다.\n"
+             f"{i}개 진, {i + 1}개 향을 관할한다.\n"
              f"20{i}년에 프로 축구단에 입단하였다." for i in range(10, 40)]
     sketch = sketch_of(texts, tmp_path / "sketch")
     assert all(sketch.check(text) == (text, "") for text in texts)
@@ -84,13 +86,15 @@ def test_other_numbers_make_a_different_line(tmp_path):
 
 # ---- Elements ------------------------------------------------------------------------------------
 
-def manual(rng: random.Random, n: int, view: str = "누리집에서 이 문서 보기", run: str = "공책에서 바로 실행하기") -> str:
+def manual(rng: random.Random, n: int, view: str = "누리집에서 이 문서 보기",
+           run: str = "공책에서 바로 실행하기") -> str:
     """A manual with a row of buttons, whose addresses and line breaks differ from manual to
     manual."""
     # 'view on the site', 'run in a notebook', 'download'
     space = "\n    " if n % 2 else ""
     return (f"# {korean(rng, 1)}\n\n<table class=\"buttons\">\n"
-            f"  <td>{space}<a href=\"https://example.org/{n}\"><img src=\"/logo{n}.png\" />{view}</a></td>\n"
+            f"  <td>{space}<a href=\"https://example.org/{n}\">"
+            f"<img src=\"/logo{n}.png\" />{view}</a></td>\n"
             f"  <td><a href=\"https://example.org/run/{n}.ipynb\">{run}</a>{space}</td>\n"
             f"  <td><a href=\"/raw/{n}.ipynb\">내려받기</a></td>\n</table>\n\n{korean(rng, 6)}")
 
@@ -101,8 +105,8 @@ def test_the_example_in_the_docstring(tmp_path):
         "  <td>View on our site</td>",
         "  <td>Run in a notebook</td>",
     ]
-    text = "\n".join([shared[0], "Whales", "<table>", *shared[1:], "  <td>Whales in pictures</td>", "</table>",
-                      "Whales suckle their young."])
+    text = "\n".join([shared[0], "Whales", "<table>", *shared[1:], "  <td>Whales in pictures</td>",
+                      "</table>", "Whales suckle their young."])
     sketch = sketch_of([*["\n".join(shared)] * 12, text], tmp_path / "sketch")
     assert len(lines.blocks(text)) == 4
     assert cut(sketch, text) == "Whales\nWhales suckle their young."
@@ -124,8 +128,10 @@ def test_a_row_of_buttons_is_cut_as_a_whole(tmp_path):
 
 def test_a_table_with_one_line_of_the_site_stays_whole(tmp_path):
     rng = random.Random()
-    head = '<table class="data-table" border="1" cellpadding="4">\n<tr><th>고래의 이름과 길이와 무게</th></tr>\n'
-    texts = [f"{head}<tr>\n<td>{korean(rng, 1)}</td>\n<td>{n}</td>\n</tr>\n<tr><td>{korean(rng, 2)}</td></tr>\n"
+    head = ('<table class="data-table" border="1" cellpadding="4">\n'
+            '<tr><th>고래의 이름과 길이와 무게</th></tr>\n')
+    texts = [f"{head}<tr>\n<td>{korean(rng, 1)}</td>\n<td>{n}</td>\n</tr>\n"
+             f"<tr><td>{korean(rng, 2)}</td></tr>\n"
              f"</table>\n{korean(rng, 4)}" for n in range(12)]
     sketch = sketch_of(texts, tmp_path / "sketch")
     assert all(sketch.check(text) == (text, "") for text in texts)
@@ -134,7 +140,8 @@ def test_a_table_with_one_line_of_the_site_stays_whole(tmp_path):
 def test_lines_of_tags_or_an_address_alone_are_compared_as_they_are(tmp_path):
     rng = random.Random()
     tags, address = '<a name="back-to-top"></a>', "https://example.org/whales"
-    texts = [f'{tags}\n{address}\n{address}/{n}\n<img src="{address}/{n}.png" width="500">\n{korean(rng, 2)}'
+    texts = [f'{tags}\n{address}\n{address}/{n}\n<img src="{address}/{n}.png" width="500">\n'
+             f'{korean(rng, 2)}'
              for n in range(12)]
     sketch = sketch_of(texts, tmp_path / "sketch")
     assert all(cut(sketch, text) == text.split("\n", 2)[2] for text in texts)
@@ -187,8 +194,8 @@ def test_blocks():
 
 def test_any_text_is_its_blocks_and_the_step_is_idempotent(tmp_path):
     rng = random.Random()
-    pieces = ["<div>", "</div>", "<p>", "</p>", "<!--", "-->", "```", "~~~", "# note of the author", "",
-              "이 줄은 모든 문서에 있습니다", "이 줄도 모든 문서에 있습니다", "짧은 줄"]
+    pieces = ["<div>", "</div>", "<p>", "</p>", "<!--", "-->", "```", "~~~", "# note of the author",
+              "", "이 줄은 모든 문서에 있습니다", "이 줄도 모든 문서에 있습니다", "짧은 줄"]
     texts = [
         "\n".join(rng.choices([*pieces, korean(rng, 1)], k=rng.randrange(1, 80)))
         for _ in range(200)
@@ -201,8 +208,11 @@ def test_any_text_is_its_blocks_and_the_step_is_idempotent(tmp_path):
             assert sketch.check(shorter) == (shorter, "")
 
 
-@pytest.mark.parametrize("worst", ["<div>\n", "<div>", "</div>", "<", "<a ", "<!--", "-->", "`" * 3 + "\n", "http://",
-                                   "https://a ", "Copyright ", "Copyright 2019 ", "Copyright" + " " * 9, "# \n"])
+@pytest.mark.parametrize("worst",
+                         ["<div>\n", "<div>", "</div>", "<", "<a ", "<!--", "-->", "`" * 3 + "\n",
+                          "http://",
+                                   "https://a ", "Copyright ", "Copyright 2019 ",
+                                   "Copyright" + " " * 9, "# \n"])
 def test_a_megabyte_of_anything_takes_a_moment(worst):
     text = worst * (10**6 // len(worst))
     start = time.process_time()
@@ -216,7 +226,8 @@ def licence(year: int, owner: str) -> str:
     rules = [
         f"# You may use this program where the law allows it, rule {rule}." for rule in "abcdef"
     ]
-    return "\n".join(["```", f"#@title Copyright {year} {owner}", "#", *rules, f"# https://example.org/{year}", "```"])
+    return "\n".join(["```", f"#@title Copyright {year} {owner}", "#", *rules,
+                      f"# https://example.org/{year}", "```"])
 
 
 def test_a_licence_in_a_fence_is_cut_as_a_whole(tmp_path):
@@ -224,7 +235,8 @@ def test_a_licence_in_a_fence_is_cut_as_a_whole(tmp_path):
     code = "```\nimport numpy as np\nimport pandas as pd\n```"
     # A command, though it looks like a comment.
     root = "```\n# systemctl restart whales.service\n```"
-    texts = [f"{korean(rng, 2)}\n\n{licence(2011 + n, 'The Whale Authors')}\n\n{code}\n{root}\n{korean(rng, 2)}"
+    texts = [f"{korean(rng, 2)}\n\n{licence(2011 + n, 'The Whale Authors')}\n\n{code}\n{root}\n"
+             f"{korean(rng, 2)}"
              for n in range(12)]
     # In few documents, but the rules are in many.
     other = f"{licence(2020, korean(rng, 1))}\n{korean(rng, 2)}"
@@ -270,8 +282,10 @@ def test_the_sketch_never_counts_too_little(tmp_path):
 @pytest.mark.parametrize("profile", ["web", "formal", "short"])
 def test_any_profile_can_have_the_step(profile):
     def steps(cut_lines: bool, chosen: list[str] | None = None) -> list[str]:
-        args = argparse.Namespace(steps=chosen, profile=profile, cut_lines=cut_lines, decontaminate=None, sample=1.0,
-                                  limits=None, reference=None, tails=[0.5, 1.0], out="absent", examples=20)
+        args = argparse.Namespace(steps=chosen, profile=profile, cut_lines=cut_lines,
+                                  decontaminate=None, sample=1.0,
+                                  limits=None, reference=None, tails=[0.5, 1.0], out="absent",
+                                  examples=20)
         found = choose_steps(args)
         check_flags(args, found)
         return found
@@ -289,7 +303,8 @@ def test_manuals_are_cut_under_the_profile_formal(tmp_path):
     texts = [f"{licence(2010 + n, 'The Whale Authors')}\n{manual(rng, n)}" for n in range(12)]
     source = tmp_path / "manuals.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    data.main(["clean", "--input", str(source), "--out", str(tmp_path / "out"), "--profile", "formal", "--cut_lines"])
+    data.main(["clean", "--input", str(source), "--out", str(tmp_path / "out"),
+               "--profile", "formal", "--cut_lines"])
     kept = [json.loads(line)["text"] for line in open(tmp_path / "out" / "manuals.jsonl")]
     assert len(kept) == 12 and not any(
         word in "".join(kept) for word in ("Copyright", "```", "table")

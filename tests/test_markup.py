@@ -166,7 +166,8 @@ FENCED = f"위키 문서는 이렇게 쓴다. {PROSE}\n```\n{{}}\n```\n`[[링크
     f"{PROSE} [[1, 2], [3, 4]] [[0.5, 0.1]] [[ -f a.txt ]] && {{{{ user.name }}}} {{{{ x }}}} "
     "if (a || b || c) { return; }",
     # a paragraph with dates, times and names
-    f"2024년 1월 1일 오후 3:12 현재 기온은 영하 3도이다. {PROSE}\n진행 : 김민지\n{PROSE}\n장소 : 항구",
+    f"2024년 1월 1일 오후 3:12 현재 기온은 영하 3도이다. {PROSE}\n진행 : 김민지\n{PROSE}\n"
+    "장소 : 항구",
     # masked addresses in brackets
     "문의: [[이메일]] [[이메일]] [[이메일]] [[이메일]]",
 ])

@@ -15,7 +15,8 @@ def digits(rng: random.Random, n: int) -> str:
 
 
 def resident(rng: random.Random, hyphen: str, check: bool) -> str:
-    digits = f"{rng.randrange(100):02}{rng.randrange(1, 13):02}{rng.randrange(1, 29):02}{rng.randrange(1, 9)}"
+    digits = (f"{rng.randrange(100):02}{rng.randrange(1, 13):02}{rng.randrange(1, 29):02}"
+              f"{rng.randrange(1, 9)}")
     digits += "".join(rng.choice("0123456789") for _ in range(5))
     total = sum(
         int(d) * w for d, w in zip(digits, [2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5], strict=True)
@@ -77,8 +78,10 @@ def test_personal_data_is_masked():
             f"+82 10 {number} {number}": "[전화번호]", f"02-{number[:3]}-{number}": "[전화번호]",
             f"(031) {number[:3]}-{number}": "[전화번호]", f"070.{number}.{number}": "[전화번호]",
             f"(010-{number}-{number})": "([전화번호])", f"02){number[:3]}-{number}": "[전화번호]",
-            f"kim.{number}+a@mail.example.co.kr": "[이메일]", f"lee{number} [at] naver.com": "[이메일]",
-            "-".join(re.findall("....", card(rng, rng.choice(["4", "51", "9410", "3560"])))): "[카드번호]",
+            f"kim.{number}+a@mail.example.co.kr": "[이메일]",
+            f"lee{number} [at] naver.com": "[이메일]",
+            "-".join(re.findall("....", card(rng, rng.choice(["4", "51", "9410", "3560"])))):
+                "[카드번호]",
             f"국민은행 {number}01-04-{number}12": "국민은행 [계좌번호]",
             f"110-{number[:3]}-{number}56 신한은행": "[계좌번호] 신한은행",
             # 8210… would be a telephone number with the country code.
@@ -134,14 +137,17 @@ def test_resident_numbers_of_foreigners_and_hidden_ones():
 
 
 @pytest.mark.parametrize("before", [
-    "법인등록번호: ", "법인등록번호 ", "법인 등록번호는 ", "법인등록번호가 '", "법인번호 : ", "법인등기번호 ", "법인 ", "법인: ",
-    "법 인 등 록 번 호 : ", "법인(등록)번호 ", "등록번호(법인) ", "[법인번호] ", "법인등록번호（", "사단법인 ○○회[법인등록번호: ",
-    "| 법인등록번호 | ", "법인등록번호\t", "법인등록번호\n", "법인등록번호\n\n| ", "Corporate registration number: ",
-    "사업자등록번호 123-45-67890, 법인등록번호 ", "대표자 홍길동, 법인등록번호 ", "주민등록번호 없음\n법인등록번호 ",
+    "법인등록번호: ", "법인등록번호 ", "법인 등록번호는 ", "법인등록번호가 '", "법인번호 : ",
+    "법인등기번호 ", "법인 ", "법인: ", "법 인 등 록 번 호 : ", "법인(등록)번호 ",
+    "등록번호(법인) ", "[법인번호] ", "법인등록번호（", "사단법인 ○○회[법인등록번호: ",
+    "| 법인등록번호 | ", "법인등록번호\t", "법인등록번호\n", "법인등록번호\n\n| ",
+    "Corporate registration number: ", "사업자등록번호 123-45-67890, 법인등록번호 ",
+    "대표자 홍길동, 법인등록번호 ", "주민등록번호 없음\n법인등록번호 ",
 ])
 def test_a_number_labelled_as_a_companys_is_not_a_residents(before):
     rng = random.Random()
-    for number in (company(rng), company(rng, False), company(rng)[:8] + "******", company(rng).replace("-", " - ")):
+    for number in (company(rng), company(rng, False), company(rng)[:8] + "******",
+                   company(rng).replace("-", " - ")):
         text = f"{before}{number}, 끝"
         assert mask_personal_data(text) == (text, "")
     # The label is for one number, not for that of the person after it.
@@ -155,8 +161,9 @@ def test_a_number_labelled_as_a_companys_is_not_a_residents(before):
 
 
 @pytest.mark.parametrize("before", [
-    "주식회사 한빛(", "(주)한빛 ", "㈜ 한빛: ", "한빛(주) | ", "한빛 주식회사 ", "（주）한빛 | ", "재단법인 한빛재단 (",
-    "| 상호 | 법인등록번호 |\n|---|---|\n| 한빛 | ", "법인등록번호 목록\n1. 한빛상사 ", "법인등록번호 110111-1234569, ",
+    "주식회사 한빛(", "(주)한빛 ", "㈜ 한빛: ", "한빛(주) | ", "한빛 주식회사 ", "（주）한빛 | ",
+    "재단법인 한빛재단 (", "| 상호 | 법인등록번호 |\n|---|---|\n| 한빛 | ",
+    "법인등록번호 목록\n1. 한빛상사 ", "법인등록번호 110111-1234569, ",
 ])
 def test_after_a_companys_name_or_below_a_label_the_check_digits_decide(before):
     rng = random.Random()
@@ -168,7 +175,9 @@ def test_after_a_companys_name_or_below_a_label_the_check_digits_decide(before):
         assert mask_personal_data(before + person) == (before + "[주민번호]", "resident_number")
 
 
-@pytest.mark.parametrize("before", ["법인등록번호 ", "법인 ", "등록번호(법인): ", "법인번호\n", "Corporate number "])
+@pytest.mark.parametrize("before",
+                         ["법인등록번호 ", "법인 ", "등록번호(법인): ", "법인번호\n",
+                          "Corporate number "])
 def test_a_label_does_not_make_a_resident_number_a_companys(before):
     rng = random.Random()
     person = resident(rng, "-", True)
@@ -178,7 +187,8 @@ def test_a_label_does_not_make_a_resident_number_a_companys(before):
 
 
 @pytest.mark.parametrize("before", [
-    "법인등록번호: 110111-1234569\n대표자 ", "| 성명 | 법인등록번호 |\n| 대표 홍길동 | ", "법인등록번호 110111-1234569, 이사 ",
+    "법인등록번호: 110111-1234569\n대표자 ", "| 성명 | 법인등록번호 |\n| 대표 홍길동 | ",
+    "법인등록번호 110111-1234569, 이사 ",
 ])
 def test_a_number_after_a_position_is_a_persons(before):
     # With a company's check digit, which one in ten numbers without a check digit has by chance.
@@ -187,9 +197,11 @@ def test_a_number_after_a_position_is_a_persons(before):
 
 
 @pytest.mark.parametrize("before", [
-    "", "번호 ", "주민등록번호 ", "주민(법인)등록번호: ", "법인(주민)등록번호: ", "주민등록번호(법인등록번호) ", "개인/법인 등록번호 ",
-    "주민등록번호\n(법인등록번호)\n", "법인등록번호\n(주민등록번호)\n", "생년월일(법인등록번호) ", "법인 대표 홍길동(", "비법인 ", "법인카드 ",
-    "(주)한빛 대표이사 홍길동 ", "법인등록번호가 없는 단체의 대표 홍길동 ", "법인이 ", "법인 현황\n홍길동 ", "외국인등록번호 ",
+    "", "번호 ", "주민등록번호 ", "주민(법인)등록번호: ", "법인(주민)등록번호: ",
+    "주민등록번호(법인등록번호) ", "개인/법인 등록번호 ", "주민등록번호\n(법인등록번호)\n",
+    "법인등록번호\n(주민등록번호)\n", "생년월일(법인등록번호) ", "법인 대표 홍길동(", "비법인 ",
+    "법인카드 ", "(주)한빛 대표이사 홍길동 ", "법인등록번호가 없는 단체의 대표 홍길동 ", "법인이 ",
+    "법인 현황\n홍길동 ", "외국인등록번호 ",
 ])
 def test_if_in_doubt_it_is_a_residents(before):
     rng = random.Random()
@@ -222,22 +234,24 @@ def test_telephones_as_people_write_them():
         mobile = rng.choice(["010", "011", "016", "017", "018", "019", "070", "0507"])
         for raw in [
             f"{mobile}-{middle}{last}", f"{mobile} {middle}{last}", f"{mobile}{middle}-{last}",
-            f"{mobile}){middle}-{last}", f"({mobile}){middle}-{last}", f"({mobile}) {middle} {last}",
-            f"{mobile} - {middle} - {last}", f"{mobile}/{middle}/{last}", f"{mobile}~{middle}~{last}",
-            f"{mobile}·{middle}·{last}", f"{mobile}-{middle} {last}", f"{mobile}　{middle}　{last}",
-            f"0082-10-{middle}-{last}", f"008210{middle}{last}", f"0082 2 {middle} {last}",
-            f"+82(0)10-{middle}-{last}", f"+82 (0)10 {middle} {last}", f"+82-010-{middle}-{last}",
-            f"(+82) 10 {middle} {last}", f"(+82)10-{middle}-{last}", f"+8210{middle}{last}",
-            f"+82 2 {middle} {last}", f"+82-31-{middle}-{last}", f"82(0)10-{middle}-{last}",
-            f"8210{middle}{last}", f"82-10-{middle}-{last}", f"82 10 {middle} {last}",
-            f"02-{middle}-{last}~8", f"051–{middle}–{last}", f"(02){middle}-{last}", "010-1011-0110",
+            f"{mobile}){middle}-{last}", f"({mobile}){middle}-{last}",
+            f"({mobile}) {middle} {last}", f"{mobile} - {middle} - {last}",
+            f"{mobile}/{middle}/{last}", f"{mobile}~{middle}~{last}", f"{mobile}·{middle}·{last}",
+            f"{mobile}-{middle} {last}", f"{mobile}　{middle}　{last}", f"0082-10-{middle}-{last}",
+            f"008210{middle}{last}", f"0082 2 {middle} {last}", f"+82(0)10-{middle}-{last}",
+            f"+82 (0)10 {middle} {last}", f"+82-010-{middle}-{last}", f"(+82) 10 {middle} {last}",
+            f"(+82)10-{middle}-{last}", f"+8210{middle}{last}", f"+82 2 {middle} {last}",
+            f"+82-31-{middle}-{last}", f"82(0)10-{middle}-{last}", f"8210{middle}{last}",
+            f"82-10-{middle}-{last}", f"82 10 {middle} {last}", f"02-{middle}-{last}~8",
+            f"051–{middle}–{last}", f"(02){middle}-{last}", "010-1011-0110",
         ]:
             assert_masked(rng, raw, "[전화번호]")
 
         # Only a word tells these from a row of a table and from a product number.
         area = rng.choice(["02", "031", "042", "051", "064"])
         for raw in [f"{area}{middle}{last}", f"{area} {middle} {last}", f"{area}-{middle}{last}",
-                    f"({area}) {middle} {last}", f"{area}){middle}{last}", f"{area}/{middle}/{last}"]:
+                    f"({area}) {middle} {last}", f"{area}){middle}{last}",
+                    f"{area}/{middle}/{last}"]:
             for word in ["전화", "연락처:", "문의는", "☎", "Tel.", "TEL :", "팩스"]:
                 assert mask_personal_data(f"{word} {raw}")[0] == f"{word} [전화번호]"
             assert mask_personal_data(f"{raw}로 전화 주세요")[0] == "[전화번호]로 전화 주세요"
@@ -265,8 +279,9 @@ def test_accounts_next_to_a_short_name_of_their_bank():
             f"3333-01-{digits(rng, 7)}",
             f"301-{digits(rng, 4)}-{digits(rng, 4)}-91",
         ]:
-            for name in ["국민", "신한", "농협", "카뱅", "토스", "우리", "하나", "기업", "새마을", "우체국",
-                         "케이뱅크", "수협", "신협", "부산", "대구", "전북", "KB국민", "NH", "IBK"]:
+            for name in ["국민", "신한", "농협", "카뱅", "토스", "우리", "하나", "기업", "새마을",
+                         "우체국", "케이뱅크", "수협", "신협", "부산", "대구", "전북", "KB국민",
+                         "NH", "IBK"]:
                 space = rng.choice(["", " ", ": ", " ("])
                 assert mask_personal_data(name + space + raw)[0] == f"{name}{space}[계좌번호]"
             for name in ["조국민 ", "우리 집 ", "하나, ", "중소기업 ", "WKB "]:
@@ -288,10 +303,11 @@ def test_mail_addresses_as_people_write_them():
         for raw in [
             f"{name} @ {service}.com", f"{name}@ {service}.com", f"{name} @{service}.com",
             f"{name} @ {service} . com", f"{name} @ yahoo.co.kr", f"{name}(at){service}.com",
-            f"{name} (at) {service}.com", f"{name} [at] {service} [dot] com", f"{name}골뱅이{service}.com",
-            f"{name} 골뱅이 snu.ac.kr", f"{name}(골뱅이)snu.ac.kr", f"{name}＠{service}．com",
-            f"{name}@{service}.company", f"{name}@{service}.online", f"{name}@{service}.museum",
-            f"{name}@{service}.photography", f"{name}@shop.{service}.CO.KR", f"{name}@163.com",
+            f"{name} (at) {service}.com", f"{name} [at] {service} [dot] com",
+            f"{name}골뱅이{service}.com", f"{name} 골뱅이 snu.ac.kr", f"{name}(골뱅이)snu.ac.kr",
+            f"{name}＠{service}．com", f"{name}@{service}.company", f"{name}@{service}.online",
+            f"{name}@{service}.museum", f"{name}@{service}.photography",
+            f"{name}@shop.{service}.CO.KR", f"{name}@163.com",
         ]:
             assert_masked(rng, raw, "[이메일]")
         assert mask_personal_data(f"메일: {name} @ snu.ac.kr")[0] == "메일: [이메일]"
@@ -302,40 +318,48 @@ def test_mail_addresses_as_people_write_them():
 def test_numbers_in_rulings_and_code_are_not_masked():
     rng = random.Random()
     for text in [
-        "대법원 2010. 3. 25. 선고 2009다12345 판결", "1990-12-31부터 2001-01-05까지", "법률 제12345호, 2013-0101-1234",
-        resident(rng, "", False), "901301-1234567", "900101-9234567", card(rng, "4", False), card(rng, "1"),
-        "1988 1992 1996 2000", "4.1234567890123456", "https://x.kr/4111111111111111", "계좌를 연 날 1999-12-31",
-        "계좌 이야기를 하다 말고 (1123581321)을 적었다", "123456-12-123456", "a@b.sum(0)", "git@github.com:a/b",
-        "https://user:x@host.com/", "010-1234-56789", "1,010-1234-5678", "ISBN 978-89-1234-567-8", "3.14159265358979",
+        "대법원 2010. 3. 25. 선고 2009다12345 판결", "1990-12-31부터 2001-01-05까지",
+        "법률 제12345호, 2013-0101-1234",
+        resident(rng, "", False), "901301-1234567", "900101-9234567", card(rng, "4", False),
+        card(rng, "1"),
+        "1988 1992 1996 2000", "4.1234567890123456", "https://x.kr/4111111111111111",
+        "계좌를 연 날 1999-12-31", "계좌 이야기를 하다 말고 (1123581321)을 적었다",
+        "123456-12-123456", "a@b.sum(0)", "git@github.com:a/b", "https://user:x@host.com/",
+        "010-1234-56789", "1,010-1234-5678", "ISBN 978-89-1234-567-8", "3.14159265358979",
     ]:
         assert mask_personal_data(text) == (text, ""), text
 
 
 @pytest.mark.parametrize("text", [
     # rulings, statutes, file numbers, companies
-    "서울고등법원 2016나2012345, 2016헌바123·2017헌가45(병합)", "1994. 12. 31.~1995. 1. 5. 02 1990-1995",
-    "특허 제10-2012-0123456호", "사업자등록번호 123-45-67890, 법인 110111-0123456", "우리 123-45-67890",
-    "부산 2016-12-345678", "하나 2010-12-25", "국민 1997-1998-1999", "은행은 1997–1998–1999년에",
+    "서울고등법원 2016나2012345, 2016헌바123·2017헌가45(병합)",
+    "1994. 12. 31.~1995. 1. 5. 02 1990-1995", "특허 제10-2012-0123456호",
+    "사업자등록번호 123-45-67890, 법인 110111-0123456", "우리 123-45-67890", "부산 2016-12-345678",
+    "하나 2010-12-25", "국민 1997-1998-1999", "은행은 1997–1998–1999년에",
     # figures, prices, rows of tables, coordinates, ranges
-    "02 1234 5678 9012", "서울 02 1990 2000", "1,000~2,000원 · 3,000-4,000원", "37.5665, 126.9780", "820701~3063268", "8207013063269",
-    "127.0276368,37.4979502", "010101~101010", "01101001011, 010 0110 1101", "1939·1941·1945·1950",
-    "2018-19 ~ 2020-21", "기업 1,234-5,678-90,123",
+    "02 1234 5678 9012", "서울 02 1990 2000", "1,000~2,000원 · 3,000-4,000원", "37.5665, 126.9780",
+    "820701~3063268", "8207013063269", "127.0276368,37.4979502", "010101~101010",
+    "01101001011, 010 0110 1101", "1939·1941·1945·1950", "2018-19 ~ 2020-21",
+    "기업 1,234-5,678-90,123",
     # businesses
     "1588-1234", "대표전화 1544－5678", "080-123-4567",
     # books, products, versions, IP addresses
-    "ISBN 0198534531", "ISBN 0201633612", "0-201-63361-2", "978-0-201-63361-2", "제품 0312345678", "제품 0262033844",
-    "192.168.0.10:8080", "v1.10.1234.5678", "uuid 0a1b2c3d-0212-4567-8901-021234567890", "/img/0212345678.jpg",
+    "ISBN 0198534531", "ISBN 0201633612", "0-201-63361-2", "978-0-201-63361-2", "제품 0312345678",
+    "제품 0262033844", "192.168.0.10:8080", "v1.10.1234.5678",
+    "uuid 0a1b2c3d-0212-4567-8901-021234567890", "/img/0212345678.jpg",
     # what README says is not masked: of persons, of machines, from abroad
-    "홍길동, 1990년 1월 2일생, 서울시 중구 세종대로 110, 101동 1203호", "생년월일 900101", "1990-01-02", "여권번호 M12345678",
-    "여권 M123A4567", "운전면허 11-12-345678-90", "면허번호 서울 12-345678-90", "운전면허 111234567890", "차량 12가 3456", "123나4567",
-    "사업자등록번호 1234567890", "전화 123-4567", "공일공 일이삼사 오육칠팔", "010101-0101010", "110-123-456789",
-    "199.86.94.82", "2001:db8::1:ab", "00:1A:2B:3C:4D:5E", "https://blog.example.com/kim", "카톡 아이디 kim123",
-    "+1 212-555-0123", "(212) 555-0123", "+81-3-1234-5678", "+44 20 7946 0123",
+    "홍길동, 1990년 1월 2일생, 서울시 중구 세종대로 110, 101동 1203호", "생년월일 900101",
+    "1990-01-02", "여권번호 M12345678", "여권 M123A4567", "운전면허 11-12-345678-90",
+    "면허번호 서울 12-345678-90", "운전면허 111234567890", "차량 12가 3456", "123나4567",
+    "사업자등록번호 1234567890", "전화 123-4567", "공일공 일이삼사 오육칠팔", "010101-0101010",
+    "110-123-456789", "199.86.94.82", "2001:db8::1:ab", "00:1A:2B:3C:4D:5E",
+    "https://blog.example.com/kim", "카톡 아이디 kim123", "+1 212-555-0123", "(212) 555-0123",
+    "+81-3-1234-5678", "+44 20 7946 0123",
     # texts with an @
-    "@app.route('/')", "@staticmethod", "트위터 @kim.kr", "npm i @scope/pkg@1.2.3 lodash@latest.js", "icon@2x.png",
-    "y = x@w.mT", "q@k.at[0]", "self.q@self.k", "x@self.to", "h = self.w@x.io", "y = a @ b.to", "a@b.sum()",
-    "see you @ example.com", "scp a.txt kim@host.com:~/x", "kim@host.com:data/x.txt", "ssh://git@host.kr/x",
-    "f(at)x", "골뱅이 무침", "(at) 12:00",
+    "@app.route('/')", "@staticmethod", "트위터 @kim.kr", "npm i @scope/pkg@1.2.3 lodash@latest.js",
+    "icon@2x.png", "y = x@w.mT", "q@k.at[0]", "self.q@self.k", "x@self.to", "h = self.w@x.io",
+    "y = a @ b.to", "a@b.sum()", "see you @ example.com", "scp a.txt kim@host.com:~/x",
+    "kim@host.com:data/x.txt", "ssh://git@host.kr/x", "f(at)x", "골뱅이 무침", "(at) 12:00",
 ])
 def test_what_only_looks_like_personal_data(text):
     assert mask_personal_data(text) == (text, "")
@@ -350,10 +374,12 @@ def test_kinds_are_named_once_and_in_order():
 
 
 @pytest.mark.parametrize("piece", [
-    "1", "0", "１", "@", "-", "－", "ㅡ", " ", "a", "a.", "a@", "a@a.", "1-", "12-", "010-", "010-1234-", "0 1",
-    "1234 ", "(02)", "+82 ", "900101-1", "900101-1234567 ", "110111-1234569 ", "법인110111-1234567 ", "(주)110111-1234569 ",
-    "(주)(주)(주)(주)(주)(주)(주)(주)-------------------- 110111-1234569 ", "법인등록번호" + " " * 50 + "110111-1234569",
-    "\n(\n(\n(110111-1234569", "a(at)", "a@b.kr:", "a골뱅이", "a(dot)", "naver . ", "은행 1234567890 ",
+    "1", "0", "１", "@", "-", "－", "ㅡ", " ", "a", "a.", "a@", "a@a.", "1-", "12-", "010-",
+    "010-1234-", "0 1", "1234 ", "(02)", "+82 ", "900101-1", "900101-1234567 ", "110111-1234569 ",
+    "법인110111-1234567 ", "(주)110111-1234569 ",
+    "(주)(주)(주)(주)(주)(주)(주)(주)-------------------- 110111-1234569 ",
+    "법인등록번호" + " " * 50 + "110111-1234569", "\n(\n(\n(110111-1234569", "a(at)", "a@b.kr:",
+    "a골뱅이", "a(dot)", "naver . ", "은행 1234567890 ",
 ])
 def test_no_text_takes_long(piece):
     """These 100,000 characters take less than 0.1 s. A pattern that backtracked from each of them

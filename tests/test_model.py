@@ -475,7 +475,8 @@ def write_mistral(folder, **changes):
     ({"max_position_embeddings": 4096}, 4096, 8),
     ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, 2048, 16),
 ])
-def test_what_a_mistral_leaves_out_means_mistral_s_defaults(changes, positions, key_value_heads, tmp_path):
+def test_what_a_mistral_leaves_out_means_mistral_s_defaults(changes, positions, key_value_heads,
+                                                            tmp_path):
     """transformers' MistralConfig has other defaults than its LlamaConfig."""
     write_mistral(tmp_path, **changes)
     config = model.Config.read(tmp_path)
@@ -509,7 +510,8 @@ def test_the_window_of_a_mistral_is_in_use_unless_it_is_null(changes, window, tm
 
 def test_a_mistral_is_read_as_transformers_reads_it(tmp_path):
     transformers = pytest.importorskip("transformers")
-    for changes in ({}, {"sliding_window": None}, {"max_position_embeddings": 512}, {"num_key_value_heads": 4}):
+    for changes in ({}, {"sliding_window": None}, {"max_position_embeddings": 512},
+                    {"num_key_value_heads": 4}):
         write_mistral(tmp_path, **changes)
         theirs = transformers.AutoConfig.from_pretrained(tmp_path)
         ours = hf.in_one_spelling(read_json(tmp_path / "config.json"))

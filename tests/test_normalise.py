@@ -142,7 +142,8 @@ NASTY = [
     *"\u200d👨👩🏽\ufe0f\ufe0e❤🏴\U000e0067\U000e007f1#\u20e3",
     *"\u200b\u00ad\ufeff\ue000\U000f0854\uf8ff\ufdd0\uffff\ud83d\ude00\x00\x07",
     # Entities, and parts that may become some.
-    "&", "amp;", "&amp;", "&amp;amp;nbsp;", "&lt;", "&gt;", "lt;", *"lt;x4", "&#", "&#52;", "&#55357;",
+    "&", "amp;", "&amp;", "&amp;amp;nbsp;", "&lt;", "&gt;", "lt;", *"lt;x4", "&#", "&#52;",
+    "&#55357;",
     "&#56832;", "&#x0A;", "&#13;", "&#96;", "&grave;", "&shy;", "&zwj;", "&ZeroWidthSpace;",
     "&#xE000;", "&#4352;", "&Tab;", "&NewLine;", "&nbsp",
     # White space, tags and code.
@@ -197,8 +198,8 @@ def test_a_run_of_lone_jamo_takes_linear_time():
 
 @pytest.mark.parametrize("raw", [
     "\u1161" * 60_000, "\u115f" + "\u1161" * 60_000, "\u115f" * 60_000, "a" + " " * 60_000 + "b",
-    "&" * 60_000, "&amp;" * 20_000, "&" + "amp;" * 20_000, "` " * 30_000, "```\n" * 20_000, "<" * 60_000,
-    "~~~\n" * 20_000, "\n ~~~" * 20_000, "~~~\n" + "~~\n" * 20_000, "`\n" * 30_000,
+    "&" * 60_000, "&amp;" * 20_000, "&" + "amp;" * 20_000, "` " * 30_000, "```\n" * 20_000,
+    "<" * 60_000, "~~~\n" * 20_000, "\n ~~~" * 20_000, "~~~\n" + "~~\n" * 20_000, "`\n" * 30_000,
     "👨\u200d" * 20_000, "🏴" + "\U000e0067" * 60_000, "\ud83d" * 60_000, "ㅠㅜ" * 30_000,
     " ".join("`" * n for n in range(300)),
 ], ids=lambda raw: ascii(raw)[:12])

@@ -68,7 +68,8 @@ def test_a_resumed_stage_says_what_is_left(weights, world, tmp_path):
         argv = ["--resume", str(run), "--stages", "embed:1280:5e-3", "odd:1280:5e-3"]
     train.main(argv)
     said = epochs_of(run)
-    assert [(record["stage"], record["step"]) for record in said] == [(1, 0), (1, 5), (1, 9), (2, 0)]
+    assert [(record["stage"], record["step"]) for record in said] == [(1, 0), (1, 5), (1, 9),
+                                                                      (2, 0)]
     begun, shortened, resumed, _ = [record["epochs"] for record in said]
     first, _ = windows_read(run, [f"{world}/shards/ko", f"{world}/shards/en"])
     for name, read in first.items():

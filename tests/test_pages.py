@@ -41,7 +41,8 @@ def test_html_keeps_the_article_and_code_and_leaves_the_site():
       <pre><span>def f(x):</span>\n    return  x &lt; 1</pre><p>둘째<br>문단</p></article>
       <div class="cookie-banner">쿠키</div><footer>저작권</footer></body></html>"""
     assert lines(page) == [
-        "제목", "첫째 문단 & 끝.", "하나", "둘", "```", "def f(x):", "    return  x < 1", "```", "둘째", "문단"]
+        "제목", "첫째 문단 & 끝.", "하나", "둘", "```", "def f(x):", "    return  x < 1", "```",
+        "둘째", "문단"]
 
 
 @pytest.mark.parametrize("name", [
@@ -125,7 +126,8 @@ def test_most_reviews_of_one_rating_do_not_lose_the_others():
     f'<div class="menu-wrap"><div class="search-box"><p class="related">{TEXT[0]}</p></div></div>'
     f'<div class="toc-wrap"><p class="share-on">{TEXT[1]}</p></div><p class="nav-a">{TEXT[2]}</p>',
     # Even if tags or certain words say so, if nothing else is left.
-    "".join(f'<aside class="{name}">{text}</aside>' for name, text in zip("abc", TEXT, strict=True)),
+    "".join(f'<aside class="{name}">{text}</aside>'
+            for name, text in zip("abc", TEXT, strict=True)),
     f'<div class="sticky-footer">{TEXT[0]}</div><div class="cookie-on">{TEXT[1]}</div>'
     f'<aside>{TEXT[2]}</aside>',
 ])
@@ -246,10 +248,14 @@ def test_entities_and_formulas():
 # ---- Broken and hostile pages -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", ["<html><nav>가<p>나", "<div><![weird[가]]>나</div>", "<p", "<html></nav></pre></p>가",
-                                  "<article><article>가</article>", "<html><!--가", "<div class>가</div>",
-                                  "", "<", "<div/>", "</pre>", "<pre><td><pre>", "<math><pre><annotation>가</pre>",
-                                  "<svg><pre></svg>", "<main role=main><main></main>", "<a><a></b>"])
+@pytest.mark.parametrize("page",
+                         ["<html><nav>가<p>나", "<div><![weird[가]]>나</div>", "<p",
+                          "<html></nav></pre></p>가",
+                                  "<article><article>가</article>", "<html><!--가",
+                                  "<div class>가</div>", "", "<", "<div/>", "</pre>",
+                                  "<pre><td><pre>", "<math><pre><annotation>가</pre>",
+                                  "<svg><pre></svg>", "<main role=main><main></main>",
+                                  "<a><a></b>"])
 def test_broken_html_does_not_crash(page):
     assert isinstance(html_to_text(page), str)
     assert isinstance(looks_like_html(page), bool)
@@ -271,7 +277,8 @@ def test_broken_html_does_not_crash(page):
     "<nav>가</nav>" * 20_000,
     "<p>" + " \n" * 100_000,
     "```\n<p>`<p>" * 20_000,
-    "".join(f"<nav class={'a' * (i % 99)}><p class=menu>가" for i in range(20_000)) + "</nav>" * 20_000,
+    "".join(f"<nav class={'a' * (i % 99)}><p class=menu>가" for i in range(20_000))
+    + "</nav>" * 20_000,
     "<p>가</p>\n\n---" + "|" * 100_000 + "x",
     "<p>가</p>\n\n" + "](" * 100_000,
     "<p>\n" + "# " * 100_000,
@@ -330,7 +337,8 @@ README = "# 둘레길\n\n저수지를 도는 길이다.\n\n- 물\n- 신발\n\n``
 
 
 PEOPLE = "".join(
-    f'<td align="center"><a href="/{i}"><img src="{i}.png"><br><b>사람 {i}</b></a><br>글, 그림</td>\n'
+    f'<td align="center"><a href="/{i}"><img src="{i}.png"><br><b>사람 {i}</b></a><br>'
+    '글, 그림</td>\n'
     for i in range(12)
 )
 SLOGAN = '<p align="center"><b>저수지를 도는 모든 길을 한곳에 모은 꾸러미</b><br>길을 걷자</p>\n\n'
@@ -346,7 +354,8 @@ NO_PAGES = [
     '<p align="center"><img src="logo.png"></p>\n\n'
     + README
     + f"\n<table><tr>\n{PEOPLE}</tr></table>\n",
-    '<p align="center"><img src="logo.png"></p>\n\n- 물\n- 신발\n\n<table><tr><td>가</td></tr></table>\n',
+    '<p align="center"><img src="logo.png"></p>\n\n- 물\n- '
+    '신발\n\n<table><tr><td>가</td></tr></table>\n',
     SLOGAN + "짧은 설명.\n\n설치는 쉽다.\n",
     SLOGAN + "짧은 설명.\n설치는 쉽다.\n끝.",
     SLOGAN + "- 물\n- 신발",
@@ -383,7 +392,8 @@ def test_markdown_and_prose_with_tags_keep_their_lines_and_tags(text: str):
     assert normalise_text(text)[0] == text.strip("\n")
 
 
-SYNC = "<SYNC Start=1000><P Class=KRCC>\n어제 배가<br>들어왔다고 하던데?\n<SYNC Start=4000><P>\n누가 그래?\n"
+SYNC = ("<SYNC Start=1000><P Class=KRCC>\n어제 배가<br>들어왔다고 하던데?\n"
+        "<SYNC Start=4000><P>\n누가 그래?\n")
 
 
 @pytest.mark.parametrize("text", [
@@ -398,7 +408,8 @@ def test_subtitles_keep_the_tags_that_the_rules_recognise(text: str):
 
 @pytest.mark.parametrize("text", [
     '<div align="center">\n<img src="logo.png"><br><br>\n</div>\n\n' + README,
-    '<p align="center"><img src="logo.png" alt="둘레길 로고"></p>\n\n저수지를 도는 길을 모은 꾸러미이다.\n',
+    '<p align="center"><img src="logo.png" alt="둘레길 로고"></p>\n\n저수지를 도는 길을 모은 '
+    '꾸러미이다.\n',
     '<h1 align="center">길</h1>\n\n' + README,
     "HTML을 배우자.\n\n```html\n<!DOCTYPE html>\n<html>\n<p>가</p>\n</html>\n```\n",
     "~~~\n<html>\n<p>가</p>\n<br>\n~~~\n",

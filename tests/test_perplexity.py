@@ -13,7 +13,8 @@ def oracle(texts: list[str], order: int):
     """p(w | h) by the formula, for any h and w, with sets and counters."""
     line = "\n" + "".join(" ".join(text.split()) + "\n" for text in texts)
     grams = [Counter(line[i:i + n] for i in range(len(line) - n + 1)) for n in range(1, order + 1)]
-    counts = [*[{g: max(1, len({longer for longer in grams[n] if longer[1:] == g})) for g in grams[n - 1]}
+    counts = [*[{g: max(1, len({longer for longer in grams[n] if longer[1:] == g}))
+                 for g in grams[n - 1]}
                 for n in range(1, order)], grams[-1]]
     totals, types, discounts = [], [], []
     for count in counts:

@@ -9,8 +9,8 @@ How commands have to be written, so that this can be checked:
 - They stand in ```bash blocks, or indented by four spaces, or between backquotes; one per line, or
   continued by a \\ at its end. What follows a # is a comment.
 - A word in capitals stands for something of the reader's: BASE is an English model directory, LLAMA
-  one of Llama 3, kobest (or KOBEST) the folder of KoBEST. A command with ... in it is only a part of
-  one.
+  one of Llama 3, kobest (or KOBEST) the folder of KoBEST. A command with ... in it is only a part
+  of one.
 - Documents that an --input names with a suffix, or with a / at the end, are the reader's and are
   made here: English ones if --lang or the name says so, instructions if it is alpaca.jsonl, else
   Korean. Any other path must have been written by an earlier command. If there is none, or if the

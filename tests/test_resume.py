@@ -204,7 +204,8 @@ def test_a_setting_that_is_not_a_flag_is_named(run, refused):
 # ------------------------------------------------------------------------------------ the stages
 
 
-def test_a_lengthened_stage_ends_with_the_bits_of_one_that_was_always_so_long(world, tmp_path, capsys):
+def test_a_lengthened_stage_ends_with_the_bits_of_one_that_was_always_so_long(world, tmp_path,
+                                                                              capsys):
     """While the rate does not depend on the length yet: constant, before its decay."""
     more = ["--schedule", "wsd", "--warmup", "0"]
     longer = ["odd:640:5e-3", "full:1280:5e-3"]
@@ -498,7 +499,8 @@ def test_skip_seen_takes_the_newest_checkpoint_if_it_is_later(begun, whole):
 def test_the_run_that_was_skipped_is_not_needed_to_resume(world, whole, tmp_path, drawn):
     """Not even before its first checkpoint; and the weights count from where it started."""
     other = shutil.copytree(whole, tmp_path / "other")
-    more = ["--skip_seen", str(other), "--data", f"{world}/shards/ko=0.25", f"{world}/shards/en=0.75"]
+    more = ["--skip_seen", str(other), "--data", f"{world}/shards/ko=0.25",
+            f"{world}/shards/en=0.75"]
     train.main(flags(world, tmp_path / "always", "full:640:1e-3", more=more))
     without_stop = list(drawn)
     assert [name for name, _ in without_stop].count("ko") == 5
@@ -530,7 +532,8 @@ def test_skip_seen_names_what_differs(more, part, world, whole, tmp_path, refuse
 
 def test_skip_seen_of_something_other_than_a_training(world, tmp_path, refused):
     argv = flags(world, tmp_path / "mine", "full:640:1e-3")
-    refused(train, [*argv, "--skip_seen", str(world / "model")], "nothing there says which data was seen")
+    refused(train, [*argv, "--skip_seen", str(world / "model")],
+            "nothing there says which data was seen")
 
 
 def test_further_sources_may_follow_and_older_states_are_trusted(world, whole, tmp_path):

@@ -166,10 +166,12 @@ def test_languages_with_many_accents_are_not_garbled():
     # 'In the morning the ships came back into the harbour; the people waited on the quay ...'
     "早上船回到了港口，人们在码头上等着他们的家人。没有人知道昨天夜里发生了什么事。" * 3,
     "早上船回到了港口，人們在碼頭上等著他們的家人。沒有人知道昨天夜裡發生了什麼事。" * 3,
-    "朝になって船が港に帰ってきた。人々は岸壁で家族を待っていた。夜に何があったのか誰も知らない。" * 3,
+    "朝になって船が港に帰ってきた。人々は岸壁で家族を待っていた。"
+    "夜に何があったのか誰も知らない。" * 3,
     "昨夜未明、東京都内某所於火災発生。消防隊出動、負傷者数名確認。原因調査中。" * 3,
     # the same, with a link to the Korean page
-    "早上船回到了港口，人们在码头上等着他们的家人。没有人知道昨天夜里发生了什么事。" * 3 + " 한국어",
+    "早上船回到了港口，人们在码头上等着他们的家人。没有人知道昨天夜里发生了什么事。" * 3
+    + " 한국어",
     "好看！非常好看。",
 ])
 def test_chinese_and_japanese_are_another_language_in_every_profile(text):
@@ -189,7 +191,8 @@ def test_korean_with_much_hanja_is_korean():
 def test_old_hangul_is_korean():
     # 나랏말ᄊᆞ미, with vowels that modern Korean has lost, and a syllable with a letter of
     # Extended-A
-    old = "나랏말\u110a\u119e미 듕귁에 달아 문\u110d\u119e와로 서르 \u1109\u119e\u1106\u119e디 아니\u1112\u119e\u11af\u110a\u1175 "
+    old = ("나랏말\u110a\u119e미 듕귁에 달아 문\u110d\u119e와로 서르 "
+           "\u1109\u119e\u1106\u119e디 아니\u1112\u119e\u11af\u110a\u1175 ")
     assert "wrong_language" not in reasons(unicode_to_nfc(old * 3))
     assert rules.kind_of("\ua964") == rules.kind_of("\ud7b0") == rules.HANGUL
 
@@ -251,7 +254,8 @@ def test_none_turns_any_rule_off():
         repeated_ngrams={},
     )
     rng = random.Random(1)
-    for text in ("a", "뷁", "★", "1 2 3", "Nobody saw it.", "나무" * 99, "나무 " * 99, korean(rng, 2) * 30):
+    for text in ("a", "뷁", "★", "1 2 3", "Nobody saw it.", "나무" * 99, "나무 " * 99,
+                 korean(rng, 2) * 30):
         assert name_of(text, off) == name_of(text, off, "en") == ""
     assert rules.check("", off) == (None, "too_short: 0 characters < 1")
 
@@ -261,14 +265,20 @@ def test_none_turns_any_rule_off():
 # A long name in short articles: 'The Duchy of Upper Danmore is a duchy on the shore of the lake
 # ...'
 STUBS = [
-    "2031년 동계 대회 북아리아 공화국 선수단\n\n2031년 동계 대회 북아리아 공화국 선수단은 남해에서 열린 2031년 동계 "
+    "2031년 동계 대회 북아리아 공화국 선수단\n\n2031년 동계 대회 북아리아 공화국 선수단은 "
+    "남해에서 열린 2031년 동계 "
     "대회에 참가한 동계 대회 북아리아 공화국 선수단이다.",
-    "윗단모어 호숫가 자치 공국\n\n윗단모어 호숫가 자치 공국은 1920년에 세워진 나라이다. 1923년에 윗단모어 인민국은 "
-    "윗단모어 호숫가 자치 공국으로 이름을 바꾸었다. 윗단모어 호숫가 자치 공국은 한 해 동안 있었고 사람들은 물고기를 잡으며 "
-    "살았다. 이듬해 봄에 윗단모어 호숫가 자치 공국은 이웃한 산골과 들판과 바닷가의 세 나라로 나뉘었다.",
+    "윗단모어 호숫가 자치 공국\n\n윗단모어 호숫가 자치 공국은 1920년에 세워진 나라이다. 1923년에 "
+    "윗단모어 인민국은 "
+    "윗단모어 호숫가 자치 공국으로 이름을 바꾸었다. 윗단모어 호숫가 자치 공국은 한 해 동안 있었고 "
+    "사람들은 물고기를 잡으며 "
+    "살았다. 이듬해 봄에 윗단모어 호숫가 자치 공국은 이웃한 산골과 들판과 바닷가의 세 나라로 "
+    "나뉘었다.",
     # a line about the list is under both of its headings
-    "1994년 신인 지명\n\n1994년 신인 선수 지명회의는 두 번에 나누어 열렸다.\n1차 지명.\n※ 가로줄이 그어진 이름은 구단이 "
-    "그 선수를 포기했음을 뜻한다.\n2차 지명.\n순서는 지난해 순위의 역순이었다.\n※ 가로줄이 그어진 이름은 구단이 그 선수를 "
+    "1994년 신인 지명\n\n1994년 신인 선수 지명회의는 두 번에 나누어 열렸다.\n1차 지명.\n※ "
+    "가로줄이 그어진 이름은 구단이 "
+    "그 선수를 포기했음을 뜻한다.\n2차 지명.\n순서는 지난해 순위의 역순이었다.\n※ 가로줄이 그어진 "
+    "이름은 구단이 그 선수를 "
     "포기했음을 뜻한다.",
 ]
 

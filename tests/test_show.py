@@ -41,9 +41,11 @@ def corpus(tmp_path):
     # Another, with an e-mail address.
     wiki[4]["text"] += " 전화 010-8765-4321, 메일 abc@example.com."
     wiki[5]["text"] += " \ue123 끝."                                     # a private character
-    wiki += [{"id": f"short{i}", "text": f"짧다 {i}"} for i in range(30)] + [{"id": f"same{i}", "text": "같은 글"} for i in range(30)]
+    wiki += [{"id": f"short{i}", "text": f"짧다 {i}"} for i in range(30)]
+    wiki += [{"id": f"same{i}", "text": "같은 글"} for i in range(30)]
     talk = [{"text": korean(rng, 12)} for _ in range(20)]
-    talk += [{"id": "copy", "text": wiki[7]["text"]}, {"id": "near", "text": edited(rng, wiki[8]["text"], 0.02)},
+    talk += [{"id": "copy", "text": wiki[7]["text"]},
+             {"id": "near", "text": edited(rng, wiki[8]["text"], 0.02)},
              {"id": "html", "text": HOSTILE}, "{broken", "[1]"]
     write(tmp_path / "raw" / "wiki.jsonl", wiki)
     write(tmp_path / "raw" / "talk.jsonl", talk)
@@ -51,8 +53,8 @@ def corpus(tmp_path):
 
 
 def clean(corpus: Path, out: str = "out", *flags: str) -> Path:
-    data.main(["clean", "--input", str(corpus / "raw"), "--out", str(corpus / out), "--profile", "formal",
-               "--tails", "0", "0", *flags])
+    data.main(["clean", "--input", str(corpus / "raw"), "--out", str(corpus / out),
+               "--profile", "formal", "--tails", "0", "0", *flags])
     return corpus / out
 
 
@@ -154,8 +156,9 @@ def test_same_bytes_for_any_workers_and_when_resumed(corpus, monkeypatch):
         clean(corpus, "out", "--examples", "3")
     monkeypatch.undo()
     resumed = clean(corpus, "out", "--examples", "3")
-    subprocess.run([sys.executable, data.__file__, "clean", "--input", "raw", "--out", "two", "--profile", "formal",
-                    "--tails", "0", "0", "--examples", "3", "--workers", "2"], cwd=corpus, check=True, capture_output=True)
+    subprocess.run([sys.executable, data.__file__, "clean", "--input", "raw", "--out", "two",
+                    "--profile", "formal", "--tails", "0", "0", "--examples", "3",
+                    "--workers", "2"], cwd=corpus, check=True, capture_output=True)
     expected = (whole / "examples.jsonl").read_bytes()
     assert expected == (resumed / "examples.jsonl").read_bytes() and expected.count(b"\n") > 15
     assert (corpus / "two" / "examples.jsonl").read_bytes() == expected.replace(
@@ -229,8 +232,8 @@ def test_a_large_document_that_was_removed_has_a_line(tmp_path, capsys):
     write(tmp_path / "raw" / "wiki.jsonl", [{"text": text} for text in [*texts, long]])
     # Too few documents.
     write(tmp_path / "raw" / "few.jsonl", [{"text": text} for text in [*texts[:9], long + "또."]])
-    data.main(["clean", "--input", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--profile", "formal",
-               "--tails", "0", "0"])
+    data.main(["clean", "--input", str(tmp_path / "raw"), "--out", str(tmp_path / "out"),
+               "--profile", "formal", "--tails", "0", "0"])
     result = json.loads((tmp_path / "out" / "report.json").read_text())
     large, = result["large_removed"]
     assert (large["line"], large["step"], large["bytes"]) == (
@@ -252,7 +255,8 @@ def test_the_lines_of_large_documents():
     tally.came_in("a/wiki.jsonl", "read", 10_000_000, 1_000)
     for line, n_bytes in enumerate([1, 2_100_000, 600_000, 499_999, 3, 500_000, 5, 700_000]):
         reason = "too_surprising: 6.12 bits per character > 5.3"
-        tally.record(report.REMOVED, "perplexity", reason, {"file": "a/wiki.jsonl", "line": line}, {"text": "a" * n_bytes})
+        tally.record(report.REMOVED, "perplexity", reason, {"file": "a/wiki.jsonl", "line": line},
+                     {"text": "a" * n_bytes})
     found = report.large_removed(tally, ["a/wiki.jsonl"])
     assert [record["line"] for record in found] == [1, 7, 2, 5]
     assert report.large_rows(found)[2] == (
@@ -285,7 +289,8 @@ def test_documents_with_heading_and_text(corpus, screen, monkeypatch):
             e["measured"] = "3 characters < 50"
     write(out / "examples.jsonl", found)
     shown = screen(out, "--reason", "too_short", "--source", "wiki", "-n", "2")
-    assert re.match(r"removed  rules: too_short  \(3 characters < 50\)  wiki.jsonl:\d+  id \w+\n    .+\n\nremoved", shown)
+    assert re.match(r"removed  rules: too_short  \(3 characters < 50\)  wiki.jsonl:\d+  id \w+\n"
+                    r"    .+\n\nremoved", shown)
     assert shown.endswith("2 of 60 documents; -n shows more, up to the 20 that the run saved as "
                           "examples\n")
     shown = screen(out, "--reason", "too_short", "--source", "wiki.jsonl", "-n", "50")
@@ -334,7 +339,8 @@ def test_what_is_different_is_marked(corpus, screen, monkeypatch):
     ("바다()는", "바다는", "바다[-()-]는"),
     ("하나.\n메뉴\n둘.", "하나.\n둘.", "하나.↵[-메뉴↵-]둘."),
     ("끝", "끝.", "끝{+.+}"),
-    ("앞 " * 50 + "가" + " 뒤" * 50, "앞 " * 50 + "나" + " 뒤" * 50, "..." + "앞 " * 20 + "[-가-]{+나+}" + " 뒤" * 20 + "..."),
+    ("앞 " * 50 + "가" + " 뒤" * 50, "앞 " * 50 + "나" + " 뒤" * 50,
+     "..." + "앞 " * 20 + "[-가-]{+나+}" + " 뒤" * 20 + "..."),
 ])
 def test_places_of_changes(before, after, expected):
     pieces = differences.differences(before, after)
@@ -366,7 +372,8 @@ def test_long_texts_are_shortened_unless_asked_for(corpus, screen):
 
 
 def test_control_characters_are_spelled_out():
-    example = {"what": "rejected", "step": "read", "reason": "broken JSON", "text": "a\x1b[2Jb\x9bc\u202ed"}
+    example = {"what": "rejected", "step": "read", "reason": "broken JSON",
+               "text": "a\x1b[2Jb\x9bc\u202ed"}
     assert show.rows_of(example, 80, False, False) == ["a\\x1b[2Jb\\x9bc\\u202ed"]
     assert show.rows_of(example, 80, True, False) == ["a\\x1b[2Jb\\x9bc\\u202ed"]
 
@@ -386,7 +393,8 @@ def test_a_pipe_to_head_ends_it_quietly(corpus):
     (["--reason", "too_shrot"], "--reason too_shrot: the reasons are kept, "),
     (["--source", "wikki"], "--source wikki: the sources are talk.jsonl, wiki.jsonl"),
     (["--step", "lines"], "--step lines: the steps with something to show are write, "),
-    (["--reason", "too_short", "--what", "kept"], "no document matches --reason too_short --what kept"),
+    (["--reason", "too_short", "--what", "kept"],
+     "no document matches --reason too_short --what kept"),
     (["-n", "0"], "-n 0 is not at least 1"),
     (["--html", "report.json"], "--html report.json: the name of the page must end with .html"),
 ])

@@ -43,7 +43,8 @@ def test_a_pair_counts_as_found_whichever_copy_went():
                "personal": ["p"], "leaked": ["l", "m"]}
     by_step = {"exact": ["a1", "x"], "near": ["c2", "m"], "rules": ["j"], "decontaminate": ["l"]}
     removed = [{"id": i, "step": step} for step, ids in by_step.items() for i in ids]
-    masked = [{"id": "p", "step": "mask"}, {"id": "q", "step": "mask"}, {"id": "r", "step": "normalise"}]
+    masked = [{"id": "p", "step": "mask"}, {"id": "q", "step": "mask"},
+              {"id": "r", "step": "normalise"}]
     found = report.found(planted, removed, masked)
     assert found["exact"] == {
         "planted": 2, "found": 1, "recall": 0.5, "precision": 0.5, "removed": 2}
@@ -75,7 +76,8 @@ def test_memory_of_each_stage_is_that_of_the_plan(world, tmp_path):
     found = report.state_bytes(run)
     parameters = dict(model.load(world / "model").named_parameters())
     everything = sum(p.numel() for p in parameters.values())
-    tables = sum(p.numel() for name, p in parameters.items() if "embed" in name or "lm_head" in name)
+    tables = sum(p.numel() for name,
+                 p in parameters.items() if "embed" in name or "lm_head" in name)
     assert found["full"] == 16 * everything
     assert found["embed"] == 16 * tables + 4 * (everything - tables)
     assert found["odd"] < found["full"]

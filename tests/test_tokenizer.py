@@ -450,15 +450,16 @@ def test_the_flags_say_how_to_read(tmp_path, capsys):
         ("other", [f"{tmp_path}/in", *flags]),
     ):
         for kind, size in (("hangul", "9"), ("all", "270")):
-            tokenizer.main(["train", "--text", kind, "--vocab_size", size, "--character_coverage", "1",
-                            "--input", *argv, "--out", f"{tmp_path}/{name}-{kind}.model"])
+            tokenizer.main(["train", "--text", kind, "--vocab_size", size,
+                            "--character_coverage", "1", "--input", *argv,
+                            "--out", f"{tmp_path}/{name}-{kind}.model"])
     for kind in ("hangul", "all"):
         plain, other = (tmp_path / f"{name}-{kind}.model" for name in ("plain", "other"))
         assert plain.read_bytes() == other.read_bytes()
     assert "1 .pdf (c.pdf)" in capsys.readouterr().err
 
-    tokenizer.main(["report", "--tokenizers", f"{tmp_path}/plain-all.model", "--input", f"{tmp_path}/in", *flags,
-                    "--out", f"{tmp_path}/report.json"])
+    tokenizer.main(["report", "--tokenizers", f"{tmp_path}/plain-all.model",
+                    "--input", f"{tmp_path}/in", *flags, "--out", f"{tmp_path}/report.json"])
     rows = json.loads((tmp_path / "report.json").read_text())["tokenizers"]
     counts, = rows[f"{tmp_path}/plain-all.model"]["inputs"].values()
     assert counts["documents"] == 3
@@ -737,8 +738,9 @@ def test_a_model_without_bos_or_eos_is_one_line(ends, world, tmp_path, refused):
     with pytest.raises(cli.UserError, match=part):
         vocabulary.encode("ab", bos=True, eos=True)
     # It is reported before anything else, not after the first reading of the corpus.
-    refused(data, ["pack", "--input", f"{world}/ko.jsonl", "--tokenizer", str(file), "--out", f"{tmp_path}/o",
-                   "--val_fraction", "7"], part)
+    packs = ["pack", "--input", f"{world}/ko.jsonl", "--tokenizer", str(file),
+             "--out", f"{tmp_path}/o", "--val_fraction", "7"]
+    refused(data, packs, part)
     part = f"{file} has no piece for BOS, or none for EOS"
     refused(
         tokenizer,
@@ -753,5 +755,6 @@ def test_metas_original_folder_is_named(world, tmp_path, refused):
     inside = tmp_path / "model/original/tokenizer.model"
     inside.parent.mkdir(parents=True)
     inside.write_bytes(b"IQ== 0\n")
-    argv = ["merge", "--base", f"{tmp_path}/model", "--korean", f"{world}/base.model", "--out", f"{tmp_path}/o"]
+    argv = ["merge", "--base", f"{tmp_path}/model", "--korean", f"{world}/base.model",
+            "--out", f"{tmp_path}/o"]
     refused(tokenizer, argv, f"no tokenizer.model, but {inside}: give that file, or copy it")

@@ -40,8 +40,8 @@ def corpus(tmp_path, monkeypatch):
 
 
 def argv(corpus: Path, out: str, *flags: str) -> list[str]:
-    return ["clean", "--input", str(corpus / "raw"), "--out", str(corpus / out), "--tails", "2", "2",
-            "--profile", "formal", *flags]
+    return ["clean", "--input", str(corpus / "raw"), "--out", str(corpus / out), "--tails", "2",
+            "2", "--profile", "formal", *flags]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -130,7 +130,8 @@ def test_ctrl_c_while_processes_start(corpus, seconds):
     driver = DRIVER.replace("data.main({})", "sys.argv[1:] = {}; data.cli.run(data.main)")
     driver = driver.format(str(Path(data.__file__).parent), argv(corpus, "out", "--workers", "3"))
     command = [sys.executable, "-c", driver]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                               text=True,
                                start_new_session=True)
     while process.poll() is None and not list(corpus.glob(".out.work/*/first")):
         time.sleep(0.002)
@@ -205,7 +206,9 @@ def test_a_full_disk(corpus, profile, kilobytes):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("lost", ["first/000001.json", "first/000002.npz", "score/000000.json", "duplicates.records",
+@pytest.mark.parametrize("lost",
+                         ["first/000001.json", "first/000002.npz", "score/000000.json",
+                          "duplicates.records",
                                   "models.json", "last/000001.documents", "last/000001.examples"])
 @pytest.mark.parametrize("size", [None, 0, 100])
 def test_a_power_failure_in_between(corpus, monkeypatch, lost, size):
@@ -228,7 +231,8 @@ def test_the_current_folder_as_output(corpus, monkeypatch):
     (corpus / "here").mkdir()
     monkeypatch.chdir(corpus / "here")
     data.main(argv(corpus, "out"))
-    data.main(["clean", "--input", str(corpus / "raw"), "--out", ".", "--tails", "2", "2", "--profile", "formal"])
+    data.main(["clean", "--input", str(corpus / "raw"), "--out", ".", "--tails", "2", "2",
+               "--profile", "formal"])
     assert contents(corpus / "here") == contents(corpus / "out")
 
 

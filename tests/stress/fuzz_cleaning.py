@@ -24,13 +24,16 @@ from pathlib import Path
 STEPS = "normalise mask leftovers rules exact near lines perplexity".split()
 DATA = Path(__file__).resolve().parents[2] / "data.py"
 # Simple sentences: a pupil read a book, it rained, the teacher likes music, they meet friends.
-WORDS = ("어제 학생이 학교에서 책을 읽었다. 오늘은 비가 와서 집에 있었다. 선생님은 음악을 좋아한다. 내일은 친구를 "
+WORDS = ("어제 학생이 학교에서 책을 읽었다. 오늘은 비가 와서 집에 있었다. 선생님은 음악을 "
+         "좋아한다. 내일은 친구를 "
          "만나기로 했지만 시간이 없다. 동생과 함께 바다에 갔다가 저녁에 돌아왔다.").split()
-TAGS = ["<html>", "<p>", "</p>", "<div class='menu'>", "<![CDATA[", "<!--", "-->", "<pre>", "</pre>", "<article>",
-        "<a b=", "</article>", "<script>", "&#1114112;", "&#xD800;", "&nbsp", "<", ">", "<table><tr><td>"]
-ODD = ["\x00", "\x1b", "\u200b", "\ud83d", "\udc00", "\ufffe", "\u1100", "\u11a8", "\U000e0001", "\u202e", "ㅋ",
-       "🏳️‍🌈", "010-1234-5678", "900101-1234567", "@", "a@b.kr", "4111 1111 1111 1111", "\t", "\r", "\u2028", "```",
-       "$"]
+TAGS = ["<html>", "<p>", "</p>", "<div class='menu'>", "<![CDATA[", "<!--", "-->", "<pre>",
+        "</pre>", "<article>",
+        "<a b=", "</article>", "<script>", "&#1114112;", "&#xD800;", "&nbsp", "<", ">",
+        "<table><tr><td>"]
+ODD = ["\x00", "\x1b", "\u200b", "\ud83d", "\udc00", "\ufffe", "\u1100", "\u11a8", "\U000e0001",
+       "\u202e", "ㅋ", "🏳️‍🌈", "010-1234-5678", "900101-1234567", "@", "a@b.kr",
+       "4111 1111 1111 1111", "\t", "\r", "\u2028", "```", "$"]
 
 
 def prose(rng: random.Random) -> str:
@@ -54,7 +57,8 @@ def text(rng: random.Random) -> str:
 
 
 def document(rng: random.Random) -> bytes:
-    value = json.dumps({"id": rng.choice([1, "a", None, [1], {"b": 2}]), "text": text(rng), "more": [1.5, None, "x"]},
+    value = json.dumps({"id": rng.choice([1, "a", None, [1], {"b": 2}]), "text": text(rng),
+                        "more": [1.5, None, "x"]},
                        ensure_ascii=rng.random() < 0.5)
     return value.encode("utf-8", "surrogatepass")
 
@@ -76,14 +80,22 @@ KINDS = {
     "flipped": lambda rng: flipped(rng, document(rng)),
     "random bytes": lambda rng: rng.randbytes(rng.randrange(1, 400)),
     "cut UTF-8": lambda rng: b'{"text": "' + prose(rng).encode()[:-rng.randrange(1, 3)] + b'"}',
-    "lone surrogate": lambda rng: b'{"text": "%s \\ud83d %s"}' % (prose(rng).encode(), prose(rng).encode()),
-    "NUL": lambda rng: b'{"text": "%s\\u0000"}' % prose(rng).encode() if rng.random() < 0.5 else b"\x00" * 50,
-    "no object": lambda rng: rng.choice([b"null", b"[]", b'"text"', b"3", b"NaN", b"[[1], 2]", b"true", b"1e999",
-                                         b"9" * 5000]),
-    "no text": lambda rng: rng.choice([b"{}", b'{"text": null}', b'{"text": 3}', b'{"text": ["a"]}', b'{"text": ""}',
-                                       b'{"Text": "a"}', b'{"text": " \\n "}', b'{"text": {"text": "a"}}']),
-    "deep nesting": lambda rng: rng.choice([b"[", b'{"a":', b'{"text":', b"[{"]) * rng.choice([10, 1000, 100_000]),
-    "deep tags": lambda rng: b'{"text": "<html>' + rng.choice([b"<div>", b"<ul><li>", b"<pre>", b"<a "]) * 5000 + b'"}',
+    "lone surrogate":
+        lambda rng: b'{"text": "%s \\ud83d %s"}' % (prose(rng).encode(), prose(rng).encode()),
+    "NUL":
+        lambda rng: (b'{"text": "%s\\u0000"}' % prose(rng).encode() if rng.random() < 0.5
+                     else b"\x00" * 50),
+    "no object": lambda rng: rng.choice([b"null", b"[]", b'"text"', b"3", b"NaN", b"[[1], 2]",
+                                         b"true", b"1e999", b"9" * 5000]),
+    "no text": lambda rng: rng.choice([b"{}", b'{"text": null}', b'{"text": 3}', b'{"text": ["a"]}',
+                                       b'{"text": ""}', b'{"Text": "a"}', b'{"text": " \\n "}',
+                                       b'{"text": {"text": "a"}}']),
+    "deep nesting":
+        lambda rng: (rng.choice([b"[", b'{"a":', b'{"text":', b"[{"])
+                     * rng.choice([10, 1000, 100_000])),
+    "deep tags":
+        lambda rng: (b'{"text": "<html>'
+                     + rng.choice([b"<div>", b"<ul><li>", b"<pre>", b"<a "]) * 5000 + b'"}'),
     "CP949": lambda rng: b'{"text": "' + prose(rng).encode("cp949") + b'"}',
     "UTF-16": lambda rng: document(rng).decode("utf-8", "replace").encode("utf-16"),
     "byte order mark": lambda rng: b"\xef\xbb\xbf" + document(rng),
@@ -104,7 +116,8 @@ def write(folder: Path, rng: random.Random, inputs: int) -> int:
     )
     expected, made = 3, 5  # an empty .txt is a document without text
     while made < inputs:
-        kind = rng.choice(["jsonl", "jsonl", "JSONL", "jsonl.gz", "jsonl.xz", "broken.jsonl.gz", "array.json", "txt"])
+        kind = rng.choice(["jsonl", "jsonl", "JSONL", "jsonl.gz", "jsonl.xz", "broken.jsonl.gz",
+                           "array.json", "txt"])
         path = folder / f"{made:06}.{kind}"
         lines = [
             KINDS[rng.choice(list(KINDS))](rng)

@@ -58,7 +58,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         still = Path(temporary) / "still"
         out = Path(temporary) / "out"
-        command = [sys.executable, str(measure.ROOT / "data.py"), "clean", "--profile", args.profile]
+        command = [sys.executable, str(measure.ROOT / "data.py"), "clean",
+                   "--profile", args.profile]
         command += ["--input", *args.input]
         start = time.perf_counter()
         run_for([*command, "--out", str(still)], None)
