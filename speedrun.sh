@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole recipe, from raw documents to a KoBEST table, on the built-in toy world: about ten
+# The whole recipe, from raw documents to a KoBEST table, on the built-in toy world: ten to fifteen
 # minutes on two CPU cores.
 #
 #   bash speedrun.sh              everything; ends with out/report.md and out/report.json
@@ -132,16 +132,16 @@ run() {
 
 # ---- The recipe. The times are those of two cores that train the base at 9,000 tokens per second.
 
-echo "This takes about ten minutes on two cores, less on fast ones."
+echo "This takes ten to fifteen minutes on two cores."
 echo "Ctrl-C stops it, and the same command resumes it."
 
-say 10 "The toy world" \
+say 15 "The toy world" \
     "A small corpus in Korean and English, and a toy KoBEST, all generated. Dirt is planted in" \
     "the corpus on purpose, so that cleaning can be scored: copies and near copies, menus, text" \
     "in the wrong encoding or language, items of the benchmark, and made-up personal data."
 run -m toy --out out/world
 
-say 35 "1. Clean the corpus" \
+say 45 "1. Clean the corpus" \
     "Normalise, mask personal data, filter, and remove duplicates and documents that contain" \
     "items of the benchmark: a model would learn copies and leaked answers by heart. Nearly all" \
     "that is removed here is planted dirt; out/report.md counts how much of it was found."
@@ -171,7 +171,7 @@ run train.py --config out/base_config.json --tokenizer out/base.model --data out
     --stages full:1M:4e-3 --out out/base_run
 base=out/base_run/model
 
-say 20 "2. Korean pieces for the tokenizer" \
+say 45 "2. Korean pieces for the tokenizer" \
     "Pieces learned from Korean are merged into the base's tokenizer. Korean then takes fewer" \
     "tokens, and English is segmented exactly as before."
 run tokenizer.py train --vocab_size 1500 --input out/clean/ko --out out/korean.model
@@ -191,24 +191,24 @@ if [ $prepare = yes ]; then
     echo "Next: torchrun train.py   (or: $PYTHON train.py)"
     exit
 fi
-say 40 "   A probe of the initialisations" \
+say 55 "   A probe of the initialisations" \
     "Six ways to make those rows, each trained for 30 steps: the loss before training misleads."
 run init.py --model $base --tokenizer out/merged.model --probe out/shards/ko --out out/probe.json \
     --seq_len 128 --probe_batch 4 --probe_steps 30 --lr 3e-3
 
-say 100 "4. Training in stages" \
+say 120 "4. Training in stages" \
     "Embedding and head, odd layers, even layers, then LoRA: what is frozen needs no gradients" \
     "and no moments, so a part at a time takes less memory than everything at once."
 run train.py --out out/run
 
-say 205 "   Two other arms, to compare with" \
+say 250 "   Two other arms, to compare with" \
     "full: the same grown model, everything trained at once. plain: the base with its own" \
     "tokenizer, trained for as long as the stages took."
 run train.py --stages full:0.9M:4e-3 --out out/run_full
 run -m studies.plain --equal time --run out/run --base_run out/base_run --model $base \
     --data out/shards_base --out out/run_plain
 
-say 50 "KoBEST, toy version" \
+say 75 "KoBEST, toy version" \
     "Every arm answers the five tasks. The control scores the answers without their questions."
 score() {
     run eval_kobest.py --model "$2" --data out/world/kobest --out "out/kobest/$1.json"
@@ -220,7 +220,7 @@ score plain out/run_plain/model
 score full out/run_full/model
 score nanowhale out/run/model
 
-say 20 "What each arm answers" \
+say 75 "What each arm answers" \
     "The prompts say: on Wednesday Minjun dropped the teacup (or the plate, or the bottle) on" \
     "the floor. So the teacup ... The corpus tells of teacups that were dropped and broke to" \
     "pieces, and never of a plate or a bottle that was dropped."
