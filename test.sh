@@ -13,7 +13,7 @@ if [ $# -gt 0 ]; then
     exec $PYTHON -m pytest "$@"
 fi
 
-echo "All tests, in two processes: about eleven minutes on two cores."
+echo "All tests, in two processes: ten to twenty-five minutes on two cores."
 export OMP_NUM_THREADS=1
 
 # These files start many programs and take half of the time. The other process runs all other files,
