@@ -370,7 +370,6 @@ def train_stage(
         if args.eval_every and done % args.eval_every == 0:
             validate(llama, shards, vocabulary, args, number, done, tokens, metrics)
         if stopping or done % args.save_every == 0:
-            # The loader has drawn the next batch already, so save its state as of this batch.
             state = training_state(number, done, tokens, loader_state, shards)
             checkpoint.save(run, llama, optimizer, state, args.keep)
         if stopping:
@@ -378,7 +377,6 @@ def train_stage(
 
     progress.close()
     validate(llama, shards, vocabulary, args, number, steps, tokens, metrics)
-    # After the last step no batch has been drawn ahead, so the loader's own state is the right one.
     state = training_state(number, steps, tokens, loader.state_dict(), shards)
     export.save_stage(llama, stage, start, stage_folder(run, number, stage), args, state)
     return tokens
@@ -391,7 +389,10 @@ def training_state(
     number: int, step: int, tokens: int, loader_state: dict, shards: dict[str, data.Shards]
 ) -> dict:
     """Where the run is after a step of stage `number`, for checkpoints and model directories. The
-    loader's counts are valid only for the same data, so the hashes of the data go with them."""
+    loader's counts are valid only for the same data, so the hashes of the data go with them.
+
+    loader_state: as of this step's batch. During a stage that is not loader.state_dict(), because
+    the loader has drawn the next batch already; after the last step it is."""
     return {
         "stage": number,
         "step": step,
@@ -1043,6 +1044,13 @@ def note_settings(
     cli.write_json(run / "config.json", saved)
 
 
+def continue_after(folder: Path, loader: data.Loader) -> int:
+    """Put the loader where the finished stage in `folder` left it. Returns the tokens so far."""
+    state = cli.read_json(folder / "training_state.json")
+    loader.load_state_dict(state["loader"])
+    return state["tokens"]
+
+
 def main(argv: list[str] | None = None) -> None:
     """Check everything that can be checked before the first step, then train stage by stage."""
     # Read, check and complete the flags.
@@ -1088,9 +1096,7 @@ def main(argv: list[str] | None = None) -> None:
         tokens = 0
         if finished > 0:  # the run was stopped after this stage
             start = folders[finished - 1]
-            state = cli.read_json(start / "training_state.json")
-            tokens = state["tokens"]
-            loader.load_state_dict(state["loader"])
+            tokens = continue_after(start, loader)
         for number, stage in enumerate(stages[finished:], finished + 1):
             tokens = train_stage(
                 number, stage, start, run, shards, loader, vocabulary, args, stop, tokens)

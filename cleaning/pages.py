@@ -36,8 +36,8 @@ SITE_TAGS = {"aside", "button", "footer", "header", "nav", "select", "textarea"}
 # (Sphinx) and "gutter" (Hexo) hold the line numbers of code.
 SITE_NAMES = re.compile(
     r"(?i)(?:^|[\s_-])(?<!\bno-)(?<!\bhas-)(?<!\bwith-)"
-    r"(?P<word>menu|nav|navbar|navigation|gnb|lnb|snb|sidebar|complementary|breadcrumbs?|toc|tablist|"
-    r"table-of-contents|paging|pagination|footer|contentinfo|cookie|banner|share|search|searchbox|"
+    r"(?P<word>menu|nav|navbar|navigation|gnb|lnb|snb|sidebar|complementary|breadcrumbs?|toc|"
+    r"tablist|table-of-contents|paging|pagination|footer|contentinfo|cookie|banner|share|search|searchbox|"
     r"related|advert\w*|copyright|rating|headerlink|linenos|(?<!\S)gutter(?!\S)|"
     r"call-to-action)(?:$|[\s_-])"
 )
